@@ -1,0 +1,148 @@
+"""The command line."""
+
+import os
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from .. import __version__
+from ..proto.errors import InputError
+
+app = typer.Typer(
+    help="BranchGRPO aligns diffusion and flow models with reward models by branching rollouts.",
+    no_args_is_help=True,
+    pretty_exceptions_enable=False,
+    add_completion=False,
+    rich_markup_mode="rich",
+)
+
+Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
+Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")]
+Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of the weights.")]
+Iteration = Annotated[int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")]
+
+
+@app.callback(invoke_without_command=True)
+def root(version: Annotated[bool, typer.Option("--version", help="Print the version.")] = False) -> None:
+    if version:
+        typer.echo(__version__)
+        raise typer.Exit
+
+
+@app.command()
+def train(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")] = False,
+) -> None:
+    """Align a policy with rewards, as the recipe says.
+
+    Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold]
+    """
+    from ..proto.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    console = Console()
+    with console.status("starting"):
+        from .console import RunDisplay
+        from .train import train as run
+    run(settings, RunDisplay(console), resume=resume)
+
+
+@app.command()
+def evaluate(
+    target: Annotated[Path, typer.Argument(help="Folder of a run, or a recipe to evaluate its untrained policy.")],
+    out: Annotated[Path | None, typer.Option("--out", help="New folder for the pictures and their scores.")] = None,
+    ema: Ema = False,
+    iteration: Iteration = None,
+) -> None:
+    """Sample the held-out prompts deterministically and score them.
+
+    Example: [bold]branchgrpo evaluate runs/glyphs --out pictures[/bold]
+    """
+    from ..proto.recipe import load_recipe
+
+    folder_settings = None if target.is_dir() else load_recipe(target)
+    from ..reward_service.scorers import Scorers
+    from ..rollout_workers.policies.load import load_policy
+    from .evaluation import evaluate as run
+    from .prompts import read_prompts
+    from .run_folder import RunFolder
+    from .trained import trained_policy, write_evaluation
+
+    if folder_settings is None:
+        folder = RunFolder.open(target)
+        settings, policy = folder.settings, trained_policy(folder, iteration=iteration, ema=ema)
+    elif ema or iteration is not None:
+        raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema and --iteration")
+    else:
+        settings, policy = folder_settings, load_policy(folder_settings.policy)
+    if settings.prompts.held_out is None:
+        raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
+    prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
+    evaluation = run(policy, Scorers(settings.rewards), settings, prompts)
+    table = Table("reward", "mean", title=f"{len(prompts)} held-out prompts")
+    for name, mean in evaluation.means().items():
+        table.add_row(name, f"{mean:.4f}")
+    Console().print(table)
+    if out:
+        write_evaluation(evaluation, out)
+        typer.echo(f"pictures and scores: {out}")
+
+
+@app.command()
+def export(run: Run, out: Annotated[Path, typer.Argument(help="New folder to write to.")], ema: Ema = False, iteration: Iteration = None) -> None:
+    """Write the trained model in diffusers' format: a transformer folder, or a LoRA file.
+
+    Example: [bold]branchgrpo export runs/glyphs exported[/bold]
+    """
+    from .run_folder import RunFolder
+    from .trained import export as write
+    from .trained import trained_policy
+
+    saved = write(trained_policy(RunFolder.open(run), iteration=iteration, ema=ema), out)
+    typer.echo(f"exported: {saved}")
+
+
+@app.command()
+def pretrain_glyphs(
+    out: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],
+    seed: Annotated[int, typer.Option(help="Seed of weights, pictures and batches.")] = 0,
+) -> None:
+    """Train the embedded policy `glyphs` from scratch (under 20 minutes on two cores).
+
+    Example: [bold]branchgrpo pretrain-glyphs glyphs && branchgrpo evaluate recipes/glyphs.yaml[/bold]
+    """
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder")
+    from ..rollout_workers.glyphs.pretrain import pretrain
+
+    typer.echo(f"pipeline: {pretrain(out, seed=seed)}")
+
+
+def main() -> None:
+    """Run the command line; mistakes of the user end in one line per mistake and exit status 2."""
+    _prepare_environment()
+    try:
+        app()
+    except InputError as error:
+        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        sys.exit(2)
+
+
+def _prepare_environment() -> None:
+    """Before torch and the rest are imported. Variables that are set already win."""
+    for name, value in {
+        # Threads that spin while they wait make torch 20 times slower as soon as two processes share the cores.
+        "OMP_WAIT_POLICY": "passive",
+        "TRANSFORMERS_VERBOSITY": "error",
+        "DIFFUSERS_VERBOSITY": "error",
+        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
+        "HF_HUB_OFFLINE": "1",
+    }.items():
+        os.environ.setdefault(name, value)

@@ -1,0 +1,59 @@
+"""Deterministic samples for fixed prompts and starts, scored: what a policy can do before and after."""
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.schedule import ode_schedule
+from ..proto.scoring import ScoreRequest
+from ..proto.settings import RunSettings
+from ..proto.tree import Task
+from ..reward_service.scorers import Scorers
+from ..rollout_workers.policies.base import Policy
+from ..rollout_workers.worker import RolloutWorker
+
+ITERATION = 0
+"""Training counts iterations from 1, so evaluation never draws the same noise."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """One picture per prompt and its scores."""
+
+    prompts: Sequence[str]
+    media: npt.NDArray[np.uint8]
+    """uint8 [n, height, width, 3]."""
+    rewards: dict[str, npt.NDArray[np.float64]]
+    """By reward, float64 [n]."""
+
+    def means(self) -> dict[str, float]:
+        return {name: float(values.mean()) for name, values in self.rewards.items()}
+
+
+def evaluate(
+    policy: Policy,
+    scorers: Scorers,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Evaluation:
+    """Sample every prompt once with the `ode` kernel and score it by all rewards of the run.
+
+    The start of prompt i depends on `evaluation.seed` and i alone.
+    """
+    worker = RolloutWorker(policy, ode_schedule(settings.schedule.steps), settings.rollout)
+    media: list[npt.NDArray[np.uint8]] = []
+    rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
+    size = settings.rollout.batch_limit
+    for first in range(0, len(prompts), size):
+        group = tuple(prompts[first : first + size])
+        task = Task(ITERATION, tuple(range(first, first + len(group))), group, settings.evaluation.seed)
+        pictures = np.concatenate([part.media for part in worker.sample(task)])
+        reply = scorers.score(ScoreRequest(pictures, group, list(rewards)))
+        media.append(pictures)
+        for name, values in rewards.items():
+            values.append(reply.scores[name])
+        progress((first + len(group)) / len(prompts))
+    return Evaluation(prompts, np.concatenate(media), {name: np.concatenate(v) for name, v in rewards.items()})

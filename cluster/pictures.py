@@ -1,0 +1,67 @@
+"""Pictures of a run: before and after, the reward curve, grids of samples."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import numpy.typing as npt
+from diffusers.utils import make_image_grid
+from matplotlib.figure import Figure
+from PIL import Image
+
+from ..proto.files import whole
+from .evaluation import Evaluation
+
+matplotlib.use("Agg")
+
+
+def before_after(path: Path, before: Evaluation, after: Evaluation, *, rows: int = 6, columns: int = 4) -> None:
+    """The first prompts of two evaluations side by side, each picture with its prompt and a mark for its score."""
+    reward = next(reversed(before.rewards))
+    figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 1.05 + 0.7), layout="constrained")
+    for half, evaluation, title in zip(figure.subfigures(1, 2, wspace=0.04), (before, after), ("before", "after"), strict=True):
+        half.suptitle(f"{title}: {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
+        axes = half.subplots(rows, columns, squeeze=False).ravel()
+        for axis in axes:
+            axis.axis("off")
+        for axis, prompt, picture, score in zip(axes, evaluation.prompts, evaluation.media, evaluation.rewards[reward], strict=False):
+            axis.imshow(picture, interpolation="nearest")
+            axis.set_title(f"{_short(prompt)}  {score:.2f}", fontsize=7, pad=2)
+    _save(figure, path)
+
+
+def reward_curve(
+    path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], rewards: Sequence[str]
+) -> None:
+    """Mean reward per iteration with the spread over leaves, and evaluations as dots."""
+    figure = Figure(figsize=(7, 4), layout="constrained")
+    axis = figure.subplots()
+    iterations = [line["iteration"] for line in metrics]
+    for index, name in enumerate(rewards):
+        colour = f"C{index}"
+        mean = np.array([line["rewards"][name]["mean"] for line in metrics])
+        axis.plot(iterations, mean, color=colour, label=f"{name}, sampled leaves")
+        dots = [(line["iteration"], line[name]) for line in evaluations]
+        axis.plot(*zip(*dots, strict=True), "o--" if dots else "o", color=colour, label=f"{name}, held-out prompts") if dots else None
+    axis.set(xlabel="iteration", ylabel="reward", title="Reward")
+    axis.grid(alpha=0.3)
+    axis.legend(fontsize=8)
+    _save(figure, path)
+
+
+def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
+    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree."""
+    pictures = [Image.fromarray(leaf) for tree in media for leaf in tree]
+    with whole(path) as temporary:
+        make_image_grid(pictures, rows=len(media), cols=len(media[0])).save(temporary, format="PNG")
+
+
+def _short(prompt: str) -> str:
+    return prompt if len(prompt) <= 24 else prompt[:23] + "…"
+
+
+def _save(figure: Figure, path: Path) -> None:
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)

@@ -1,0 +1,181 @@
+"""What a run leaves on disk. Every file is whole at any moment, also after the process was killed.
+
+    recipe.yaml            all settings, as the run used them
+    versions.json          of Python and the packages that matter
+    metrics.jsonl          one line per iteration
+    evaluations.jsonl      one line per evaluation
+    evaluations/           the pictures of each
+    samples/               grids of sampled leaves
+    tensorboard/           event files
+    checkpoints/           iteration-000010/ and so on
+    export/                the trained model in diffusers' format
+    summary.json, before_after.png, reward_curve.png
+"""
+
+import json
+import platform
+import shutil
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from importlib import metadata
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..proto.errors import InputError
+from ..proto.files import whole, write_text
+from ..proto.recipe import dump_recipe, load_recipe
+from ..proto.settings import RunSettings
+from ..proto.tensors import decode, encode
+from .evaluation import Evaluation
+
+PACKAGES = ("branchgrpo", "torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
+
+MAY_CHANGE = {"runs", "iterations", "evaluation", "checkpoint", "logging"}
+"""Settings that a resumed run may change; any other would make it a different run."""
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    @classmethod
+    @contextmanager
+    def create(cls, settings: RunSettings) -> Iterator["RunFolder"]:
+        """A new folder; if the block raises, it is gone again. Raises InputError if it exists or can't be made."""
+        path = settings.runs / settings.name
+        try:
+            path.mkdir(parents=True)
+        except FileExistsError as error:
+            raise InputError(
+                f"run folder {path} exists; give --resume to go on with it, or another name (name=...)"
+            ) from error
+        except OSError as error:
+            raise InputError(f"run folder {path} can't be made: {error.strerror or error}") from error
+        folder = cls(path)
+        try:
+            write_text(path / "recipe.yaml", dump_recipe(settings))
+            write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
+            yield folder
+        except BaseException:
+            if not folder.started:
+                shutil.rmtree(path)
+            raise
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing folder. Raises InputError if it isn't one."""
+        if not (path / "recipe.yaml").is_file():
+            raise InputError(f"{path} is no run folder (it has no recipe.yaml)")
+        return cls(path)
+
+    @classmethod
+    def resume(cls, settings: RunSettings) -> "RunFolder":
+        """The folder of a run to go on with. Raises InputError if it isn't there or was made with other settings."""
+        path = settings.runs / settings.name
+        if not path.exists():
+            raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
+        folder = cls.open(path)
+        before, now = folder.settings.model_dump(), settings.model_dump()
+        if changed := [key for key in now if key not in MAY_CHANGE and now[key] != before[key]]:
+            key = changed[0]
+            raise InputError(
+                f"'{key}' differs from the run in {path}: {_difference(before[key], now[key])}; a resumed run may change "
+                f"{', '.join(sorted(MAY_CHANGE))} only"
+            )
+        write_text(path / "recipe.yaml", dump_recipe(settings))
+        return folder
+
+    @property
+    def settings(self) -> RunSettings:
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def started(self) -> bool:
+        """Whether the run has left anything worth keeping."""
+        return (self.path / "evaluations.jsonl").exists() or (self.path / "metrics.jsonl").exists()
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.path / "checkpoints" / f"iteration-{iteration:06d}"
+
+    def checkpoints(self) -> list[int]:
+        """Iterations that have a whole checkpoint, ascending."""
+        found = (self.path / "checkpoints").glob("iteration-*")
+        return sorted(int(folder.name.removeprefix("iteration-")) for folder in found)
+
+    def newest_checkpoint(self) -> Path:
+        """Raises InputError if there is none."""
+        if not (found := self.checkpoints()):
+            raise InputError(f"{self.path} holds no checkpoint yet")
+        return self.checkpoint(found[-1])
+
+    def drop_old_checkpoints(self, keep: int) -> None:
+        for iteration in self.checkpoints()[:-keep]:
+            # Renamed first, so that a half-deleted one is never taken for whole.
+            folder = self.checkpoint(iteration)
+            shutil.rmtree(folder.rename(folder.with_name(f".old-{folder.name}")))
+
+    # Lines ------------------------------------------------------------------------------------------------------
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a JSON line to `name`.jsonl, by replacing the file with a longer one."""
+        path = self.path / f"{name}.jsonl"
+        before = path.read_text() if path.exists() else ""
+        write_text(path, before + json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop lines of iterations that a resumed run will repeat."""
+        for name in ("metrics", "evaluations"):
+            if kept := [line for line in self.lines(name) if line["iteration"] <= iteration]:
+                write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            else:
+                (self.path / f"{name}.jsonl").unlink(missing_ok=True)
+
+    # Evaluations ------------------------------------------------------------------------------------------------
+
+    def add_evaluation(self, iteration: int, evaluation: Evaluation) -> None:
+        """Keep the pictures and scores of an evaluation, and add its means to evaluations.jsonl."""
+        with whole(self._evaluation(iteration)) as temporary:
+            rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
+            header = {"prompts": json.dumps(list(evaluation.prompts))}
+            temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
+        self.append("evaluations", {"iteration": iteration, **evaluation.means()})
+
+    def evaluation(self, iteration: int) -> Evaluation:
+        tensors, header = decode(self._evaluation(iteration).read_bytes())
+        arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        media = arrays.pop("media")
+        rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
+        return Evaluation(json.loads(header["prompts"]), media, rewards)
+
+    def _evaluation(self, iteration: int) -> Path:
+        return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
+
+
+def _difference(before: Any, now: Any, prefix: str = "") -> str:
+    """Where two settings differ first, as 'key was X and is Y'."""
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in [*before, *now]:
+            if before.get(key) != now.get(key):
+                return _difference(before.get(key), now.get(key), f"{prefix}{key}.")
+    name = prefix.rstrip(".")
+    return f"{name} was {before} and is {now}" if name else f"it was {before} and is {now}"
+
+
+def _versions() -> dict[str, str]:
+    found = {"python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

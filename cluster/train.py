@@ -1,0 +1,165 @@
+"""A run from recipe to exported model."""
+
+import json
+import signal
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from importlib.util import find_spec
+from pathlib import Path
+from types import FrameType
+
+from ..proto.errors import InputError
+from ..proto.files import write_text
+from ..proto.settings import RunSettings
+from ..reward_service.scorers import check_rewards
+from . import pictures
+from .console import RunDisplay
+from .evaluation import evaluate
+from .plain import PlainLoop
+from .prompts import prompts_of, read_prompts
+from .run_folder import RunFolder
+from .run_log import RunLog
+
+
+class Stopped(Exception):
+    """The run was asked to stop and has made a checkpoint."""
+
+
+@dataclass
+class StopRequest:
+    """Set by SIGTERM or Ctrl-C; the run then ends after the present iteration. A second Ctrl-C ends it at once."""
+
+    signum: int | None = None
+
+    @contextmanager
+    def listening(self) -> Iterator["StopRequest"]:
+        def note(signum: int, frame: FrameType | None) -> None:
+            if self.signum is not None:
+                raise KeyboardInterrupt
+            self.signum = signum
+
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        try:
+            yield self
+        finally:
+            for signum, handler in before.items():
+                signal.signal(signum, handler)
+
+
+def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False) -> Path:
+    """Run (or go on with) the recipe and return the run folder.
+
+    Everything that can be checked is checked before anything is written. Raises InputError for settings that can't be
+    used, Stopped after SIGTERM or Ctrl-C.
+    """
+    check_rewards(settings.rewards)
+    train_prompts = read_prompts(settings.prompts.train, "prompts.train")
+    held_out: list[str] = []
+    if settings.prompts.held_out:
+        held_out = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
+    if settings.logging.wandb_project and find_spec("wandb") is None:
+        raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
+    if settings.threads:
+        import torch
+
+        torch.set_num_threads(settings.threads)
+    with StopRequest().listening() as stop:
+        if resume:
+            _Run(RunFolder.resume(settings), settings, display, stop).go(train_prompts, held_out)
+        else:
+            with RunFolder.create(settings) as folder:
+                _Run(folder, settings, display, stop).go(train_prompts, held_out)
+    return settings.runs / settings.name
+
+
+class _Run:
+    """The iterations of one run, with what stands around them."""
+
+    def __init__(self, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest) -> None:
+        self.folder, self.settings, self.display, self.stop = folder, settings, display, stop
+        with display.waiting("loading models"):
+            self.loop = PlainLoop(settings)
+            done = folder.checkpoints()
+            self.done = done[-1] if done else 0
+            folder.forget_after(self.done if done else -1)
+            if done:
+                self.loop.learner.load(folder.checkpoint(self.done))
+                self.loop.worker.weights_version = self.loop.learner.version
+        self.log = RunLog(folder, settings, self.done + 1)
+
+    def go(self, prompts: list[str], held_out: list[str]) -> None:
+        settings, folder = self.settings, self.folder
+        try:
+            if not self.done:
+                self._evaluate(0, held_out)
+            with self.display.iterating(self.done, settings.iterations):
+                for iteration in range(self.done + 1, settings.iterations + 1):
+                    self._iterate(iteration, prompts, held_out)
+            self._finish(held_out)
+        finally:
+            self.log.close()
+        self.display.finished(folder)
+
+    def _iterate(self, iteration: int, prompts: list[str], held_out: list[str]) -> None:
+        settings = self.settings
+        start = time.perf_counter()
+        drawn = prompts_of(iteration, prompts, settings.prompts.per_iteration, settings.seed)
+        report = self.loop.iterate(iteration, drawn, self.display.within)
+        seconds = time.perf_counter() - start
+        self.log.iteration(report, seconds)
+        self.display.iteration(report, seconds)
+        if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
+            pictures.sample_grid(self.folder.path / "samples" / f"iteration-{iteration:06d}.png", report.media)
+        last = iteration == settings.iterations
+        if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
+            self._evaluate(iteration, held_out)
+        if last or self.stop.signum or iteration % settings.checkpoint.every == 0:
+            self.loop.learner.save(self.folder.checkpoint(iteration))
+            self.folder.drop_old_checkpoints(settings.checkpoint.keep)
+        if self.stop.signum and not last:
+            raise Stopped(f"stopped after iteration {iteration} with a checkpoint; go on with --resume")
+
+    def _evaluate(self, iteration: int, held_out: list[str]) -> None:
+        if held_out:
+            with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
+                evaluation = evaluate(self.loop.policy, self.loop.scorers, self.settings, held_out)
+            self.folder.add_evaluation(iteration, evaluation)
+            self.log.evaluation(iteration, evaluation.means())
+            self.display.evaluation(iteration, evaluation.means())
+
+    def _finish(self, held_out: list[str]) -> None:
+        """The last evaluation, pictures, export and summary."""
+        folder, settings = self.folder, self.settings
+        if not any(line["iteration"] == settings.iterations for line in folder.lines("evaluations")):
+            self._evaluate(settings.iterations, held_out)
+        with self.display.waiting("exporting"):
+            self.loop.learner.export(folder.path / "export")
+        metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
+        pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
+        if held_out:
+            first, last = folder.evaluation(0), folder.evaluation(settings.iterations)
+            pictures.before_after(folder.path / "before_after.png", first, last)
+        write_text(folder.path / "summary.json", json.dumps(summary(folder, settings), indent=2) + "\n")
+
+
+def summary(folder: RunFolder, settings: RunSettings) -> dict[str, object]:
+    """What came of a run: rewards before and after, iterations, seconds."""
+    metrics = folder.lines("metrics")
+    evaluations = {line.pop("iteration"): line for line in folder.lines("evaluations")}
+    phases = {phase for line in metrics for phase in line["phase_seconds"]}
+    return {
+        "name": settings.name,
+        "iterations": settings.iterations,
+        "evaluation_prompts": len(folder.evaluation(0).prompts) if 0 in evaluations else 0,
+        "before": evaluations.get(0),
+        "after": evaluations.get(settings.iterations),
+        "training_seconds": sum(line["seconds"] for line in metrics),
+        "phase_seconds": {
+            phase: sum(line["phase_seconds"].get(phase, 0.0) for line in metrics) for phase in sorted(phases)
+        },
+        "forward_passes": sum(line["forward_passes"] for line in metrics),
+        "rows": sum(line["rows"] for line in metrics),
+        "skipped_edges": sum(line["skipped_edges"] for line in metrics),
+    }

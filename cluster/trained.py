@@ -1,0 +1,61 @@
+"""The policy that a run has trained, and what is made of it."""
+
+import json
+from pathlib import Path
+
+import safetensors.torch
+from PIL import Image
+
+from ..proto.errors import InputError
+from ..proto.files import whole, write_text
+from ..rollout_workers.policies.base import Policy, load_weights
+from ..rollout_workers.policies.load import load_policy
+from . import pictures
+from .evaluation import Evaluation
+from .run_folder import RunFolder
+
+
+def trained_policy(folder: RunFolder, *, iteration: int | None = None, ema: bool = False) -> Policy:
+    """The policy with the weights of a checkpoint, the newest by default; their running average with `ema`."""
+    checkpoint = folder.newest_checkpoint() if iteration is None else folder.checkpoint(iteration)
+    if not checkpoint.is_dir():
+        raise InputError(f"{folder.path} has no checkpoint of iteration {iteration}; there are {folder.checkpoints()}")
+    weights = checkpoint / ("ema.safetensors" if ema else "weights.safetensors")
+    if not weights.is_file():
+        raise InputError(f"{checkpoint} holds no averaged weights; train with learner.ema_decay, or leave out --ema")
+    settings = folder.settings
+    policy = load_policy(settings.policy)
+    if settings.learner.lora:
+        policy.add_lora(settings.learner.lora)
+    load_weights(policy.network, safetensors.torch.load_file(weights))
+    return policy
+
+
+def export(policy: Policy, out: Path) -> Path:
+    """Write what was trained into the new folder `out`, in diffusers' format. Returns the folder or file to load."""
+    _must_be_new(out)
+    with whole(out) as temporary:
+        saved = policy.save(temporary).relative_to(temporary)
+    return out / saved
+
+
+def write_evaluation(evaluation: Evaluation, out: Path) -> None:
+    """The pictures of an evaluation with their scores, and a grid of them, in the new folder `out`."""
+    _must_be_new(out)
+    with whole(out) as temporary:
+        (temporary / "pictures").mkdir(parents=True)
+        lines = []
+        for i, (prompt, picture) in enumerate(zip(evaluation.prompts, evaluation.media, strict=True)):
+            name = f"pictures/{i:06d}.png"
+            Image.fromarray(picture).save(temporary / name)
+            scores = {reward: float(values[i]) for reward, values in evaluation.rewards.items()}
+            lines.append(json.dumps({"prompt": prompt, "picture": name, **scores}))
+        write_text(temporary / "scores.jsonl", "\n".join(lines) + "\n")
+        columns = min(8, len(evaluation.media))
+        rows = [evaluation.media[i : i + columns] for i in range(0, len(evaluation.media) - columns + 1, columns)]
+        pictures.sample_grid(temporary / "grid.png", rows[:12])
+
+
+def _must_be_new(out: Path) -> None:
+    if out.exists():
+        raise InputError(f"{out} exists; name a new folder")

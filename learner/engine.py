@@ -1,0 +1,124 @@
+"""DeepSpeed around the network: gradients added up over micro-batches, one optimizer step, checkpoints.
+
+Two of its defaults lose gradients without a word, and are avoided here:
+- several backward calls per step: ZeRO 1 and 2 would keep the last one only. `managed_gradient_accumulation: false`
+  leaves the end of an update to `step()`.
+- bfloat16 gradients would be added up in bfloat16. `grad_accum_dtype: fp32` (ZeRO 1 to 3).
+"""
+
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+
+os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
+
+import deepspeed  # noqa: E402
+import transformers  # noqa: E402
+from deepspeed.utils import safe_get_full_fp32_param  # noqa: E402
+
+from ..proto.settings import LearnerSettings, Precision  # noqa: E402
+from ..rollout_workers.policies.base import trainable  # noqa: E402
+
+
+class Engine:
+    """One rank's DeepSpeed engine over `network`, whose parameters it trains in place."""
+
+    def __init__(
+        self, network: torch.nn.Module, settings: LearnerSettings, precision: Precision, total_updates: int
+    ) -> None:
+        _init_distributed()
+        self.network, self._stage = network, settings.zero_stage
+        self._parameters = trainable(network)
+        optimizer = torch.optim.AdamW(
+            self._parameters.values(),
+            lr=settings.optimizer.learning_rate,
+            betas=settings.optimizer.betas,
+            weight_decay=settings.optimizer.weight_decay,
+        )
+        self.module, *_ = deepspeed.initialize(
+            model=network,
+            optimizer=optimizer,
+            lr_scheduler=transformers.get_scheduler(
+                settings.optimizer.schedule, optimizer, settings.optimizer.warmup_updates, total_updates
+            ),
+            config=_config(settings, precision),
+        )
+
+    def backward(self, loss: torch.Tensor) -> None:
+        """Add the gradient of `loss` to that of the update."""
+        self.module.backward(loss, scale_wrt_gas=False)
+
+    def step(self) -> float:
+        """Make the optimizer step and return the gradient's norm before clipping."""
+        self.module.step()
+        return float(self.module.get_global_grad_norm() or 0.0)
+
+    @property
+    def learning_rate(self) -> float:
+        return float(self.module.get_lr()[0])
+
+    @contextmanager
+    def gathered(self) -> Iterator[None]:
+        """Within it the network holds its whole weights, with ZeRO 3 too. Collective."""
+        if self._stage < 3:
+            yield
+        else:
+            with deepspeed.zero.GatheredParameters(list(self.network.parameters())):
+                yield
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights in the network's dtype, by name: references, copies with ZeRO 3. Collective."""
+        with self.gathered():
+            return {n: p.detach().clone() if self._stage == 3 else p.detach() for n, p in self._parameters.items()}
+
+    def master_weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights in float32, as the optimizer keeps them. Collective."""
+        if self._stage == 0:
+            return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        return {name: safe_get_full_fp32_param(parameter) for name, parameter in self._parameters.items()}
+
+    def save(self, folder: Path) -> None:
+        """Write weights, optimizer and learning-rate schedule. Collective."""
+        self.module.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True, save_latest=False)
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote. Collective. Raises ValueError if it isn't there."""
+        path, _ = self.module.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+        if path is None:
+            raise ValueError(f"{folder} holds no engine checkpoint")
+
+
+def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
+    half = precision == "bfloat16"
+    return {
+        "train_micro_batch_size_per_gpu": 1,
+        "gradient_accumulation_steps": 1,
+        "managed_gradient_accumulation": False,
+        "gradient_clipping": settings.optimizer.gradient_clipping,
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+        "zero_allow_untested_optimizer": True,
+        "zero_force_ds_cpu_optimizer": False,
+        "bf16": {"enabled": half},
+        "data_types": {"grad_accum_dtype": "fp32"} if half else {},
+        "steps_per_print": None,
+    }
+
+
+def _init_distributed() -> None:
+    """A process group of this process alone, unless the launcher has described a larger one in the environment."""
+    if torch.distributed.is_initialized():
+        return
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
+        alone["MASTER_PORT"] = str(probe.getsockname()[1])
+    if "RANK" not in os.environ:
+        os.environ.update(alone)
+    # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)

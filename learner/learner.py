@@ -1,0 +1,173 @@
+"""The learner: takes scored trees, makes updates, publishes weights."""
+
+import json
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import safetensors.torch
+import torch
+
+from ..proto.files import whole, write_text
+from ..proto.settings import RunSettings
+from ..proto.tree import FloatArray, Tree
+from ..rollout_workers.kernels import Transitions
+from ..rollout_workers.policies.base import Policy
+from .ema import WeightAverage
+from .engine import Engine
+from .objective import clipped_objective, edge_logprobs
+from .rows import MicroBatch, micro_batches, tree_advantages
+
+
+@dataclass
+class UpdateStats:
+    """What one update did."""
+
+    trees: int = 0
+    rows: int = 0
+    """Parent states that went forward and backward."""
+    edges: int = 0
+    """Edges that entered the gradient."""
+    skipped_edges: int = 0
+    """Trained edges left out because their advantage is exactly zero."""
+    clip_fraction: float = 0.0
+    """Share of edges whose gradient clipping took away."""
+    ratio_max_deviation: float = 0.0
+    """Largest |ratio - 1|."""
+    logprob_abs_diff: float = 0.0
+    """Largest difference to the sampler's log-probability. In an iteration's first update it must be near 0."""
+    gradient_norm: float = 0.0
+    """Before clipping."""
+    learning_rate: float = 0.0
+    loss: float = 0.0
+
+
+@dataclass
+class _Update:
+    """An update that is being gathered."""
+
+    window: list[Tree] = field(default_factory=list)
+    stats: UpdateStats = field(default_factory=UpdateStats)
+    clipped: int = 0
+
+
+class Learner:
+    """Trains `policy.network` in place.
+
+    `take` scored trees in order; when all trees of an update are in, `update` makes the optimizer step; `publish` gives
+    a new version of the weights. Micro-batches are composed from windows of consecutive trees, so they depend on the
+    order of the trees alone.
+    """
+
+    def __init__(self, policy: Policy, settings: RunSettings) -> None:
+        self.settings, self.policy = settings, policy
+        self.version = 0
+        self.sigmas = policy.sigmas(settings.schedule.steps)
+        self.transitions = Transitions.of(settings.schedule.build(), self.sigmas)
+        self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
+        if settings.learner.lora:
+            with torch.random.fork_rng():
+                torch.manual_seed(settings.seed)
+                policy.add_lora(settings.learner.lora)
+        if settings.learner.gradient_checkpointing:
+            policy.network.enable_gradient_checkpointing()
+        updates = settings.iterations * settings.learner.updates_per_iteration
+        self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
+        decay = settings.learner.ema_decay
+        self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
+        self._update = _Update()
+
+    def take(self, tree: Tree) -> None:
+        """Add a scored tree to the present update. Works through a window as soon as it is full."""
+        self._update.window.append(tree)
+        self._update.stats.trees += 1
+        if len(self._update.window) == self.settings.learner.window_trees:
+            self._work_through_window()
+
+    def update(self) -> UpdateStats:
+        """Make the optimizer step of the trees taken. Without a single edge there is nothing to step by."""
+        if self._update.window:
+            self._work_through_window()
+        update, self._update = self._update, _Update()
+        stats = update.stats
+        if stats.trees != self.trees_per_update:
+            raise ValueError(f"an update takes {self.trees_per_update} trees; got {stats.trees}")
+        if stats.edges:
+            stats.clip_fraction = update.clipped / stats.edges
+            stats.learning_rate = self.engine.learning_rate
+            stats.gradient_norm = self.engine.step()
+            if not math.isfinite(stats.gradient_norm):
+                raise FloatingPointError(f"the gradient's norm is {stats.gradient_norm}; a lower learning rate may help")
+            if self.average:
+                self.average.update(self.engine.master_weights())
+        return stats
+
+    def publish(self) -> tuple[dict[str, torch.Tensor], int]:
+        """The trained weights (of adapters only, with LoRA) and their new version."""
+        self.version += 1
+        return self.engine.weights(), self.version
+
+    def export(self, folder: Path) -> Path:
+        """Write what was trained in diffusers' format: a transformer folder or a LoRA file. Returns where it lies."""
+        with self.engine.gathered():
+            return self.policy.save(folder)
+
+    def save(self, folder: Path) -> None:
+        """Write everything to go on from, as whole files in a whole folder."""
+        with whole(folder) as temporary:
+            self.engine.save(temporary)
+            save_weights(temporary / "weights.safetensors", self.engine.weights())
+            if self.average:
+                save_weights(temporary / "ema.safetensors", self.average.weights)
+            write_text(temporary / "learner.json", json.dumps({"version": self.version}))
+
+    def load(self, folder: Path) -> None:
+        """Take up what `save` wrote."""
+        self.engine.load(folder)
+        if self.average:
+            self.average.weights = safetensors.torch.load_file(folder / "ema.safetensors")
+        self.version = json.loads((folder / "learner.json").read_text())["version"]
+
+    def _work_through_window(self) -> None:
+        """Forward and backward for all micro-batches of the window."""
+        trees, self._update.window = self._update.window, []
+        advantages = self._advantages(trees)
+        batches = micro_batches(
+            trees,
+            advantages,
+            self.settings.advantage,
+            rows=self.settings.learner.rows_per_micro_batch,
+            skip_zero_advantage=self.settings.learner.skip_zero_advantage,
+        )
+        edges_before = self._update.stats.edges
+        for batch in batches:
+            self._backward(batch.to(self.policy.device))
+        trained = sum(tree.schedule.trained_edges for tree in trees)
+        self._update.stats.skipped_edges += trained - (self._update.stats.edges - edges_before)
+
+    def _advantages(self, trees: Sequence[Tree]) -> list[FloatArray]:
+        weights = {name: reward.weight for name, reward in self.settings.rewards.items()}
+        return [tree_advantages(tree, weights, self.settings.advantage) for tree in trees]
+
+    def _backward(self, batch: MicroBatch) -> None:
+        logprobs = edge_logprobs(self.policy, self.transitions, self.sigmas, batch, self.engine.module)
+        objective = clipped_objective(
+            logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range
+        )
+        loss = objective.loss / self.trees_per_update
+        self.engine.backward(loss)
+        stats = self._update.stats
+        stats.rows += len(batch.states)
+        stats.edges += len(batch.children)
+        stats.loss += loss.item()
+        self._update.clipped += int(objective.clipped.sum())
+        stats.ratio_max_deviation = max(stats.ratio_max_deviation, float((objective.ratio - 1).abs().max()))
+        difference = (logprobs.detach() - batch.logprobs).abs().max()
+        stats.logprob_abs_diff = max(stats.logprob_abs_diff, float(difference))
+
+
+def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
+    """Weights as one safetensors file."""
+    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)

@@ -1,0 +1,5 @@
+"""What is the user's to mend."""
+
+
+class InputError(ValueError):
+    """A setting, file or request that can't be used; the message names it, its value and what is accepted."""

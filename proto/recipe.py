@@ -1,0 +1,110 @@
+"""Recipes: YAML files of run settings, with `key=value` overrides, and errors that say what was meant."""
+
+import difflib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, get_args, get_origin
+
+import yaml
+from omegaconf import OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+from pydantic import BaseModel, ValidationError
+from pydantic.fields import FieldInfo
+from pydantic_core import ErrorDetails
+
+from .errors import InputError
+from .settings import RunSettings
+
+
+def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """Settings from the YAML file `path`, with overrides such as `learner.clip_range=1e-3`.
+
+    An override replaces what the file says for its key. Relative prompt files are looked up from the recipe's folder.
+    Raises InputError with one line per mistake.
+    """
+    if not path.is_file():
+        raise InputError(f"recipe {path} doesn't exist")
+    try:
+        recipe = OmegaConf.load(path)
+        if not OmegaConf.is_dict(recipe):
+            raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
+        for override in overrides:
+            key, equals, _ = override.partition("=")
+            if not equals or not key:
+                raise InputError(f"'{override}' is no override; write key=value, such as iterations=10")
+            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
+            OmegaConf.update(recipe, key, value, merge=False)
+        content = OmegaConf.to_container(recipe, resolve=True)
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
+        raise InputError(f"recipe {path} can't be read: {error}") from error
+    settings = parse_settings(content)
+    prompts = settings.prompts
+    folder = path.resolve().parent
+    located = prompts.model_copy(
+        update={
+            "train": folder / prompts.train,
+            "held_out": folder / prompts.held_out if prompts.held_out else None,
+        }
+    )
+    return settings.model_copy(update={"prompts": located})
+
+
+def parse_settings(content: Any) -> RunSettings:
+    """Settings from plain data. Raises InputError with one line per mistake."""
+    try:
+        return RunSettings.model_validate(content)
+    except ValidationError as error:
+        raise InputError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def dump_recipe(settings: RunSettings) -> str:
+    """All settings as YAML, from which `load_recipe` makes the same settings again."""
+    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def setting_paths(model: type[BaseModel] = RunSettings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:
+    """Dotted names of all settings, sections included, in the order of their definition.
+
+    Sections that the user names stand as `<name>`: `rewards.<name>.weight`.
+    """
+    for name, field in model.model_fields.items():
+        yield prefix + name, field
+        for section in _sections(field.annotation):
+            inner = f"{prefix}{name}.<name>." if get_origin(field.annotation) is dict else f"{prefix}{name}."
+            yield from setting_paths(section, inner)
+
+
+def _sections(annotation: Any) -> list[type[BaseModel]]:
+    """The settings class behind a field's type: itself, within `X | None`, or the values of a dict."""
+    options = (annotation, *get_args(annotation))
+    return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
+
+
+def _explain(detail: ErrorDetails) -> str:
+    key = ".".join(str(part) for part in detail["loc"])
+    if detail["type"] == "extra_forbidden":
+        return f"unknown setting '{key}'; {_nearest(key)}"
+    message = detail["msg"].removeprefix("Value error, ")
+    if detail["type"] == "missing":
+        return f"setting '{key}' is missing"
+    if detail["type"] == "value_error":
+        return f"{key}: {message}" if key else message
+    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+
+
+def _nearest(key: str) -> str:
+    """A hint towards the setting that was meant: of the same name elsewhere, like one beside it, like any."""
+    section, _, name = key.rpartition(".")
+    every = {path: path.rpartition(".")[2] for path, _ in setting_paths()}
+    beside = {path: last for path, last in every.items() if _stands_for(path.rpartition(".")[0], section)}
+    for candidates, likeness in ((every, 1.0), (beside, 0.6), (every, 0.6)):
+        if match := difflib.get_close_matches(name, candidates.values(), n=1, cutoff=likeness):
+            path = next(path for path, last in candidates.items() if last == match[0])
+            return f"did you mean '{f'{section}.{match[0]}' if path in beside and section else path}'?"
+    return f"valid here: {', '.join(beside.values())}" if beside else "there is no such section"
+
+
+def _stands_for(pattern: str, section: str) -> bool:
+    """Whether a section of `setting_paths` is the one that the user wrote, `<name>` standing for any name."""
+    ours, theirs = pattern.split("."), section.split(".")
+    return len(ours) == len(theirs) and all(o in (t, "<name>") for o, t in zip(ours, theirs, strict=True))

@@ -1,0 +1,77 @@
+"""What is sent to a reward model and what comes back."""
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+
+from .tensors import decode, encode
+
+
+@dataclass(frozen=True)
+class ScoreRequest:
+    """Media to be scored by some rewards.
+
+    Raises ValueError for media that are not uint8 pictures, or whose number is not that of the prompts.
+    """
+
+    media: npt.NDArray[np.uint8]
+    """Pictures, uint8 [n, height, width, 3]."""
+    prompts: Sequence[str]
+    rewards: Sequence[str]
+    """Names of the rewards asked for."""
+    id: str = ""
+
+    def __post_init__(self) -> None:
+        if self.media.dtype != np.uint8 or self.media.ndim != 4 or self.media.shape[-1] != 3:
+            raise ValueError(
+                f"media is {self.media.dtype} {list(self.media.shape)}; it must be uint8 [n, height, width, 3]"
+            )
+        if len(self.media) != len(self.prompts):
+            raise ValueError(f"{len(self.media)} media came with {len(self.prompts)} prompts")
+        if not len(self.media):
+            raise ValueError("media is empty; a request holds at least one picture")
+        if not self.rewards:
+            raise ValueError("rewards is empty; a request asks for at least one")
+
+    def to_bytes(self) -> bytes:
+        facts = {"id": self.id, "prompts": list(self.prompts), "rewards": list(self.rewards)}
+        return encode({"media": self.media}, {"request": json.dumps(facts)})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ScoreRequest":
+        tensors, header = decode(data)
+        if "media" not in tensors or "request" not in header:
+            raise ValueError("not a score request: 'media' or 'request' is missing")
+        return cls(media=tensors["media"].numpy(), **json.loads(header["request"]))
+
+
+@dataclass(frozen=True)
+class ScoreReply:
+    """One finite score per picture and reward; raises ValueError for anything else, so that none is invented."""
+
+    scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
+    """By reward, float64 [n]."""
+    id: str = ""
+
+    def check(self, request: ScoreRequest) -> "ScoreReply":
+        """This reply, if it answers all of `request`."""
+        for name in request.rewards:
+            values = self.scores.get(name)
+            if values is None:
+                raise ValueError(f"reward '{name}' was asked for and not scored; got {sorted(self.scores)}")
+            if values.shape != (len(request.media),):
+                raise ValueError(f"reward '{name}' gave {values.shape} scores for {len(request.media)} pictures")
+            if not np.isfinite(values).all():
+                raise ValueError(f"reward '{name}' gave {values}; scores must be finite")
+        return self
+
+    def to_bytes(self) -> bytes:
+        return encode(dict(self.scores), {"id": self.id})
+
+    @classmethod
+    def from_bytes(cls, data: bytes) -> "ScoreReply":
+        tensors, header = decode(data)
+        return cls(scores={name: t.numpy() for name, t in tensors.items()}, id=header.get("id", ""))

@@ -1,0 +1,262 @@
+"""The settings of a run. Every recipe is one `RunSettings`; a key that is not here is an error.
+
+The text under a field is its documentation: docs/recipe.md is generated from it.
+"""
+
+from pathlib import Path
+from typing import Annotated, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+
+from .schedule import Kernel, Schedule, tree_schedule
+
+NonNegativeFloat = Annotated[float, Field(ge=0)]
+Fraction = Annotated[float, Field(ge=0, lt=1)]
+Precision = Literal["float32", "bfloat16"]
+
+
+class Settings(BaseModel):
+    """Strict and immutable: unknown keys, wrong types and infinite numbers are refused."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+
+
+class PolicySettings(Settings):
+    """The model that is aligned."""
+
+    pretrained: str
+    """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one."""
+    height: PositiveInt = 720
+    """Height of the pictures, pixels."""
+    width: PositiveInt = 720
+    """Width of the pictures, pixels."""
+    guidance_scale: float = 3.5
+    """Embedded guidance, for models that take it (FLUX.1-dev)."""
+    max_sequence_length: PositiveInt = 512
+    """Length to which the T5 encoder pads or cuts a prompt, tokens."""
+    precision: Precision = "bfloat16"
+    """Number format of the network's weights and activations, in rollouts and learner alike."""
+    device: str = "auto"
+    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+
+
+class PromptSettings(Settings):
+    """The prompts: text files with one prompt per line."""
+
+    train: Path
+    """Prompts to train on. A relative path starts at the recipe's folder."""
+    held_out: Path | None = None
+    """Prompts to evaluate on, never trained on."""
+    per_iteration: PositiveInt = 8
+    """Prompts (= trees) per iteration, drawn in an order shuffled anew in each pass through the file."""
+
+
+class ScheduleSettings(Settings):
+    """The shape of a tree: where it splits, where it is stochastic."""
+
+    steps: PositiveInt = 20
+    """Denoising steps. The last one is always deterministic."""
+    roots: PositiveInt = 1
+    """Independent starts per prompt. With more than one, normalise by `group`."""
+    splits: dict[int, int] = {}
+    """Step -> number of children. `{0: 2, 3: 2, 6: 2, 9: 2}` gives 16 leaves per root."""
+    sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 4.0
+    """Spread s of siblings: their noises correlate by 1/(1+s^2). `.inf` makes them independent."""
+    kernel: Kernel = "dance"
+    """Transition of the stochastic steps: `dance`, `flow` or `cps`; `ode` for none."""
+    eta: NonNegativeFloat = 0.3
+    """Noise level of the stochastic steps."""
+    sde_steps: list[int] | None = None
+    """Steps that are stochastic and trained beside the splits; null means all but the last."""
+
+    def build(self) -> Schedule:
+        """The schedule that these settings describe."""
+        return tree_schedule(**self.model_dump())
+
+    @model_validator(mode="after")
+    def _buildable(self) -> "ScheduleSettings":
+        if self.kernel == "ode":
+            raise ValueError("kernel is 'ode', which can't be trained; choose 'dance', 'flow' or 'cps'")
+        self.build()
+        return self
+
+
+class RolloutSettings(Settings):
+    """How trees are computed. Batch sizes can change the last bits of a result, never its noise."""
+
+    trees_per_task: PositiveInt = 8
+    """Trees that are expanded together, in one batch per depth."""
+    batch_limit: PositiveInt = 128
+    """Most rows in one forward pass; wider frontiers are finished chunk by chunk, depth first."""
+    decode_batch: PositiveInt = 16
+    """Most pictures that are decoded at once."""
+    latents_precision: Precision = "float32"
+    """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
+
+
+class RewardSettings(Settings):
+    """One reward."""
+
+    weight: float = 1.0
+    """Factor in the sum of rewards. With 0 the reward is watched, not trained on."""
+
+
+class AdvantageSettings(Settings):
+    """From leaf rewards to one advantage per edge."""
+
+    fusion: Literal["uniform", "path_softmax"] = "uniform"
+    """How leaf rewards are averaged up the tree: plain mean, or weighted by softmax(beta * path log-probability)."""
+    fusion_beta: float = 1.0
+    """beta of `path_softmax`; 0 is the plain mean."""
+    normaliser: Literal["depth", "leaf", "group"] = "depth"
+    """Where mean and deviation come from. `depth`: nodes of the same depth and root. `leaf`: mean as `depth`, deviation
+    of that root's leaves. `group`: nodes of the same depth under all roots of the prompt."""
+    edge_weight: Literal["edge", "depth"] = "edge"
+    """`edge`: every trained edge counts the same. `depth`: every trained depth counts the same."""
+    clip: PositiveFloat = 5.0
+    """Largest absolute advantage."""
+
+
+class LoraSettings(Settings):
+    """Low-rank adapters instead of full fine-tuning."""
+
+    rank: PositiveInt = 32
+    """Rank of the adapters."""
+    alpha: PositiveFloat = 64
+    """Scale of the adapters, divided by the rank."""
+    target_modules: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
+    """Names (or ends of names) of the linear layers that get an adapter."""
+
+
+class OptimizerSettings(Settings):
+    """AdamW and its learning rate."""
+
+    learning_rate: PositiveFloat = 1e-5
+    """Peak learning rate."""
+    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    """AdamW's decay rates."""
+    weight_decay: NonNegativeFloat = 1e-4
+    """AdamW's weight decay."""
+    schedule: Literal["constant", "linear", "cosine"] = "constant"
+    """Course of the learning rate after the warm-up, over all updates of the run."""
+    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    """Updates over which the learning rate rises from 0."""
+    gradient_clipping: NonNegativeFloat = 1.0
+    """Largest gradient norm; 0 for none."""
+
+
+class LearnerSettings(Settings):
+    """From scored trees to new weights."""
+
+    updates_per_iteration: PositiveInt = 1
+    """Optimizer steps per iteration; the iteration's trees are divided among them in order."""
+    rows_per_micro_batch: PositiveInt = 64
+    """Parent states in one forward and backward pass."""
+    window_trees: PositiveInt = 8
+    """Consecutive trees from which micro-batches are composed."""
+    clip_range: PositiveFloat = 1e-4
+    """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
+    skip_zero_advantage: bool = True
+    """Leave out edges whose advantage is exactly zero. The gradient is the same."""
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
+    lora: LoraSettings | None = None
+    """Adapters to train; null trains all weights."""
+    gradient_checkpointing: bool = False
+    """Recompute activations in the backward pass: less memory, more time."""
+    ema_decay: Fraction | None = None
+    """Decay of an average of the weights, kept for `evaluate --ema` and `export --ema`; null for none."""
+    optimizer: OptimizerSettings = OptimizerSettings()
+
+
+class EvaluationSettings(Settings):
+    """Evaluation on the held-out prompts: deterministic sampling from fixed starts."""
+
+    every: Annotated[int, Field(ge=0)] = 0
+    """Iterations between evaluations; 0 evaluates before the first and after the last only."""
+    seed: int = 0
+    """Seed of the starting noise."""
+    prompts: PositiveInt | None = None
+    """How many held-out prompts to use, from the top of the file; null for all."""
+
+
+class CheckpointSettings(Settings):
+    """What is kept to resume from."""
+
+    every: PositiveInt = 10
+    """Iterations between checkpoints. One is made at the end, and when the run is stopped."""
+    keep: PositiveInt = 2
+    """Newest checkpoints to keep."""
+
+
+class LoggingSettings(Settings):
+    """Logs beside the JSON lines, which are always written."""
+
+    tensorboard: bool = True
+    """Write TensorBoard event files."""
+    wandb_project: str | None = None
+    """Weights & Biases project to log to; needs the package `wandb`."""
+    samples_every: Annotated[int, Field(ge=0)] = 5
+    """Iterations between grids of sampled leaves; 0 for none."""
+
+
+class RunSettings(Settings):
+    """A whole run, as a recipe describes it."""
+
+    name: str
+    """Name of the run and of its folder."""
+    runs: Path = Path("runs")
+    """Folder in which run folders are made. A relative path starts where the command is run."""
+    seed: Annotated[int, Field(ge=0)] = 0
+    """Seed of all noise and of the order of prompts."""
+    iterations: PositiveInt = 300
+    """Iterations: sample, score, learn, publish."""
+    threads: PositiveInt | None = None
+    """CPU threads of the process; null leaves it to torch. Another number can change the last bits of a result."""
+    policy: PolicySettings
+    prompts: PromptSettings
+    schedule: ScheduleSettings = ScheduleSettings()
+    rollout: RolloutSettings = RolloutSettings()
+    rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)]
+    """Reward name -> settings. Each is logged; the weighted sum is trained on."""
+    advantage: AdvantageSettings = AdvantageSettings()
+    learner: LearnerSettings = LearnerSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+    checkpoint: CheckpointSettings = CheckpointSettings()
+    logging: LoggingSettings = LoggingSettings()
+
+    @field_validator("name")
+    @classmethod
+    def _name_is_a_folder(cls, name: str) -> str:
+        if not name or name in {".", ".."} or set(name) & set("/\\\0"):
+            raise ValueError(f"'{name}' can't name a folder")
+        return name
+
+    @field_validator("rewards")
+    @classmethod
+    def _something_is_trained_on(cls, rewards: dict[str, RewardSettings]) -> dict[str, RewardSettings]:
+        if all(reward.weight == 0 for reward in rewards.values()):
+            raise ValueError(f"all of {sorted(rewards)} have weight 0; at least one must be trained on")
+        return rewards
+
+    @model_validator(mode="after")
+    def _fits_together(self) -> "RunSettings":
+        if self.policy.precision == "bfloat16" and self.learner.zero_stage == 0:
+            raise ValueError(
+                "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
+                "(stage 0 would add up gradients in bfloat16 and lose most of them)"
+            )
+        if self.prompts.per_iteration % self.learner.updates_per_iteration:
+            raise ValueError(
+                f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
+                f"prompts.per_iteration, which is {self.prompts.per_iteration}"
+            )
+        if self.advantage.normaliser != "group" and not self.schedule.splits:
+            raise ValueError(
+                f"advantage.normaliser is '{self.advantage.normaliser}' and schedule.splits is empty: every advantage "
+                "would be 0; use 'group' or split somewhere"
+            )
+        if self.schedule.build().leaves < 2:
+            raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
+        return self
+

@@ -1,0 +1,91 @@
+"""A sampled tree as arrays over its nodes, and the parts in which it arrives.
+
+Both carry references: the latents of a node are a view into the tensor that the sampler made.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from .schedule import IntArray, Schedule
+
+FloatArray = npt.NDArray[np.float64]
+Conditioning = Mapping[str, torch.Tensor]
+"""One prompt's inputs to the denoising network, by the policy's own names, without a batch dimension."""
+
+
+@dataclass(frozen=True)
+class Task:
+    """A group of trees for one worker: a pure function of these fields, whoever computes it and when."""
+
+    iteration: int
+    trees: tuple[int, ...]
+    """Numbers of the trees within the iteration."""
+    prompts: tuple[str, ...]
+    seed: int
+    weights_version: int = 0
+
+
+@dataclass(frozen=True)
+class Subtree:
+    """What has finished of one tree since its last message: some leaves and their new ancestors."""
+
+    tree: int
+    nodes: IntArray
+    """Numbers of the nodes, ascending, int64 [n]."""
+    logprobs: torch.Tensor
+    """Log-probability of the edge into each node, averaged over latent dimensions, float32 [n]; 0 where deterministic."""
+    latents: Sequence[torch.Tensor]
+    """State of each node, n tensors of the policy's latent shape, in the storage dtype."""
+    leaves: IntArray
+    """Numbers of the finished leaves, int64 [m]; a subset of `nodes`."""
+    media: npt.NDArray[np.uint8]
+    """Decoded leaves, uint8 [m, height, width, 3]."""
+    conditioning: Conditioning | None = None
+    """The prompt's conditioning, in the first part of a tree only."""
+
+
+@dataclass
+class Tree:
+    """All nodes of one prompt's tree (a forest when the schedule has several roots)."""
+
+    number: int
+    prompt: str
+    schedule: Schedule
+    latents: list[torch.Tensor | None] = field(default_factory=list)
+    logprobs: FloatArray = field(default_factory=lambda: np.empty(0))
+    """Log-probability of the edge into each node, float64 [nodes]; NaN until it has arrived."""
+    rewards: dict[str, FloatArray] = field(default_factory=dict)
+    """Scores of the leaves by reward, float64 [leaves]; NaN until they have arrived."""
+    conditioning: Conditioning | None = None
+
+    def __post_init__(self) -> None:
+        self.latents = [None] * self.schedule.nodes
+        self.logprobs = np.full(self.schedule.nodes, np.nan)
+
+    def add(self, part: Subtree) -> None:
+        """Take over a finished part. Raises ValueError if one of its nodes has arrived before."""
+        if any(self.latents[node] is not None for node in part.nodes):
+            raise ValueError(f"tree {self.number} got nodes {part.nodes.min()} to {part.nodes.max()} twice")
+        for node, latents in zip(part.nodes, part.latents, strict=True):
+            self.latents[node] = latents
+        self.logprobs[part.nodes] = part.logprobs.double().cpu().numpy()
+        if part.conditioning is not None:
+            self.conditioning = part.conditioning
+
+    def add_scores(self, leaves: IntArray, scores: Mapping[str, npt.NDArray[np.floating]]) -> None:
+        """Take over the scores of some leaves. Raises ValueError for a score that is not finite: none is invented."""
+        for name, values in scores.items():
+            if not np.isfinite(values).all():
+                raise ValueError(f"reward '{name}' gave {values} for tree {self.number} ('{self.prompt}')")
+            column = self.rewards.setdefault(name, np.full(self.schedule.leaves, np.nan))
+            column[leaves - self.schedule.first_node[-2]] = values
+
+    @property
+    def scored(self) -> bool:
+        """Whether every node and every score has arrived."""
+        arrays = [self.logprobs, *self.rewards.values()]
+        return len(arrays) > 1 and not any(np.isnan(array).any() for array in arrays)

@@ -1,0 +1,62 @@
+"""How legibly a picture shows the prompt's text, as an OCR model reads it.
+
+`ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
+is what stands in double quotes in the prompt, or else the whole prompt. The model is rapidocr's PP-OCRv6, recognition
+only: the picture is taken as one line of text.
+"""
+
+import re
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from rapidocr import RapidOCR
+from rapidfuzz.distance import Levenshtein
+
+LINE_SHAPE = (3, 48, 96)
+"""Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
+BATCH = 16
+
+
+class OcrScorer:
+    """Gives the rewards `ocr` and `ocr_exact`."""
+
+    def __init__(self, threads: int = -1) -> None:
+        """`threads` for the recognition, -1 for all cores."""
+        self._model = RapidOCR(
+            params={
+                "Global.log_level": "error",
+                "Rec.rec_img_shape": list(LINE_SHAPE),
+                "Rec.rec_batch_num": BATCH,
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
+            }
+        )
+
+    def read(self, media: npt.NDArray[np.uint8]) -> list[str]:
+        """The text in each picture, without surrounding blanks; `media` is uint8 [n, height, width, 3]."""
+        bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in media]
+        return [text.strip() for text in self._model.recognize_txt(bgr).txts]
+
+    def __call__(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str]
+    ) -> dict[str, npt.NDArray[np.float64]]:
+        pairs = list(zip(self.read(media), map(target, prompts), strict=True))
+        return {
+            "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),
+            "ocr_exact": np.array([float(read == wanted) for read, wanted in pairs]),
+        }
+
+
+def target(prompt: str) -> str:
+    """The text that a prompt asks for.
+
+    >>> target('a shop sign that says "OPEN"'), target("123")
+    ('OPEN', '123')
+    """
+    quoted = re.search(r'"([^"]+)"', prompt)
+    return (quoted.group(1) if quoted else prompt).strip()
+
+
+def similarity(read: str, wanted: str) -> float:
+    """1 - edit distance / length of `wanted`, at least 0."""
+    return max(0.0, 1 - Levenshtein.distance(read, wanted) / len(wanted))

@@ -1,0 +1,174 @@
+"""From prompts to trees: one batched forward pass per depth, one row per parent state.
+
+All trees of a task grow together, breadth first. Where the frontier outgrows the batch limit it is cut into chunks
+that are finished one after the other, depth first, so that the first leaves are handed out while others have not
+started. Neither the noise nor the numbering of nodes depends on the cut.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+import torch
+
+from ..proto.schedule import IntArray, Schedule
+from ..proto.settings import RolloutSettings
+from ..proto.tree import Conditioning, Subtree, Task
+from .kernels import Transitions
+from .noise import Stream, gaussian, sibling_noise
+from .policies.base import Policy, collate
+
+
+def expand(
+    policy: Policy, schedule: Schedule, task: Task, conditionings: list[Conditioning], settings: RolloutSettings
+) -> Iterator[Subtree]:
+    """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
+
+    `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once.
+    """
+    growth = _Growth(policy, schedule, task, conditionings, settings)
+    return growth.grow(growth.start())
+
+
+@dataclass(frozen=True)
+class _Frontier:
+    """States of one depth, of one or several trees, ordered by tree and node."""
+
+    depth: int
+    tree: IntArray
+    """Position of each state's tree in the task, int64 [n]."""
+    index: IntArray
+    """Position of each state within its depth of its tree, int64 [n]."""
+    states: torch.Tensor
+    """[n, *latent_shape], in the storage dtype."""
+
+    def part(self, begin: int, end: int) -> "_Frontier":
+        return _Frontier(self.depth, self.tree[begin:end], self.index[begin:end], self.states[begin:end])
+
+
+@dataclass
+class _Pending:
+    """Nodes of one tree that have been computed and not yet handed out."""
+
+    nodes: list[IntArray] = field(default_factory=list)
+    logprobs: list[torch.Tensor] = field(default_factory=list)
+    latents: list[torch.Tensor] = field(default_factory=list)
+
+
+class _Growth:
+    """The expansion of one task's trees."""
+
+    def __init__(
+        self,
+        policy: Policy,
+        schedule: Schedule,
+        task: Task,
+        conditionings: list[Conditioning],
+        settings: RolloutSettings,
+    ) -> None:
+        self.policy, self.schedule, self.task, self.settings = policy, schedule, task, settings
+        self.sigmas = policy.sigmas(len(schedule.steps))
+        self.transitions = Transitions.of(schedule, self.sigmas)
+        self.storage = getattr(torch, settings.latents_precision)
+        self.conditionings = conditionings
+        self.batched_conditioning = collate(conditionings)
+        self.pending = [_Pending() for _ in task.trees]
+        self.first_part = [True] * len(task.trees)
+
+    def start(self) -> _Frontier:
+        """The roots of all trees."""
+        trees, roots = len(self.task.trees), self.schedule.roots
+        frontier = _Frontier(
+            depth=0,
+            tree=np.repeat(np.arange(trees), roots),
+            index=np.tile(np.arange(roots), trees),
+            states=torch.empty(0),
+        )
+        states = self._noise(frontier, Stream.START).to(self.storage)
+        frontier = _Frontier(0, frontier.tree, frontier.index, states)
+        self._note(frontier, torch.zeros(len(states)))
+        return frontier
+
+    def grow(self, frontier: _Frontier) -> Iterator[Subtree]:
+        if frontier.depth == len(self.schedule.steps):
+            yield from self._finish(frontier)
+        elif (size := len(frontier.states)) > (limit := self.settings.batch_limit):
+            for begin in range(0, size, limit):
+                yield from self.grow(frontier.part(begin, begin + limit))
+        else:
+            yield from self.grow(self._step(frontier))
+
+    @torch.no_grad()
+    def _step(self, parents: _Frontier) -> _Frontier:
+        """One forward pass over `parents` and the draw of their children."""
+        depth, step = parents.depth, self.schedule.steps[parents.depth]
+        rows = torch.as_tensor(parents.tree, device=self.policy.device)
+        velocity = self.policy.velocity(
+            parents.states,
+            torch.full([len(rows)], self.sigmas[depth], device=self.policy.device),
+            {name: values[rows] for name, values in self.batched_conditioning.items()},
+        )
+        mean = self.transitions.mean(depth, parents.states, velocity).repeat_interleave(step.children, dim=0)
+        children = _Frontier(
+            depth=depth + 1,
+            tree=np.repeat(parents.tree, step.children),
+            index=(parents.index[:, None] * step.children + np.arange(step.children)).ravel(),
+            states=mean.to(self.storage),
+        )
+        logprobs = torch.zeros(len(mean))
+        if step.stochastic:
+            noise = self._noise(children, Stream.OWN)
+            if step.children > 1:
+                shared = self._noise(parents, Stream.SHARED).repeat_interleave(step.children, dim=0)
+                noise = sibling_noise(shared, noise, self.schedule.sibling_spread)
+            states = (mean + self.transitions.std[depth].to(mean.device) * noise).to(self.storage)
+            children = _Frontier(children.depth, children.tree, children.index, states)
+            logprobs = self.transitions.logprob(depth, states, mean).cpu()
+        self._note(children, logprobs)
+        return children
+
+    def _noise(self, frontier: _Frontier, stream: Stream) -> torch.Tensor:
+        first = self.schedule.first_node[frontier.depth]
+        task, shape = self.task, self.policy.latent_shape
+        drawn = [
+            gaussian(task.seed, task.iteration, task.trees[tree], first + int(index), stream, shape)
+            for tree, index in zip(frontier.tree, frontier.index, strict=True)
+        ]
+        return torch.stack(drawn).to(self.policy.device)
+
+    def _note(self, frontier: _Frontier, logprobs: torch.Tensor) -> None:
+        """Keep new nodes until the next part of their tree is handed out."""
+        nodes = self.schedule.first_node[frontier.depth] + frontier.index
+        for tree, begin, end in _runs(frontier.tree):
+            pending = self.pending[tree]
+            pending.nodes.append(nodes[begin:end])
+            pending.logprobs.append(logprobs[begin:end])
+            pending.latents.extend(frontier.states[begin:end].unbind())
+
+    @torch.no_grad()
+    def _finish(self, leaves: _Frontier) -> Iterator[Subtree]:
+        """Decode the leaves and hand out all that is pending of their trees."""
+        pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
+        media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        numbers = self.schedule.first_node[-2] + leaves.index
+        for tree, begin, end in _runs(leaves.tree):
+            pending, self.pending[tree] = self.pending[tree], _Pending()
+            nodes = np.concatenate(pending.nodes)
+            order = np.argsort(nodes)
+            yield Subtree(
+                tree=self.task.trees[tree],
+                nodes=nodes[order],
+                logprobs=torch.cat(pending.logprobs)[torch.as_tensor(order)],
+                latents=[pending.latents[i] for i in order],
+                leaves=numbers[begin:end],
+                media=media[begin:end],
+                conditioning=self.conditionings[tree] if self.first_part[tree] else None,
+            )
+            self.first_part[tree] = False
+
+
+def _runs(values: IntArray) -> Iterator[tuple[int, int, int]]:
+    """(value, begin, end) of each run of equal values in a sorted array."""
+    distinct, begins = np.unique(values, return_index=True)
+    ends = [*begins[1:], len(values)]
+    return zip(distinct.tolist(), begins.tolist(), ends, strict=True)

@@ -1,0 +1,42 @@
+"""Gaussian noise as a function of counters: the same numbers whoever draws them, in any order.
+
+Philox is a counter-based generator: (seed, iteration) is its key, (node, tree, stream) its counter, so that no two
+uses overlap and nothing has to be remembered or advanced.
+"""
+
+import math
+from collections.abc import Sequence
+from enum import IntEnum
+
+import numpy as np
+import torch
+
+
+class Stream(IntEnum):
+    """What a node's noise is for."""
+
+    START = 0
+    """Starting latents of a root."""
+    OWN = 1
+    """The noise of the edge into a node."""
+    SHARED = 2
+    """What the children of a node have in common."""
+
+
+def gaussian(
+    seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]
+) -> torch.Tensor:
+    """Standard normal noise of one node, float32 [*shape] on the CPU."""
+    generator = np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, node, tree, int(stream)]))
+    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+
+
+def sibling_noise(shared: torch.Tensor, own: torch.Tensor, spread: float) -> torch.Tensor:
+    """Noise of a split's children, xi_b = (xi_0 + s * eta_b) / sqrt(1 + s^2) (BranchGRPO, eq. 2).
+
+    Each is standard normal by itself; two siblings correlate by 1 / (1 + s^2), from identical (s = 0) to independent
+    (s = infinity). Any number of children; `shared` must broadcast to `own`.
+    """
+    if math.isinf(spread):
+        return own
+    return (shared + spread * own) / math.sqrt(1 + spread**2)

@@ -1,0 +1,75 @@
+"""What every policy can do. Nothing here, or below this folder, knows of Ray, DeepSpeed or run folders."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Protocol
+
+import torch
+
+from ...proto.settings import LoraSettings
+from ...proto.tree import Conditioning
+
+Network = Callable[..., tuple[torch.Tensor]]
+
+
+class Policy(Protocol):
+    """A diffusers pipeline seen as a policy: one thin adapter per model family."""
+
+    network: torch.nn.Module
+    """The denoising network, the part that is trained."""
+
+    @property
+    def device(self) -> torch.device: ...
+
+    @property
+    def precision(self) -> torch.dtype:
+        """The network's dtype."""
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """Shape of one state, without a batch dimension."""
+
+    def sigmas(self, steps: int) -> list[float]:
+        """Noise levels of a sampling run, steps + 1 numbers that fall from 1 to 0."""
+
+    def encode(self, prompt: str) -> Conditioning:
+        """What the network needs to know of the prompt."""
+
+    def velocity(
+        self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
+    ) -> torch.Tensor:
+        """Predicted velocity eps - x0, [rows, *latent_shape].
+
+        `latents` [rows, *latent_shape] in any dtype, `sigma` float32 [rows], `conditioning` with a row dimension
+        (`collate`). `network` takes the place of the policy's own (an engine wrapped around it, say).
+        """
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures in [0, 1], float32 [rows, height, width, 3]."""
+
+    def add_lora(self, settings: LoraSettings) -> None:
+        """Freeze the network and give it adapters, drawn from torch's global generator."""
+
+    def save(self, folder: Path) -> Path:
+        """Write what was trained in diffusers' own format and return where: transformer folder, or LoRA file."""
+
+
+def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
+    """Conditionings of several prompts as one, with a leading row dimension."""
+    return {name: torch.stack([c[name] for c in conditionings]) for name in conditionings[0]}
+
+
+def trainable(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
+    """The parameters that are trained, by name: all of them, or the adapters'."""
+    return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+@torch.no_grad()
+def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
+    """Copy `weights` into the trained parameters. Raises ValueError unless the names are exactly theirs."""
+    parameters = trainable(network)
+    if parameters.keys() != weights.keys():
+        odd = sorted(parameters.keys() ^ weights.keys())
+        raise ValueError(f"weights don't fit the network: {len(odd)} names differ, such as '{odd[0]}'")
+    for name, parameter in parameters.items():
+        parameter.copy_(weights[name])

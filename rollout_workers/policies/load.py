@@ -1,0 +1,47 @@
+"""From a folder to the policy that runs it."""
+
+import json
+from pathlib import Path
+
+import torch
+from diffusers.utils.logging import disable_progress_bar
+
+from ...proto.errors import InputError
+from ...proto.settings import PolicySettings
+from .base import Policy
+from .flux import FluxPolicy
+
+FAMILIES = {"FluxPipeline": FluxPolicy}
+"""diffusers' pipeline class -> adapter. A new family is one file and one line here."""
+
+EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
+
+
+def load_policy(settings: PolicySettings) -> Policy:
+    """The policy in `settings.pretrained`. Raises InputError if there is none, or none that we know."""
+    folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
+    index = folder / "model_index.json"
+    if not index.is_file():
+        raise InputError(
+            f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a "
+            f"model_index.json) or one of {sorted(EMBEDDED)}"
+        )
+    family = json.loads(index.read_text()).get("_class_name")
+    if family not in FAMILIES:
+        raise InputError(
+            f"policy.pretrained is '{settings.pretrained}', a {family}; supported pipelines are {sorted(FAMILIES)}"
+        )
+    disable_progress_bar()  # loading has a spinner of our own
+    return FAMILIES[family](folder, settings, _device(settings.device))
+
+
+def _device(name: str) -> torch.device:
+    if name == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise InputError(f"policy.device is '{name}'; it must be auto, cpu, cuda or cuda:N") from error
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise InputError(f"policy.device is '{name}', and no CUDA device is there; use auto or cpu")
+    return device

@@ -1,0 +1,128 @@
+"""What many tests share: small real policies, and trees sampled from them."""
+
+import os
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import numpy as np
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+
+from branchgrpo.proto.recipe import parse_settings
+from branchgrpo.proto.schedule import Schedule
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
+from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+
+PROMPTS = ("123", "456", "789")
+
+
+@pytest.fixture(scope="session")
+def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A Flux pipeline like FLUX.1-dev (embedded guidance, resolution-dependent shift) with random small weights."""
+    torch.manual_seed(0)
+    pipeline = new_pipeline()
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=True,
+        axes_dims_rope=(2, 2, 4),
+    )
+    for parameter in transformer.parameters():  # zero-initialised layers would hide what goes through them
+        torch.nn.init.normal_(parameter, std=0.1)
+    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    pipeline.register_modules(transformer=transformer, scheduler=scheduler)
+    folder = tmp_path_factory.mktemp("policy") / "tiny"
+    pipeline.save_pretrained(folder)
+    return folder
+
+
+@pytest.fixture(scope="session")
+def policy_settings(tiny_pipeline: Path) -> PolicySettings:
+    return PolicySettings(
+        pretrained=str(tiny_pipeline), height=16, width=24, max_sequence_length=6, precision="float32", device="cpu"
+    )
+
+
+@pytest.fixture
+def tiny_policy(policy_settings: PolicySettings) -> Policy:
+    return load_policy(policy_settings)
+
+
+@pytest.fixture
+def run_settings(policy_settings: PolicySettings, tmp_path: Path) -> Callable[..., RunSettings]:
+    """Settings of a small run over the tiny policy, with dotted replacements."""
+    prompts = tmp_path / "prompts.txt"
+    prompts.write_text("\n".join(f"{number:03d}" for number in range(0, 40, 3)))
+
+    def settings(changes: Mapping[str, Any] | None = None) -> RunSettings:
+        content: dict[str, Any] = {
+            "name": "run",
+            "runs": str(tmp_path / "runs"),
+            "iterations": 2,
+            "policy": policy_settings.model_dump(),
+            "prompts": {"train": str(prompts), "held_out": str(prompts), "per_iteration": 4},
+            "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.7},
+            "rollout": {"trees_per_task": 2, "batch_limit": 16},
+            "rewards": {"ocr": {"weight": 1.0}, "ocr_exact": {"weight": 0.0}},
+            "learner": {
+                "updates_per_iteration": 2,
+                "window_trees": 2,
+                "rows_per_micro_batch": 5,
+                "clip_range": 0.01,
+                "optimizer": {"learning_rate": 1e-3, "gradient_clipping": 0.0},
+            },
+            "evaluation": {"prompts": 3},
+            "checkpoint": {"every": 1},
+        }
+        for key, value in (changes or {}).items():
+            *sections, name = key.split(".")
+            target = content
+            for section in sections:
+                target = target.setdefault(section, {})
+            target[name] = value
+        return parse_settings(content)
+
+    return settings
+
+
+def sampled_trees(
+    policy: Policy,
+    schedule: Schedule,
+    *,
+    rollout: RolloutSettings | None = None,
+    prompts: tuple[str, ...] = PROMPTS,
+    version: int = 0,
+    rewards: str = "random",
+) -> list[Tree]:
+    """Whole trees with made-up scores: `random` ones, or `equal` ones."""
+    worker = RolloutWorker(policy, schedule, rollout or RolloutSettings(batch_limit=64))
+    worker.weights_version = version
+    trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
+    for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, seed=7, weights_version=version)):
+        trees[part.tree].add(part)
+    rng = np.random.default_rng(3)
+    for tree in trees:
+        scores = rng.random(schedule.leaves) if rewards == "random" else np.full(schedule.leaves, 0.3)
+        leaves = np.arange(schedule.first_node[-2], schedule.nodes)
+        tree.add_scores(leaves, {"ocr": scores, "ocr_exact": scores > 0.5})
+    return trees
+
+
+@pytest.fixture
+def sample() -> Callable[..., list[Tree]]:
+    return sampled_trees

@@ -1,0 +1,96 @@
+"""Recipes: what is read is what was written, and mistakes are named."""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import dump_recipe, load_recipe, parse_settings, setting_paths
+
+RECIPES = Path(__file__).parents[2] / "recipes"
+GLYPHS = RECIPES / "glyphs.yaml"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(recipe: Path) -> None:
+    assert load_recipe(recipe).name
+
+
+def test_resolved_recipe_gives_the_same_settings_again(tmp_path: Path) -> None:
+    settings = load_recipe(GLYPHS, ["schedule.sibling_spread=.inf", "learner.lora={rank: 4}"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(settings))
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again == settings
+    assert math.isinf(again.schedule.sibling_spread)
+
+
+def test_prompt_files_lie_beside_the_recipe() -> None:
+    assert load_recipe(GLYPHS).prompts.train == RECIPES / "glyphs_train.txt"
+
+
+def test_an_override_replaces_its_setting_wholly() -> None:
+    settings = load_recipe(GLYPHS, ["schedule.splits={1: 3}", "learner.clip_range=1e-3", "rewards.ocr.weight=2"])
+    assert settings.schedule.splits == {1: 3}
+    assert settings.learner.clip_range == 1e-3
+    assert settings.rewards["ocr"].weight == 2
+    assert settings.schedule.steps == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.clip_rage=1", "unknown setting 'learner.clip_rage'; did you mean 'learner.clip_range'?"),
+        ("learning_rate=1", "unknown setting 'learning_rate'; did you mean 'learner.optimizer.learning_rate'?"),
+        ("iteratons=1", "unknown setting 'iteratons'; did you mean 'iterations'?"),
+        ("rewards.ocr.wieght=1", "unknown setting 'rewards.ocr.wieght'; did you mean 'rewards.ocr.weight'?"),
+        ("rollout.zzzzzz=1", "unknown setting 'rollout.zzzzzz'; valid here: trees_per_task, batch_limit"),
+        ("rollout.batch_limit=0", "rollout.batch_limit is 0: input should be greater than 0"),
+        ("schedule.splits={15: 2}", "schedule: splits names step 15"),
+        ("schedule.splits={3: 1}", "a split has at least 2"),
+        ("schedule.kernel=ode", "kernel is 'ode', which can't be trained"),
+        ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
+        ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
+        ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
+        ("schedule.splits={}", "every advantage would be 0"),
+        ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
+        ("name=a/b", "'a/b' can't name a folder"),
+        ("learner.clip_range=.inf", "learner.clip_range is inf"),
+        ("iterations", "'iterations' is no override; write key=value"),
+        ("learner.optimizer={betas: 3}", "learner.optimizer.betas is 3"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, [override])
+    assert message in str(error.value)
+
+
+def test_every_mistake_gets_a_line() -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, ["iteratons=1", "rollout.batch_limit=0"])
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(InputError, match="setting 'policy' is missing"):
+        parse_settings({"name": "x", "prompts": {"train": "p"}, "rewards": {"ocr": {}}})
+
+
+@pytest.mark.parametrize("content", ["name: [", "- a\n- b", "name: a\nname: b\n", ""])
+def test_unreadable_recipes_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(InputError):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.yaml doesn't exist"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_every_setting_is_documented() -> None:
+    paths = dict(setting_paths())
+    assert {"learner.optimizer.learning_rate", "rewards.<name>.weight", "learner.lora.rank"} <= paths.keys()
+    sections = {path.rpartition(".")[0].removesuffix(".<name>") for path in paths}
+    assert [path for path, field in paths.items() if not field.description and path not in sections] == []
