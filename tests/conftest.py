@@ -45,6 +45,7 @@ def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     for parameter in transformer.parameters():  # zero-initialised layers would hide what goes through them
         torch.nn.init.normal_(parameter, std=0.1)
     scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
+    pipeline.vae.register_to_config(scaling_factor=0.36, shift_factor=0.12)
     pipeline.register_modules(transformer=transformer, scheduler=scheduler)
     folder = tmp_path_factory.mktemp("policy") / "tiny"
     pipeline.save_pretrained(folder)

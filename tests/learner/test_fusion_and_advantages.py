@@ -1,0 +1,116 @@
+"""Fusion, advantages and edge weights against hand-computed trees and brute force."""
+
+import itertools
+import math
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from branchgrpo.learner.advantages import depth_advantages, edge_weights
+from branchgrpo.learner.fusion import fuse
+from branchgrpo.proto.schedule import Schedule, tree_schedule
+
+# Two splits, one uneven in K: nodes 0 | 1 2 | 3 4 | 5..10 | 11..16 (the last step is deterministic)
+SMALL = tree_schedule(4, kernel="dance", eta=0.5, splits={0: 2, 2: 3})
+LEAVES = np.array([1.0, 2.0, 6.0, 0.0, 0.5, 1.0])
+
+schedules = st.builds(
+    lambda roots, splits: tree_schedule(6, kernel="dance", eta=0.5, roots=roots, splits=splits),
+    st.integers(1, 3),
+    st.dictionaries(st.integers(0, 4), st.integers(2, 3), min_size=1, max_size=3),
+)
+
+
+def random_tree(schedule: Schedule, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    rng = np.random.default_rng(seed)
+    return rng.normal(size=schedule.leaves), rng.normal(size=schedule.nodes)
+
+
+def test_uniform_fusion_by_hand() -> None:
+    values = fuse(LEAVES, np.zeros(SMALL.nodes), SMALL)
+    assert values == pytest.approx([1.75, 3.0, 0.5, 3.0, 0.5, *LEAVES, *LEAVES])
+
+
+@settings(max_examples=30, deadline=None)
+@given(schedules, st.integers(0, 999), st.sampled_from([0.0, 0.7, 5.0]))
+def test_path_softmax_is_a_softmax_over_all_leaves_below(schedule: Schedule, seed: int, beta: float) -> None:
+    rewards, logprobs = random_tree(schedule, seed)
+    values = fuse(rewards, logprobs, schedule, beta)
+    first_leaf = schedule.first_node[-2]
+    for node in range(schedule.nodes):
+        total = weight_sum = 0.0
+        for leaf in range(first_leaf, schedule.nodes):
+            path, at = 0.0, leaf
+            while at not in (node, -1):
+                path += logprobs[at]
+                at = int(schedule.parent[at])
+            if at == node:
+                weight = math.exp(beta * path)
+                weight_sum += weight
+                total += weight * rewards[leaf - first_leaf]
+        assert values[node] == pytest.approx(total / weight_sum)
+
+
+def test_depth_advantages_by_hand() -> None:
+    values = fuse(LEAVES, np.zeros(SMALL.nodes), SMALL)
+    got = depth_advantages(values, SMALL, "depth", clip=5.0)
+    half = 1 / math.sqrt(2)
+    six = (LEAVES - 1.75) / LEAVES.std(ddof=1)
+    assert got == pytest.approx([0, half, -half, half, -half, *six, *np.zeros(6)])
+    leaf = depth_advantages(values, SMALL, "leaf", clip=5.0)
+    assert leaf[1:5] == pytest.approx(np.array([1.25, -1.25] * 2) / LEAVES.std(ddof=1))
+    assert np.abs(depth_advantages(values, SMALL, "depth", clip=0.5)).max() == 0.5
+
+
+def test_independent_roots_with_group_are_plain_grpo() -> None:
+    """Every edge of a trajectory gets its leaf's advantage within the group."""
+    schedule = tree_schedule(3, kernel="dance", eta=0.5, roots=4)
+    rewards = np.array([1.0, 2.0, 3.0, 6.0])
+    got = depth_advantages(fuse(rewards, np.zeros(schedule.nodes), schedule), schedule, "group", clip=5.0)
+    grpo = (rewards - 3) / rewards.std(ddof=1)
+    assert got == pytest.approx([*np.zeros(4), *grpo, *grpo, *np.zeros(4)])
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules, st.integers(0, 999), st.sampled_from(["depth", "leaf", "group"]))
+def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: int, normaliser: str) -> None:
+    rewards, logprobs = random_tree(schedule, seed)
+    values = fuse(rewards, logprobs, schedule, beta=0.5)
+    got = depth_advantages(values, schedule, normaliser, clip=1e9)
+    roots = np.zeros_like(schedule.root) if normaliser == "group" else schedule.root
+    for depth, root in itertools.product(schedule.trained_depths, np.unique(roots)):
+        assert got[(schedule.depth == depth) & (roots == root)].sum() == pytest.approx(0, abs=1e-9)
+    assert not got[~schedule.trained].any()
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules, st.floats(-1e3, 1e3), st.sampled_from(["depth", "leaf", "group"]), st.sampled_from([0.0, 1.0]))
+def test_equal_leaves_give_exactly_zero(schedule: Schedule, reward: float, normaliser: str, beta: float) -> None:
+    _, logprobs = random_tree(schedule, 1)
+    values = fuse(np.full(schedule.leaves, reward), logprobs, schedule, beta)
+    assert not depth_advantages(values, schedule, normaliser, clip=5.0).any()
+
+
+@settings(max_examples=30, deadline=None)
+@given(schedules, st.integers(0, 999))
+def test_the_value_of_a_root_is_the_mean_of_its_leaves_whatever_their_order(schedule: Schedule, seed: int) -> None:
+    rewards, logprobs = random_tree(schedule, seed)
+    values = fuse(rewards, logprobs, schedule)
+    by_root = rewards.reshape(schedule.roots, -1)
+    assert values[: schedule.roots] == pytest.approx(by_root.mean(axis=1))
+    shuffled = np.random.default_rng(seed).permuted(by_root, axis=1).ravel()
+    assert fuse(shuffled, logprobs, schedule)[: schedule.roots] == pytest.approx(values[: schedule.roots])
+
+
+@given(schedules)
+@settings(max_examples=30, deadline=None)
+def test_edge_weights_add_up_to_one(schedule: Schedule) -> None:
+    for kind in ("edge", "depth"):
+        weights = edge_weights(schedule, kind)
+        assert weights.sum() == pytest.approx(1)
+        assert not weights[~schedule.trained].any()
+    by_depth = [edge_weights(schedule, "depth")[schedule.depth == depth].sum() for depth in schedule.trained_depths]
+    assert by_depth == pytest.approx([1 / len(by_depth)] * len(by_depth))
+    assert len(set(edge_weights(schedule, "edge")[schedule.trained])) == 1

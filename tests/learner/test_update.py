@@ -1,0 +1,303 @@
+"""The learner's log-probabilities, gradients and updates against independent computations."""
+
+import math
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from deepspeed.utils import safe_get_full_optimizer_state
+from torch.distributions import Normal
+
+from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.objective import clipped_objective, edge_logprobs
+from branchgrpo.learner.rows import micro_batches
+from branchgrpo.proto.schedule import Kernel, tree_schedule
+from branchgrpo.proto.settings import AdvantageSettings, RolloutSettings, RunSettings
+from branchgrpo.proto.tree import Tree
+from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+
+Sample = Callable[..., list[Tree]]
+Settings = Callable[..., RunSettings]
+ADVANTAGE = AdvantageSettings()
+
+
+def update(learner: Learner, trees: list[Tree]):  # noqa: ANN201
+    for tree in trees:
+        learner.take(tree)
+    return learner.update()
+
+
+# ratio == 1 ---------------------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kernel", ["dance", "flow", "cps"])
+@pytest.mark.parametrize("stored", ["float32", "bfloat16"])
+def test_unchanged_weights_give_ratio_one_in_float32(
+    tiny_policy: Policy, sample: Sample, kernel: Kernel, stored: str
+) -> None:
+    schedule = tree_schedule(6, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
+    trees = sample(tiny_policy, schedule, rollout=RolloutSettings(batch_limit=4, latents_precision=stored))
+    sigmas = tiny_policy.sigmas(6)
+    everything = [np.ones(schedule.nodes)] * len(trees)
+    edges = 0
+    for batch in micro_batches(trees, everything, ADVANTAGE, rows=17):
+        with torch.no_grad():
+            logprobs = edge_logprobs(tiny_policy, Transitions.of(schedule, sigmas), sigmas, batch)
+        assert (logprobs - batch.logprobs).abs().max() < 1e-5
+        edges += len(logprobs)
+    assert edges == len(trees) * schedule.trained_edges
+
+
+@pytest.mark.parametrize("kernel", ["dance", "flow", "cps"])
+def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_settings(sample: Sample, kernel: Kernel) -> None:
+    from pathlib import Path
+
+    from branchgrpo.proto.recipe import load_recipe
+
+    demo = load_recipe(Path(__file__).parents[2] / "recipes" / "glyphs.yaml")
+    policy = load_policy(demo.policy.model_copy(update={"precision": "bfloat16", "device": "cpu"}))
+    schedule = tree_schedule(demo.schedule.steps, kernel=kernel, eta=0.7, splits=demo.schedule.splits)
+    trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=32), prompts=("123", "456"))
+    sigmas = policy.sigmas(demo.schedule.steps)
+    for batch in micro_batches(trees, [np.ones(schedule.nodes)] * 2, ADVANTAGE, rows=50):
+        with torch.no_grad():
+            logprobs = edge_logprobs(policy, Transitions.of(schedule, sigmas), sigmas, batch)
+        assert (logprobs - batch.logprobs).abs().max() < demo.learner.clip_range / 10
+
+
+# Gradients ----------------------------------------------------------------------------------------------------------
+
+
+def naive_gradient(policy: Policy, trees: list[Tree], eta: float, clip_range: float) -> dict[str, torch.Tensor]:
+    """A loop over edges in plain torch, one forward and backward each, from the formulas of `dance` and GRPO."""
+    sigmas = policy.sigmas(len(trees[0].schedule.steps))
+    parameters = trainable(policy.network)
+    total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
+    for tree in trees:
+        schedule = tree.schedule
+        ends = [[] for _ in range(schedule.nodes)]  # leaf rewards below each node
+        for leaf, reward in zip(range(schedule.first_node[-2], schedule.nodes), tree.rewards["ocr"], strict=True):
+            at = leaf
+            while at >= 0:
+                ends[at].append(reward)
+                at = int(schedule.parent[at])
+        values = [float(np.mean(below)) for below in ends]
+        for node in range(schedule.roots, schedule.nodes):
+            step = int(schedule.depth[node]) - 1
+            if not schedule.steps[step].trained:
+                continue
+            peers = [values[i] for i in range(schedule.nodes) if schedule.depth[i] == step + 1]
+            advantage = (values[node] - np.mean(peers)) / np.std(peers, ddof=1) if len(peers) > 1 else 0.0
+            s, s_next = sigmas[step], sigmas[step + 1]
+            x = tree.latents[int(schedule.parent[node])][None]
+            conditioning = {name: value[None] for name, value in policy.encode(tree.prompt).items()}
+            v = policy.velocity(x, torch.tensor([s]), conditioning)
+            score = -(x - (1 - s) * (x - s * v)) / s**2
+            mean = x + (s_next - s) * v - 0.5 * eta**2 * score * (s_next - s)
+            logprob = Normal(mean, eta * math.sqrt(s - s_next)).log_prob(tree.latents[node][None]).mean()
+            ratio = torch.exp(logprob - tree.logprobs[node])
+            gain = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
+            loss = -gain / (schedule.trained_edges * len(trees))
+            for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
+                total[name] += gradient
+    return total
+
+
+def assert_same_gradient(learner: Learner, expected: dict[str, torch.Tensor], tolerance: float) -> None:
+    """AdamW's first moment after one step is (1 - beta1) times the gradient, for every ZeRO stage."""
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    assert scale > 0
+    for name, parameter in learner.engine._parameters.items():
+        if learner.settings.learner.zero_stage == 0:
+            moment = learner.engine.module.optimizer.state[parameter]["exp_avg"]
+        else:
+            moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+        torch.testing.assert_close(moment / 0.1, expected[name], atol=tolerance * scale, rtol=tolerance)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 2, 3])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_gradient_equals_a_naive_loop_over_edges(run_settings: Settings, sample: Sample, stage: int, lora: bool) -> None:
+    changes = {"learner.zero_stage": stage, "learner.updates_per_iteration": 2, "learner.lora": {"rank": 2} if lora else None}
+    settings = run_settings(changes)
+    policy = load_policy(settings.policy)
+    if lora:
+        torch.manual_seed(settings.seed)
+        policy.add_lora(settings.learner.lora)
+    trees = sample(policy, settings.schedule.build(), prompts=("123", "45"))
+    expected = naive_gradient(policy, trees, settings.schedule.eta, settings.learner.clip_range)
+    learner = Learner(load_policy(settings.policy), settings)
+    stats = update(learner, trees)
+    assert stats.rows > 2 * settings.learner.rows_per_micro_batch
+    assert stats.logprob_abs_diff < 1e-5
+    assert_same_gradient(learner, expected, 1e-4)
+
+
+def test_skipping_zero_advantages_changes_no_gradient(run_settings: Settings, sample: Sample) -> None:
+    moments, stats = [], []
+    for skip in (True, False):
+        settings = run_settings({"learner.skip_zero_advantage": skip})
+        learner = Learner(load_policy(settings.policy), settings)
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
+        trees[1].rewards["ocr"][:] = 0.25
+        stats.append(update(learner, trees))
+        states = learner.engine.module.optimizer.state
+        moments.append([states[p]["exp_avg"].clone() for p in learner.engine._parameters.values()])
+    assert (stats[0].edges, stats[0].skipped_edges) == (stats[1].edges // 2, stats[1].edges // 2)
+    assert stats[1].skipped_edges == 0
+    for one, other in zip(*moments, strict=True):
+        torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-4)
+
+
+def test_an_update_without_a_single_edge_makes_no_step(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings()
+    learner = Learner(load_policy(settings.policy), settings)
+    before = {name: value.clone() for name, value in learner.engine.weights().items()}
+    stats = update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), rewards="equal"))
+    assert (stats.edges, stats.rows) == (0, 0)
+    assert stats.skipped_edges == 2 * settings.schedule.build().trained_edges
+    assert all(torch.equal(before[name], value) for name, value in learner.engine.weights().items())
+
+
+def test_an_update_with_a_tree_missing_is_refused(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings()
+    learner = Learner(load_policy(settings.policy), settings)
+    with pytest.raises(ValueError, match="an update takes 2 trees; got 1"):
+        update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1",)))
+
+
+def test_a_tree_with_scores_missing_is_refused(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings()
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
+    trees[0].rewards["ocr"][0] = np.nan
+    with pytest.raises(ValueError, match="tree 0 .* isn't wholly sampled and scored"):
+        update(learner, trees)
+
+
+def test_clipped_objective_by_hand() -> None:
+    ratios = torch.tensor([1.0, 1.5, 1.5, 0.5, 0.5])
+    advantages = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
+    logprobs = ratios.log().requires_grad_()
+    objective = clipped_objective(logprobs, torch.zeros(5), advantages, torch.full((5,), 0.2), clip_range=0.1)
+    assert float(objective.loss) == pytest.approx(-0.2 * (2 + 1.1 - 1.5 + 0.5 - 0.9))
+    assert objective.clipped.tolist() == [False, True, False, False, True]
+    objective.loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([-0.4, 0, 0.3, -0.1, 0])
+
+
+# Precision, checkpointing, publishing -------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_three_hundred_bfloat16_micro_batches_lose_no_gradient(run_settings: Settings, stage: int) -> None:
+    """1 + 300 * 0.001 stays 1 when gradients are added up in bfloat16, and 0.001 when only the last one is kept."""
+    settings = run_settings({"learner.zero_stage": stage, "policy.precision": "bfloat16"})
+    learner = Learner(load_policy(settings.policy), settings)
+    name, parameter = next((n, p) for n, p in learner.engine._parameters.items() if p.dim() == 1 or stage == 3)
+    inputs = (
+        torch.randn(1, *learner.policy.latent_shape),
+        torch.tensor([0.5]),
+        {key: value[None] for key, value in learner.policy.encode("1").items()},
+    )
+    for scale in [1.0, *[0.001] * 300]:
+        unused = learner.policy.velocity(*inputs, learner.engine.module).sum() * 0
+        learner.engine.backward(parameter.sum() * scale + unused)
+    learner.engine.step()
+    moment = safe_get_full_optimizer_state(parameter, "exp_avg") / 0.1
+    torch.testing.assert_close(moment, torch.full_like(moment, 1.3), atol=0.01, rtol=0)
+
+
+def test_gradient_checkpointing_changes_no_gradient(run_settings: Settings, sample: Sample) -> None:
+    weights = []
+    for checkpointing in (False, True):
+        settings = run_settings({"learner.gradient_checkpointing": checkpointing})
+        learner = Learner(load_policy(settings.policy), settings)
+        update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2")))
+        weights.append({name: value.clone() for name, value in learner.engine.weights().items()})
+        assert learner.policy.network.is_gradient_checkpointing == checkpointing
+    for name, value in weights[0].items():
+        torch.testing.assert_close(weights[1][name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(
+    ("stage", "precision", "lora"),
+    [(0, "float32", False), (1, "bfloat16", True), (2, "bfloat16", False), (3, "float32", False), (3, "bfloat16", True)],
+)
+def test_published_weights_make_another_worker_the_same(
+    run_settings: Settings, sample: Sample, stage: int, precision: str, lora: bool
+) -> None:
+    """Trees of the worker that took the weights over have ratio 1 in the learner; the worker before had not."""
+    settings = run_settings(
+        {"learner.zero_stage": stage, "policy.precision": precision, "learner.lora": {"rank": 2} if lora else None}
+    )
+    learner = Learner(load_policy(settings.policy), settings)
+    other = load_policy(settings.policy)
+    schedule = settings.schedule.build()
+    if lora:
+        other.add_lora(settings.learner.lora)
+        torch.manual_seed(1)
+    weights, _ = learner.publish()
+    load_weights(other.network, weights)
+    rollout = RolloutSettings(batch_limit=2)
+    first = update(learner, sample(other, schedule, prompts=("1", "2"), rollout=rollout))
+    stale = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
+    weights, version = learner.publish()
+    worker = RolloutWorker(other, schedule, rollout)
+    worker.load(weights, version)
+    assert (version, worker.weights_version) == (2, 2)
+    assert all(not name.endswith("base_layer.weight") for name in weights)
+    fresh = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
+    bound = 1e-5 if precision == "float32" else 1e-3
+    assert first.logprob_abs_diff < bound
+    assert update(learner, fresh).logprob_abs_diff < bound
+    assert update(learner, stale).logprob_abs_diff > 10 * bound
+
+
+def test_ema_follows_its_formula(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings({"learner.ema_decay": 0.9})
+    learner = Learner(load_policy(settings.policy), settings)
+    expected = {name: value.clone() for name, value in learner.engine.weights().items()}
+    for _ in range(2):
+        update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2")))
+        for name, value in learner.engine.weights().items():
+            expected[name] = 0.9 * expected[name] + 0.1 * value
+    for name, value in expected.items():
+        torch.testing.assert_close(learner.average.weights[name], value, atol=1e-6, rtol=1e-5)
+
+
+@pytest.mark.parametrize(("name", "expected"), [("constant", [0, 0.5, 1, 1]), ("linear", [0, 0.5, 1, 0.5])])
+def test_learning_rate_schedules(run_settings: Settings, sample: Sample, name: str, expected: list[float]) -> None:
+    settings = run_settings({"learner.optimizer": {"schedule": name, "warmup_updates": 2, "learning_rate": 1e-3}})
+    learner = Learner(load_policy(settings.policy), settings)
+    rates = [
+        update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))).learning_rate
+        for _ in range(4)
+    ]
+    assert rates == pytest.approx([rate * 1e-3 for rate in expected])
+
+
+@pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
+def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample, tmp_path, stage, precision) -> None:  # noqa: ANN001
+    changes = {"learner.zero_stage": stage, "policy.precision": precision, "learner.ema_decay": 0.5}
+    settings = run_settings({**changes, "learner.optimizer": {"schedule": "cosine", "learning_rate": 1e-2}})
+    source = load_policy(settings.policy)
+    trees = [sample(source, settings.schedule.build(), prompts=(f"{i}", "2")) for i in range(3)]
+    learner = Learner(load_policy(settings.policy), settings)
+    update(learner, trees[0])
+    learner.publish()
+    learner.save(tmp_path / "checkpoint")
+    resumed = Learner(load_policy(settings.policy), settings)
+    resumed.load(tmp_path / "checkpoint")
+    assert resumed.version == learner.version == 1
+    for which in (learner, resumed):
+        for group in trees[1:]:
+            last = update(which, group)
+        assert last.learning_rate < 1e-2
+    for attribute in (lambda x: x.engine.weights(), lambda x: x.average.weights):
+        for name, value in attribute(learner).items():
+            assert torch.equal(attribute(resumed)[name], value)

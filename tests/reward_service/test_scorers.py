@@ -1,0 +1,50 @@
+"""The OCR rewards on pictures whose text is known, and the set of scorers."""
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw, ImageFont
+
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.scoring import ScoreRequest
+from branchgrpo.reward_service.ocr import similarity, target
+from branchgrpo.reward_service.scorers import Scorers
+
+
+def picture(text: str) -> np.ndarray:
+    image = Image.new("RGB", (96, 40), "white")
+    ImageDraw.Draw(image).text((8, 4), text, fill="black", font=ImageFont.load_default(size=28))
+    return np.asarray(image)
+
+
+def test_known_texts_score_as_they_should() -> None:
+    request = ScoreRequest(
+        media=np.stack([picture("123"), picture("128"), picture("OPEN"), picture("")]),
+        prompts=["123", "123", 'a sign that says "OPEN"', "123"],
+        rewards=["ocr", "ocr_exact"],
+        id="x",
+    )
+    reply = Scorers(["ocr_exact", "ocr"]).score(request)
+    assert reply.id == "x"
+    assert reply.scores["ocr"] == pytest.approx([1, 2 / 3, 1, 0])
+    assert reply.scores["ocr_exact"].tolist() == [1, 0, 1, 0]
+
+
+def test_a_model_that_gives_two_rewards_is_loaded_once() -> None:
+    assert len(Scorers(["ocr", "ocr_exact"])._models) == 1
+
+
+@pytest.mark.parametrize(
+    ("read", "wanted", "value"), [("123", "123", 1), ("", "123", 0), ("1", "123", 1 / 3), ("999999", "1", 0)]
+)
+def test_similarity(read: str, wanted: str, value: float) -> None:
+    assert similarity(read, wanted) == pytest.approx(value)
+
+
+def test_target_is_the_quoted_text_or_all() -> None:
+    assert target('the word "a b" on a wall') == "a b"
+    assert target(" 042 ") == "042"
+
+
+def test_an_unknown_reward_is_named() -> None:
+    with pytest.raises(InputError, match="unknown reward 'beauty' in rewards; there are ocr, ocr_exact"):
+        Scorers(["ocr", "beauty"])
