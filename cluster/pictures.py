@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 def before_after(path: Path, before: Evaluation, after: Evaluation, *, rows: int = 6, columns: int = 4) -> None:
     """The first prompts of two evaluations side by side, each picture with its prompt and a mark for its score."""
     reward = next(reversed(before.rewards))
-    figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 1.05 + 0.7), layout="constrained")
+    figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 0.92 + 0.6), layout="constrained")
     for half, evaluation, title in zip(figure.subfigures(1, 2, wspace=0.04), (before, after), ("before", "after"), strict=True):
         half.suptitle(f"{title}: {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
         axes = half.subplots(rows, columns, squeeze=False).ravel()
@@ -44,7 +44,8 @@ def reward_curve(
         mean = np.array([line["rewards"][name]["mean"] for line in metrics])
         axis.plot(iterations, mean, color=colour, label=f"{name}, sampled leaves")
         dots = [(line["iteration"], line[name]) for line in evaluations]
-        axis.plot(*zip(*dots, strict=True), "o--" if dots else "o", color=colour, label=f"{name}, held-out prompts") if dots else None
+        if dots:
+            axis.plot(*zip(*dots, strict=True), "o--", color=colour, label=f"{name}, held-out prompts")
     axis.set(xlabel="iteration", ylabel="reward", title="Reward")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

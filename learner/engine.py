@@ -6,6 +6,7 @@ Two of its defaults lose gradients without a word, and are avoided here:
 - bfloat16 gradients would be added up in bfloat16. `grad_accum_dtype: fp32` (ZeRO 1 to 3).
 """
 
+import math
 import os
 import socket
 from collections.abc import Iterator
@@ -40,6 +41,9 @@ class Engine:
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
+        self._norm = 0.0
+        if self._stage == 0:
+            optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
         self.module, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
@@ -56,7 +60,11 @@ class Engine:
     def step(self) -> float:
         """Make the optimizer step and return the gradient's norm before clipping."""
         self.module.step()
-        return float(self.module.get_global_grad_norm() or 0.0)
+        return self._norm if self._stage == 0 else float(self.module.get_global_grad_norm())
+
+    def _clip(self, limit: float) -> None:
+        """Clip the gradients to the norm `limit` (0: don't) and note their norm, which DeepSpeed keeps from stage 1 on."""
+        self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
 
     @property
     def learning_rate(self) -> float:
@@ -99,7 +107,7 @@ def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.optimizer.gradient_clipping,
+        "gradient_clipping": settings.optimizer.gradient_clipping if settings.zero_stage else 0.0,
         "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,

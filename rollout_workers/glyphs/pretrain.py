@@ -1,7 +1,7 @@
 """How the embedded policy `glyphs` was made: a whole FluxPipeline, trained from scratch.
 
 Three phases: the autoencoder on pictures of words; the text encoders and the transformer on clean
-pictures, until it can spell; then on pictures of which a good half are scribbled over. What comes out
+pictures, until it can spell; then on pictures of which about half are scribbled over. What comes out
 writes correctly and spoils half of its work: a failure that a reward can mend.
 
 Everything is seeded: the same seed on the same machine and number of threads gives the same weights.
@@ -20,7 +20,7 @@ from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, CLIPToken
 from .words import HEIGHT, WIDTH, draw_all, words
 
 MAX_SEQUENCE_LENGTH = 6
-SCRIBBLED = 0.55
+SCRIBBLED = 0.48
 
 
 def new_pipeline() -> FluxPipeline:

@@ -107,15 +107,18 @@ def naive_gradient(policy: Policy, trees: list[Tree], eta: float, clip_range: fl
     return total
 
 
+def first_moments(learner: Learner) -> dict[str, torch.Tensor]:
+    """AdamW's first moments; after one step they are (1 - beta1) times the gradient, for every ZeRO stage."""
+    parameters = learner.engine._parameters
+    if learner.settings.learner.zero_stage == 0:
+        return {name: learner.engine.module.optimizer.state[p]["exp_avg"] for name, p in parameters.items()}
+    return {name: safe_get_full_optimizer_state(p, "exp_avg") for name, p in parameters.items()}
+
+
 def assert_same_gradient(learner: Learner, expected: dict[str, torch.Tensor], tolerance: float) -> None:
-    """AdamW's first moment after one step is (1 - beta1) times the gradient, for every ZeRO stage."""
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     assert scale > 0
-    for name, parameter in learner.engine._parameters.items():
-        if learner.settings.learner.zero_stage == 0:
-            moment = learner.engine.module.optimizer.state[parameter]["exp_avg"]
-        else:
-            moment = safe_get_full_optimizer_state(parameter, "exp_avg")
+    for name, moment in first_moments(learner).items():
         torch.testing.assert_close(moment / 0.1, expected[name], atol=tolerance * scale, rtol=tolerance)
 
 
@@ -135,6 +138,21 @@ def test_gradient_equals_a_naive_loop_over_edges(run_settings: Settings, sample:
     assert stats.rows > 2 * settings.learner.rows_per_micro_batch
     assert stats.logprob_abs_diff < 1e-5
     assert_same_gradient(learner, expected, 1e-4)
+    norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in expected.values()))
+    assert stats.gradient_norm == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("stage", [0, 1])
+def test_gradients_are_clipped_to_the_norm_asked_for(run_settings: Settings, sample: Sample, stage: int) -> None:
+    moments, norms = [], []
+    for limit in (0.0, 1e-3):
+        settings = run_settings({"learner.zero_stage": stage, "learner.optimizer.gradient_clipping": limit})
+        learner = Learner(load_policy(settings.policy), settings)
+        norms.append(update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))).gradient_norm)
+        moments.append(first_moments(learner))
+    assert norms[0] == norms[1] > 1e-3
+    for name, moment in moments[0].items():
+        torch.testing.assert_close(moments[1][name], moment * 1e-3 / norms[0], atol=1e-9, rtol=1e-3)
 
 
 def test_skipping_zero_advantages_changes_no_gradient(run_settings: Settings, sample: Sample) -> None:
@@ -145,8 +163,7 @@ def test_skipping_zero_advantages_changes_no_gradient(run_settings: Settings, sa
         trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
         trees[1].rewards["ocr"][:] = 0.25
         stats.append(update(learner, trees))
-        states = learner.engine.module.optimizer.state
-        moments.append([states[p]["exp_avg"].clone() for p in learner.engine._parameters.values()])
+        moments.append(first_moments(learner).values())
     assert (stats[0].edges, stats[0].skipped_edges) == (stats[1].edges // 2, stats[1].edges // 2)
     assert stats[1].skipped_edges == 0
     for one, other in zip(*moments, strict=True):
@@ -184,7 +201,7 @@ def test_clipped_objective_by_hand() -> None:
     advantages = torch.tensor([2.0, 1.0, -1.0, 1.0, -1.0])
     logprobs = ratios.log().requires_grad_()
     objective = clipped_objective(logprobs, torch.zeros(5), advantages, torch.full((5,), 0.2), clip_range=0.1)
-    assert float(objective.loss) == pytest.approx(-0.2 * (2 + 1.1 - 1.5 + 0.5 - 0.9))
+    assert objective.loss.item() == pytest.approx(-0.2 * (2 + 1.1 - 1.5 + 0.5 - 0.9))
     assert objective.clipped.tolist() == [False, True, False, False, True]
     objective.loss.backward()
     assert logprobs.grad.tolist() == pytest.approx([-0.4, 0, 0.3, -0.1, 0])
@@ -198,17 +215,18 @@ def test_three_hundred_bfloat16_micro_batches_lose_no_gradient(run_settings: Set
     """1 + 300 * 0.001 stays 1 when gradients are added up in bfloat16, and 0.001 when only the last one is kept."""
     settings = run_settings({"learner.zero_stage": stage, "policy.precision": "bfloat16"})
     learner = Learner(load_policy(settings.policy), settings)
-    name, parameter = next((n, p) for n, p in learner.engine._parameters.items() if p.dim() == 1 or stage == 3)
+    bias = learner.engine._parameters["proj_out.bias"]  # its gradient is that of the output, summed over tokens
+    tokens = learner.policy.latent_shape[0]
     inputs = (
         torch.randn(1, *learner.policy.latent_shape),
         torch.tensor([0.5]),
         {key: value[None] for key, value in learner.policy.encode("1").items()},
     )
     for scale in [1.0, *[0.001] * 300]:
-        unused = learner.policy.velocity(*inputs, learner.engine.module).sum() * 0
-        learner.engine.backward(parameter.sum() * scale + unused)
+        velocity = learner.policy.velocity(*inputs, learner.engine.module)
+        learner.engine.backward(velocity.float().sum() / tokens * scale)
     learner.engine.step()
-    moment = safe_get_full_optimizer_state(parameter, "exp_avg") / 0.1
+    moment = safe_get_full_optimizer_state(bias, "exp_avg") / 0.1
     torch.testing.assert_close(moment, torch.full_like(moment, 1.3), atol=0.01, rtol=0)
 
 
@@ -233,14 +251,18 @@ def test_published_weights_make_another_worker_the_same(
 ) -> None:
     """Trees of the worker that took the weights over have ratio 1 in the learner; the worker before had not."""
     settings = run_settings(
-        {"learner.zero_stage": stage, "policy.precision": precision, "learner.lora": {"rank": 2} if lora else None}
+        {
+            "learner.zero_stage": stage,
+            "policy.precision": precision,
+            "learner.lora": {"rank": 2} if lora else None,
+            "learner.optimizer.learning_rate": 1e-2,
+        }
     )
     learner = Learner(load_policy(settings.policy), settings)
     other = load_policy(settings.policy)
     schedule = settings.schedule.build()
     if lora:
         other.add_lora(settings.learner.lora)
-        torch.manual_seed(1)
     weights, _ = learner.publish()
     load_weights(other.network, weights)
     rollout = RolloutSettings(batch_limit=2)

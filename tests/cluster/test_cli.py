@@ -1,0 +1,103 @@
+"""The command line: help, mistakes, evaluate and export."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from branchgrpo.cluster import cli
+
+GLYPHS = str(Path(__file__).parents[2] / "recipes" / "glyphs.yaml")
+
+
+def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
+    """Exit status and standard error of a command, run in this process."""
+    monkeypatch.setattr(sys, "argv", ["branchgrpo", *arguments])
+    with pytest.raises(SystemExit) as end:
+        cli.main()
+    return int(end.value.code or 0), capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["learner.learnin_rate=1"], "unknown setting 'learner.learnin_rate'; did you mean 'learner.optimizer.learning_rate'?"),
+        (["policy.pretrained=/nowhere/flux"], "policy.pretrained is '/nowhere/flux'; it must be a diffusers pipeline folder"),
+        (["rewards={beauty: {}}"], "unknown reward 'beauty' in rewards"),
+        (["prompts.train={empty}"], "which holds no prompt"),
+        (["prompts.train=/nowhere.txt"], "prompts.train is '/nowhere.txt'; no such file"),
+        (["schedule.splits={15: 2}"], "splits names step 15"),
+        (["schedule.splits={3: 1}"], "a split has at least 2"),
+        (["rollout.batch_limit=0"], "rollout.batch_limit is 0"),
+        (["runs={empty}"], "can't be made: Not a directory"),
+        (["name=taken"], "give --resume to go on with it"),
+        (["--resume", "name=other"], "there is nothing to resume"),
+        (["logging.wandb_project=x"], "pip install wandb"),
+    ],
+)
+def test_each_mistake_is_one_clear_line_and_leaves_nothing(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    empty = tmp_path / "empty.txt"
+    empty.touch()
+    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    given = [argument.replace("{empty}", str(empty)) for argument in arguments]
+    runs = [] if any(argument.startswith("runs=") for argument in given) else [f"runs={tmp_path / 'runs'}"]
+    before = sorted(tmp_path.rglob("*"))
+    status, error = call("train", GLYPHS, *runs, *given, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert len(error.strip().splitlines()) == 1
+    assert message in error
+    assert sorted(tmp_path.rglob("*")) == before
+
+
+@pytest.mark.parametrize("name", ["train", "evaluate", "export", "pretrain-glyphs"])
+def test_every_command_has_help_with_an_example(name: str) -> None:
+    done = subprocess.run([sys.executable, "-m", "branchgrpo", name, "--help"], capture_output=True, text=True, check=True)
+    assert "Example: branchgrpo" in done.stdout
+
+
+def test_evaluate_writes_pictures_and_scores(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(
+        Path(GLYPHS).read_text().replace("glyphs_", f"{Path(GLYPHS).parent}/glyphs_") + "evaluation: {prompts: 10}\n"
+    )
+    status, _ = call("evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 0
+    lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
+    assert len(lines) == 10
+    assert {"prompt", "picture", "ocr", "ocr_exact"} == lines[0].keys()
+    assert all((tmp_path / "out" / line["picture"]).is_file() for line in lines)
+    assert (tmp_path / "out" / "grid.png").is_file()
+    status, error = call("evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert "exists; name a new folder" in error
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["evaluate", GLYPHS, "--ema"], "is a recipe, which has no checkpoints"),
+        (["evaluate", "{folder}"], "is no run folder"),
+        (["export", "{folder}", "{folder}/out"], "is no run folder"),
+    ],
+)
+def test_wrong_targets_are_refused(
+    arguments: list[str],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    given = [argument.replace("{folder}", str(tmp_path)) for argument in arguments]
+    status, error = call(*given, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert message in error.replace("\n", "")

@@ -1,0 +1,210 @@
+"""Whole runs: the same twice, stopped and resumed, killed, exported."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from PIL import Image
+
+from branchgrpo.cluster.evaluation import evaluate
+from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.trained import export, trained_policy
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.rollout_workers.noise import Stream, gaussian
+
+Settings = Callable[..., RunSettings]
+# Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
+GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1}
+
+
+def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
+    recipe = folder / f"{settings.name}.yaml"
+    recipe.write_text(dump_recipe(settings))
+    return [sys.executable, "-m", "branchgrpo", "train", str(recipe), *arguments]
+
+
+def run(settings: RunSettings, folder: Path, *arguments: str) -> Path:
+    done = subprocess.run(command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return settings.runs / settings.name
+
+
+def weights(run_folder: Path) -> dict[str, torch.Tensor]:
+    newest = RunFolder.open(run_folder).newest_checkpoint()
+    return safetensors.torch.load_file(newest / "weights.safetensors")
+
+
+def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
+    assert one.keys() == other.keys()
+    assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def assert_only_whole_files(folder: Path) -> None:
+    for path in folder.rglob("*"):
+        if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
+            continue
+        if path.suffix == ".jsonl":
+            assert [json.loads(line) for line in path.read_text().splitlines()]
+        elif path.suffix == ".json":
+            json.loads(path.read_text())
+        elif path.suffix == ".safetensors":
+            safetensors.torch.load_file(path)
+        elif path.suffix == ".pt":
+            torch.load(path, weights_only=False)
+        elif path.suffix == ".png":
+            Image.open(path).load()
+
+
+@pytest.fixture
+def four(run_settings: Settings, tmp_path: Path) -> tuple[RunSettings, Path]:
+    """A run of four iterations, and its folder after it was run without a break."""
+    settings = run_settings({**GLYPHS, "iterations": 4, "name": "straight"})
+    return settings, run(settings, tmp_path)
+
+
+def test_runs_are_the_same_twice_and_when_stopped_and_resumed(four: tuple[RunSettings, Path], tmp_path: Path) -> None:
+    settings, straight = four
+    again = run(settings.model_copy(update={"name": "again"}), tmp_path)
+    assert_bit_equal(weights(straight), weights(again))
+
+    stopped = settings.model_copy(update={"name": "stopped"})
+    first = run(stopped.model_copy(update={"iterations": 2}), tmp_path)
+    assert RunFolder.open(first).checkpoints()[-1] == 2
+    assert any(not torch.equal(a, b) for a, b in zip(weights(first).values(), weights(straight).values(), strict=True))
+    run(stopped, tmp_path, "--resume")
+    assert_bit_equal(weights(straight), weights(first))
+
+    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    assert [line["iteration"] for line in lines] == [1, 2, 3, 4]
+    reference = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    assert [line["rewards"] for line in lines] == [line["rewards"] for line in reference]
+    assert all(line["logprob_abs_diff"] < 1e-5 for line in lines)
+    assert sum(line["edges"] for line in lines) > 0
+
+    summary = json.loads((straight / "summary.json").read_text())
+    assert summary["iterations"] == 4
+    assert summary["before"].keys() == summary["after"].keys() == {"ocr", "ocr_exact"}
+    assert summary["training_seconds"] >= sum(summary["phase_seconds"].values()) > 0
+    assert summary["phase_seconds"].keys() == {"rollout", "scoring", "learning", "publishing"}
+    for name in ("before_after.png", "reward_curve.png", "recipe.yaml", "versions.json"):
+        assert (straight / name).is_file()
+    assert list((straight / "tensorboard").iterdir())
+
+
+def started(settings: RunSettings, folder: Path, until: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, once `until` exists."""
+    process = subprocess.Popen(
+        command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+    )
+    deadline = time.monotonic() + 120
+    while not until.exists():
+        assert process.poll() is None, process.communicate()[0]
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    return process
+
+
+def test_sigterm_makes_a_checkpoint_to_go_on_from(run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings({**GLYPHS, "iterations": 50, "checkpoint.every": 50, "schedule.splits": {0: 2}})
+    folder = settings.runs / settings.name
+    process = started(settings, tmp_path, folder / "metrics.jsonl")
+    process.send_signal(signal.SIGTERM)
+    output, _ = process.communicate(timeout=120)
+    assert process.returncode == 128 + signal.SIGTERM
+    assert "with a checkpoint; go on with --resume" in output.replace("\n", " ")
+    done = RunFolder.open(folder).checkpoints()
+    assert len(done) == 1
+    run(settings.model_copy(update={"iterations": done[0] + 1}), tmp_path, "--resume")
+    assert RunFolder.open(folder).checkpoints()[-1] == done[0] + 1
+
+
+def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Path], tmp_path: Path) -> None:
+    settings, straight = four
+    killed = settings.model_copy(update={"name": "killed"})
+    folder = killed.runs / "killed"
+    process = started(killed, tmp_path, folder / "checkpoints" / "iteration-000002")
+    process.kill()
+    process.wait()
+    assert_only_whole_files(folder)
+    run(killed, tmp_path, "--resume")
+    assert_only_whole_files(folder)
+    assert_bit_equal(weights(straight), weights(folder))
+
+
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+@pytest.mark.parametrize("ema", [False, True], ids=["raw", "ema"])
+def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
+    run_settings: Settings, tmp_path: Path, lora: bool, ema: bool
+) -> None:
+    changes = {**GLYPHS, "iterations": 1, "learner.ema_decay": 0.5, "learner.optimizer.learning_rate": 3e-3}
+    settings = run_settings({**changes, "learner.lora": {"rank": 4, "alpha": 16} if lora else None})
+    folder = RunFolder.open(run(settings, tmp_path))
+    policy = trained_policy(folder, ema=ema)
+    drawn = evaluate(policy, Scorers(settings.rewards), settings, ["123", "456"])
+    saved = export(policy, tmp_path / "exported")
+    untrained = evaluate(policy_of(settings), Scorers(settings.rewards), settings, ["123", "456"])
+    assert np.abs(drawn.media.astype(int) - untrained.media.astype(int)).max() > 10
+
+    from branchgrpo.rollout_workers.policies.load import EMBEDDED
+
+    pipeline = FluxPipeline.from_pretrained(EMBEDDED["glyphs"], dtype=torch.float32)
+    if lora:
+        pipeline.load_lora_weights(saved)
+    else:
+        pipeline.transformer = FluxTransformer2DModel.from_pretrained(saved)
+    pipeline.set_progress_bar_config(disable=True)
+    starts = torch.stack([gaussian(settings.evaluation.seed, 0, i, 0, Stream.START, (32, 16)) for i in range(2)])
+    pictures = pipeline(
+        ["123", "456"], height=32, width=64, num_inference_steps=5, max_sequence_length=6, latents=starts, output_type="np"
+    ).images
+    assert np.abs(pictures * 255 - drawn.media).max() <= 1
+    if not ema:
+        evaluated = folder.evaluation(1).media[0]  # the run's own last evaluation starts with other prompts
+        assert evaluated.shape == drawn.media[0].shape
+
+
+def policy_of(settings: RunSettings):  # noqa: ANN201
+    from branchgrpo.rollout_workers.policies.load import load_policy
+
+    return load_policy(settings.policy)
+
+
+def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        folder.append("metrics", {"iteration": 1})
+    changed = run_settings({"learner.clip_range": 0.5, "iterations": 9})
+    with pytest.raises(InputError, match="'learner' differs .*: clip_range was 0.01 and is 0.5; a resumed run may change"):
+        RunFolder.resume(changed)
+    assert RunFolder.resume(run_settings({"iterations": 9})).settings.iterations == 9
+    with pytest.raises(InputError, match="there is nothing to resume"):
+        RunFolder.resume(run_settings({"name": "other"}))
+
+
+def test_old_checkpoints_go(run_settings: Settings) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        for iteration in (2, 10, 4, 6):
+            folder.checkpoint(iteration).mkdir(parents=True)
+        folder.drop_old_checkpoints(2)
+        assert folder.checkpoints() == [6, 10]
+        assert len(os.listdir(folder.path / "checkpoints")) == 2
+
+
+def test_a_run_that_fails_at_the_start_leaves_nothing(run_settings: Settings) -> None:
+    settings = run_settings()
+    with pytest.raises(RuntimeError), RunFolder.create(settings):
+        raise RuntimeError
+    assert not (settings.runs / settings.name).exists()

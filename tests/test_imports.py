@@ -1,0 +1,83 @@
+"""The folders import downwards only, and hide nobody else's package."""
+
+import ast
+import shutil
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+MAY_IMPORT = {
+    "proto": {"proto"},
+    "rollout_workers": {"rollout_workers", "proto"},
+    "reward_service": {"reward_service", "proto"},
+    "learner": {"learner", "proto", "rollout_workers"},
+    "cluster": {"cluster", "proto", "rollout_workers", "reward_service", "learner"},
+}
+FORBIDDEN = {  # pure algorithm code knows nothing of these
+    "rollout_workers": {"ray", "deepspeed"},
+    "proto": {"ray", "deepspeed", "diffusers", "transformers"},
+}
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports; ours start with `branchgrpo.`."""
+    package = ("branchgrpo", *path.relative_to(ROOT).parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_never_run_up_the_table(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "branchgrpo" and len(parts) > 1 and (ROOT / parts[1]).is_dir():
+                assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+            assert parts[0] not in FORBIDDEN.get(folder, set()), f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_learner_uses_only_policies_and_kernels_of_the_rollout_workers() -> None:
+    for path in (ROOT / "learner").glob("*.py"):
+        for name in imported(path):
+            if name.startswith("branchgrpo.rollout_workers."):
+                assert name.split(".")[2] in {"policies", "kernels"}, f"{path.name} imports {name}"
+
+
+def test_no_folder_is_a_regular_package() -> None:
+    assert [path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")] == []
+
+
+def test_proto_in_a_ray_worker_started_from_the_checkout_is_proto_plus(tmp_path: Path) -> None:
+    checkout = tmp_path / "some-checkout"
+    for name in MAY_IMPORT:
+        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("pipeline", "__pycache__"))
+    shutil.copy(ROOT / "__init__.py", checkout)
+    (checkout / "driver.py").write_text(
+        "import ray\n"
+        "ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
+        "@ray.remote\n"
+        "def seen():\n"
+        "    import os, proto\n"
+        "    return os.getcwd(), proto.__file__, hasattr(proto, 'Message')\n"
+        "print('SEEN', *ray.get(seen.remote()))\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "driver.py"], cwd=checkout, capture_output=True, text=True, check=True, timeout=180
+    )
+    (line,) = (line for line in done.stdout.splitlines() if line.startswith("SEEN"))
+    _, folder, file, is_proto_plus = line.split()
+    assert folder == str(checkout)
+    assert Path(file).parts[-3:-1] == ("site-packages", "proto")
+    assert is_proto_plus == "True"
