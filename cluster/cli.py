@@ -11,6 +11,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..proto.errors import InputError
+from .stop import Stopped
 
 app = typer.Typer(
     help="BranchGRPO aligns diffusion and flow models with reward models by branching rollouts.",
@@ -133,6 +134,9 @@ def main() -> None:
     except InputError as error:
         Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
         sys.exit(2)
+    except Stopped as stopped:
+        typer.echo(str(stopped))
+        sys.exit(128 + stopped.signum)
 
 
 def _prepare_environment() -> None:

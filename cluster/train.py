@@ -1,14 +1,9 @@
 """A run from recipe to exported model."""
 
 import json
-import signal
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
-from dataclasses import dataclass
 from importlib.util import find_spec
 from pathlib import Path
-from types import FrameType
 
 from ..proto.errors import InputError
 from ..proto.files import write_text
@@ -21,31 +16,7 @@ from .plain import PlainLoop
 from .prompts import prompts_of, read_prompts
 from .run_folder import RunFolder
 from .run_log import RunLog
-
-
-class Stopped(Exception):
-    """The run was asked to stop and has made a checkpoint."""
-
-
-@dataclass
-class StopRequest:
-    """Set by SIGTERM or Ctrl-C; the run then ends after the present iteration. A second Ctrl-C ends it at once."""
-
-    signum: int | None = None
-
-    @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
-        def note(signum: int, frame: FrameType | None) -> None:
-            if self.signum is not None:
-                raise KeyboardInterrupt
-            self.signum = signum
-
-        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
-        try:
-            yield self
-        finally:
-            for signum, handler in before.items():
-                signal.signal(signum, handler)
+from .stop import Stopped, StopRequest
 
 
 def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False) -> Path:
@@ -119,7 +90,7 @@ class _Run:
             self.loop.learner.save(self.folder.checkpoint(iteration))
             self.folder.drop_old_checkpoints(settings.checkpoint.keep)
         if self.stop.signum and not last:
-            raise Stopped(f"stopped after iteration {iteration} with a checkpoint; go on with --resume")
+            raise Stopped(self.stop.signum, iteration)
 
     def _evaluate(self, iteration: int, held_out: list[str]) -> None:
         if held_out:

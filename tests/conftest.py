@@ -65,15 +65,19 @@ def tiny_policy(policy_settings: PolicySettings) -> Policy:
 
 
 @pytest.fixture
-def run_settings(policy_settings: PolicySettings, tmp_path: Path) -> Callable[..., RunSettings]:
-    """Settings of a small run over the tiny policy, with dotted replacements."""
-    prompts = tmp_path / "prompts.txt"
-    prompts.write_text("\n".join(f"{number:03d}" for number in range(0, 40, 3)))
+def run_settings(settings_in: Callable[..., RunSettings], tmp_path: Path) -> Callable[..., RunSettings]:
+    """Settings of a small run over the tiny policy in this test's folder, with dotted replacements."""
+    return lambda changes=None: settings_in(tmp_path, changes)
 
-    def settings(changes: Mapping[str, Any] | None = None) -> RunSettings:
+
+@pytest.fixture(scope="session")
+def settings_in(policy_settings: PolicySettings) -> Callable[..., RunSettings]:
+    def settings(folder: Path, changes: Mapping[str, Any] | None = None) -> RunSettings:
+        prompts = folder / "prompts.txt"
+        prompts.write_text("\n".join(f"{number:03d}" for number in range(0, 40, 3)))
         content: dict[str, Any] = {
             "name": "run",
-            "runs": str(tmp_path / "runs"),
+            "runs": str(folder / "runs"),
             "iterations": 2,
             "policy": policy_settings.model_dump(),
             "prompts": {"train": str(prompts), "held_out": str(prompts), "per_iteration": 4},

@@ -97,7 +97,13 @@ def _character_tokenizer() -> CLIPTokenizer:
 
 
 def pretrain(
-    out: Path, *, seed: int = 0, vae_steps: int = 900, clean_steps: int = 1700, scribbled_steps: int = 600
+    out: Path,
+    *,
+    seed: int = 0,
+    vae_steps: int = 900,
+    clean_steps: int = 1700,
+    scribbled_steps: int = 600,
+    pictures_per_word: int = 8,
 ) -> Path:
     """Train `glyphs` from scratch and save it to `out` as a diffusers folder of fp16 safetensors.
 
@@ -106,7 +112,7 @@ def pretrain(
     torch.manual_seed(seed)
     pipeline = new_pipeline()
     train_words, _ = words()
-    clean = [word for word in train_words for _ in range(8)]
+    clean = [word for word in train_words for _ in range(pictures_per_word)]
     pictures = {
         False: _as_tensor(draw_all(clean, seed + 1, scribbled=0.0)),
         True: _as_tensor(draw_all(clean, seed + 2, scribbled=SCRIBBLED)),

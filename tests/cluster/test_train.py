@@ -24,6 +24,7 @@ from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.noise import Stream, gaussian
+from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 
 Settings = Callable[..., RunSettings]
 # Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
@@ -68,11 +69,12 @@ def assert_only_whole_files(folder: Path) -> None:
             Image.open(path).load()
 
 
-@pytest.fixture
-def four(run_settings: Settings, tmp_path: Path) -> tuple[RunSettings, Path]:
+@pytest.fixture(scope="module")
+def four(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> tuple[RunSettings, Path]:
     """A run of four iterations, and its folder after it was run without a break."""
-    settings = run_settings({**GLYPHS, "iterations": 4, "name": "straight"})
-    return settings, run(settings, tmp_path)
+    folder = tmp_path_factory.mktemp("four")
+    settings = settings_in(folder, {**GLYPHS, "iterations": 4, "name": "straight"})
+    return settings, run(settings, folder)
 
 
 def test_runs_are_the_same_twice_and_when_stopped_and_resumed(four: tuple[RunSettings, Path], tmp_path: Path) -> None:
@@ -149,16 +151,22 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Pa
 def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     run_settings: Settings, tmp_path: Path, lora: bool, ema: bool
 ) -> None:
-    changes = {**GLYPHS, "iterations": 1, "learner.ema_decay": 0.5, "learner.optimizer.learning_rate": 3e-3}
-    settings = run_settings({**changes, "learner.lora": {"rank": 4, "alpha": 16} if lora else None})
+    changes = {
+        **GLYPHS,
+        "iterations": 1,
+        "prompts.per_iteration": 8,
+        "schedule.splits": {0: 2, 1: 2, 2: 2},
+        "learner.ema_decay": 0.5,
+        "learner.optimizer.learning_rate": 3e-3,
+        "learner.lora": {"rank": 4, "alpha": 16} if lora else None,
+    }
+    settings = run_settings(changes)
     folder = RunFolder.open(run(settings, tmp_path))
     policy = trained_policy(folder, ema=ema)
     drawn = evaluate(policy, Scorers(settings.rewards), settings, ["123", "456"])
     saved = export(policy, tmp_path / "exported")
-    untrained = evaluate(policy_of(settings), Scorers(settings.rewards), settings, ["123", "456"])
+    untrained = evaluate(load_policy(settings.policy), Scorers(settings.rewards), settings, ["123", "456"])
     assert np.abs(drawn.media.astype(int) - untrained.media.astype(int)).max() > 10
-
-    from branchgrpo.rollout_workers.policies.load import EMBEDDED
 
     pipeline = FluxPipeline.from_pretrained(EMBEDDED["glyphs"], dtype=torch.float32)
     if lora:
@@ -171,15 +179,6 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
         ["123", "456"], height=32, width=64, num_inference_steps=5, max_sequence_length=6, latents=starts, output_type="np"
     ).images
     assert np.abs(pictures * 255 - drawn.media).max() <= 1
-    if not ema:
-        evaluated = folder.evaluation(1).media[0]  # the run's own last evaluation starts with other prompts
-        assert evaluated.shape == drawn.media[0].shape
-
-
-def policy_of(settings: RunSettings):  # noqa: ANN201
-    from branchgrpo.rollout_workers.policies.load import load_policy
-
-    return load_policy(settings.policy)
 
 
 def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Path) -> None:
