@@ -22,10 +22,14 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
-Overrides = Annotated[list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")]
+Overrides = Annotated[
+    list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
+]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of the weights.")]
-Iteration = Annotated[int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")]
+Iteration = Annotated[
+    int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")
+]
 
 
 @app.callback(invoke_without_command=True)
@@ -39,7 +43,9 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")
+    ] = False,
 ) -> None:
     """Align a policy with rewards, as the recipe says.
 
@@ -97,7 +103,12 @@ def evaluate(
 
 
 @app.command()
-def export(run: Run, out: Annotated[Path, typer.Argument(help="New folder to write to.")], ema: Ema = False, iteration: Iteration = None) -> None:
+def export(
+    run: Run,
+    out: Annotated[Path, typer.Argument(help="New folder to write to.")],
+    ema: Ema = False,
+    iteration: Iteration = None,
+) -> None:
     """Write the trained model in diffusers' format: a transformer folder, or a LoRA file.
 
     Example: [bold]branchgrpo export runs/glyphs exported[/bold]

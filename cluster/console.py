@@ -5,7 +5,15 @@ from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
 
 from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TaskID, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
 from rich.table import Table
 
 from .plain import IterationReport
@@ -31,7 +39,11 @@ class RunDisplay:
     def iterating(self, done: int, total: int) -> Iterator[None]:
         """The bar over all iterations."""
         columns = (
-            TextColumn("iteration"), MofNCompleteColumn(), BarColumn(), TimeElapsedColumn(), TimeRemainingColumn(),
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
             TextColumn("{task.fields[phase]}"),
         )
         with Progress(*columns, console=self.console, disable=not self.console.is_terminal) as progress:

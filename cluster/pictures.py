@@ -21,12 +21,14 @@ def before_after(path: Path, before: Evaluation, after: Evaluation, *, rows: int
     """The first prompts of two evaluations side by side, each picture with its prompt and a mark for its score."""
     reward = next(reversed(before.rewards))
     figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 0.92 + 0.6), layout="constrained")
-    for half, evaluation, title in zip(figure.subfigures(1, 2, wspace=0.04), (before, after), ("before", "after"), strict=True):
+    for column, (evaluation, title) in enumerate(((before, "before"), (after, "after"))):
+        half = figure.add_subfigure(figure.add_gridspec(1, 2)[column])
         half.suptitle(f"{title}: {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
         axes = half.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.axis("off")
-        for axis, prompt, picture, score in zip(axes, evaluation.prompts, evaluation.media, evaluation.rewards[reward], strict=False):
+        shown = zip(axes, evaluation.prompts, evaluation.media, evaluation.rewards[reward], strict=False)
+        for axis, prompt, picture, score in shown:
             axis.imshow(picture, interpolation="nearest")
             axis.set_title(f"{_short(prompt)}  {score:.2f}", fontsize=7, pad=2)
     _save(figure, path)

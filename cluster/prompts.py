@@ -23,8 +23,10 @@ def prompts_of(iteration: int, prompts: list[str], per_iteration: int, seed: int
     A pure function of its arguments, so that a resumed run goes on in the same order.
     """
     first = (iteration - 1) * per_iteration
-    return [prompts[_shuffled(i // len(prompts), len(prompts), seed)[i % len(prompts)]]
-            for i in range(first, first + per_iteration)]
+    return [
+        prompts[_shuffled(i // len(prompts), len(prompts), seed)[i % len(prompts)]]
+        for i in range(first, first + per_iteration)
+    ]
 
 
 def _shuffled(which_pass: int, count: int, seed: int) -> np.ndarray:

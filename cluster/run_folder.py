@@ -1,15 +1,15 @@
 """What a run leaves on disk. Every file is whole at any moment, also after the process was killed.
 
-    recipe.yaml            all settings, as the run used them
-    versions.json          of Python and the packages that matter
-    metrics.jsonl          one line per iteration
-    evaluations.jsonl      one line per evaluation
-    evaluations/           the pictures of each
-    samples/               grids of sampled leaves
-    tensorboard/           event files
-    checkpoints/           iteration-000010/ and so on
-    export/                the trained model in diffusers' format
-    summary.json, before_after.png, reward_curve.png
+recipe.yaml            all settings, as the run used them
+versions.json          of Python and the packages that matter
+metrics.jsonl          one line per iteration
+evaluations.jsonl      one line per evaluation
+evaluations/           the pictures of each
+samples/               grids of sampled leaves
+tensorboard/           event files
+checkpoints/           iteration-000010/ and so on
+export/                the trained model in diffusers' format
+summary.json, before_after.png, reward_curve.png
 """
 
 import json
@@ -83,8 +83,8 @@ class RunFolder:
         if changed := [key for key in now if key not in MAY_CHANGE and now[key] != before[key]]:
             key = changed[0]
             raise InputError(
-                f"'{key}' differs from the run in {path}: {_difference(before[key], now[key])}; a resumed run may change "
-                f"{', '.join(sorted(MAY_CHANGE))} only"
+                f"'{key}' differs from the run in {path}: {_difference(before[key], now[key])}; a resumed "
+                f"run may change {', '.join(sorted(MAY_CHANGE))} only"
             )
         write_text(path / "recipe.yaml", dump_recipe(settings))
         return folder

@@ -1,5 +1,6 @@
 """Where an iteration's figures go: JSON lines, TensorBoard, Weights & Biases."""
 
+import time
 from typing import Any
 
 import numpy as np
@@ -33,7 +34,9 @@ class RunLog:
         """Log a finished iteration that took `seconds` in all."""
         line = iteration_line(report, seconds)
         self._folder.append("metrics", line)
-        self._scalars(report.iteration, {key: value for key, value in _flat(line).items() if key != "iteration"})
+        self._scalars(
+            report.iteration, {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
+        )
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
         self._scalars(iteration, {f"evaluation/{name}": value for name, value in means.items()})
@@ -55,13 +58,13 @@ class RunLog:
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
     """An iteration's figures as nested plain data."""
-    statistics = {"mean": np.mean, "std": np.std, "min": np.min, "max": np.max}
     return {
         "iteration": report.iteration,
+        "started": time.time() - seconds,
         "seconds": seconds,
         "phase_seconds": report.seconds,
         "rewards": {
-            name: {label: float(function(values)) for label, function in statistics.items()}
+            name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()
         },
         "leaves": int(next(iter(report.rewards.values())).size),

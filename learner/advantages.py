@@ -18,8 +18,8 @@ def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normali
 
     A(n) = (value(n) - mean) / std over the nodes of n's depth (BranchGRPO, eq. 4), clipped to +-`clip`. `depth` takes
     both from the nodes under the same root, `group` from those under all roots; `leaf` takes the mean as `depth` does
-    and the std from that root's leaves. The std is the sample's (ddof 1). A depth with one node, or whose values are all
-    equal, gives exactly zero.
+    and the std from that root's leaves. The std is the sample's (ddof 1). A depth with one node, or with equal
+    values, gives exactly zero.
     """
     groups = 1 if normaliser == "group" else schedule.roots
     leaves = values[schedule.first_node[-2] :].reshape(groups, -1)

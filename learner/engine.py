@@ -18,12 +18,12 @@ import torch
 
 os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
 
-import deepspeed  # noqa: E402
-import transformers  # noqa: E402
-from deepspeed.utils import safe_get_full_fp32_param  # noqa: E402
+import deepspeed
+import transformers
+from deepspeed.utils import safe_get_full_fp32_param
 
-from ..proto.settings import LearnerSettings, Precision  # noqa: E402
-from ..rollout_workers.policies.base import trainable  # noqa: E402
+from ..proto.settings import LearnerSettings, Precision
+from ..rollout_workers.policies.base import trainable
 
 
 class Engine:
@@ -63,7 +63,7 @@ class Engine:
         return self._norm if self._stage == 0 else float(self.module.get_global_grad_norm())
 
     def _clip(self, limit: float) -> None:
-        """Clip the gradients to the norm `limit` (0: don't) and note their norm, which DeepSpeed keeps from stage 1 on."""
+        """Clip the gradients to the norm `limit` (0: don't) and note their norm; from stage 1 on DeepSpeed does."""
         self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
 
     @property

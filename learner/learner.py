@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import safetensors.torch
 import torch
 
@@ -72,7 +71,7 @@ class Learner:
                 torch.manual_seed(settings.seed)
                 policy.add_lora(settings.learner.lora)
         if settings.learner.gradient_checkpointing:
-            policy.network.enable_gradient_checkpointing()
+            policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
         self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
         decay = settings.learner.ema_decay
@@ -99,7 +98,9 @@ class Learner:
             stats.learning_rate = self.engine.learning_rate
             stats.gradient_norm = self.engine.step()
             if not math.isfinite(stats.gradient_norm):
-                raise FloatingPointError(f"the gradient's norm is {stats.gradient_norm}; a lower learning rate may help")
+                raise FloatingPointError(
+                    f"the gradient's norm is {stats.gradient_norm}; a lower learning rate may help"
+                )
             if self.average:
                 self.average.update(self.engine.master_weights())
         return stats

@@ -6,8 +6,9 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from ..proto.schedule import IntArray
 from ..proto.settings import AdvantageSettings
-from ..proto.tree import FloatArray, IntArray, Tree
+from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.policies.base import collate
 from .advantages import depth_advantages, edge_weights
 from .fusion import fuse

@@ -69,12 +69,12 @@ def setting_paths(model: type[BaseModel] = RunSettings, prefix: str = "") -> Ite
     """
     for name, field in model.model_fields.items():
         yield prefix + name, field
-        for section in _sections(field.annotation):
+        for section in settings_classes(field.annotation):
             inner = f"{prefix}{name}.<name>." if get_origin(field.annotation) is dict else f"{prefix}{name}."
             yield from setting_paths(section, inner)
 
 
-def _sections(annotation: Any) -> list[type[BaseModel]]:
+def settings_classes(annotation: Any) -> list[type[BaseModel]]:
     """The settings class behind a field's type: itself, within `X | None`, or the values of a dict."""
     options = (annotation, *get_args(annotation))
     return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]

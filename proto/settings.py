@@ -8,7 +8,7 @@ from typing import Annotated, Literal
 
 from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
 
-from .schedule import Kernel, Schedule, tree_schedule
+from .schedule import Schedule, tree_schedule
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
@@ -62,9 +62,9 @@ class ScheduleSettings(Settings):
     """Step -> number of children. `{0: 2, 3: 2, 6: 2, 9: 2}` gives 16 leaves per root."""
     sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 4.0
     """Spread s of siblings: their noises correlate by 1/(1+s^2). `.inf` makes them independent."""
-    kernel: Kernel = "dance"
-    """Transition of the stochastic steps: `dance`, `flow` or `cps`; `ode` for none."""
-    eta: NonNegativeFloat = 0.3
+    kernel: Literal["dance", "flow", "cps"] = "dance"
+    """Transition of the stochastic steps, as in DanceGRPO, Flow-GRPO and coefficient-preserving sampling."""
+    eta: PositiveFloat = 0.3
     """Noise level of the stochastic steps."""
     sde_steps: list[int] | None = None
     """Steps that are stochastic and trained beside the splits; null means all but the last."""
@@ -75,8 +75,6 @@ class ScheduleSettings(Settings):
 
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
-        if self.kernel == "ode":
-            raise ValueError("kernel is 'ode', which can't be trained; choose 'dance', 'flow' or 'cps'")
         self.build()
         return self
 
@@ -158,7 +156,7 @@ class LearnerSettings(Settings):
     """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
     skip_zero_advantage: bool = True
     """Leave out edges whose advantage is exactly zero. The gradient is the same."""
-    zero_stage: Annotated[int, Field(ge=0, le=3)] = 0
+    zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
     lora: LoraSettings | None = None
     """Adapters to train; null trains all weights."""
@@ -251,12 +249,11 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
+        if self.schedule.build().leaves < 2:
+            raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
         if self.advantage.normaliser != "group" and not self.schedule.splits:
             raise ValueError(
                 f"advantage.normaliser is '{self.advantage.normaliser}' and schedule.splits is empty: every advantage "
                 "would be 0; use 'group' or split somewhere"
             )
-        if self.schedule.build().leaves < 2:
-            raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
         return self
-

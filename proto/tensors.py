@@ -10,7 +10,6 @@ import torch
 from safetensors import SafetensorError
 
 
-
 def encode(tensors: Mapping[str, torch.Tensor | np.ndarray], header: Mapping[str, str] | None = None) -> bytes:
     """`tensors` (any dtype that torch knows, bfloat16 too) and a `header` of strings as safetensors bytes."""
     contiguous = {name: torch.as_tensor(value).contiguous() for name, value in tensors.items()}

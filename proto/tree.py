@@ -37,7 +37,7 @@ class Subtree:
     nodes: IntArray
     """Numbers of the nodes, ascending, int64 [n]."""
     logprobs: torch.Tensor
-    """Log-probability of the edge into each node, averaged over latent dimensions, float32 [n]; 0 where deterministic."""
+    """Log-probability of the edge into each node, averaged over latent dimensions, float32 [n]; 0 if deterministic."""
     latents: Sequence[torch.Tensor]
     """State of each node, n tensors of the policy's latent shape, in the storage dtype."""
     leaves: IntArray

@@ -10,8 +10,8 @@ from collections.abc import Sequence
 
 import numpy as np
 import numpy.typing as npt
-from rapidocr import RapidOCR
 from rapidfuzz.distance import Levenshtein
+from rapidocr import RapidOCR
 
 LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
@@ -37,9 +37,7 @@ class OcrScorer:
         bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in media]
         return [text.strip() for text in self._model.recognize_txt(bgr).txts]
 
-    def __call__(
-        self, media: npt.NDArray[np.uint8], prompts: Sequence[str]
-    ) -> dict[str, npt.NDArray[np.float64]]:
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
         pairs = list(zip(self.read(media), map(target, prompts), strict=True))
         return {
             "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),

@@ -23,9 +23,7 @@ class Stream(IntEnum):
     """What the children of a node have in common."""
 
 
-def gaussian(
-    seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]
-) -> torch.Tensor:
+def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise of one node, float32 [*shape] on the CPU."""
     generator = np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, node, tree, int(stream)]))
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))

@@ -22,11 +22,13 @@ class RolloutWorker:
     def sample(self, task: Task) -> Iterator[Subtree]:
         """Parts of the task's trees as they finish. Raises ValueError if the task wants other weights."""
         if task.weights_version != self.weights_version:
-            raise ValueError(f"task wants weights version {task.weights_version}; this worker has {self.weights_version}")
+            raise ValueError(
+                f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
+            )
         return expand(self.policy, self.schedule, task, self.encode(task.prompts), self.settings)
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """Conditioning of each prompt, computed once, and alone: in a batch its last bits would depend on the others."""
+        """Conditioning of each prompt, computed once and alone: in a batch its last bits would depend on others."""
         for prompt in prompts:
             if prompt not in self._conditionings:
                 self._conditionings[prompt] = self.policy.encode(prompt)

@@ -11,8 +11,6 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 import numpy as np
 import pytest
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
-
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
@@ -21,6 +19,7 @@ from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 
 PROMPTS = ("123", "456", "789")
 
@@ -85,6 +84,7 @@ def settings_in(policy_settings: PolicySettings) -> Callable[..., RunSettings]:
             "rollout": {"trees_per_task": 2, "batch_limit": 16},
             "rewards": {"ocr": {"weight": 1.0}, "ocr_exact": {"weight": 0.0}},
             "learner": {
+                "zero_stage": 0,
                 "updates_per_iteration": 2,
                 "window_trees": 2,
                 "rows_per_micro_batch": 5,

@@ -77,7 +77,9 @@ def new_pipeline() -> FluxPipeline:
         )
     )
     # Flux gives text tokens no position of their own: only T5's relative bias can tell "012" from "210".
-    torch.nn.init.normal_(text_encoder_2.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=2.5)
+    torch.nn.init.normal_(
+        text_encoder_2.encoder.block[0].layer[0].SelfAttention.relative_attention_bias.weight, std=2.5
+    )
     return FluxPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(),
         vae=vae,
@@ -117,7 +119,13 @@ def pretrain(
         False: _as_tensor(draw_all(clean, seed + 1, scribbled=0.0)),
         True: _as_tensor(draw_all(clean, seed + 2, scribbled=SCRIBBLED)),
     }
-    columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn(), TextColumn("loss {task.fields[loss]:.4f}"))
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeRemainingColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+    )
     with Progress(*columns) as progress:
         _train_vae(pipeline.vae, torch.cat([pictures[False], pictures[True]]), vae_steps, progress)
         latents = {key: _encode(pipeline, images) for key, images in pictures.items()}
@@ -134,7 +142,9 @@ def _as_tensor(images: "torch.Tensor | object") -> torch.Tensor:
     return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 
 
-def _steps(parameters: list[torch.nn.Parameter], steps: int, lr: float, label: str, progress: Progress) -> Iterator[torch.optim.Optimizer]:
+def _steps(
+    parameters: list[torch.nn.Parameter], steps: int, lr: float, label: str, progress: Progress
+) -> Iterator[torch.optim.Optimizer]:
     """Yields the optimizer `steps` times; after each, steps it with warm-up and cosine decay."""
     optimizer = torch.optim.AdamW(parameters, lr=lr, betas=(0.9, 0.99), weight_decay=1e-4)
     schedule = torch.optim.lr_scheduler.LambdaLR(
@@ -178,8 +188,14 @@ def _encode(pipeline: FluxPipeline, images: torch.Tensor) -> torch.Tensor:
 
 
 def _train_flow(
-    pipeline: FluxPipeline, prompts: list[str], latents: torch.Tensor, steps: int, lr: float,
-    progress: Progress, label: str, batch: int = 64,
+    pipeline: FluxPipeline,
+    prompts: list[str],
+    latents: torch.Tensor,
+    steps: int,
+    lr: float,
+    progress: Progress,
+    label: str,
+    batch: int = 64,
 ) -> None:
     """Flow matching on (prompt, latents) pairs: transformer and text encoders together."""
     modules = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)

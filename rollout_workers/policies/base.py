@@ -47,6 +47,9 @@ class Policy(Protocol):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1], float32 [rows, height, width, 3]."""
 
+    def checkpoint_gradients(self) -> None:
+        """Have the network recompute activations in the backward pass."""
+
     def add_lora(self, settings: LoraSettings) -> None:
         """Freeze the network and give it adapters, drawn from torch's global generator."""
 

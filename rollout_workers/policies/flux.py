@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers import FluxPipeline
-from diffusers.training_utils import _collate_lora_metadata
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
+from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
@@ -91,6 +91,9 @@ class FluxPolicy:
         z = z / vae.config.scaling_factor + vae.config.shift_factor
         pictures = vae.decode(z.to(vae.dtype)).sample
         return self.pipeline.image_processor.denormalize(pictures).float().permute(0, 2, 3, 1)
+
+    def checkpoint_gradients(self) -> None:
+        self.network.enable_gradient_checkpointing()
 
     def add_lora(self, settings: LoraSettings) -> None:
         self.network.requires_grad_(False)

@@ -29,7 +29,8 @@ def load_policy(settings: PolicySettings) -> Policy:
     family = json.loads(index.read_text()).get("_class_name")
     if family not in FAMILIES:
         raise InputError(
-            f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are {sorted(FAMILIES)}"
+            f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
+            f"{sorted(FAMILIES)}"
         )
     disable_progress_bar()  # loading has a spinner of our own
     return FAMILIES[family](folder, settings, _device(settings.device))

@@ -6,7 +6,6 @@ import sys
 from pathlib import Path
 
 import pytest
-
 from branchgrpo.cluster import cli
 
 GLYPHS = str(Path(__file__).parents[2] / "recipes" / "glyphs.yaml")
@@ -23,8 +22,14 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["learner.learnin_rate=1"], "unknown setting 'learner.learnin_rate'; did you mean 'learner.optimizer.learning_rate'?"),
-        (["policy.pretrained=/nowhere/flux"], "policy.pretrained is '/nowhere/flux'; it must be a diffusers pipeline folder"),
+        (
+            ["learner.learnin_rate=1"],
+            "unknown setting 'learner.learnin_rate'; did you mean 'learner.optimizer.learning_rate'?",
+        ),
+        (
+            ["policy.pretrained=/nowhere/flux"],
+            "policy.pretrained is '/nowhere/flux'; it must be a diffusers pipeline folder",
+        ),
         (["rewards={beauty: {}}"], "unknown reward 'beauty' in rewards"),
         (["prompts.train={empty}"], "which holds no prompt"),
         (["prompts.train=/nowhere.txt"], "prompts.train is '/nowhere.txt'; no such file"),
@@ -59,7 +64,9 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
 
 @pytest.mark.parametrize("name", ["train", "evaluate", "export", "pretrain-glyphs"])
 def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = subprocess.run([sys.executable, "-m", "branchgrpo", name, "--help"], capture_output=True, text=True, check=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "branchgrpo", name, "--help"], capture_output=True, text=True, check=True
+    )
     assert "Example: branchgrpo" in done.stdout
 
 
@@ -77,7 +84,9 @@ def test_evaluate_writes_pictures_and_scores(
     assert {"prompt", "picture", "ocr", "ocr_exact"} == lines[0].keys()
     assert all((tmp_path / "out" / line["picture"]).is_file() for line in lines)
     assert (tmp_path / "out" / "grid.png").is_file()
-    status, error = call("evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch)
+    status, error = call(
+        "evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch
+    )
     assert status == 2
     assert "exists; name a new folder" in error
 

@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.proto.errors import InputError
 

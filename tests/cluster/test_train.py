@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from diffusers import FluxPipeline, FluxTransformer2DModel
-from PIL import Image
-
 from branchgrpo.cluster.evaluation import evaluate
 from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.cluster.trained import export, trained_policy
@@ -25,6 +22,8 @@ from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
+from diffusers import FluxPipeline, FluxTransformer2DModel
+from PIL import Image
 
 Settings = Callable[..., RunSettings]
 # Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
@@ -38,7 +37,9 @@ def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
 
 
 def run(settings: RunSettings, folder: Path, *arguments: str) -> Path:
-    done = subprocess.run(command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder, check=False)
+    done = subprocess.run(
+        command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder, check=False
+    )
     assert done.returncode == 0, done.stdout + done.stderr
     return settings.runs / settings.name
 
@@ -176,7 +177,13 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     pipeline.set_progress_bar_config(disable=True)
     starts = torch.stack([gaussian(settings.evaluation.seed, 0, i, 0, Stream.START, (32, 16)) for i in range(2)])
     pictures = pipeline(
-        ["123", "456"], height=32, width=64, num_inference_steps=5, max_sequence_length=6, latents=starts, output_type="np"
+        ["123", "456"],
+        height=32,
+        width=64,
+        num_inference_steps=5,
+        max_sequence_length=6,
+        latents=starts,
+        output_type="np",
     ).images
     assert np.abs(pictures * 255 - drawn.media).max() <= 1
 
@@ -186,7 +193,9 @@ def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Pa
     with RunFolder.create(settings) as folder:
         folder.append("metrics", {"iteration": 1})
     changed = run_settings({"learner.clip_range": 0.5, "iterations": 9})
-    with pytest.raises(InputError, match="'learner' differs .*: clip_range was 0.01 and is 0.5; a resumed run may change"):
+    with pytest.raises(
+        InputError, match="'learner' differs .*: clip_range was 0.01 and is 0.5; a resumed run may change"
+    ):
         RunFolder.resume(changed)
     assert RunFolder.resume(run_settings({"iterations": 9})).settings.iterations == 9
     with pytest.raises(InputError, match="there is nothing to resume"):

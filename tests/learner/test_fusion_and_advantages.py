@@ -5,12 +5,11 @@ import math
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
-
 from branchgrpo.learner.advantages import depth_advantages, edge_weights
 from branchgrpo.learner.fusion import fuse
 from branchgrpo.proto.schedule import Schedule, tree_schedule
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 # Two splits, one uneven in K: nodes 0 | 1 2 | 3 4 | 5..10 | 11..16 (the last step is deterministic)
 SMALL = tree_schedule(4, kernel="dance", eta=0.5, splits={0: 2, 2: 3})

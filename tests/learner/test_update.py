@@ -6,9 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from deepspeed.utils import safe_get_full_optimizer_state
-from torch.distributions import Normal
-
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches
@@ -19,13 +16,15 @@ from branchgrpo.rollout_workers.kernels import Transitions
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from deepspeed.utils import safe_get_full_optimizer_state
+from torch.distributions import Normal
 
 Sample = Callable[..., list[Tree]]
 Settings = Callable[..., RunSettings]
 ADVANTAGE = AdvantageSettings()
 
 
-def update(learner: Learner, trees: list[Tree]):  # noqa: ANN201
+def update(learner: Learner, trees: list[Tree]):
     for tree in trees:
         learner.take(tree)
     return learner.update()
@@ -53,7 +52,9 @@ def test_unchanged_weights_give_ratio_one_in_float32(
 
 
 @pytest.mark.parametrize("kernel", ["dance", "flow", "cps"])
-def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_settings(sample: Sample, kernel: Kernel) -> None:
+def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_settings(
+    sample: Sample, kernel: Kernel
+) -> None:
     from pathlib import Path
 
     from branchgrpo.proto.recipe import load_recipe
@@ -124,8 +125,14 @@ def assert_same_gradient(learner: Learner, expected: dict[str, torch.Tensor], to
 
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
-def test_gradient_equals_a_naive_loop_over_edges(run_settings: Settings, sample: Sample, stage: int, lora: bool) -> None:
-    changes = {"learner.zero_stage": stage, "learner.updates_per_iteration": 2, "learner.lora": {"rank": 2} if lora else None}
+def test_gradient_equals_a_naive_loop_over_edges(
+    run_settings: Settings, sample: Sample, stage: int, lora: bool
+) -> None:
+    changes = {
+        "learner.zero_stage": stage,
+        "learner.updates_per_iteration": 2,
+        "learner.lora": {"rank": 2} if lora else None,
+    }
     settings = run_settings(changes)
     policy = load_policy(settings.policy)
     if lora:
@@ -148,7 +155,9 @@ def test_gradients_are_clipped_to_the_norm_asked_for(run_settings: Settings, sam
     for limit in (0.0, 1e-3):
         settings = run_settings({"learner.zero_stage": stage, "learner.optimizer.gradient_clipping": limit})
         learner = Learner(load_policy(settings.policy), settings)
-        norms.append(update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))).gradient_norm)
+        norms.append(
+            update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))).gradient_norm
+        )
         moments.append(first_moments(learner))
     assert norms[0] == norms[1] > 1e-3
     for name, moment in moments[0].items():
@@ -244,7 +253,13 @@ def test_gradient_checkpointing_changes_no_gradient(run_settings: Settings, samp
 
 @pytest.mark.parametrize(
     ("stage", "precision", "lora"),
-    [(0, "float32", False), (1, "bfloat16", True), (2, "bfloat16", False), (3, "float32", False), (3, "bfloat16", True)],
+    [
+        (0, "float32", False),
+        (1, "bfloat16", True),
+        (2, "bfloat16", False),
+        (3, "float32", False),
+        (3, "bfloat16", True),
+    ],
 )
 def test_published_weights_make_another_worker_the_same(
     run_settings: Settings, sample: Sample, stage: int, precision: str, lora: bool
@@ -304,7 +319,7 @@ def test_learning_rate_schedules(run_settings: Settings, sample: Sample, name: s
 
 
 @pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
-def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample, tmp_path, stage, precision) -> None:  # noqa: ANN001
+def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample, tmp_path, stage, precision) -> None:
     changes = {"learner.zero_stage": stage, "policy.precision": precision, "learner.ema_decay": 0.5}
     settings = run_settings({**changes, "learner.optimizer": {"schedule": "cosine", "learning_rate": 1e-2}})
     source = load_policy(settings.policy)

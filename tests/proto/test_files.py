@@ -3,7 +3,6 @@
 from pathlib import Path
 
 import pytest
-
 from branchgrpo.proto.files import whole, write_text
 
 

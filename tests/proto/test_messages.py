@@ -5,7 +5,6 @@ import pickle
 import numpy as np
 import pytest
 import torch
-
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.tensors import decode, encode
 

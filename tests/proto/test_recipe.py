@@ -4,7 +4,6 @@ import math
 from pathlib import Path
 
 import pytest
-
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, parse_settings, setting_paths
 
@@ -48,11 +47,12 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("rollout.batch_limit=0", "rollout.batch_limit is 0: input should be greater than 0"),
         ("schedule.splits={15: 2}", "schedule: splits names step 15"),
         ("schedule.splits={3: 1}", "a split has at least 2"),
-        ("schedule.kernel=ode", "kernel is 'ode', which can't be trained"),
+        ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow' or 'cps'"),
         ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
         ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
-        ("schedule.splits={}", "every advantage would be 0"),
+        ("schedule.splits={}", "a tree needs at least two leaves"),
+        ("schedule={roots: 4}", "every advantage would be 0"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
         ("name=a/b", "'a/b' can't name a folder"),
         ("learner.clip_range=.inf", "learner.clip_range is inf"),

@@ -2,10 +2,9 @@
 
 import numpy as np
 import pytest
+from branchgrpo.proto.schedule import Schedule, Step, ode_schedule, tree_schedule
 from hypothesis import given
 from hypothesis import strategies as st
-
-from branchgrpo.proto.schedule import Schedule, Step, ode_schedule, tree_schedule
 
 BRANCH = {0: 2, 3: 2, 6: 2, 9: 2}
 
@@ -30,7 +29,9 @@ def test_counts_at_sixteen_steps_allow_the_speed_that_is_claimed() -> None:
 
 
 schedules = st.builds(
-    lambda roots, splits, steps: tree_schedule(steps, kernel="flow", eta=0.5, roots=roots, splits=splits, sde_steps=[1]),
+    lambda roots, splits, steps: tree_schedule(
+        steps, kernel="flow", eta=0.5, roots=roots, splits=splits, sde_steps=[1]
+    ),
     st.integers(1, 3),
     st.dictionaries(st.integers(0, 4), st.integers(2, 3), max_size=3),
     st.integers(6, 8),

@@ -3,7 +3,6 @@
 import numpy as np
 import pytest
 import torch
-
 from branchgrpo.proto.schedule import tree_schedule
 from branchgrpo.proto.tree import Subtree, Tree
 

@@ -2,12 +2,11 @@
 
 import numpy as np
 import pytest
-from PIL import Image, ImageDraw, ImageFont
-
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.reward_service.ocr import similarity, target
 from branchgrpo.reward_service.scorers import Scorers
+from PIL import Image, ImageDraw, ImageFont
 
 
 def picture(text: str) -> np.ndarray:

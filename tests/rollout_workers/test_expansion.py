@@ -6,8 +6,6 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
-
 from branchgrpo.proto.schedule import Kernel, ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import Subtree, Task, Tree
@@ -15,6 +13,7 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from diffusers import FluxPipeline
 
 TASK = Task(iteration=3, trees=(4, 5, 6), prompts=("123", "456", "789"), seed=11)
 SCHEDULE = tree_schedule(6, kernel="dance", eta=0.7, splits={0: 2, 2: 3}, roots=2)

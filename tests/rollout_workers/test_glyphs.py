@@ -5,13 +5,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import FluxPipeline
-from safetensors import safe_open
-
 from branchgrpo.reward_service.ocr import OcrScorer
 from branchgrpo.rollout_workers.glyphs.pretrain import pretrain
 from branchgrpo.rollout_workers.glyphs.words import draw_all, words
 from branchgrpo.rollout_workers.policies.load import EMBEDDED
+from diffusers import FluxPipeline
+from safetensors import safe_open
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 

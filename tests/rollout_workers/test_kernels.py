@@ -4,10 +4,9 @@ import math
 
 import pytest
 import torch
-from torch.distributions import Normal
-
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.rollout_workers.kernels import Transitions
+from torch.distributions import Normal
 
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.15, 0.0]
 
@@ -71,7 +70,13 @@ def test_marginals_of_gaussian_data(kernel: Kernel) -> None:
     m, eta, errors = 2.0, 0.5, []
     for steps in (200, 400):
         sigmas = [1 - i / steps for i in range(steps + 1)]
-        schedule = tree_schedule(steps, kernel="dance" if kernel == "ode" else kernel, eta=eta, roots=2, sde_steps=[] if kernel == "ode" else None)
+        schedule = tree_schedule(
+            steps,
+            kernel="dance" if kernel == "ode" else kernel,
+            eta=eta,
+            roots=2,
+            sde_steps=[] if kernel == "ode" else None,
+        )
         table = Transitions.of(schedule, sigmas)
         mean, variance = 0.0, 1.0
         for i, s in enumerate(sigmas[:-1]):

@@ -4,7 +4,6 @@ import math
 
 import pytest
 import torch
-
 from branchgrpo.rollout_workers.noise import Stream, gaussian, sibling_noise
 
 SHAPE = (64, 1024)
@@ -23,7 +22,12 @@ def test_the_same_counters_give_the_same_noise_in_any_order() -> None:
 def test_every_counter_matters() -> None:
     counters = [(1, 2, 3, 4, Stream.OWN)]
     counters += [(9, 2, 3, 4, Stream.OWN), (1, 9, 3, 4, Stream.OWN), (1, 2, 9, 4, Stream.OWN), (1, 2, 3, 9, Stream.OWN)]
-    counters += [(1, 2, 3, 4, Stream.START), (1, 2, 3, 4, Stream.SHARED), (2, 1, 3, 4, Stream.OWN), (1, 2, 4, 3, Stream.OWN)]
+    counters += [
+        (1, 2, 3, 4, Stream.START),
+        (1, 2, 3, 4, Stream.SHARED),
+        (2, 1, 3, 4, Stream.OWN),
+        (1, 2, 4, 3, Stream.OWN),
+    ]
     drawn = {tuple(gaussian(*counter, (4,)).tolist()) for counter in counters}
     assert len(drawn) == len(counters)
 

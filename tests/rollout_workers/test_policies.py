@@ -6,7 +6,6 @@ from pathlib import Path
 
 import pytest
 import torch
-
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import LoraSettings, PolicySettings
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable

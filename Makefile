@@ -1,0 +1,40 @@
+# make demo   creates .venv, installs, and runs the main job
+# make test   creates .venv, installs, and runs the tests
+PYTHON ?= python3.11
+RUN := .venv/bin
+PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
+export OMP_WAIT_POLICY ?= passive
+
+.PHONY: setup demo test check bench docs clean
+
+setup: .venv/ready
+
+# torch comes first and by version: looser requests may bring gigabytes of CUDA packages to a machine without a GPU.
+.venv/ready: pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(RUN)/pip install --quiet torch==2.13.0
+	$(RUN)/pip install --quiet --editable '.[dev]'
+	touch $@
+
+demo: setup
+	$(RUN)/branchgrpo train recipes/glyphs.yaml $(ARGS)
+
+test: setup
+	$(RUN)/pytest $(ARGS)
+
+check: setup
+	$(RUN)/ruff check .
+	$(RUN)/ruff format --check .
+	mkdir -p build/types/branchgrpo
+	ln -sfn $(foreach part,$(PARTS),$(CURDIR)/$(part)) build/types/branchgrpo/
+	MYPYPATH=build/types $(RUN)/mypy --namespace-packages --explicit-package-bases -p branchgrpo
+
+bench: setup
+	$(RUN)/python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
+
+docs: setup
+	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md
+
+clean:
+	rm -rf .venv build

@@ -1,0 +1,74 @@
+"""The recipe reference, docs/recipe.md, from the settings themselves: `make docs` prints it there."""
+
+import re
+import sys
+import types
+from typing import Annotated, Any, Literal, Union, get_args, get_origin
+
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticUndefined
+
+from ..proto.recipe import setting_paths, settings_classes
+
+HEADER = """# Recipe reference
+
+A recipe is a YAML file of the settings below. `branchgrpo train recipe.yaml key=value ...` replaces settings by their
+dotted name. An unknown key is an error. This page is made from `proto/settings.py` by `make docs`.
+"""
+
+
+def reference() -> str:
+    """The page as Markdown: one table per section."""
+    sections: dict[str, list[str]] = {"": []}
+    titles: dict[str, str] = {"": "The run"}
+    for path, field in setting_paths():
+        section, _, name = path.rpartition(".")
+        if models := settings_classes(field.annotation):
+            inner = f"{path}.<name>" if get_origin(field.annotation) is dict else path
+            sections[inner], titles[inner] = [], (models[0].__doc__ or "").strip()
+        else:
+            text = " ".join((field.description or "").split()).replace("|", "\\|")
+            sections[section].append(f"| `{name}` | {_type(field)} | {_default(field)} | {text} |")
+    parts = [HEADER]
+    for section, rows in sections.items():
+        heading = f"## `{section}`\n\n{titles[section]}" if section else "## The run"
+        parts.append(
+            "\n".join([f"{heading}\n", "| setting | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
+        )
+    return "\n".join(parts)
+
+
+def _type(field: FieldInfo) -> str:
+    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in BOUNDS.items() if hasattr(m, name)]
+    return _name(field.annotation) + "".join(f", {bound}" for bound in bounds)
+
+
+BOUNDS = {"gt": "&gt;", "ge": "&ge;", "lt": "&lt;", "le": "&le;"}
+
+
+def _name(annotation: Any) -> str:
+    origin, arguments = get_origin(annotation), get_args(annotation)
+    if origin is Annotated:
+        bounds = [f" {sign} {getattr(m, n)}" for m in arguments[1:] for n, sign in BOUNDS.items() if hasattr(m, n)]
+        return _name(arguments[0]) + "".join(bounds)
+    if origin is Literal:
+        return " \\| ".join(f"`{value}`" for value in arguments)
+    if origin in (Union, types.UnionType):
+        return " or ".join(_name(argument) for argument in arguments)
+    if origin is not None:
+        return f"{origin.__name__} of {', '.join(_name(argument) for argument in arguments)}"
+    names = {type(None): "null", str: "text", int: "integer", float: "number", bool: "true \\| false"}
+    return names.get(annotation, "path" if "Path" in repr(annotation) else repr(annotation))
+
+
+def _default(field: FieldInfo) -> str:
+    if field.default is PydanticUndefined:
+        return "required"
+    shown = {None: "null", True: "true", False: "false"}
+    default = field.default
+    text = shown[default] if default is None or isinstance(default, bool) else str(default)
+    return f"`{re.sub(r'[()]', lambda m: '[' if m[0] == '(' else ']', text)}`"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(reference())
