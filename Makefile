@@ -3,7 +3,6 @@
 PYTHON ?= python3.11
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
-export OMP_WAIT_POLICY ?= passive
 
 .PHONY: setup demo test check bench docs clean
 

@@ -1,7 +1,8 @@
 """What branching and batching save: a tree's rollout and update against sequential sampling, and against single rows.
 
 Same policy, prompts, number of leaves, steps and batch sizes; no edge is skipped, so every trained row is paid for.
-Variants take turns within one run, and what is reported are ratios of medians: they hold on any machine.
+Variants take turns within one run, and what is reported are medians over rounds of ratios within a round: they hold on
+any machine, and neighbours that come and go disturb them little.
 
     python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
 """
@@ -52,7 +53,16 @@ class Variant:
         return self.settings.schedule.build()
 
     def median(self, phase: str) -> float:
-        return statistics.median(getattr(self, phase))
+        return statistics.median(self.seconds(phase))
+
+    def forget(self) -> None:
+        """Drop what was measured to warm up."""
+        for measured in (self.sampling, self.decoding, self.learning):
+            measured.clear()
+
+    def seconds(self, *phases: str) -> list[float]:
+        """Seconds per tree of each round, summed over `phases`."""
+        return [sum(parts) for parts in zip(*(getattr(self, phase) for phase in phases), strict=True)]
 
 
 def variants() -> list[Variant]:
@@ -132,23 +142,22 @@ def measure(variant: Variant, policy: Policy, learner: Learner, decoder: Decoder
 def ratios(tree: Variant, sequential: Variant, single: Variant) -> dict[str, dict[str, float]]:
     """Each claim with what the counts allow, what was measured, and what is to be reached."""
 
-    def whole(variant: Variant) -> float:
-        return variant.median("sampling") + variant.median("learning")
+    def ratio(slow: Variant, fast: Variant, *phases: str) -> float:
+        return statistics.median(s / f for s, f in zip(slow.seconds(*phases), fast.seconds(*phases), strict=True))
 
     return {
         "rollout: sequential / tree": {
             "counts allow": sequential.schedule.forward_passes / tree.schedule.forward_passes,
-            "measured": sequential.median("sampling") / tree.median("sampling"),
+            "measured": ratio(sequential, tree, "sampling"),
             "to reach": 1.7,
         },
         "learner: sequential / tree": {
             "counts allow": sequential.schedule.rows / tree.schedule.rows,
-            "measured": sequential.median("learning") / tree.median("learning"),
+            "measured": ratio(sequential, tree, "learning"),
             "to reach": 1.8,
         },
         "both: one row per pass / batched": {
-            "counts allow": float("nan"),
-            "measured": whole(single) / whole(tree),
+            "measured": ratio(single, tree, "sampling", "learning"),
             "to reach": 4.5,
         },
     }
@@ -172,6 +181,8 @@ def main(
         for round_number in progress.track(range(rounds + 1), description="measuring"):
             for variant, policy, learner, decoder in parts:
                 measure(variant, policy, learner, decoder, round_number)
+                if round_number == 0:
+                    variant.forget()
     seconds = Table("variant", "forwards", "rows", "sampling", "decoding", "learning", title="milliseconds per tree")
     for variant in chosen:
         times = (f"{variant.median(phase) * 1e3:.0f}" for phase in ("sampling", "decoding", "learning"))
@@ -180,7 +191,9 @@ def main(
     claims = ratios(*chosen)
     table = Table("ratio", "counts allow", "measured", "to reach", title=f"medians of {rounds}")
     for name, claim in claims.items():
-        table.add_row(name, *(f"{claim[key]:.2f}" for key in ("counts allow", "measured", "to reach")))
+        table.add_row(
+            name, *(f"{claim[k]:.2f}" if k in claim else "" for k in ("counts allow", "measured", "to reach"))
+        )
     console.print(table)
     report = {
         "threads": torch.get_num_threads(),
@@ -189,7 +202,7 @@ def main(
             variant.name: {p: variant.median(p) * 1e3 for p in ("sampling", "decoding", "learning")}
             for variant in chosen
         },
-        "ratios": {name: {k: v for k, v in claim.items() if v == v} for name, claim in claims.items()},
+        "ratios": claims,
     }
     write_text(out / "tree_vs_sequential.json", json.dumps(report, indent=2) + "\n")
     console.print(f"JSON: {out / 'tree_vs_sequential.json'}")

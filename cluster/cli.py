@@ -153,8 +153,6 @@ def main() -> None:
 def _prepare_environment() -> None:
     """Before torch and the rest are imported. Variables that are set already win."""
     for name, value in {
-        # Threads that spin while they wait make torch 20 times slower as soon as two processes share the cores.
-        "OMP_WAIT_POLICY": "passive",
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
         "HF_HUB_DISABLE_PROGRESS_BARS": "1",
