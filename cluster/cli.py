@@ -73,8 +73,11 @@ def evaluate(
     Example: [bold]branchgrpo evaluate runs/glyphs --out pictures[/bold]
     """
     from ..proto.recipe import load_recipe
+    from .trained import must_be_new
 
-    folder_settings = None if target.is_dir() else load_recipe(target)
+    recipe = None if target.is_dir() else load_recipe(target)
+    if out:
+        must_be_new(out)
     from ..reward_service.scorers import Scorers
     from ..rollout_workers.policies.load import load_policy
     from .evaluation import evaluate as run
@@ -82,13 +85,13 @@ def evaluate(
     from .run_folder import RunFolder
     from .trained import trained_policy, write_evaluation
 
-    if folder_settings is None:
+    if recipe is None:
         folder = RunFolder.open(target)
         settings, policy = folder.settings, trained_policy(folder, iteration=iteration, ema=ema)
     elif ema or iteration is not None:
         raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema and --iteration")
     else:
-        settings, policy = folder_settings, load_policy(folder_settings.policy)
+        settings, policy = recipe, load_policy(recipe.policy)
     if settings.prompts.held_out is None:
         raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
     prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
@@ -113,10 +116,11 @@ def export(
 
     Example: [bold]branchgrpo export runs/glyphs exported[/bold]
     """
+    from ..learner.export import export as write
     from .run_folder import RunFolder
-    from .trained import export as write
-    from .trained import trained_policy
+    from .trained import must_be_new, trained_policy
 
+    must_be_new(out)
     saved = write(trained_policy(RunFolder.open(run), iteration=iteration, ema=ema), out)
     typer.echo(f"exported: {saved}")
 
@@ -130,24 +134,33 @@ def pretrain_glyphs(
 
     Example: [bold]branchgrpo pretrain-glyphs glyphs && branchgrpo evaluate recipes/glyphs.yaml[/bold]
     """
-    if out.exists():
-        raise InputError(f"{out} exists; name a new folder")
     from ..rollout_workers.glyphs.pretrain import pretrain
+    from .trained import must_be_new
 
+    must_be_new(out)
     typer.echo(f"pipeline: {pretrain(out, seed=seed)}")
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end in one line per mistake and exit status 2."""
+    """Run the command line; mistakes of the user end in one line each and exit status 2."""
     _prepare_environment()
     try:
         app()
     except InputError as error:
-        Console(stderr=True).print(f"[red]error:[/red] {error}", soft_wrap=True, highlight=False)
+        _complain(error)
         sys.exit(2)
+    except (OSError, FloatingPointError) as error:
+        _complain(error)
+        sys.exit(1)
     except Stopped as stopped:
         typer.echo(str(stopped))
         sys.exit(128 + stopped.signum)
+
+
+def _complain(error: Exception) -> None:
+    console = Console(stderr=True)
+    console.print("error: ", style="red", end="")
+    console.print(str(error), markup=False, soft_wrap=True, highlight=False)
 
 
 def _prepare_environment() -> None:

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
 from ..proto.schedule import ode_schedule
 from ..proto.scoring import ScoreRequest
@@ -43,6 +44,8 @@ def evaluate(
 
     The start of prompt i depends on `evaluation.seed` and i alone.
     """
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     worker = RolloutWorker(policy, ode_schedule(settings.schedule.steps), settings.rollout)
     media: list[npt.NDArray[np.uint8]] = []
     rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}

@@ -17,13 +17,14 @@ from .evaluation import Evaluation
 matplotlib.use("Agg")
 
 
-def before_after(path: Path, before: Evaluation, after: Evaluation, *, rows: int = 6, columns: int = 4) -> None:
-    """The first prompts of two evaluations side by side, each picture with its prompt and a mark for its score."""
-    reward = next(reversed(before.rewards))
+def before_after(
+    path: Path, before: Evaluation, after: Evaluation, reward: str, *, rows: int = 6, columns: int = 4
+) -> None:
+    """The first prompts of two evaluations side by side, each picture with its prompt and its score by `reward`."""
     figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 0.92 + 0.6), layout="constrained")
     for column, (evaluation, title) in enumerate(((before, "before"), (after, "after"))):
         half = figure.add_subfigure(figure.add_gridspec(1, 2)[column])
-        half.suptitle(f"{title}: {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
+        half.suptitle(f"{title}: mean {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
         axes = half.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.axis("off")
@@ -37,7 +38,7 @@ def before_after(path: Path, before: Evaluation, after: Evaluation, *, rows: int
 def reward_curve(
     path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], rewards: Sequence[str]
 ) -> None:
-    """Mean reward per iteration with the spread over leaves, and evaluations as dots."""
+    """Mean reward of the sampled leaves per iteration as lines, and of evaluations as dots."""
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     iterations = [line["iteration"] for line in metrics]

@@ -61,7 +61,6 @@ class IterationReport:
     """By phase: rollout, scoring, learning, publishing."""
     forward_passes: int
     updates: list[UpdateStats]
-    prompts: list[str]
     media: list[npt.NDArray[np.uint8]]
     """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
 
@@ -90,7 +89,9 @@ class PlainLoop:
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         leaves_done = 0
         for task in self._tasks(iteration, prompts):
-            for part in watch.drawn("rollout", self.worker.sample(task)):
+            with watch.phase("rollout"):
+                parts = self.worker.sample(task)
+            for part in watch.drawn("rollout", parts):
                 tree = trees[part.tree]
                 tree.add(part)
                 with watch.phase("scoring"):
@@ -116,7 +117,6 @@ class PlainLoop:
             seconds=watch.seconds,
             forward_passes=len(trees) * self.schedule.forward_passes,
             updates=updates,
-            prompts=list(prompts[: self.SHOWN_TREES]),
             media=[np.concatenate(media[number]) for number in sorted(media)],
         )
 

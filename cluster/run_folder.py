@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 
 from ..proto.errors import InputError
-from ..proto.files import whole, write_text
+from ..proto.files import remove, sweep, whole, write_text
 from ..proto.recipe import dump_recipe, load_recipe
 from ..proto.settings import RunSettings
 from ..proto.tensors import decode, encode
@@ -32,7 +32,7 @@ from .evaluation import Evaluation
 
 PACKAGES = ("branchgrpo", "torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
-MAY_CHANGE = {"runs", "iterations", "evaluation", "checkpoint", "logging"}
+MAY_CHANGE = ("runs", "iterations", "evaluation.every", "checkpoint", "logging")
 """Settings that a resumed run may change; any other would make it a different run."""
 
 
@@ -47,6 +47,7 @@ class RunFolder:
     def create(cls, settings: RunSettings) -> Iterator["RunFolder"]:
         """A new folder; if the block raises, it is gone again. Raises InputError if it exists or can't be made."""
         path = settings.runs / settings.name
+        missing = [parent for parent in path.parents if not parent.exists()]
         try:
             path.mkdir(parents=True)
         except FileExistsError as error:
@@ -63,6 +64,8 @@ class RunFolder:
         except BaseException:
             if not folder.started:
                 shutil.rmtree(path)
+                for parent in missing:
+                    parent.rmdir()
             raise
 
     @classmethod
@@ -79,13 +82,17 @@ class RunFolder:
         if not path.exists():
             raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
         folder = cls.open(path)
-        before, now = folder.settings.model_dump(), settings.model_dump()
-        if changed := [key for key in now if key not in MAY_CHANGE and now[key] != before[key]]:
-            key = changed[0]
-            raise InputError(
-                f"'{key}' differs from the run in {path}: {_difference(before[key], now[key])}; a resumed "
-                f"run may change {', '.join(sorted(MAY_CHANGE))} only"
-            )
+        before, now = _flat(folder.settings.model_dump()), _flat(settings.model_dump())
+        for key in [*before, *now]:
+            may_change = any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
+            if before.get(key) != now.get(key) and not may_change:
+                raise InputError(
+                    f"{key} was {before.get(key)} in the run in {path} and is {now.get(key)} now; a resumed run may "
+                    f"change {', '.join(MAY_CHANGE)} only"
+                )
+        if (done := folder.checkpoints()) and done[-1] > settings.iterations:
+            raise InputError(f"iterations is {settings.iterations}; the run in {path} has done {done[-1]} already")
+        sweep(path)
         write_text(path / "recipe.yaml", dump_recipe(settings))
         return folder
 
@@ -116,9 +123,7 @@ class RunFolder:
 
     def drop_old_checkpoints(self, keep: int) -> None:
         for iteration in self.checkpoints()[:-keep]:
-            # Renamed first, so that a half-deleted one is never taken for whole.
-            folder = self.checkpoint(iteration)
-            shutil.rmtree(folder.rename(folder.with_name(f".old-{folder.name}")))
+            remove(self.checkpoint(iteration))
 
     # Lines ------------------------------------------------------------------------------------------------------
 
@@ -161,14 +166,12 @@ class RunFolder:
         return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
 
 
-def _difference(before: Any, now: Any, prefix: str = "") -> str:
-    """Where two settings differ first, as 'key was X and is Y'."""
-    if isinstance(before, dict) and isinstance(now, dict):
-        for key in [*before, *now]:
-            if before.get(key) != now.get(key):
-                return _difference(before.get(key), now.get(key), f"{prefix}{key}.")
-    name = prefix.rstrip(".")
-    return f"{name} was {before} and is {now}" if name else f"it was {before} and is {now}"
+def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
+    """Settings by their dotted names."""
+    flat: dict[str, Any] = {}
+    for key, value in settings.items():
+        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
+    return flat
 
 
 def _versions() -> dict[str, str]:

@@ -9,6 +9,7 @@ from ..proto.errors import InputError
 from ..proto.files import write_text
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_rewards
+from ..rollout_workers.policies.load import find_policy
 from . import pictures
 from .console import RunDisplay
 from .evaluation import evaluate
@@ -26,6 +27,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False) -
     used, Stopped after SIGTERM or Ctrl-C.
     """
     check_rewards(settings.rewards)
+    find_policy(settings.policy)
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
     held_out: list[str] = []
     if settings.prompts.held_out:
@@ -83,14 +85,14 @@ class _Run:
         self.display.iteration(report, seconds)
         if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
             pictures.sample_grid(self.folder.path / "samples" / f"iteration-{iteration:06d}.png", report.media)
-        last = iteration == settings.iterations
+        last, stopped_by = iteration == settings.iterations, self.stop.signum
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-        if last or self.stop.signum or iteration % settings.checkpoint.every == 0:
+        if last or stopped_by or iteration % settings.checkpoint.every == 0:
             self.loop.learner.save(self.folder.checkpoint(iteration))
             self.folder.drop_old_checkpoints(settings.checkpoint.keep)
-        if self.stop.signum and not last:
-            raise Stopped(self.stop.signum, iteration)
+        if stopped_by and not last:
+            raise Stopped(stopped_by, iteration)
 
     def _evaluate(self, iteration: int, held_out: list[str]) -> None:
         if held_out:
@@ -111,7 +113,8 @@ class _Run:
         pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
         if held_out:
             first, last = folder.evaluation(0), folder.evaluation(settings.iterations)
-            pictures.before_after(folder.path / "before_after.png", first, last)
+            trained_on = max(settings.rewards, key=lambda name: abs(settings.rewards[name].weight))
+            pictures.before_after(folder.path / "before_after.png", first, last, trained_on)
         write_text(folder.path / "summary.json", json.dumps(summary(folder, settings), indent=2) + "\n")
 
 

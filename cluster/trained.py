@@ -1,4 +1,4 @@
-"""The policy that a run has trained, and what is made of it."""
+"""The policy that a run has trained, and the pictures it draws."""
 
 import json
 from pathlib import Path
@@ -7,7 +7,7 @@ import safetensors.torch
 from PIL import Image
 
 from ..proto.errors import InputError
-from ..proto.files import whole, write_text
+from ..proto.files import whole
 from ..rollout_workers.policies.base import Policy, load_weights
 from ..rollout_workers.policies.load import load_policy
 from . import pictures
@@ -31,17 +31,8 @@ def trained_policy(folder: RunFolder, *, iteration: int | None = None, ema: bool
     return policy
 
 
-def export(policy: Policy, out: Path) -> Path:
-    """Write what was trained into the new folder `out`, in diffusers' format. Returns the folder or file to load."""
-    _must_be_new(out)
-    with whole(out) as temporary:
-        saved = policy.save(temporary).relative_to(temporary)
-    return out / saved
-
-
 def write_evaluation(evaluation: Evaluation, out: Path) -> None:
-    """The pictures of an evaluation with their scores, and a grid of them, in the new folder `out`."""
-    _must_be_new(out)
+    """The pictures of an evaluation with their scores, and a grid of them, in the folder `out`."""
     with whole(out) as temporary:
         (temporary / "pictures").mkdir(parents=True)
         lines = []
@@ -50,12 +41,18 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
             Image.fromarray(picture).save(temporary / name)
             scores = {reward: float(values[i]) for reward, values in evaluation.rewards.items()}
             lines.append(json.dumps({"prompt": prompt, "picture": name, **scores}))
-        write_text(temporary / "scores.jsonl", "\n".join(lines) + "\n")
+        (temporary / "scores.jsonl").write_text("\n".join(lines) + "\n")
         columns = min(8, len(evaluation.media))
         rows = [evaluation.media[i : i + columns] for i in range(0, len(evaluation.media) - columns + 1, columns)]
         pictures.sample_grid(temporary / "grid.png", rows[:12])
 
 
-def _must_be_new(out: Path) -> None:
+def must_be_new(out: Path) -> None:
+    """Raises InputError if `out` exists, or can't be made; asked before the work that would fill it."""
     if out.exists():
         raise InputError(f"{out} exists; name a new folder")
+    try:
+        out.mkdir(parents=True)
+        out.rmdir()
+    except OSError as error:
+        raise InputError(f"{out} can't be made: {error.strerror or error}") from error

@@ -12,6 +12,11 @@ class WeightAverage:
         self.decay = decay
         self.weights = {name: value.detach().float().clone() for name, value in weights.items()}
 
+    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
+        """Take up an average that was kept before."""
+        for name, average in self.weights.items():
+            average.copy_(weights[name])
+
     @torch.no_grad()
     def update(self, weights: Mapping[str, torch.Tensor]) -> None:
         for name, average in self.weights.items():

@@ -15,40 +15,40 @@ from pathlib import Path
 from typing import Any
 
 import torch
-
-os.environ.setdefault("DS_ACCELERATOR", "cuda" if torch.cuda.is_available() else "cpu")
-
-import deepspeed
 import transformers
-from deepspeed.utils import safe_get_full_fp32_param
 
 from ..proto.settings import LearnerSettings, Precision
 from ..rollout_workers.policies.base import trainable
 
 
 class Engine:
-    """One rank's DeepSpeed engine over `network`, whose parameters it trains in place."""
+    """One rank's DeepSpeed engine over `network`, whose parameters it trains in place, on the device where they are."""
 
     def __init__(
         self, network: torch.nn.Module, settings: LearnerSettings, precision: Precision, total_updates: int
     ) -> None:
-        _init_distributed()
-        self.network, self._stage = network, settings.zero_stage
         self._parameters = trainable(network)
+        _start_deepspeed(next(iter(self._parameters.values())).device)
+        import deepspeed
+
+        self.network, self._stage, self._norm = network, settings.zero_stage, 0.0
         optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=settings.optimizer.learning_rate,
             betas=settings.optimizer.betas,
             weight_decay=settings.optimizer.weight_decay,
         )
-        self._norm = 0.0
         if self._stage == 0:
             optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
+        course = settings.optimizer.schedule
         self.module, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
             lr_scheduler=transformers.get_scheduler(
-                settings.optimizer.schedule, optimizer, settings.optimizer.warmup_updates, total_updates
+                "constant_with_warmup" if course == "constant" else course,
+                optimizer,
+                settings.optimizer.warmup_updates,
+                total_updates,
             ),
             config=_config(settings, precision),
         )
@@ -58,13 +58,18 @@ class Engine:
         self.module.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
-        """Make the optimizer step and return the gradient's norm before clipping."""
+        """Make the optimizer step and return the gradient's norm before clipping.
+
+        Raises FloatingPointError if it isn't finite.
+        """
         self.module.step()
-        return self._norm if self._stage == 0 else float(self.module.get_global_grad_norm())
+        norm = self._norm if self._stage == 0 else float(self.module.get_global_grad_norm())
+        return _finite(norm)
 
     def _clip(self, limit: float) -> None:
         """Clip the gradients to the norm `limit` (0: don't) and note their norm; from stage 1 on DeepSpeed does."""
         self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
+        _finite(self._norm)
 
     @property
     def learning_rate(self) -> float:
@@ -76,6 +81,8 @@ class Engine:
         if self._stage < 3:
             yield
         else:
+            import deepspeed
+
             with deepspeed.zero.GatheredParameters(list(self.network.parameters())):
                 yield
 
@@ -88,6 +95,8 @@ class Engine:
         """The trained weights in float32, as the optimizer keeps them. Collective."""
         if self._stage == 0:
             return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        from deepspeed.utils import safe_get_full_fp32_param
+
         return {name: safe_get_full_fp32_param(parameter) for name, parameter in self._parameters.items()}
 
     def save(self, folder: Path) -> None:
@@ -117,16 +126,25 @@ def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
     }
 
 
-def _init_distributed() -> None:
-    """A process group of this process alone, unless the launcher has described a larger one in the environment."""
+def _finite(norm: float) -> float:
+    if not math.isfinite(norm):
+        raise FloatingPointError(f"the gradient's norm is {norm}; a lower learner.optimizer.learning_rate may help")
+    return norm
+
+
+def _start_deepspeed(device: torch.device) -> None:
+    """Have DeepSpeed use `device`, with this process as its only rank unless the environment tells of others."""
+    os.environ.setdefault("DS_ACCELERATOR", device.type)
+    import deepspeed
+
     if torch.distributed.is_initialized():
         return
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        alone = {"RANK": "0", "WORLD_SIZE": "1", "LOCAL_RANK": "0", "MASTER_ADDR": "127.0.0.1"}
-        alone["MASTER_PORT"] = str(probe.getsockname()[1])
     if "RANK" not in os.environ:
-        os.environ.update(alone)
+        with socket.socket() as probe:
+            probe.bind(("127.0.0.1", 0))
+            port = probe.getsockname()[1]
+        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": device.index or 0, "MASTER_PORT": port}
+        os.environ.update({name: str(value) for name, value in alone.items()}, MASTER_ADDR="127.0.0.1")
     # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if torch.cuda.is_available() else "gloo", verbose=False)
+    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)

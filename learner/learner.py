@@ -1,7 +1,6 @@
 """The learner: takes scored trees, makes updates, publishes weights."""
 
 import json
-import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,13 +8,14 @@ from pathlib import Path
 import safetensors.torch
 import torch
 
-from ..proto.files import whole, write_text
+from ..proto.files import whole
 from ..proto.settings import RunSettings
 from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.kernels import Transitions
 from ..rollout_workers.policies.base import Policy
 from .ema import WeightAverage
 from .engine import Engine
+from .export import export
 from .objective import clipped_objective, edge_logprobs
 from .rows import MicroBatch, micro_batches, tree_advantages
 
@@ -33,14 +33,12 @@ class UpdateStats:
     """Trained edges left out because their advantage is exactly zero."""
     clip_fraction: float = 0.0
     """Share of edges whose gradient clipping took away."""
-    ratio_max_deviation: float = 0.0
-    """Largest |ratio - 1|."""
     logprob_abs_diff: float = 0.0
     """Largest difference to the sampler's log-probability. In an iteration's first update it must be near 0."""
     gradient_norm: float = 0.0
     """Before clipping."""
     learning_rate: float = 0.0
-    loss: float = 0.0
+    """Of this update; 0 if it had no edge and made no step."""
 
 
 @dataclass
@@ -49,7 +47,10 @@ class _Update:
 
     window: list[Tree] = field(default_factory=list)
     stats: UpdateStats = field(default_factory=UpdateStats)
-    clipped: int = 0
+    clipped: list[torch.Tensor] = field(default_factory=list)
+    """Of each micro-batch: number of clipped edges, on the device."""
+    differences: list[torch.Tensor] = field(default_factory=list)
+    """Of each micro-batch: largest difference to the sampler's log-probability."""
 
 
 class Learner:
@@ -79,28 +80,33 @@ class Learner:
         self._update = _Update()
 
     def take(self, tree: Tree) -> None:
-        """Add a scored tree to the present update. Works through a window as soon as it is full."""
+        """Add a scored tree to the present update. Works through a window as soon as it is full.
+
+        Raises ValueError for a tree with scores missing, or one more than the update takes.
+        """
+        if self._update.stats.trees == self.trees_per_update:
+            raise ValueError(f"an update takes {self.trees_per_update} trees; one more was given")
         self._update.window.append(tree)
         self._update.stats.trees += 1
         if len(self._update.window) == self.settings.learner.window_trees:
             self._work_through_window()
 
     def update(self) -> UpdateStats:
-        """Make the optimizer step of the trees taken. Without a single edge there is nothing to step by."""
+        """Make the optimizer step of the trees taken.
+
+        An update whose edges all have zero advantage makes no step. Raises ValueError if trees are missing.
+        """
+        if self._update.stats.trees != self.trees_per_update:
+            raise ValueError(f"an update takes {self.trees_per_update} trees; got {self._update.stats.trees}")
         if self._update.window:
             self._work_through_window()
         update, self._update = self._update, _Update()
         stats = update.stats
-        if stats.trees != self.trees_per_update:
-            raise ValueError(f"an update takes {self.trees_per_update} trees; got {stats.trees}")
         if stats.edges:
-            stats.clip_fraction = update.clipped / stats.edges
+            stats.clip_fraction = float(torch.stack(update.clipped).sum()) / stats.edges
+            stats.logprob_abs_diff = float(torch.stack(update.differences).max())
             stats.learning_rate = self.engine.learning_rate
             stats.gradient_norm = self.engine.step()
-            if not math.isfinite(stats.gradient_norm):
-                raise FloatingPointError(
-                    f"the gradient's norm is {stats.gradient_norm}; a lower learning rate may help"
-                )
             if self.average:
                 self.average.update(self.engine.master_weights())
         return stats
@@ -113,7 +119,7 @@ class Learner:
     def export(self, folder: Path) -> Path:
         """Write what was trained in diffusers' format: a transformer folder or a LoRA file. Returns where it lies."""
         with self.engine.gathered():
-            return self.policy.save(folder)
+            return export(self.policy, folder)
 
     def save(self, folder: Path) -> None:
         """Write everything to go on from, as whole files in a whole folder."""
@@ -122,13 +128,13 @@ class Learner:
             save_weights(temporary / "weights.safetensors", self.engine.weights())
             if self.average:
                 save_weights(temporary / "ema.safetensors", self.average.weights)
-            write_text(temporary / "learner.json", json.dumps({"version": self.version}))
+            (temporary / "learner.json").write_text(json.dumps({"version": self.version}))
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote."""
         self.engine.load(folder)
         if self.average:
-            self.average.weights = safetensors.torch.load_file(folder / "ema.safetensors")
+            self.average.load(safetensors.torch.load_file(folder / "ema.safetensors"))
         self.version = json.loads((folder / "learner.json").read_text())["version"]
 
     def _work_through_window(self) -> None:
@@ -157,16 +163,11 @@ class Learner:
         objective = clipped_objective(
             logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range
         )
-        loss = objective.loss / self.trees_per_update
-        self.engine.backward(loss)
-        stats = self._update.stats
-        stats.rows += len(batch.states)
-        stats.edges += len(batch.children)
-        stats.loss += loss.item()
-        self._update.clipped += int(objective.clipped.sum())
-        stats.ratio_max_deviation = max(stats.ratio_max_deviation, float((objective.ratio - 1).abs().max()))
-        difference = (logprobs.detach() - batch.logprobs).abs().max()
-        stats.logprob_abs_diff = max(stats.logprob_abs_diff, float(difference))
+        self.engine.backward(objective.loss / self.trees_per_update)
+        self._update.stats.rows += len(batch.states)
+        self._update.stats.edges += len(batch.children)
+        self._update.clipped.append(objective.clipped.sum())
+        self._update.differences.append((logprobs.detach() - batch.logprobs).abs().max())
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -26,8 +26,6 @@ class Objective:
 
     loss: torch.Tensor
     """Scalar, to be minimised."""
-    ratio: torch.Tensor
-    """New over old probability, without gradient, float32 [E]."""
     clipped: torch.Tensor
     """Whether clipping took an edge's gradient away, bool [E]."""
 
@@ -48,6 +46,5 @@ def clipped_objective(
     held = ratio.clamp(1 - clip_range, 1 + clip_range) * advantages
     return Objective(
         loss=-(weights * torch.minimum(free, held)).sum(),
-        ratio=ratio.detach(),
         clipped=(held < free).detach(),
     )

@@ -46,7 +46,7 @@ def tree_advantages(tree: Tree, weights: Mapping[str, float], settings: Advantag
 
     `weights` are the rewards' factors in their sum. Raises ValueError for a tree with scores missing.
     """
-    if not tree.scored:
+    if not tree.scored(weights):
         raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
     total = sum((weight * tree.rewards[name] for name, weight in weights.items()), np.zeros(tree.schedule.leaves))
     beta = 0.0 if settings.fusion == "uniform" else settings.fusion_beta
@@ -72,18 +72,18 @@ def micro_batches(
         children = np.flatnonzero(kept)
         parents, begins = np.unique(tree.schedule.parent[children], return_index=True)
         picked += [(i, int(p), own) for p, own in zip(parents, np.split(children, begins)[1:], strict=True)]
+    weights = [edge_weights(tree.schedule, settings.edge_weight) for tree in trees]
     for begin in range(0, len(picked), rows):
-        yield _assemble(picked[begin : begin + rows], trees, advantages, settings)
+        yield _assemble(picked[begin : begin + rows], trees, advantages, weights)
 
 
 def _assemble(
     picked: Sequence[tuple[int, int, IntArray]],
     trees: Sequence[Tree],
     advantages: Sequence[FloatArray],
-    settings: AdvantageSettings,
+    weights: Sequence[FloatArray],
 ) -> MicroBatch:
     edges = [(i, int(child)) for i, _, children in picked for child in children]
-    weights = [edge_weights(tree.schedule, settings.edge_weight) for tree in trees]
 
     def per_edge(values: Sequence[FloatArray]) -> torch.Tensor:
         return torch.tensor([values[i][child] for i, child in edges], dtype=torch.float32)

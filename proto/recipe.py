@@ -35,9 +35,12 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
             value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
             OmegaConf.update(recipe, key, value, merge=False)
         content = OmegaConf.to_container(recipe, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError) as error:
-        raise InputError(f"recipe {path} can't be read: {error}") from error
+    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
+        raise InputError(f"recipe {path} can't be read: {' '.join(str(error).split())}") from error
     settings = parse_settings(content)
+    if Path(settings.policy.pretrained).is_dir():
+        pretrained = str(Path(settings.policy.pretrained).resolve())
+        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": pretrained})})
     prompts = settings.prompts
     folder = path.resolve().parent
     located = prompts.model_copy(

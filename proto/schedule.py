@@ -39,6 +39,8 @@ class Step:
             raise ValueError(f"children is {self.children}; a step has at least 1")
         if self.stochastic and not self.eta > 0:
             raise ValueError(f"eta is {self.eta}; the stochastic kernel '{self.kernel}' needs a value above 0")
+        if self.kernel == "cps" and self.eta > 1:
+            raise ValueError(f"eta is {self.eta}; the kernel 'cps' takes values up to 1")
         if self.children > 1 and not self.stochastic:
             raise ValueError("a split needs a stochastic kernel: the children of an ode step would be equal")
         if self.trained and not self.stochastic:
@@ -129,11 +131,6 @@ class Schedule:
             first, count = self.first_node[depth], self.nodes_per_depth[depth]
             parts.append(np.repeat(np.arange(first, first + count), step.children))
         return np.concatenate(parts)
-
-    @cached_property
-    def root(self) -> IntArray:
-        """Root above every node (0 to roots - 1), int64 [nodes]."""
-        return np.concatenate([np.repeat(np.arange(self.roots), n // self.roots) for n in self.nodes_per_depth])
 
     @cached_property
     def trained(self) -> npt.NDArray[np.bool_]:

@@ -50,14 +50,14 @@ class ScoreRequest:
 
 @dataclass(frozen=True)
 class ScoreReply:
-    """One finite score per picture and reward; raises ValueError for anything else, so that none is invented."""
+    """The scores of a request's pictures; `check` holds that there is one, and finite, for each."""
 
     scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     """By reward, float64 [n]."""
     id: str = ""
 
     def check(self, request: ScoreRequest) -> "ScoreReply":
-        """This reply, if it answers all of `request`."""
+        """This reply, if it answers all of `request`. Raises ValueError if a score is missing or not finite."""
         for name in request.rewards:
             values = self.scores.get(name)
             if values is None:

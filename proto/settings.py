@@ -11,12 +11,13 @@ from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, f
 from .schedule import Schedule, tree_schedule
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16"]
 
 
 class Settings(BaseModel):
-    """Strict and immutable: unknown keys, wrong types and infinite numbers are refused."""
+    """Immutable; unknown keys, values that don't convert to the type, and infinite numbers are refused."""
 
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
@@ -25,7 +26,8 @@ class PolicySettings(Settings):
     """The model that is aligned."""
 
     pretrained: str
-    """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one."""
+    """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one. A relative path
+    starts where the command is run."""
     height: PositiveInt = 720
     """Height of the pictures, pixels."""
     width: PositiveInt = 720
@@ -136,7 +138,8 @@ class OptimizerSettings(Settings):
     weight_decay: NonNegativeFloat = 1e-4
     """AdamW's weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up, over all updates of the run."""
+    """Course of the learning rate after the warm-up, over all updates of the run. More iterations stretch `linear` and
+    `cosine`."""
     warmup_updates: Annotated[int, Field(ge=0)] = 0
     """Updates over which the learning rate rises from 0."""
     gradient_clipping: NonNegativeFloat = 1.0
@@ -155,7 +158,8 @@ class LearnerSettings(Settings):
     clip_range: PositiveFloat = 1e-4
     """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
     skip_zero_advantage: bool = True
-    """Leave out edges whose advantage is exactly zero. The gradient is the same."""
+    """Leave out edges whose advantage is exactly zero: the gradient is the same. An update without any other edge makes
+    no step."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
     lora: LoraSettings | None = None
@@ -172,7 +176,7 @@ class EvaluationSettings(Settings):
 
     every: Annotated[int, Field(ge=0)] = 0
     """Iterations between evaluations; 0 evaluates before the first and after the last only."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
@@ -205,10 +209,10 @@ class RunSettings(Settings):
     """Name of the run and of its folder."""
     runs: Path = Path("runs")
     """Folder in which run folders are made. A relative path starts where the command is run."""
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Seed = 0
     """Seed of all noise and of the order of prompts."""
     iterations: PositiveInt = 300
-    """Iterations: sample, score, learn, publish."""
+    """Iterations: sample, score, learn, publish. A resumed run may ask for more."""
     threads: PositiveInt | None = None
     """CPU threads of the process; null leaves it to torch. Another number can change the last bits of a result."""
     policy: PolicySettings
@@ -249,6 +253,8 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
+        if not self.schedule.build().trained_edges:
+            raise ValueError("schedule trains no step: give more steps, or splits, or sde_steps")
         if self.schedule.build().leaves < 2:
             raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
         if self.advantage.normaliser != "group" and not self.schedule.splits:

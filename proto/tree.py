@@ -3,7 +3,7 @@
 Both carry references: the latents of a node are a view into the tensor that the sampler made.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -84,8 +84,8 @@ class Tree:
             column = self.rewards.setdefault(name, np.full(self.schedule.leaves, np.nan))
             column[leaves - self.schedule.first_node[-2]] = values
 
-    @property
-    def scored(self) -> bool:
-        """Whether every node and every score has arrived."""
-        arrays = [self.logprobs, *self.rewards.values()]
-        return len(arrays) > 1 and not any(np.isnan(array).any() for array in arrays)
+    def scored(self, rewards: Iterable[str]) -> bool:
+        """Whether every node has arrived, and every leaf's score by each of `rewards`."""
+        nothing = np.array([np.nan])
+        arrays = [self.logprobs, *(self.rewards.get(name, nothing) for name in rewards)]
+        return not any(np.isnan(array).any() for array in arrays)

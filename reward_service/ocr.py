@@ -21,14 +21,12 @@ BATCH = 16
 class OcrScorer:
     """Gives the rewards `ocr` and `ocr_exact`."""
 
-    def __init__(self, threads: int = -1) -> None:
-        """`threads` for the recognition, -1 for all cores."""
+    def __init__(self) -> None:
         self._model = RapidOCR(
             params={
                 "Global.log_level": "error",
                 "Rec.rec_img_shape": list(LINE_SHAPE),
                 "Rec.rec_batch_num": BATCH,
-                "EngineConfig.onnxruntime.intra_op_num_threads": threads,
             }
         )
 
@@ -51,7 +49,7 @@ def target(prompt: str) -> str:
     >>> target('a shop sign that says "OPEN"'), target("123")
     ('OPEN', '123')
     """
-    quoted = re.search(r'"([^"]+)"', prompt)
+    quoted = re.search(r'"([^"]*[^"\s][^"]*)"', prompt)
     return (quoted.group(1) if quoted else prompt).strip()
 
 

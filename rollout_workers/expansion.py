@@ -78,15 +78,9 @@ class _Growth:
     def start(self) -> _Frontier:
         """The roots of all trees."""
         trees, roots = len(self.task.trees), self.schedule.roots
-        frontier = _Frontier(
-            depth=0,
-            tree=np.repeat(np.arange(trees), roots),
-            index=np.tile(np.arange(roots), trees),
-            states=torch.empty(0),
-        )
-        states = self._noise(frontier, Stream.START).to(self.storage)
-        frontier = _Frontier(0, frontier.tree, frontier.index, states)
-        self._note(frontier, torch.zeros(len(states)))
+        tree, index = np.repeat(np.arange(trees), roots), np.tile(np.arange(roots), trees)
+        frontier = _Frontier(0, tree, index, self._noise(0, tree, index, Stream.START).to(self.storage))
+        self._note(frontier, torch.zeros(len(tree)))
         return frontier
 
     def grow(self, frontier: _Frontier) -> Iterator[Subtree]:
@@ -109,30 +103,29 @@ class _Growth:
             {name: values[rows] for name, values in self.batched_conditioning.items()},
         )
         mean = self.transitions.mean(depth, parents.states, velocity).repeat_interleave(step.children, dim=0)
-        children = _Frontier(
-            depth=depth + 1,
-            tree=np.repeat(parents.tree, step.children),
-            index=(parents.index[:, None] * step.children + np.arange(step.children)).ravel(),
-            states=mean.to(self.storage),
-        )
-        logprobs = torch.zeros(len(mean))
+        tree = np.repeat(parents.tree, step.children)
+        index = (parents.index[:, None] * step.children + np.arange(step.children)).ravel()
         if step.stochastic:
-            noise = self._noise(children, Stream.OWN)
+            noise = self._noise(depth + 1, tree, index, Stream.OWN)
             if step.children > 1:
-                shared = self._noise(parents, Stream.SHARED).repeat_interleave(step.children, dim=0)
+                shared = self._noise(depth, parents.tree, parents.index, Stream.SHARED)
+                shared = shared.repeat_interleave(step.children, dim=0)
                 noise = sibling_noise(shared, noise, self.schedule.sibling_spread)
             states = (mean + self.transitions.std[depth].to(mean.device) * noise).to(self.storage)
-            children = _Frontier(children.depth, children.tree, children.index, states)
             logprobs = self.transitions.logprob(depth, states, mean).cpu()
+        else:
+            states, logprobs = mean.to(self.storage), torch.zeros(len(mean))
+        children = _Frontier(depth + 1, tree, index, states)
         self._note(children, logprobs)
         return children
 
-    def _noise(self, frontier: _Frontier, stream: Stream) -> torch.Tensor:
-        first = self.schedule.first_node[frontier.depth]
+    def _noise(self, depth: int, trees: IntArray, indices: IntArray, stream: Stream) -> torch.Tensor:
+        """Noise of the nodes at `indices` within `depth` of `trees`, float32 [n, *latent_shape]."""
+        first = self.schedule.first_node[depth]
         task, shape = self.task, self.policy.latent_shape
         drawn = [
             gaussian(task.seed, task.iteration, task.trees[tree], first + int(index), stream, shape)
-            for tree, index in zip(frontier.tree, frontier.index, strict=True)
+            for tree, index in zip(trees, indices, strict=True)
         ]
         return torch.stack(drawn).to(self.policy.device)
 

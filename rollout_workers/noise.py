@@ -21,6 +21,8 @@ class Stream(IntEnum):
     """The noise of the edge into a node."""
     SHARED = 2
     """What the children of a node have in common."""
+    PROMPTS = 3
+    """The order of prompts, which belongs to no node."""
 
 
 def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:

@@ -1,6 +1,7 @@
 """The rollout worker: a policy, a schedule, and one task at a time."""
 
 from collections.abc import Iterator, Mapping, Sequence
+from functools import lru_cache
 
 import torch
 
@@ -10,6 +11,9 @@ from ..proto.tree import Conditioning, Subtree, Task
 from .expansion import expand
 from .policies.base import Policy, load_weights
 
+ENCODED_PROMPTS = 256
+"""Prompts whose conditioning is kept; FLUX.1-dev's takes 4 MB."""
+
 
 class RolloutWorker:
     """Samples the trees of tasks. A plain class: whoever launches it decides where it runs."""
@@ -17,7 +21,7 @@ class RolloutWorker:
     def __init__(self, policy: Policy, schedule: Schedule, settings: RolloutSettings) -> None:
         self.policy, self.schedule, self.settings = policy, schedule, settings
         self.weights_version = 0
-        self._conditionings: dict[str, Conditioning] = {}
+        self._encode = lru_cache(maxsize=ENCODED_PROMPTS)(policy.encode)
 
     def sample(self, task: Task) -> Iterator[Subtree]:
         """Parts of the task's trees as they finish. Raises ValueError if the task wants other weights."""
@@ -28,11 +32,8 @@ class RolloutWorker:
         return expand(self.policy, self.schedule, task, self.encode(task.prompts), self.settings)
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """Conditioning of each prompt, computed once and alone: in a batch its last bits would depend on others."""
-        for prompt in prompts:
-            if prompt not in self._conditionings:
-                self._conditionings[prompt] = self.policy.encode(prompt)
-        return [self._conditionings[prompt] for prompt in prompts]
+        """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""
+        return [self._encode(prompt) for prompt in prompts]
 
     def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Take over published weights."""

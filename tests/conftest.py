@@ -5,7 +5,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+# Tests start other processes beside them, and threads that spin while they wait would slow both 20 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 
 import numpy as np

@@ -18,6 +18,8 @@ MAY_IMPORT = {
 }
 FORBIDDEN = {  # pure algorithm code knows nothing of these
     "rollout_workers": {"ray", "deepspeed"},
+    "reward_service": {"ray", "deepspeed"},
+    "learner": {"ray"},
     "proto": {"ray", "deepspeed", "diffusers", "transformers"},
 }
 

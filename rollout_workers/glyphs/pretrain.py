@@ -11,12 +11,14 @@ import math
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeline, FluxTransformer2DModel
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
+from ...proto.files import whole
 from .words import HEIGHT, WIDTH, draw_all, words
 
 MAX_SEQUENCE_LENGTH = 6
@@ -133,11 +135,12 @@ def pretrain(
         _train_flow(pipeline, clean, latents[True], scribbled_steps, 7e-4, progress, "scribbled words")
     for module in (pipeline.vae, pipeline.text_encoder, pipeline.text_encoder_2, pipeline.transformer):
         module.half()
-    pipeline.save_pretrained(out, safe_serialization=True)
+    with whole(out) as temporary:
+        pipeline.save_pretrained(temporary, safe_serialization=True)
     return out
 
 
-def _as_tensor(images: "torch.Tensor | object") -> torch.Tensor:
+def _as_tensor(images: np.ndarray) -> torch.Tensor:
     """uint8 [N, H, W, 3] to float32 [N, 3, H, W] in [-1, 1]."""
     return torch.as_tensor(images).permute(0, 3, 1, 2).float() / 127.5 - 1
 

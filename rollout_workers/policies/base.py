@@ -22,10 +22,6 @@ class Policy(Protocol):
     def device(self) -> torch.device: ...
 
     @property
-    def precision(self) -> torch.dtype:
-        """The network's dtype."""
-
-    @property
     def latent_shape(self) -> tuple[int, ...]:
         """Shape of one state, without a batch dimension."""
 

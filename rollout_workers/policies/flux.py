@@ -20,8 +20,12 @@ class FluxPolicy:
 
     def __init__(self, folder: Path, settings: PolicySettings, device: torch.device) -> None:
         """Loads the whole pipeline from `folder` onto `device`. Raises InputError for a size it can't draw."""
-        precision = getattr(torch, settings.precision)
-        self.pipeline = FluxPipeline.from_pretrained(folder, dtype=precision, local_files_only=True).to(device)
+        self.precision = getattr(torch, settings.precision)
+        try:
+            self.pipeline = FluxPipeline.from_pretrained(folder, dtype=self.precision, local_files_only=True).to(device)
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.network = self.pipeline.transformer
         self._settings = settings
         self._grid = self.pipeline.vae_scale_factor * 2
@@ -34,10 +38,6 @@ class FluxPolicy:
     @property
     def device(self) -> torch.device:
         return self.network.device
-
-    @property
-    def precision(self) -> torch.dtype:
-        return getattr(torch, self._settings.precision)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -97,14 +97,16 @@ class FluxPolicy:
 
     def add_lora(self, settings: LoraSettings) -> None:
         self.network.requires_grad_(False)
-        self.network.add_adapter(
-            LoraConfig(
-                r=settings.rank,
-                lora_alpha=settings.alpha,
-                target_modules=list(settings.target_modules),
-                init_lora_weights="gaussian",
-            )
+        adapters = LoraConfig(
+            r=settings.rank,
+            lora_alpha=settings.alpha,
+            target_modules=list(settings.target_modules),
+            init_lora_weights="gaussian",
         )
+        try:
+            self.network.add_adapter(adapters)
+        except ValueError as error:
+            raise InputError(f"learner.lora.target_modules is {settings.target_modules}: {error}") from error
 
     def save(self, folder: Path) -> Path:
         if getattr(self.network, "peft_config", None):

@@ -18,7 +18,17 @@ EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
 
 def load_policy(settings: PolicySettings) -> Policy:
-    """The policy in `settings.pretrained`. Raises InputError if there is none, or none that we know."""
+    """The policy in `settings.pretrained`. Raises InputError as `find_policy` does, or for a size it can't draw."""
+    folder, family, device = find_policy(settings)
+    disable_progress_bar()  # loading has a spinner of our own
+    return family(folder, settings, device)
+
+
+def find_policy(settings: PolicySettings) -> tuple[Path, type[FluxPolicy], torch.device]:
+    """Where the policy lies, its adapter and its device, without loading it.
+
+    Raises InputError if there is no pipeline, none that we know, or no such device.
+    """
     folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
     index = folder / "model_index.json"
     if not index.is_file():
@@ -32,8 +42,7 @@ def load_policy(settings: PolicySettings) -> Policy:
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
             f"{sorted(FAMILIES)}"
         )
-    disable_progress_bar()  # loading has a spinner of our own
-    return FAMILIES[family](folder, settings, _device(settings.device))
+    return folder, FAMILIES[family], _device(settings.device)
 
 
 def _device(name: str) -> torch.device:

@@ -36,6 +36,9 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (["schedule.splits={15: 2}"], "splits names step 15"),
         (["schedule.splits={3: 1}"], "a split has at least 2"),
         (["rollout.batch_limit=0"], "rollout.batch_limit is 0"),
+        (["policy.height=20"], "policy.height is 20; this model draws multiples of 8"),
+        (["policy.device=abacus"], "policy.device is 'abacus'"),
+        (["learner.lora={target_modules: [nothing]}"], "learner.lora.target_modules is ['nothing']"),
         (["runs={empty}"], "can't be made: Not a directory"),
         (["name=taken"], "give --resume to go on with it"),
         (["--resume", "name=other"], "there is nothing to resume"),
@@ -51,7 +54,8 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
 ) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
-    (tmp_path / "runs" / "taken").mkdir(parents=True)
+    if "name=taken" in arguments:
+        (tmp_path / "runs" / "taken").mkdir(parents=True)
     given = [argument.replace("{empty}", str(empty)) for argument in arguments]
     runs = [] if any(argument.startswith("runs=") for argument in given) else [f"runs={tmp_path / 'runs'}"]
     before = sorted(tmp_path.rglob("*"))
@@ -96,6 +100,7 @@ def test_evaluate_writes_pictures_and_scores(
     [
         (["evaluate", GLYPHS, "--ema"], "is a recipe, which has no checkpoints"),
         (["evaluate", "{folder}"], "is no run folder"),
+        (["evaluate", GLYPHS, "--out", "/proc/nowhere/x"], "can't be made"),
         (["export", "{folder}", "{folder}/out"], "is no run folder"),
     ],
 )

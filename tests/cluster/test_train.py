@@ -15,8 +15,10 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.evaluation import evaluate
 from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.trained import export, trained_policy
+from branchgrpo.cluster.trained import trained_policy
+from branchgrpo.learner.export import export
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.files import PARTIAL
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
@@ -55,8 +57,9 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 
 
 def assert_only_whole_files(folder: Path) -> None:
+    """Unfinished ones, which a killed process may leave, bear a name of their own."""
     for path in folder.rglob("*"):
-        if any(part.startswith(".") for part in path.relative_to(folder).parts) or not path.is_file():
+        if any(part.startswith(PARTIAL) for part in path.relative_to(folder).parts) or not path.is_file():
             continue
         if path.suffix == ".jsonl":
             assert [json.loads(line) for line in path.read_text().splitlines()]
@@ -142,7 +145,9 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Pa
     process.kill()
     process.wait()
     assert_only_whole_files(folder)
+    (folder / "checkpoints" / f"{PARTIAL}1-iteration-000003").mkdir()
     run(killed, tmp_path, "--resume")
+    assert not list(folder.rglob(f"{PARTIAL}*"))
     assert_only_whole_files(folder)
     assert_bit_equal(weights(straight), weights(folder))
 
@@ -166,6 +171,11 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     policy = trained_policy(folder, ema=ema)
     drawn = evaluate(policy, Scorers(settings.rewards), settings, ["123", "456"])
     saved = export(policy, tmp_path / "exported")
+    if not ema:  # what the run itself has exported is the same
+        own = folder.path / "export" / saved.relative_to(tmp_path / "exported")
+        for file in own.rglob("*.safetensors") if own.is_dir() else [own]:
+            again = tmp_path / "exported" / file.relative_to(folder.path / "export")
+            assert_bit_equal(safetensors.torch.load_file(file), safetensors.torch.load_file(again))
     untrained = evaluate(load_policy(settings.policy), Scorers(settings.rewards), settings, ["123", "456"])
     assert np.abs(drawn.media.astype(int) - untrained.media.astype(int)).max() > 10
 
@@ -194,9 +204,12 @@ def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Pa
         folder.append("metrics", {"iteration": 1})
     changed = run_settings({"learner.clip_range": 0.5, "iterations": 9})
     with pytest.raises(
-        InputError, match="'learner' differs .*: clip_range was 0.01 and is 0.5; a resumed run may change"
+        InputError, match="learner.clip_range was 0.01 in the run in .* and is 0.5 now; a resumed run may"
     ):
         RunFolder.resume(changed)
+    folder.checkpoint(4).mkdir(parents=True)
+    with pytest.raises(InputError, match="iterations is 2; the run in .* has done 4 already"):
+        RunFolder.resume(settings)
     assert RunFolder.resume(run_settings({"iterations": 9})).settings.iterations == 9
     with pytest.raises(InputError, match="there is nothing to resume"):
         RunFolder.resume(run_settings({"name": "other"}))
@@ -215,4 +228,4 @@ def test_a_run_that_fails_at_the_start_leaves_nothing(run_settings: Settings) ->
     settings = run_settings()
     with pytest.raises(RuntimeError), RunFolder.create(settings):
         raise RuntimeError
-    assert not (settings.runs / settings.name).exists()
+    assert not settings.runs.exists()

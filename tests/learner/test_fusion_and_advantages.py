@@ -78,7 +78,8 @@ def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: 
     rewards, logprobs = random_tree(schedule, seed)
     values = fuse(rewards, logprobs, schedule, beta=0.5)
     got = depth_advantages(values, schedule, normaliser, clip=1e9)
-    roots = np.zeros_like(schedule.root) if normaliser == "group" else schedule.root
+    root = np.concatenate([np.repeat(np.arange(schedule.roots), n // schedule.roots) for n in schedule.nodes_per_depth])
+    roots = np.zeros_like(root) if normaliser == "group" else root
     for depth, root in itertools.product(schedule.trained_depths, np.unique(roots)):
         assert got[(schedule.depth == depth) & (roots == root)].sum() == pytest.approx(0, abs=1e-9)
     assert not got[~schedule.trained].any()

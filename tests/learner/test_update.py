@@ -189,11 +189,29 @@ def test_an_update_without_a_single_edge_makes_no_step(run_settings: Settings, s
     assert all(torch.equal(before[name], value) for name, value in learner.engine.weights().items())
 
 
+def test_rows_through_the_network_are_those_that_the_schedule_counts(run_settings: Settings, sample: Sample) -> None:
+    """The paper's tree: 203 forward passes to sample it, 187 forward and backward passes to learn from it."""
+    schedule = {"steps": 20, "splits": {0: 2, 3: 2, 6: 2, 9: 2}, "eta": 0.3}
+    settings = run_settings({"schedule": schedule, "prompts.per_iteration": 2, "learner.skip_zero_advantage": False})
+    learner = Learner(load_policy(settings.policy), settings)
+    rows = {False: 0, True: 0}
+
+    def count(module: object, args: object, kwargs: dict) -> None:
+        rows[torch.is_grad_enabled()] += len(kwargs["hidden_states"])
+
+    learner.policy.network.register_forward_pre_hook(count, with_kwargs=True)
+    stats = update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1",)))
+    assert rows == {False: 203, True: 187}
+    assert (stats.rows, stats.edges) == (187, 202)
+
+
 def test_an_update_with_a_tree_missing_is_refused(run_settings: Settings, sample: Sample) -> None:
     settings = run_settings()
     learner = Learner(load_policy(settings.policy), settings)
     with pytest.raises(ValueError, match="an update takes 2 trees; got 1"):
         update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1",)))
+    with pytest.raises(ValueError, match="an update takes 2 trees; one more was given"):
+        update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2")))
 
 
 def test_a_tree_with_scores_missing_is_refused(run_settings: Settings, sample: Sample) -> None:
@@ -318,7 +336,9 @@ def test_learning_rate_schedules(run_settings: Settings, sample: Sample, name: s
     assert rates == pytest.approx([rate * 1e-3 for rate in expected])
 
 
-@pytest.mark.parametrize(("stage", "precision"), [(0, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")])
+@pytest.mark.parametrize(
+    ("stage", "precision"), [(0, "float32"), (1, "float32"), (1, "bfloat16"), (2, "float32"), (3, "bfloat16")]
+)
 def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample, tmp_path, stage, precision) -> None:
     changes = {"learner.zero_stage": stage, "policy.precision": precision, "learner.ema_decay": 0.5}
     settings = run_settings({**changes, "learner.optimizer": {"schedule": "cosine", "learning_rate": 1e-2}})

@@ -53,6 +53,8 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
         ("schedule.splits={}", "a tree needs at least two leaves"),
         ("schedule={roots: 4}", "every advantage would be 0"),
+        ("schedule={roots: 4, sde_steps: []}", "schedule trains no step"),
+        ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
         ("name=a/b", "'a/b' can't name a folder"),
         ("learner.clip_range=.inf", "learner.clip_range is inf"),

@@ -40,26 +40,22 @@ schedules = st.builds(
 
 @given(schedules)
 def test_topology_is_that_of_a_tree_grown_node_by_node(schedule: Schedule) -> None:
-    depth = [(0, root) for root in range(schedule.roots)]
-    parents, depths, roots = [-1] * schedule.roots, [0] * schedule.roots, list(range(schedule.roots))
+    width = schedule.roots
+    parents, depths = [-1] * width, [0] * width
     trained_rows, trained_edges, first = set(), 0, 0
     for number, step in enumerate(schedule.steps):
-        following = []
-        for position, (_, root) in enumerate(depth):
+        for position in range(width):
             for _ in range(step.children):
                 parents.append(first + position)
                 depths.append(number + 1)
-                roots.append(root)
-                following.append((number + 1, root))
                 if step.trained:
                     trained_rows.add(first + position)
                     trained_edges += 1
-        first += len(depth)
-        depth = following
+        first += width
+        width *= step.children
     assert schedule.parent.tolist() == parents
     assert schedule.depth.tolist() == depths
-    assert schedule.root.tolist() == roots
-    assert (schedule.rows, schedule.trained_edges, schedule.leaves) == (len(trained_rows), trained_edges, len(depth))
+    assert (schedule.rows, schedule.trained_edges, schedule.leaves) == (len(trained_rows), trained_edges, width)
     assert schedule.forward_passes == len(set(parents) - {-1})
     assert schedule.edges == len(parents) - schedule.roots
     assert np.flatnonzero(schedule.trained).size == trained_edges
@@ -85,6 +81,7 @@ def test_only_chosen_steps_are_stochastic() -> None:
         ({"sde_steps": [19]}, "sde_steps names step 19"),
         ({"roots": 0}, "roots is 0"),
         ({"eta": 0.0}, "eta is 0.0"),
+        ({"kernel": "cps", "eta": 1.5}, "the kernel 'cps' takes values up to 1"),
         ({"sibling_spread": -1.0}, "sibling_spread is -1.0"),
     ],
 )

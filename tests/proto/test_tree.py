@@ -23,12 +23,13 @@ def part(nodes: list[int]) -> Subtree:
 def test_parts_in_any_cut_make_the_whole() -> None:
     tree = Tree(0, "x", SCHEDULE)
     tree.add(part([0, 1, 3, 5]))
-    assert not tree.scored
+    assert not tree.scored([])
     tree.add(part([2, 4, 6]))
     tree.add_scores(np.array([5]), {"r": np.array([0.5])})
-    assert not tree.scored
+    assert not tree.scored(["r"])
     tree.add_scores(np.array([6]), {"r": np.array([1.0])})
-    assert tree.scored
+    assert tree.scored(["r"])
+    assert not tree.scored(["r", "another"])
     assert [float(latents[0]) for latents in tree.latents if latents is not None] == list(range(7))
     assert tree.rewards["r"].tolist() == [0.5, 1.0]
 

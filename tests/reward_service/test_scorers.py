@@ -42,6 +42,7 @@ def test_similarity(read: str, wanted: str, value: float) -> None:
 def test_target_is_the_quoted_text_or_all() -> None:
     assert target('the word "a b" on a wall') == "a b"
     assert target(" 042 ") == "042"
+    assert target('say " "') == 'say " "'
 
 
 def test_an_unknown_reward_is_named() -> None:
