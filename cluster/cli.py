@@ -168,7 +168,6 @@ def _prepare_environment() -> None:
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",
-        "HF_HUB_DISABLE_PROGRESS_BARS": "1",
         "HF_HUB_OFFLINE": "1",
     }.items():
         os.environ.setdefault(name, value)

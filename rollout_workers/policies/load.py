@@ -3,8 +3,9 @@
 import json
 from pathlib import Path
 
+import diffusers.utils.logging
 import torch
-from diffusers.utils.logging import disable_progress_bar
+import transformers.utils.logging
 
 from ...proto.errors import InputError
 from ...proto.settings import PolicySettings
@@ -20,7 +21,8 @@ EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 def load_policy(settings: PolicySettings) -> Policy:
     """The policy in `settings.pretrained`. Raises InputError as `find_policy` does, or for a size it can't draw."""
     folder, family, device = find_policy(settings)
-    disable_progress_bar()  # loading has a spinner of our own
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
     return family(folder, settings, device)
 
 
