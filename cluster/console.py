@@ -59,7 +59,8 @@ class RunDisplay:
     def iteration(self, report: IterationReport, seconds: float) -> None:
         rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
         phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
-        self.console.print(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}", highlight=False)
+        line = f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}"
+        self.console.print(line, highlight=False, soft_wrap=True)
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 
