@@ -7,6 +7,7 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
+from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
@@ -95,7 +96,10 @@ def evaluate(
     if settings.prompts.held_out is None:
         raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
     prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
-    evaluation = run(policy, Scorers(settings.rewards), settings, prompts)
+    scorers = Scorers(settings.rewards)
+    with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
+        task = progress.add_task("sampling and scoring", total=1.0)
+        evaluation = run(policy, scorers, settings, prompts, lambda share: progress.update(task, completed=share))
     table = Table("reward", "mean", title=f"{len(prompts)} held-out prompts")
     for name, mean in evaluation.means().items():
         table.add_row(name, f"{mean:.4f}")
