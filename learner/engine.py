@@ -8,7 +8,6 @@ Two of its defaults lose gradients without a word, and are avoided here:
 
 import math
 import os
-import socket
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -139,12 +138,11 @@ def _start_deepspeed(device: torch.device) -> None:
 
     if torch.distributed.is_initialized():
         return
+    backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" not in os.environ:
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            port = probe.getsockname()[1]
-        alone = {"RANK": 0, "WORLD_SIZE": 1, "LOCAL_RANK": device.index or 0, "MASTER_PORT": port}
-        os.environ.update({name: str(value) for name, value in alone.items()}, MASTER_ADDR="127.0.0.1")
+        # In memory: no port to find free, and no environment that child processes would take for their own.
+        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed("nccl" if device.type == "cuda" else "gloo", verbose=False)
+    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)
