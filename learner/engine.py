@@ -141,7 +141,8 @@ def _start_deepspeed(device: torch.device) -> None:
     backend = "nccl" if device.type == "cuda" else "gloo"
     if "RANK" not in os.environ:
         # In memory: no port to find free, and no environment that child processes would take for their own.
-        torch.distributed.init_process_group(backend, store=torch.distributed.HashStore(), rank=0, world_size=1)
+        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
+        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
         os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
