@@ -11,7 +11,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from .. import __version__
-from ..proto.errors import InputError
+from ..proto.errors import InputError, RunFailed
 from .stop import Stopped
 
 app = typer.Typer(
@@ -47,6 +47,10 @@ def train(
     resume: Annotated[
         bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")
     ] = False,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
+    ] = None,
 ) -> None:
     """Align a policy with rewards, as the recipe says.
 
@@ -59,7 +63,7 @@ def train(
     with console.status("starting"):
         from .console import RunDisplay
         from .train import train as run
-    run(settings, RunDisplay(console), resume=resume)
+    run(settings, RunDisplay(console), resume=resume, address=address)
 
 
 @app.command()
@@ -79,8 +83,11 @@ def evaluate(
     recipe = None if target.is_dir() else load_recipe(target)
     if out:
         must_be_new(out)
+    import torch
+
     from ..reward_service.scorers import Scorers
     from ..rollout_workers.policies.load import load_policy
+    from ..rollout_workers.worker import RolloutWorker
     from .evaluation import evaluate as run
     from .prompts import read_prompts
     from .run_folder import RunFolder
@@ -93,13 +100,16 @@ def evaluate(
         raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema and --iteration")
     else:
         settings, policy = recipe, load_policy(recipe.policy)
+    if settings.threads:
+        torch.set_num_threads(settings.threads)
     if settings.prompts.held_out is None:
         raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
     prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
-    scorers = Scorers(settings.rewards)
+    scorers = Scorers(settings.rewards, settings.threads)
+    worker = RolloutWorker(policy, settings.schedule.build(), settings.rollout)
     with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
         task = progress.add_task("sampling and scoring", total=1.0)
-        evaluation = run(policy, scorers, settings, prompts, lambda share: progress.update(task, completed=share))
+        evaluation = run(worker, scorers, settings, prompts, lambda share: progress.update(task, completed=share))
     table = Table("reward", "mean", title=f"{len(prompts)} held-out prompts")
     for name, mean in evaluation.means().items():
         table.add_row(name, f"{mean:.4f}")
@@ -153,7 +163,7 @@ def main() -> None:
     except InputError as error:
         _complain(error)
         sys.exit(2)
-    except (OSError, FloatingPointError) as error:
+    except (OSError, FloatingPointError, RunFailed) as error:
         _complain(error)
         sys.exit(1)
     except Stopped as stopped:

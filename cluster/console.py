@@ -16,7 +16,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
-from .plain import IterationReport
+from .loop import IterationReport
 from .run_folder import RunFolder
 
 

@@ -5,14 +5,11 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
-from ..proto.schedule import ode_schedule
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Task
 from ..reward_service.scorers import Scorers
-from ..rollout_workers.policies.base import Policy
 from ..rollout_workers.worker import RolloutWorker
 
 ITERATION = 0
@@ -33,30 +30,38 @@ class Evaluation:
         return {name: float(values.mean()) for name, values in self.rewards.items()}
 
 
+def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
+    """The tasks of an evaluation. The start of prompt i depends on `evaluation.seed` and i alone."""
+    size = settings.rollout.batch_limit
+    groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
+    return [
+        Task(
+            ITERATION,
+            tuple(group),
+            tuple(prompts[i] for i in group),
+            settings.evaluation.seed,
+            version,
+            evaluation=True,
+        )
+        for group in groups
+    ]
+
+
 def evaluate(
-    policy: Policy,
+    worker: RolloutWorker,
     scorers: Scorers,
     settings: RunSettings,
     prompts: Sequence[str],
     progress: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
-    """Sample every prompt once with the `ode` kernel and score it by all rewards of the run.
-
-    The start of prompt i depends on `evaluation.seed` and i alone.
-    """
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    worker = RolloutWorker(policy, ode_schedule(settings.schedule.steps), settings.rollout)
+    """Sample every prompt once with the `ode` kernel and score it by all rewards of the run."""
     media: list[npt.NDArray[np.uint8]] = []
     rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
-    size = settings.rollout.batch_limit
-    for first in range(0, len(prompts), size):
-        group = tuple(prompts[first : first + size])
-        task = Task(ITERATION, tuple(range(first, first + len(group))), group, settings.evaluation.seed)
+    for task in evaluation_tasks(settings, prompts, worker.weights_version):
         pictures = np.concatenate([part.media for part in worker.sample(task)])
-        reply = scorers.score(ScoreRequest(pictures, group, list(rewards)))
+        reply = scorers.score(ScoreRequest(pictures, task.prompts, list(rewards)))
         media.append(pictures)
         for name, values in rewards.items():
             values.append(reply.scores[name])
-        progress((first + len(group)) / len(prompts))
+        progress((task.trees[-1] + 1) / len(prompts))
     return Evaluation(prompts, np.concatenate(media), {name: np.concatenate(v) for name, v in rewards.items()})

@@ -3,92 +3,52 @@
 Rollout worker and learner share one policy, so that publishing sends nothing.
 """
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
-from typing import TypeVar
+from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from ..learner.learner import Learner, UpdateStats
+from ..learner.learner import Learner
+from ..proto.files import whole
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
-from ..proto.tree import Task, Tree
+from ..proto.tree import Tree
 from ..reward_service.scorers import Scorers
 from ..rollout_workers.policies.load import load_policy
 from ..rollout_workers.worker import RolloutWorker
-
-Item = TypeVar("Item")
-
-
-@dataclass
-class Stopwatch:
-    """Seconds per phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to phase `name`."""
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def drawn(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, with the time it takes to make each added to phase `name`."""
-        iterator = iter(items)
-        while True:
-            with self.phase(name):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item
-
-
-@dataclass
-class IterationReport:
-    """What one iteration did."""
-
-    iteration: int
-    rewards: dict[str, npt.NDArray[np.float64]]
-    """Scores of all leaves by reward, float64 [trees * leaves]."""
-    seconds: dict[str, float]
-    """By phase: rollout, scoring, learning, publishing."""
-    forward_passes: int
-    updates: list[UpdateStats]
-    media: list[npt.NDArray[np.uint8]]
-    """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
+from .evaluation import Evaluation, evaluate
+from .loop import SHOWN_TREES, IterationReport, Progress, Stopwatch, training_tasks
 
 
 class PlainLoop:
     """One process that holds the policy, the rewards and the learner."""
 
-    SHOWN_TREES = 4
-
     def __init__(self, settings: RunSettings) -> None:
         """Loads all models. Raises ValueError for settings that don't fit them."""
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
         self.settings = settings
         self.schedule = settings.schedule.build()
-        self.scorers = Scorers(settings.rewards)
+        self.scorers = Scorers(settings.rewards, settings.threads)
         self.policy = load_policy(settings.policy)
         self.worker = RolloutWorker(self.policy, self.schedule, settings.rollout)
         self.learner = Learner(self.policy, settings)
         self.worker.weights_version = self.learner.version
 
     def iterate(
-        self, iteration: int, prompts: Sequence[str], progress: Callable[[str, float], None] = lambda phase, share: None
+        self,
+        iteration: int,
+        prompts: Sequence[str],
+        upcoming: Sequence[str] | None = None,
+        progress: Progress = lambda phase, share: None,
     ) -> IterationReport:
-        """One iteration. `progress` is told the phase and how much of it is done, 0 to 1."""
         watch = Stopwatch()
         trees = [Tree(number, prompt, self.schedule) for number, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         leaves_done = 0
-        for task in self._tasks(iteration, prompts):
+        for task in training_tasks(self.settings, iteration, prompts, self.worker.weights_version):
             with watch.phase("rollout"):
                 parts = self.worker.sample(task)
             for part in watch.drawn("rollout", parts):
@@ -97,7 +57,7 @@ class PlainLoop:
                 with watch.phase("scoring"):
                     request = ScoreRequest(part.media, [tree.prompt] * len(part.media), list(self.settings.rewards))
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
-                if part.tree < self.SHOWN_TREES:
+                if part.tree < SHOWN_TREES:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
                 progress("rollout", leaves_done / (len(trees) * self.schedule.leaves))
@@ -120,10 +80,19 @@ class PlainLoop:
             media=[np.concatenate(media[number]) for number in sorted(media)],
         )
 
-    def _tasks(self, iteration: int, prompts: Sequence[str]) -> Iterator[Task]:
-        """Fixed groups of consecutive trees."""
-        size = self.settings.rollout.trees_per_task
-        for first in range(0, len(prompts), size):
-            group = tuple(prompts[first : first + size])
-            numbers = tuple(range(first, first + len(group)))
-            yield Task(iteration, numbers, group, self.settings.seed, self.worker.weights_version)
+    def evaluate(self, prompts: Sequence[str]) -> Evaluation:
+        return evaluate(self.worker, self.scorers, self.settings, prompts)
+
+    def save(self, folder: Path) -> None:
+        with whole(folder) as temporary:
+            self.learner.save(temporary)
+
+    def load(self, folder: Path) -> None:
+        self.learner.load(folder)
+        self.worker.weights_version = self.learner.version
+
+    def export(self, folder: Path) -> None:
+        self.learner.export(folder)
+
+    def close(self) -> None:
+        """Nothing to give back: the process ends."""

@@ -32,7 +32,18 @@ from .evaluation import Evaluation
 
 PACKAGES = ("branchgrpo", "torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
-MAY_CHANGE = ("runs", "iterations", "evaluation.every", "checkpoint", "logging")
+MAY_CHANGE = (
+    "runs",
+    "iterations",
+    "evaluation.every",
+    "checkpoint",
+    "logging",
+    "execution",
+    "placement",
+    "pools",
+    "rollout.parts_in_scoring",
+    "rollout.trees_in_flight",
+)
 """Settings that a resumed run may change; any other would make it a different run."""
 
 

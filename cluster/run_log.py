@@ -6,7 +6,7 @@ from typing import Any
 import numpy as np
 
 from ..proto.settings import RunSettings
-from .plain import IterationReport
+from .loop import IterationReport
 from .run_folder import RunFolder
 
 
@@ -69,6 +69,8 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         },
         "leaves": int(next(iter(report.rewards.values())).size),
         "forward_passes": report.forward_passes,
+        "scoring_hidden": report.scoring_hidden,
+        "first_score": report.first_score,
         "rows": sum(update.rows for update in report.updates),
         "edges": sum(update.edges for update in report.updates),
         "skipped_edges": sum(update.skipped_edges for update in report.updates),

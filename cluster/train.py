@@ -8,58 +8,86 @@ from pathlib import Path
 from ..proto.errors import InputError
 from ..proto.files import write_text
 from ..proto.settings import RunSettings
-from ..reward_service.scorers import check_rewards
-from ..rollout_workers.policies.load import find_policy
+from ..reward_service.scorers import reward_models
+from ..rollout_workers.policies.load import find_device, find_policy
 from . import pictures
 from .console import RunDisplay
-from .evaluation import evaluate
-from .plain import PlainLoop
+from .loop import Loop
 from .prompts import prompts_of, read_prompts
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .stop import Stopped, StopRequest
 
 
-def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False) -> Path:
+def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, address: str | None = None) -> Path:
     """Run (or go on with) the recipe and return the run folder.
 
-    Everything that can be checked is checked before anything is written. Raises InputError for settings that can't be
-    used, Stopped after SIGTERM or Ctrl-C.
+    With `execution: ray` on the cluster at `address`, or on a Ray that is started for this run and ended with it. What
+    can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
+    after SIGTERM or Ctrl-C.
     """
-    check_rewards(settings.rewards)
+    models = reward_models(settings.rewards)
+    if unknown := sorted(set(settings.pools.rewards) - set(models)):
+        raise InputError(f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)}")
     find_policy(settings.policy)
+    if settings.execution == "plain":
+        find_device(settings.policy)
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
     held_out: list[str] = []
     if settings.prompts.held_out:
         held_out = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
     if settings.logging.wandb_project and find_spec("wandb") is None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
-    if settings.threads:
-        import torch
-
-        torch.set_num_threads(settings.threads)
     with StopRequest().listening() as stop:
         if resume:
-            _Run(RunFolder.resume(settings), settings, display, stop).go(train_prompts, held_out)
+            _go(RunFolder.resume(settings), settings, display, stop, address, train_prompts, held_out)
         else:
             with RunFolder.create(settings) as folder:
-                _Run(folder, settings, display, stop).go(train_prompts, held_out)
+                _go(folder, settings, display, stop, address, train_prompts, held_out)
     return settings.runs / settings.name
+
+
+def _go(
+    folder: RunFolder,
+    settings: RunSettings,
+    display: RunDisplay,
+    stop: StopRequest,
+    address: str | None,
+    prompts: list[str],
+    held_out: list[str],
+) -> None:
+    with display.waiting("starting the loop and loading models"):
+        loop = _loop(settings, folder, address)
+    try:
+        _Run(loop, folder, settings, display, stop).go(prompts, held_out)
+    finally:
+        with display.waiting("ending processes"):
+            loop.close()
+
+
+def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
+    if settings.execution == "plain":
+        from .plain import PlainLoop
+
+        return PlainLoop(settings)
+    from .ray_loop import RayLoop
+
+    return RayLoop(settings, folder.path, address)
 
 
 class _Run:
     """The iterations of one run, with what stands around them."""
 
-    def __init__(self, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest) -> None:
-        self.folder, self.settings, self.display, self.stop = folder, settings, display, stop
-        with display.waiting("loading models"):
-            self.loop = PlainLoop(settings)
-            done = folder.checkpoints()
-            self.done = done[-1] if done else 0
-            folder.forget_after(self.done if done else -1)
-            if done:
-                self.loop.learner.load(folder.checkpoint(self.done))
-                self.loop.worker.weights_version = self.loop.learner.version
+    def __init__(
+        self, loop: Loop, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest
+    ) -> None:
+        self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
+        done = folder.checkpoints()
+        self.done = done[-1] if done else 0
+        folder.forget_after(self.done if done else -1)
+        if done:
+            with display.waiting("loading the checkpoint"):
+                loop.load(folder.checkpoint(self.done))
         self.log = RunLog(folder, settings, self.done + 1)
 
     def go(self, prompts: list[str], held_out: list[str]) -> None:
@@ -78,8 +106,12 @@ class _Run:
     def _iterate(self, iteration: int, prompts: list[str], held_out: list[str]) -> None:
         settings = self.settings
         start = time.perf_counter()
-        drawn = prompts_of(iteration, prompts, settings.prompts.per_iteration, settings.seed)
-        report = self.loop.iterate(iteration, drawn, self.display.within)
+        drawn, upcoming = (
+            prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed) for i in (iteration, iteration + 1)
+        )
+        report = self.loop.iterate(
+            iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
+        )
         seconds = time.perf_counter() - start
         self.log.iteration(report, seconds)
         self.display.iteration(report, seconds)
@@ -89,7 +121,7 @@ class _Run:
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
         if last or stopped_by or iteration % settings.checkpoint.every == 0:
-            self.loop.learner.save(self.folder.checkpoint(iteration))
+            self.loop.save(self.folder.checkpoint(iteration))
             self.folder.drop_old_checkpoints(settings.checkpoint.keep)
         if stopped_by and not last:
             raise Stopped(stopped_by, iteration)
@@ -97,7 +129,7 @@ class _Run:
     def _evaluate(self, iteration: int, held_out: list[str]) -> None:
         if held_out:
             with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
-                evaluation = evaluate(self.loop.policy, self.loop.scorers, self.settings, held_out)
+                evaluation = self.loop.evaluate(held_out)
             self.folder.add_evaluation(iteration, evaluation)
             self.log.evaluation(iteration, evaluation.means())
             self.display.evaluation(iteration, evaluation.means())
@@ -108,7 +140,7 @@ class _Run:
         if not any(line["iteration"] == settings.iterations for line in folder.lines("evaluations")):
             self._evaluate(settings.iterations, held_out)
         with self.display.waiting("exporting"):
-            self.loop.learner.export(folder.path / "export")
+            self.loop.export(folder.path / "export")
         metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
         pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
         if held_out:

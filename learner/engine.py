@@ -52,6 +52,27 @@ class Engine:
             config=_config(settings, precision),
         )
 
+    @property
+    def rank(self) -> int:
+        return torch.distributed.get_rank()
+
+    @property
+    def ranks(self) -> int:
+        return torch.distributed.get_world_size()
+
+    def summed(self, value: torch.Tensor) -> float:
+        """Sum of a scalar over all ranks. Collective."""
+        return self._reduced(value, torch.distributed.ReduceOp.SUM)
+
+    def largest(self, value: torch.Tensor) -> float:
+        """Largest of a scalar over all ranks. Collective."""
+        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+
+    def _reduced(self, value: torch.Tensor, how: torch.distributed.ReduceOp.RedOpType) -> float:
+        value = value.clone()
+        torch.distributed.all_reduce(value, how)
+        return float(value)
+
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` to that of the update."""
         self.module.backward(loss, scale_wrt_gas=False)
@@ -109,6 +130,12 @@ class Engine:
             raise ValueError(f"{folder} holds no engine checkpoint")
 
 
+def join_ranks(store: torch.distributed.Store, device: torch.device, *, rank: int, ranks: int) -> None:
+    """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
+    backend = "nccl" if device.type == "cuda" else "gloo"
+    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
 def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
     half = precision == "bfloat16"
     return {
@@ -132,18 +159,16 @@ def _finite(norm: float) -> float:
 
 
 def _start_deepspeed(device: torch.device) -> None:
-    """Have DeepSpeed use `device`, with this process as its only rank unless the environment tells of others."""
+    """Have DeepSpeed use `device`; this process is its only rank unless it has joined others."""
     os.environ.setdefault("DS_ACCELERATOR", device.type)
     import deepspeed
 
-    if torch.distributed.is_initialized():
-        return
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    if "RANK" not in os.environ:
+    if not torch.distributed.is_initialized():
         # In memory: no port to find free, and no environment that child processes would take for their own.
-        store = torch.distributed.HashStore()  # type: ignore[attr-defined]
-        torch.distributed.init_process_group(backend, store=store, rank=0, world_size=1)
-        os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+        join_ranks(torch.distributed.HashStore(), device, rank=0, ranks=1)  # type: ignore[attr-defined]
+    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)
+    if not deepspeed.comm.is_initialized():
+        backend = torch.distributed.get_backend()
+        deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)

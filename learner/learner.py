@@ -1,44 +1,23 @@
 """The learner: takes scored trees, makes updates, publishes weights."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 import safetensors.torch
 import torch
 
-from ..proto.files import whole
 from ..proto.settings import RunSettings
+from ..proto.stats import UpdateStats
 from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.kernels import Transitions
-from ..rollout_workers.policies.base import Policy
+from ..rollout_workers.policies.base import Policy, add_adapters
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export
 from .objective import clipped_objective, edge_logprobs
-from .rows import MicroBatch, micro_batches, tree_advantages
-
-
-@dataclass
-class UpdateStats:
-    """What one update did."""
-
-    trees: int = 0
-    rows: int = 0
-    """Parent states that went forward and backward."""
-    edges: int = 0
-    """Edges that entered the gradient."""
-    skipped_edges: int = 0
-    """Trained edges left out because their advantage is exactly zero."""
-    clip_fraction: float = 0.0
-    """Share of edges whose gradient clipping took away."""
-    logprob_abs_diff: float = 0.0
-    """Largest difference to the sampler's log-probability. In an iteration's first update it must be near 0."""
-    gradient_norm: float = 0.0
-    """Before clipping."""
-    learning_rate: float = 0.0
-    """Of this update; 0 if it had no edge and made no step."""
+from .rows import MicroBatch, micro_batches, pick_rows, tree_advantages
 
 
 @dataclass
@@ -59,18 +38,22 @@ class Learner:
     `take` scored trees in order; when all trees of an update are in, `update` makes the optimizer step; `publish` gives
     a new version of the weights. Micro-batches are composed from windows of consecutive trees, so they depend on the
     order of the trees alone.
+
+    With several ranks, each has a Learner of its own in a process of its own, and all get the same calls: each works on
+    its share of the rows.
     """
 
-    def __init__(self, policy: Policy, settings: RunSettings) -> None:
-        self.settings, self.policy = settings, policy
+    def __init__(
+        self, policy: Policy, settings: RunSettings, observe: Callable[[int], None] = lambda rows: None
+    ) -> None:
+        """`observe` is told the rows of every micro-batch that this rank has worked on."""
+        self.settings, self.policy, self.observe = settings, policy, observe
         self.version = 0
         self.sigmas = policy.sigmas(settings.schedule.steps)
         self.transitions = Transitions.of(settings.schedule.build(), self.sigmas)
         self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
         if settings.learner.lora:
-            with torch.random.fork_rng():
-                torch.manual_seed(settings.seed)
-                policy.add_lora(settings.learner.lora)
+            add_adapters(policy, settings.learner.lora, settings.seed)
         if settings.learner.gradient_checkpointing:
             policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
@@ -103,8 +86,8 @@ class Learner:
         update, self._update = self._update, _Update()
         stats = update.stats
         if stats.edges:
-            stats.clip_fraction = float(torch.stack(update.clipped).sum()) / stats.edges
-            stats.logprob_abs_diff = float(torch.stack(update.differences).max())
+            stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
+            stats.logprob_abs_diff = self.engine.largest(torch.stack(update.differences).max())
             stats.learning_rate = self.engine.learning_rate
             stats.gradient_norm = self.engine.step()
             if self.average:
@@ -114,7 +97,11 @@ class Learner:
     def publish(self) -> tuple[dict[str, torch.Tensor], int]:
         """The trained weights (of adapters only, with LoRA) and their new version."""
         self.version += 1
-        return self.engine.weights(), self.version
+        return self.weights(), self.version
+
+    def weights(self) -> dict[str, torch.Tensor]:
+        """The trained weights of the present version, by name."""
+        return self.engine.weights()
 
     def export(self, folder: Path) -> Path:
         """Write what was trained in diffusers' format: a transformer folder or a LoRA file. Returns where it lies."""
@@ -122,13 +109,14 @@ class Learner:
             return export(self.policy, folder)
 
     def save(self, folder: Path) -> None:
-        """Write everything to go on from, as whole files in a whole folder."""
-        with whole(folder) as temporary:
-            self.engine.save(temporary)
-            save_weights(temporary / "weights.safetensors", self.engine.weights())
+        """Write everything to go on from into `folder`; the caller sees to it that the folder appears as a whole."""
+        self.engine.save(folder)
+        weights = self.engine.weights()
+        if self.engine.rank == 0:
+            save_weights(folder / "weights.safetensors", weights)
             if self.average:
-                save_weights(temporary / "ema.safetensors", self.average.weights)
-            (temporary / "learner.json").write_text(json.dumps({"version": self.version}))
+                save_weights(folder / "ema.safetensors", self.average.weights)
+            (folder / "learner.json").write_text(json.dumps({"version": self.version}))
 
     def load(self, folder: Path) -> None:
         """Take up what `save` wrote."""
@@ -141,18 +129,22 @@ class Learner:
         """Forward and backward for all micro-batches of the window."""
         trees, self._update.window = self._update.window, []
         advantages = self._advantages(trees)
+        rows = pick_rows(trees, advantages, skip_zero_advantage=self.settings.learner.skip_zero_advantage)
         batches = micro_batches(
+            rows,
             trees,
             advantages,
             self.settings.advantage,
             rows=self.settings.learner.rows_per_micro_batch,
-            skip_zero_advantage=self.settings.learner.skip_zero_advantage,
+            rank=self.engine.rank,
+            ranks=self.engine.ranks,
         )
-        edges_before = self._update.stats.edges
         for batch in batches:
             self._backward(batch.to(self.policy.device))
-        trained = sum(tree.schedule.trained_edges for tree in trees)
-        self._update.stats.skipped_edges += trained - (self._update.stats.edges - edges_before)
+        edges = sum(len(row.children) for row in rows)
+        self._update.stats.rows += len(rows)
+        self._update.stats.edges += edges
+        self._update.stats.skipped_edges += sum(tree.schedule.trained_edges for tree in trees) - edges
 
     def _advantages(self, trees: Sequence[Tree]) -> list[FloatArray]:
         weights = {name: reward.weight for name, reward in self.settings.rewards.items()}
@@ -163,10 +155,10 @@ class Learner:
         objective = clipped_objective(
             logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range
         )
-        self.engine.backward(objective.loss / self.trees_per_update)
-        self._update.stats.rows += len(batch.states)
-        self._update.stats.edges += len(batch.children)
-        self._update.clipped.append(objective.clipped.sum())
+        # The engine averages gradients over ranks; the objective is a sum.
+        self.engine.backward(objective.loss * self.engine.ranks / self.trees_per_update)
+        self.observe(len(batch.states))
+        self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         self._update.differences.append((logprobs.detach() - batch.logprobs).abs().max())
 
 

@@ -1,7 +1,12 @@
-"""From scored trees to micro-batches: trained edges grouped by parent state, one network row per parent."""
+"""From scored trees to micro-batches: trained edges grouped by parent state, one network row per parent.
 
+Rows are shared out over the learner's ranks in tree order. Every rank makes the same number of backward passes,
+whatever its share: a rank that made fewer would leave the others waiting in a collective for ever.
+"""
+
+import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
@@ -54,57 +59,78 @@ def tree_advantages(tree: Tree, weights: Mapping[str, float], settings: Advantag
     return depth_advantages(values, tree.schedule, settings.normaliser, settings.clip)
 
 
+@dataclass(frozen=True)
+class Row:
+    """A parent state and those of its children that are trained on."""
+
+    tree: int
+    """Position of its tree among those that are worked on."""
+    parent: int
+    children: IntArray
+
+
+def pick_rows(
+    trees: Sequence[Tree], advantages: Sequence[FloatArray], *, skip_zero_advantage: bool = True
+) -> list[Row]:
+    """The rows of all trained edges of `trees`, in tree order; asks for no state.
+
+    With `skip_zero_advantage`, edges whose advantage is exactly zero are left out: they add nothing to the gradient.
+    """
+    picked: list[Row] = []
+    for i, (tree, advantage) in enumerate(zip(trees, advantages, strict=True)):
+        kept = tree.schedule.trained & (advantage != 0) if skip_zero_advantage else tree.schedule.trained
+        children = np.flatnonzero(kept)
+        parents, begins = np.unique(tree.schedule.parent[children], return_index=True)
+        picked += [Row(i, int(p), own) for p, own in zip(parents, np.split(children, begins)[1:], strict=True)]
+    return picked
+
+
 def micro_batches(
+    picked: Sequence[Row],
     trees: Sequence[Tree],
     advantages: Sequence[FloatArray],
     settings: AdvantageSettings,
     *,
     rows: int,
-    skip_zero_advantage: bool = True,
+    rank: int = 0,
+    ranks: int = 1,
 ) -> Iterator[MicroBatch]:
-    """The trained edges of `trees`, in tree order, in micro-batches of at most `rows` parent states.
+    """The share of `rank` in the `picked` rows, in micro-batches of at most `rows` parent states.
 
-    With `skip_zero_advantage`, edges whose advantage is exactly zero are left out: they add nothing to the gradient.
+    As many micro-batches as on every other rank: where the share has no row left, one row of weight zero.
     """
-    picked: list[tuple[int, int, IntArray]] = []  # (tree, parent, its kept children)
-    for i, (tree, advantage) in enumerate(zip(trees, advantages, strict=True)):
-        kept = tree.schedule.trained & (advantage != 0) if skip_zero_advantage else tree.schedule.trained
-        children = np.flatnonzero(kept)
-        parents, begins = np.unique(tree.schedule.parent[children], return_index=True)
-        picked += [(i, int(p), own) for p, own in zip(parents, np.split(children, begins)[1:], strict=True)]
     weights = [edge_weights(tree.schedule, settings.edge_weight) for tree in trees]
-    for begin in range(0, len(picked), rows):
-        yield _assemble(picked[begin : begin + rows], trees, advantages, weights)
+    share = picked[rank * len(picked) // ranks : (rank + 1) * len(picked) // ranks]
+    largest_share = math.ceil(len(picked) / ranks)
+    for begin in range(0, largest_share, rows):
+        if own := share[begin : begin + rows]:
+            yield _assemble(own, trees, advantages, weights)
+        else:
+            padding = _assemble(picked[:1], trees, advantages, weights)
+            yield replace(padding, weights=torch.zeros_like(padding.weights))
 
 
 def _assemble(
-    picked: Sequence[tuple[int, int, IntArray]],
+    picked: Sequence[Row],
     trees: Sequence[Tree],
     advantages: Sequence[FloatArray],
     weights: Sequence[FloatArray],
 ) -> MicroBatch:
-    edges = [(i, int(child)) for i, _, children in picked for child in children]
+    edges = [(row.tree, int(child)) for row in picked for child in row.children]
 
     def per_edge(values: Sequence[FloatArray]) -> torch.Tensor:
         return torch.tensor([values[i][child] for i, child in edges], dtype=torch.float32)
 
     return MicroBatch(
-        states=torch.stack([_latents(trees[i], parent) for i, parent, _ in picked]),
-        steps=torch.tensor([int(trees[i].schedule.depth[parent]) for i, parent, _ in picked]),
-        conditioning=collate([_conditioning(trees[i]) for i, _, _ in picked]),
-        parents=torch.repeat_interleave(torch.tensor([len(children) for _, _, children in picked])),
-        children=torch.stack([_latents(trees[i], child) for i, child in edges]),
+        states=torch.stack([trees[row.tree].state(row.parent) for row in picked]),
+        steps=torch.tensor([int(trees[row.tree].schedule.depth[row.parent]) for row in picked]),
+        conditioning=collate([_conditioning(trees[row.tree]) for row in picked]),
+        parents=torch.repeat_interleave(torch.tensor([len(row.children) for row in picked])),
+        children=torch.stack([trees[i].state(child) for i, child in edges]),
         logprobs=per_edge([tree.logprobs for tree in trees]),
         advantages=per_edge(advantages),
         weights=per_edge(weights),
     )
-
-
-def _latents(tree: Tree, node: int) -> torch.Tensor:
-    latents = tree.latents[node]
-    if latents is None:
-        raise ValueError(f"node {node} of tree {tree.number} hasn't arrived")
-    return latents
 
 
 def _conditioning(tree: Tree) -> Mapping[str, torch.Tensor]:

@@ -1,6 +1,7 @@
 """Recipes: YAML files of run settings, with `key=value` overrides, and errors that say what was meant."""
 
 import difflib
+import pkgutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any, get_args, get_origin
@@ -58,6 +59,16 @@ def parse_settings(content: Any) -> RunSettings:
         return RunSettings.model_validate(content)
     except ValidationError as error:
         raise InputError("\n".join(_explain(detail) for detail in error.errors())) from error
+
+
+def imported(name: str, setting: str) -> Any:
+    """What `module:attribute` names. Raises InputError, naming `setting`, if it can't be imported."""
+    try:
+        if ":" not in name:
+            raise ValueError("there is no ':' in it")
+        return pkgutil.resolve_name(name)
+    except (ImportError, AttributeError, ValueError) as error:
+        raise InputError(f"{setting} is '{name}', which can't be imported (module:name): {error}") from error
 
 
 def dump_recipe(settings: RunSettings) -> str:

@@ -56,14 +56,17 @@ class ScoreReply:
     """By reward, float64 [n]."""
     id: str = ""
 
-    def check(self, request: ScoreRequest) -> "ScoreReply":
-        """This reply, if it answers all of `request`. Raises ValueError if a score is missing or not finite."""
-        for name in request.rewards:
+    def check(self, rewards: Sequence[str], pictures: int) -> "ScoreReply":
+        """This reply, if it has a score by each of `rewards` for each of the `pictures`.
+
+        Raises ValueError if one is missing or not finite.
+        """
+        for name in rewards:
             values = self.scores.get(name)
             if values is None:
                 raise ValueError(f"reward '{name}' was asked for and not scored; got {sorted(self.scores)}")
-            if values.shape != (len(request.media),):
-                raise ValueError(f"reward '{name}' gave {values.shape} scores for {len(request.media)} pictures")
+            if values.shape != (pictures,):
+                raise ValueError(f"reward '{name}' gave {values.shape} scores for {pictures} pictures")
             if not np.isfinite(values).all():
                 raise ValueError(f"reward '{name}' gave {values}; scores must be finite")
         return self

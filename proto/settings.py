@@ -40,6 +40,8 @@ class PolicySettings(Settings):
     """Number format of the network's weights and activations, in rollouts and learner alike."""
     device: str = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    adapter: str | None = None
+    """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""
 
 
 class PromptSettings(Settings):
@@ -90,6 +92,11 @@ class RolloutSettings(Settings):
     """Most rows in one forward pass; wider frontiers are finished chunk by chunk, depth first."""
     decode_batch: PositiveInt = 16
     """Most pictures that are decoded at once."""
+    parts_in_scoring: PositiveInt = 16
+    """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
+    trees_in_flight: PositiveInt | None = None
+    """Trees that may be sampled ahead of the learner; null for a whole iteration. Raised to a window and a task where
+    it is less."""
     latents_precision: Precision = "float32"
     """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
 
@@ -99,6 +106,8 @@ class RewardSettings(Settings):
 
     weight: float = 1.0
     """Factor in the sum of rewards. With 0 the reward is watched, not trained on."""
+    scorer: str | None = None
+    """`module:callable` that loads a scorer of your own; null takes the built-in one of this name."""
 
 
 class AdvantageSettings(Settings):
@@ -194,12 +203,72 @@ class CheckpointSettings(Settings):
 class LoggingSettings(Settings):
     """Logs beside the JSON lines, which are always written."""
 
+    metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
+    """Port of the controller's HTTP server (Prometheus' service discovery `/sd`, `/status`); null for any that is
+    free."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     wandb_project: str | None = None
     """Weights & Biases project to log to; needs the package `wandb`."""
     samples_every: Annotated[int, Field(ge=0)] = 5
     """Iterations between grids of sampled leaves; 0 for none."""
+
+
+class PoolSettings(Settings):
+    """The processes of one kind: where they run, and what each may use."""
+
+    cpus: NonNegativeFloat = 1
+    """CPUs that Ray sets aside for each process; fractions share one."""
+    gpus: NonNegativeFloat = 0
+    """GPUs for each process; fractions share one."""
+    threads: PositiveInt | None = None
+    """CPU threads of each process; null takes `threads` of the run, or else `cpus`, rounded up."""
+    resources: dict[str, PositiveFloat] = {}
+    """Custom Ray resources that each process needs, to tie the pool to nodes that have them."""
+    labels: dict[str, str] = {}
+    """Ray node labels that a node must have to be used."""
+
+    def demand(self) -> dict[str, float]:
+        """What Ray must set aside for one process, by resource."""
+        return {name: n for name, n in {"CPU": self.cpus, "GPU": self.gpus, **self.resources}.items() if n}
+
+
+class WorkerPoolSettings(PoolSettings):
+    """A pool of a fixed number of processes."""
+
+    count: PositiveInt = 1
+    """Number of processes."""
+
+
+class RewardPoolSettings(PoolSettings):
+    """The replicas of one reward model."""
+
+    replicas: PositiveInt = 1
+    """Number of replicas; the least number with `max_replicas`."""
+    max_replicas: PositiveInt | None = None
+    """Most replicas: Ray Serve scales between `replicas` and this by the length of the queue. null doesn't scale."""
+    batch_pictures: PositiveInt = 64
+    """Most pictures in one call of the model; requests of several trees and workers are put together."""
+    batch_wait_seconds: NonNegativeFloat = 0.01
+    """How long a batch waits to be filled."""
+    deterministic: bool = False
+    """Score each request by itself: for models whose floats depend on the batch, where results must not depend on the
+    order of arrival."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RewardPoolSettings":
+        if self.max_replicas is not None and self.max_replicas < self.replicas:
+            raise ValueError(f"max_replicas is {self.max_replicas}; it must be at least replicas, {self.replicas}")
+        return self
+
+
+class PoolsSettings(Settings):
+    """The pools of a run on Ray."""
+
+    rollout_workers: WorkerPoolSettings = WorkerPoolSettings()
+    learner: WorkerPoolSettings = WorkerPoolSettings()
+    rewards: dict[str, RewardPoolSettings] = {}
+    """Reward model -> its replicas. A model that gives several rewards goes by the first of them in the recipe."""
 
 
 class RunSettings(Settings):
@@ -214,7 +283,19 @@ class RunSettings(Settings):
     iterations: PositiveInt = 300
     """Iterations: sample, score, learn, publish. A resumed run may ask for more."""
     threads: PositiveInt | None = None
-    """CPU threads of the process; null leaves it to torch. Another number can change the last bits of a result."""
+    """CPU threads of a process; null leaves it to torch, or to its pool on Ray. Another number can change the last bits
+    of a result."""
+    execution: Literal["ray", "plain"] = "ray"
+    """`ray`: pools of processes that overlap sampling, scoring and learning. `plain`: one process, one after the
+    other."""
+    placement: Literal["separate", "colocated"] = "separate"
+    """`separate`: rollout workers and learner ranks have processes and GPUs of their own. `colocated`: each learner
+    rank samples too, with the same copy of the policy, in turns; `pools.learner` says how many and
+    `pools.rollout_workers` is not used."""
+    staleness: Literal[0, 1] = 0
+    """0: every tree is sampled with the newest weights. 1: the next iteration is sampled while the learner works, with
+    weights one iteration old."""
+    pools: PoolsSettings = PoolsSettings()
     policy: PolicySettings
     prompts: PromptSettings
     schedule: ScheduleSettings = ScheduleSettings()
@@ -255,6 +336,18 @@ class RunSettings(Settings):
             )
         if not self.schedule.build().trained_edges:
             raise ValueError("schedule trains no step: give more steps, or splits, or sde_steps")
+        if self.staleness and (self.execution, self.placement) != ("ray", "separate"):
+            raise ValueError(
+                f"staleness is 1 with execution '{self.execution}' and placement '{self.placement}'; sampling ahead "
+                "needs execution 'ray' and placement 'separate'"
+            )
+        if self.placement == "colocated" and self.learner.zero_stage == 3 and self.pools.learner.count > 1:
+            raise ValueError(
+                f"learner.zero_stage is 3 with placement 'colocated' and {self.pools.learner.count} ranks, which would "
+                "have to sample in step; use stage 0, 1 or 2, or placement 'separate'"
+            )
+        if unknown := sorted(set(self.pools.rewards) - set(self.rewards)):
+            raise ValueError(f"pools.rewards names '{unknown[0]}'; rewards has {', '.join(self.rewards)}")
         if self.schedule.build().leaves < 2:
             raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
         if self.advantage.normaliser != "group" and not self.schedule.splits:

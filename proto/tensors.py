@@ -1,7 +1,9 @@
 """Tensors and small facts as bytes that carry no code: safetensors with a string header, never pickle."""
 
 import json
+import warnings
 from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -23,6 +25,27 @@ def decode(data: bytes) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
     except SafetensorError as error:
         raise ValueError(f"not safetensors: {error}") from error
     return tensors, _header(data)
+
+
+@dataclass(frozen=True)
+class Packed:
+    """A tensor as a NumPy array of its bits, which any serialiser moves without copying, bfloat16 too."""
+
+    bits: np.ndarray
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> "Packed":
+        tensor = tensor.detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls((tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), dtype)
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor over the same memory; not to be written to where that is shared."""
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            bits = torch.from_numpy(self.bits)
+        return bits.view(torch.bfloat16) if self.dtype == "bfloat16" else bits
 
 
 def _header(data: bytes) -> dict[str, str]:

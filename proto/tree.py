@@ -27,6 +27,8 @@ class Task:
     prompts: tuple[str, ...]
     seed: int
     weights_version: int = 0
+    evaluation: bool = False
+    """Sample one deterministic leaf per prompt instead of a tree."""
 
 
 @dataclass(frozen=True)
@@ -55,26 +57,39 @@ class Tree:
     number: int
     prompt: str
     schedule: Schedule
-    latents: list[torch.Tensor | None] = field(default_factory=list)
     logprobs: FloatArray = field(default_factory=lambda: np.empty(0))
     """Log-probability of the edge into each node, float64 [nodes]; NaN until it has arrived."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     """Scores of the leaves by reward, float64 [leaves]; NaN until they have arrived."""
     conditioning: Conditioning | None = None
+    _parts: list[Subtree] = field(default_factory=list)
+    _place: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
+    """Part and position within it of each node, int64 [nodes, 2]; -1 until it has arrived."""
 
     def __post_init__(self) -> None:
-        self.latents = [None] * self.schedule.nodes
         self.logprobs = np.full(self.schedule.nodes, np.nan)
+        self._place = np.full((self.schedule.nodes, 2), -1)
 
     def add(self, part: Subtree) -> None:
-        """Take over a finished part. Raises ValueError if one of its nodes has arrived before."""
-        if any(self.latents[node] is not None for node in part.nodes):
+        """Take over a finished part, whose states are not touched before they are asked for.
+
+        Raises ValueError if one of its nodes has arrived before.
+        """
+        if (self._place[part.nodes, 0] >= 0).any():
             raise ValueError(f"tree {self.number} got nodes {part.nodes.min()} to {part.nodes.max()} twice")
-        for node, latents in zip(part.nodes, part.latents, strict=True):
-            self.latents[node] = latents
+        self._place[part.nodes, 0] = len(self._parts)
+        self._place[part.nodes, 1] = np.arange(len(part.nodes))
+        self._parts.append(part)
         self.logprobs[part.nodes] = part.logprobs.double().cpu().numpy()
         if part.conditioning is not None:
             self.conditioning = part.conditioning
+
+    def state(self, node: int) -> torch.Tensor:
+        """Latents of a node, [*latent_shape]. Raises ValueError if it hasn't arrived."""
+        part, position = self._place[node]
+        if part < 0:
+            raise ValueError(f"node {node} of tree {self.number} hasn't arrived")
+        return self._parts[part].latents[position]
 
     def add_scores(self, leaves: IntArray, scores: Mapping[str, npt.NDArray[np.floating]]) -> None:
         """Take over the scores of some leaves. Raises ValueError for a score that is not finite: none is invented."""

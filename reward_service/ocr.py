@@ -21,9 +21,11 @@ BATCH = 16
 class OcrScorer:
     """Gives the rewards `ocr` and `ocr_exact`."""
 
-    def __init__(self) -> None:
+    def __init__(self, threads: int | None = None) -> None:
+        """Loads the model, to use `threads` CPU threads (None: all)."""
         self._model = RapidOCR(
             params={
+                "EngineConfig.onnxruntime.intra_op_num_threads": threads or -1,
                 "Global.log_level": "error",
                 "Rec.rec_img_shape": list(LINE_SHAPE),
                 "Rec.rec_batch_num": BATCH,

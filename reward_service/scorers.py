@@ -1,13 +1,15 @@
 """Reward models behind one interface, and the set of them that a run asks for."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from typing import Protocol
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.recipe import imported
 from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.settings import RewardSettings
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
 
@@ -19,33 +21,57 @@ class Scorer(Protocol):
         """One finite float per picture and reward; `media` is uint8 [n, height, width, 3]."""
 
 
-def _ocr() -> Scorer:
+def _ocr(threads: int | None) -> Scorer:
     from .ocr import OcrScorer
 
-    return OcrScorer()
+    return OcrScorer(threads)
 
 
-SCORERS: Mapping[str, Callable[[], Scorer]] = {"ocr": _ocr, "ocr_exact": _ocr}
-"""Reward -> what loads the model that gives it. A model that gives several rewards is loaded once."""
+SCORERS: Mapping[str, Callable[[int | None], Scorer]] = {"ocr": _ocr, "ocr_exact": _ocr}
+"""Reward -> what loads the model that gives it, told how many CPU threads it may use (None: all). A model that gives
+several rewards is loaded once."""
+
+
+def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, RewardSettings]]:
+    """The rewards that each model gives. A model goes by the first of its rewards.
+
+    Raises InputError for a reward that doesn't exist.
+    """
+    models: dict[Any, dict[str, RewardSettings]] = {}
+    for name, settings in rewards.items():
+        models.setdefault(_loader(name, settings), {})[name] = settings
+    return {next(iter(given)): given for given in models.values()}
 
 
 class Scorers:
     """The reward models behind some rewards, in this process."""
 
-    def __init__(self, rewards: Iterable[str]) -> None:
+    def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
         """Loads the models. Raises InputError for a reward that doesn't exist."""
-        check_rewards(rewards)
-        self._models = [load() for load in dict.fromkeys(SCORERS[name] for name in rewards)]
+        models = reward_models(rewards)
+        self._models = [_loader(name, given[name])(threads) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Every reward that `request` asks for; raises ValueError if a model's scores are not whole and finite."""
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for model in self._models:
             scores.update(model(request.media, request.prompts))
-        return ScoreReply(scores={name: scores[name] for name in request.rewards}, id=request.id).check(request)
+        asked = {name: scores[name] for name in request.rewards if name in scores}
+        return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
 
 
-def check_rewards(rewards: Iterable[str]) -> None:
-    """Raises InputError for a reward that doesn't exist."""
-    if unknown := [name for name in rewards if name not in SCORERS]:
-        raise InputError(f"unknown reward '{unknown[0]}' in rewards; there are {', '.join(sorted(SCORERS))}")
+def check_names(asked: Iterable[str], served: Iterable[str]) -> None:
+    """Raises InputError if one of the rewards `asked` for is not among those `served`."""
+    served = list(served)
+    if unknown := [name for name in asked if name not in served]:
+        raise InputError(f"unknown reward '{unknown[0]}'; there are {', '.join(sorted(served))}")
+
+
+def _loader(name: str, settings: RewardSettings) -> Callable[[int | None], Scorer]:
+    if settings.scorer:
+        return imported(settings.scorer, f"rewards.{name}.scorer")
+    if name not in SCORERS:
+        raise InputError(
+            f"unknown reward '{name}' in rewards; there are {', '.join(sorted(SCORERS))} (name a scorer for your own)"
+        )
+    return SCORERS[name]

@@ -5,7 +5,7 @@ that are finished one after the other, depth first, so that the first leaves are
 started. Neither the noise nor the numbering of nodes depends on the cut.
 """
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -20,13 +20,19 @@ from .policies.base import Policy, collate
 
 
 def expand(
-    policy: Policy, schedule: Schedule, task: Task, conditionings: list[Conditioning], settings: RolloutSettings
+    policy: Policy,
+    schedule: Schedule,
+    task: Task,
+    conditionings: list[Conditioning],
+    settings: RolloutSettings,
+    observe: Callable[[int], None] = lambda rows: None,
 ) -> Iterator[Subtree]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
-    `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once.
+    `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
+    told the number of rows after every forward pass.
     """
-    growth = _Growth(policy, schedule, task, conditionings, settings)
+    growth = _Growth(policy, schedule, task, conditionings, settings, observe)
     return growth.grow(growth.start())
 
 
@@ -65,8 +71,10 @@ class _Growth:
         task: Task,
         conditionings: list[Conditioning],
         settings: RolloutSettings,
+        observe: Callable[[int], None],
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, schedule, task, settings
+        self.observe = observe
         self.sigmas = policy.sigmas(len(schedule.steps))
         self.transitions = Transitions.of(schedule, self.sigmas)
         self.storage = getattr(torch, settings.latents_precision)
@@ -102,6 +110,7 @@ class _Growth:
             torch.full([len(rows)], self.sigmas[depth], device=self.policy.device),
             {name: values[rows] for name, values in self.batched_conditioning.items()},
         )
+        self.observe(len(rows))
         mean = self.transitions.mean(depth, parents.states, velocity).repeat_interleave(step.children, dim=0)
         tree = np.repeat(parents.tree, step.children)
         index = (parents.index[:, None] * step.children + np.arange(step.children)).ravel()

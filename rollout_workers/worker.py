@@ -1,11 +1,11 @@
 """The rollout worker: a policy, a schedule, and one task at a time."""
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 
-from ..proto.schedule import Schedule
+from ..proto.schedule import Schedule, ode_schedule
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Conditioning, Subtree, Task
 from .expansion import expand
@@ -23,13 +23,17 @@ class RolloutWorker:
         self.weights_version = 0
         self._encode = lru_cache(maxsize=ENCODED_PROMPTS)(policy.encode)
 
-    def sample(self, task: Task) -> Iterator[Subtree]:
-        """Parts of the task's trees as they finish. Raises ValueError if the task wants other weights."""
+    def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[Subtree]:
+        """Parts of the task's trees as they finish; `observe` is told the rows of every forward pass.
+
+        Raises ValueError if the task wants other weights.
+        """
         if task.weights_version != self.weights_version:
             raise ValueError(
                 f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
             )
-        return expand(self.policy, self.schedule, task, self.encode(task.prompts), self.settings)
+        schedule = ode_schedule(len(self.schedule.steps)) if task.evaluation else self.schedule
+        return expand(self.policy, schedule, task, self.encode(task.prompts), self.settings, observe)
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""

@@ -9,6 +9,7 @@ from typing import Any
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of their own, on this host alone
 
 import numpy as np
 import pytest
@@ -80,6 +81,7 @@ def settings_in(policy_settings: PolicySettings) -> Callable[..., RunSettings]:
             "name": "run",
             "runs": str(folder / "runs"),
             "iterations": 2,
+            "execution": "plain",
             "policy": policy_settings.model_dump(),
             "prompts": {"train": str(prompts), "held_out": str(prompts), "per_iteration": 4},
             "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.7},

@@ -22,6 +22,8 @@ FORBIDDEN = {  # pure algorithm code knows nothing of these
     "learner": {"ray"},
     "proto": {"ray", "deepspeed", "diffusers", "transformers"},
 }
+KNOW_RAY = {"reward_service/service.py", "reward_service/client.py"}
+"""The reward models' place on Ray Serve; beside them only `cluster/` knows of Ray."""
 
 
 def imported(path: Path) -> set[str]:
@@ -47,7 +49,8 @@ def test_imports_never_run_up_the_table(folder: str) -> None:
             parts = name.split(".")
             if parts[0] == "branchgrpo" and len(parts) > 1 and (ROOT / parts[1]).is_dir():
                 assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
-            assert parts[0] not in FORBIDDEN.get(folder, set()), f"{path.relative_to(ROOT)} imports {name}"
+            if path.relative_to(ROOT).as_posix() not in KNOW_RAY:
+                assert parts[0] not in FORBIDDEN.get(folder, set()), f"{path.relative_to(ROOT)} imports {name}"
 
 
 def test_learner_uses_only_policies_and_kernels_of_the_rollout_workers() -> None:

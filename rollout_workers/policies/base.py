@@ -63,6 +63,13 @@ def trainable(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
 
 
+def add_adapters(policy: Policy, settings: LoraSettings, seed: int) -> None:
+    """Give `policy` its adapters, the same wherever it is done; torch's global generator stays as it is."""
+    with torch.random.fork_rng():
+        torch.manual_seed(seed)
+        policy.add_lora(settings)
+
+
 @torch.no_grad()
 def load_weights(network: torch.nn.Module, weights: Mapping[str, torch.Tensor]) -> None:
     """Copy `weights` into the trained parameters. Raises ValueError unless the names are exactly theirs."""

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import AutoencoderKL, FluxPipeline
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift, retrieve_timesteps
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
@@ -18,22 +18,32 @@ from .base import Network
 class FluxPolicy:
     """`FluxPipeline` as a policy. A state is the packed latents of one picture, [tokens, channels]."""
 
-    def __init__(self, folder: Path, settings: PolicySettings, device: torch.device) -> None:
-        """Loads the whole pipeline from `folder` onto `device`. Raises InputError for a size it can't draw."""
+    def __init__(
+        self, folder: Path, settings: PolicySettings, device: torch.device, *, network_only: bool = False
+    ) -> None:
+        """Loads the pipeline from `folder` onto `device`, with `network_only` without VAE and text encoders.
+
+        Raises InputError for a pipeline that can't be loaded or a size it can't draw.
+        """
         self.precision = getattr(torch, settings.precision)
+        absent = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         try:
-            self.pipeline = FluxPipeline.from_pretrained(folder, dtype=self.precision, local_files_only=True).to(device)
+            self.pipeline = FluxPipeline.from_pretrained(
+                folder, dtype=self.precision, local_files_only=True, **(absent if network_only else {})
+            ).to(device)
+            vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True)
         except (OSError, ValueError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.network = self.pipeline.transformer
         self._settings = settings
-        self._grid = self.pipeline.vae_scale_factor * 2
+        self._grid = 2 ** len(vae["block_out_channels"])  # pixels per patch of 2 x 2 latents
         for name, size in (("height", settings.height), ("width", settings.width)):
             if size % self._grid:
                 raise InputError(f"policy.{name} is {size}; this model draws multiples of {self._grid}")
         for part in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
-            part.requires_grad_(False)
+            if part is not None:
+                part.requires_grad_(False)
 
     @property
     def device(self) -> torch.device:

@@ -1,6 +1,7 @@
 """From a folder to the policy that runs it."""
 
 import json
+from collections.abc import Callable
 from pathlib import Path
 
 import diffusers.utils.logging
@@ -8,6 +9,7 @@ import torch
 import transformers.utils.logging
 
 from ...proto.errors import InputError
+from ...proto.recipe import imported
 from ...proto.settings import PolicySettings
 from .base import Policy
 from .flux import FluxPolicy
@@ -18,18 +20,22 @@ FAMILIES = {"FluxPipeline": FluxPolicy}
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
 
-def load_policy(settings: PolicySettings) -> Policy:
-    """The policy in `settings.pretrained`. Raises InputError as `find_policy` does, or for a size it can't draw."""
-    folder, family, device = find_policy(settings)
+def load_policy(settings: PolicySettings, *, network_only: bool = False) -> Policy:
+    """The policy in `settings.pretrained`; with `network_only` one that can neither encode prompts nor decode.
+
+    Raises InputError as `find_policy` and `find_device` do, or for a size it can't draw.
+    """
+    folder, family = find_policy(settings)
+    device = find_device(settings)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
-    return family(folder, settings, device)
+    return family(folder, settings, device, network_only=network_only)
 
 
-def find_policy(settings: PolicySettings) -> tuple[Path, type[FluxPolicy], torch.device]:
-    """Where the policy lies, its adapter and its device, without loading it.
+def find_policy(settings: PolicySettings) -> tuple[Path, Callable[..., Policy]]:
+    """Where the policy lies and its adapter, without loading it.
 
-    Raises InputError if there is no pipeline, none that we know, or no such device.
+    Raises InputError if there is no pipeline, or none that we know.
     """
     folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
     index = folder / "model_index.json"
@@ -38,16 +44,20 @@ def find_policy(settings: PolicySettings) -> tuple[Path, type[FluxPolicy], torch
             f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a "
             f"model_index.json) or one of {sorted(EMBEDDED)}"
         )
+    if settings.adapter:
+        return folder, imported(settings.adapter, "policy.adapter")
     family = json.loads(index.read_text()).get("_class_name")
     if family not in FAMILIES:
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
             f"{sorted(FAMILIES)}"
         )
-    return folder, FAMILIES[family], _device(settings.device)
+    return folder, FAMILIES[family]
 
 
-def _device(name: str) -> torch.device:
+def find_device(settings: PolicySettings) -> torch.device:
+    """The device that `settings.device` means in this process. Raises InputError if it isn't there."""
+    name = settings.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
     try:

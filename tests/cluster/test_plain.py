@@ -39,7 +39,9 @@ def test_the_worker_always_samples_with_the_weights_just_learned(
     before = {name: value.clone() for name, value in loop.learner.engine.weights().items()}
     bound = 1e-5 if precision == "float32" else 1e-3
     for iteration in (1, 2, 3):
-        report = loop.iterate(iteration, ["1", "2", "3", "4"], lambda phase, share: told.append((phase, share)))
+        report = loop.iterate(
+            iteration, ["1", "2", "3", "4"], progress=lambda phase, share: told.append((phase, share))
+        )
         first, second = report.updates
         assert first.edges == 2 * loop.schedule.trained_edges
         assert first.logprob_abs_diff < bound

@@ -23,13 +23,19 @@ from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.noise import Stream, gaussian
+from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
 
 Settings = Callable[..., RunSettings]
 # Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
 GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1}
+
+
+def worker_of(policy: Policy, settings: RunSettings) -> RolloutWorker:
+    return RolloutWorker(policy, settings.schedule.build(), settings.rollout)
 
 
 def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
@@ -169,14 +175,16 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     settings = run_settings(changes)
     folder = RunFolder.open(run(settings, tmp_path))
     policy = trained_policy(folder, ema=ema)
-    drawn = evaluate(policy, Scorers(settings.rewards), settings, ["123", "456"])
+    drawn = evaluate(worker_of(policy, settings), Scorers(settings.rewards), settings, ["123", "456"])
     saved = export(policy, tmp_path / "exported")
     if not ema:  # what the run itself has exported is the same
         own = folder.path / "export" / saved.relative_to(tmp_path / "exported")
         for file in own.rglob("*.safetensors") if own.is_dir() else [own]:
             again = tmp_path / "exported" / file.relative_to(folder.path / "export")
             assert_bit_equal(safetensors.torch.load_file(file), safetensors.torch.load_file(again))
-    untrained = evaluate(load_policy(settings.policy), Scorers(settings.rewards), settings, ["123", "456"])
+    untrained = evaluate(
+        worker_of(load_policy(settings.policy), settings), Scorers(settings.rewards), settings, ["123", "456"]
+    )
     assert np.abs(drawn.media.astype(int) - untrained.media.astype(int)).max() > 10
 
     pipeline = FluxPipeline.from_pretrained(EMBEDDED["glyphs"], dtype=torch.float32)

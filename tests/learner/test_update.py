@@ -8,7 +8,7 @@ import pytest
 import torch
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective, edge_logprobs
-from branchgrpo.learner.rows import micro_batches
+from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.proto.settings import AdvantageSettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Tree
@@ -43,7 +43,7 @@ def test_unchanged_weights_give_ratio_one_in_float32(
     sigmas = tiny_policy.sigmas(6)
     everything = [np.ones(schedule.nodes)] * len(trees)
     edges = 0
-    for batch in micro_batches(trees, everything, ADVANTAGE, rows=17):
+    for batch in micro_batches(pick_rows(trees, everything), trees, everything, ADVANTAGE, rows=17):
         with torch.no_grad():
             logprobs = edge_logprobs(tiny_policy, Transitions.of(schedule, sigmas), sigmas, batch)
         assert (logprobs - batch.logprobs).abs().max() < 1e-5
@@ -64,7 +64,8 @@ def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_setting
     schedule = tree_schedule(demo.schedule.steps, kernel=kernel, eta=0.7, splits=demo.schedule.splits)
     trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=32), prompts=("123", "456"))
     sigmas = policy.sigmas(demo.schedule.steps)
-    for batch in micro_batches(trees, [np.ones(schedule.nodes)] * 2, ADVANTAGE, rows=50):
+    everything = [np.ones(schedule.nodes)] * 2
+    for batch in micro_batches(pick_rows(trees, everything), trees, everything, ADVANTAGE, rows=50):
         with torch.no_grad():
             logprobs = edge_logprobs(policy, Transitions.of(schedule, sigmas), sigmas, batch)
         assert (logprobs - batch.logprobs).abs().max() < demo.learner.clip_range / 10
@@ -94,12 +95,12 @@ def naive_gradient(policy: Policy, trees: list[Tree], eta: float, clip_range: fl
             peers = [values[i] for i in range(schedule.nodes) if schedule.depth[i] == step + 1]
             advantage = (values[node] - np.mean(peers)) / np.std(peers, ddof=1) if len(peers) > 1 else 0.0
             s, s_next = sigmas[step], sigmas[step + 1]
-            x = tree.latents[int(schedule.parent[node])][None]
+            x = tree.state(int(schedule.parent[node]))[None]
             conditioning = {name: value[None] for name, value in policy.encode(tree.prompt).items()}
             v = policy.velocity(x, torch.tensor([s]), conditioning)
             score = -(x - (1 - s) * (x - s * v)) / s**2
             mean = x + (s_next - s) * v - 0.5 * eta**2 * score * (s_next - s)
-            logprob = Normal(mean, eta * math.sqrt(s - s_next)).log_prob(tree.latents[node][None]).mean()
+            logprob = Normal(mean, eta * math.sqrt(s - s_next)).log_prob(tree.state(node)[None]).mean()
             ratio = torch.exp(logprob - tree.logprobs[node])
             gain = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
             loss = -gain / (schedule.trained_edges * len(trees))
@@ -347,6 +348,7 @@ def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample,
     learner = Learner(load_policy(settings.policy), settings)
     update(learner, trees[0])
     learner.publish()
+    (tmp_path / "checkpoint").mkdir()
     learner.save(tmp_path / "checkpoint")
     resumed = Learner(load_policy(settings.policy), settings)
     resumed.load(tmp_path / "checkpoint")

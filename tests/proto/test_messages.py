@@ -37,7 +37,7 @@ def test_request_and_reply_come_back_equal() -> None:
     again = ScoreRequest.from_bytes(request.to_bytes())
     assert np.array_equal(again.media, MEDIA)
     assert (list(again.prompts), list(again.rewards), again.id) == (["a", "b"], ["ocr"], "7")
-    reply = ScoreReply({"ocr": np.array([0.1, 1.0])}, id="7").check(request)
+    reply = ScoreReply({"ocr": np.array([0.1, 1.0])}, id="7").check(request.rewards, 2)
     assert ScoreReply.from_bytes(reply.to_bytes()).scores["ocr"].tolist() == [0.1, 1.0]
 
 
@@ -67,4 +67,4 @@ def test_a_request_without_its_facts_is_refused() -> None:
 )
 def test_a_reply_that_does_not_answer_is_refused(scores: dict, message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ScoreReply(scores).check(ScoreRequest(MEDIA, ["a", "b"], ["ocr"]))
+        ScoreReply(scores).check(["ocr"], 2)

@@ -30,14 +30,14 @@ def test_parts_in_any_cut_make_the_whole() -> None:
     tree.add_scores(np.array([6]), {"r": np.array([1.0])})
     assert tree.scored(["r"])
     assert not tree.scored(["r", "another"])
-    assert [float(latents[0]) for latents in tree.latents if latents is not None] == list(range(7))
+    assert [float(tree.state(node)[0]) for node in range(7)] == list(range(7))
     assert tree.rewards["r"].tolist() == [0.5, 1.0]
 
 
 def test_latents_are_references() -> None:
     tree, arrived = Tree(0, "x", SCHEDULE), part([0])
     tree.add(arrived)
-    assert tree.latents[0] is arrived.latents[0]
+    assert tree.state(0) is arrived.latents[0]
 
 
 def test_a_node_that_arrives_twice_is_refused() -> None:

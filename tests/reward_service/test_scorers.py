@@ -4,9 +4,12 @@ import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.scoring import ScoreRequest
+from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.ocr import similarity, target
 from branchgrpo.reward_service.scorers import Scorers
 from PIL import Image, ImageDraw, ImageFont
+
+REWARDS = {"ocr_exact": RewardSettings(), "ocr": RewardSettings()}
 
 
 def picture(text: str) -> np.ndarray:
@@ -22,14 +25,14 @@ def test_known_texts_score_as_they_should() -> None:
         rewards=["ocr", "ocr_exact"],
         id="x",
     )
-    reply = Scorers(["ocr_exact", "ocr"]).score(request)
+    reply = Scorers(REWARDS).score(request)
     assert reply.id == "x"
     assert reply.scores["ocr"] == pytest.approx([1, 2 / 3, 1, 0])
     assert reply.scores["ocr_exact"].tolist() == [1, 0, 1, 0]
 
 
 def test_a_model_that_gives_two_rewards_is_loaded_once() -> None:
-    assert len(Scorers(["ocr", "ocr_exact"])._models) == 1
+    assert len(Scorers(REWARDS)._models) == 1
 
 
 @pytest.mark.parametrize(
@@ -47,4 +50,4 @@ def test_target_is_the_quoted_text_or_all() -> None:
 
 def test_an_unknown_reward_is_named() -> None:
     with pytest.raises(InputError, match="unknown reward 'beauty' in rewards; there are ocr, ocr_exact"):
-        Scorers(["ocr", "beauty"])
+        Scorers({"ocr": RewardSettings(), "beauty": RewardSettings()})

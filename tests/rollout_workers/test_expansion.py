@@ -66,7 +66,7 @@ def test_cuts_change_no_noise_and_no_topology(tiny_policy: Policy, limit: int) -
     for number in TASK.trees:
         one, other = whole(whole_batch, number), whole(cut, number)
         for node in range(SCHEDULE.nodes):
-            torch.testing.assert_close(other.latents[node], one.latents[node], atol=1e-4, rtol=1e-4)
+            torch.testing.assert_close(other.state(node), one.state(node), atol=1e-4, rtol=1e-4)
         np.testing.assert_allclose(other.logprobs, one.logprobs, atol=1e-4)
         leaves = np.concatenate([part.leaves for part in cut if part.tree == number])
         assert sorted(leaves) == list(range(SCHEDULE.first_node[-2], SCHEDULE.nodes))
@@ -160,4 +160,4 @@ def test_siblings_with_spread_zero_are_equal_and_with_infinity_are_not(
     for spread, equal in ((0.0, True), (4.0, False), (math.inf, False)):
         schedule = tree_schedule(3, kernel="dance", eta=0.5, splits={0: 2}, sibling_spread=spread)
         (tree,) = sample(tiny_policy, schedule, prompts=("1",))
-        assert torch.equal(tree.latents[1], tree.latents[2]) == equal
+        assert torch.equal(tree.state(1), tree.state(2)) == equal

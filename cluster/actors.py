@@ -1,0 +1,257 @@
+"""The processes of a run on Ray: thin actors around plain classes.
+
+Models, and the libraries that run them, are loaded in `setup`: the controller, which only holds handles, does without
+them, and what loading raises reaches the caller as it is.
+"""
+
+import os
+import time
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+
+from ..proto.metrics import start_exporter
+from ..proto.settings import RunSettings
+from ..proto.stats import UpdateStats
+from ..proto.tensors import Packed
+from ..proto.transport import PartHeader, RemoteTree, States, states_of
+from ..proto.tree import Task
+from .messages import ProcessInfo, Published
+
+if TYPE_CHECKING:
+    import torch
+
+    from ..learner.learner import Learner
+    from ..rollout_workers.policies.base import Policy
+    from ..rollout_workers.worker import RolloutWorker
+
+PREVIOUS = "previous.safetensors"
+"""File of a checkpoint with the weights of the version before, which a run with `staleness: 1` samples with."""
+
+Weights = dict[str, Packed]
+
+
+class _Process:
+    """What all processes have in common."""
+
+    def __init__(self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int) -> None:
+        """`directory` is name and namespace of the run's controller, which keeps the list of exporters."""
+        self.settings, self._directory, self._pool, self._threads = settings, directory, pool, threads
+
+    def _prepare(self) -> None:
+        import torch
+
+        torch.set_num_threads(self._threads)
+
+    def _ready(self, component: str) -> ProcessInfo:
+        host, (name, namespace), pool = ray.util.get_node_ip_address(), self._directory, self._pool
+        exporter = start_exporter(
+            host, lambda address: ray.get_actor(name, namespace).register.remote(address, component, pool)
+        )
+        return ProcessInfo(os.getpid(), host, exporter)
+
+
+class _Sampling(_Process):
+    """Samples tasks, one at a time."""
+
+    worker: "RolloutWorker"
+
+    def sample(
+        self, task: Task, weights: Published, newest: int
+    ) -> Iterator[PartHeader | npt.NDArray[np.uint8] | States]:
+        """The parts of a task, each as three objects: pictures, states, header.
+
+        `newest` is the version that the learner has reached.
+        """
+        from ..rollout_workers import metrics
+
+        self._use(weights)
+        metrics.WEIGHTS_VERSION.set(weights.version)
+        metrics.WEIGHTS_STALENESS.set(newest - weights.version)
+        forwards: list[tuple[float, int]] = []
+
+        def observe(rows: int) -> None:
+            forwards.append((time.time(), rows))
+            metrics.FORWARD_PASSES.inc(rows)
+            metrics.FORWARD_ROWS.observe(rows)
+
+        start = time.perf_counter()
+        for part in self.worker.sample(task, observe):
+            metrics.EDGES_SAMPLED.inc(int((part.nodes >= self.worker.schedule.roots).sum()))
+            metrics.LEAVES_SAMPLED.inc(len(part.leaves))
+            yield part.media
+            yield states_of(part)
+            yield PartHeader.of(part, forwards)
+            forwards.clear()
+        metrics.SAMPLING_SECONDS.inc(time.perf_counter() - start)
+        metrics.TASKS.inc()
+
+    def draw(self, task: Task, weights: Published) -> Iterator[npt.NDArray[np.uint8] | int]:
+        """The pictures of an evaluation's task, uint8 [n, height, width, 3], and their number."""
+        self._use(weights)
+        yield np.concatenate([part.media for part in self.worker.sample(task)])
+        yield len(task.prompts)
+
+    def _use(self, weights: Published) -> None:
+        """Take up a version of the weights, unless it is the present one."""
+        if weights.version != self.worker.weights_version:
+            packed: Weights = ray.get(weights.reference)
+            self.worker.load({name: value.tensor() for name, value in packed.items()}, weights.version)
+
+
+class RolloutActor(_Sampling):
+    """A rollout worker."""
+
+    def setup(self) -> ProcessInfo:
+        from ..rollout_workers.policies.base import add_adapters
+        from ..rollout_workers.policies.load import load_policy
+        from ..rollout_workers.worker import RolloutWorker
+
+        self._prepare()
+        policy = load_policy(self.settings.policy)
+        if self.settings.learner.lora:
+            add_adapters(policy, self.settings.learner.lora, self.settings.seed)
+        self.worker = RolloutWorker(policy, self.settings.schedule.build(), self.settings.rollout)
+        self.worker.weights_version = -1  # what was loaded from disk is no published version
+        return self._ready("rollout")
+
+
+class LearnerActor(_Process):
+    """A learner rank."""
+
+    learner: "Learner"
+
+    def __init__(
+        self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int, rank: int, ranks: int
+    ) -> None:
+        super().__init__(settings, directory, pool, threads)
+        self.rank, self.ranks = rank, ranks
+        self.schedule = settings.schedule.build()
+        self._updates = 0
+
+    def meeting_place(self) -> tuple[str, int]:
+        """Rank 0: open the store at which all ranks meet, and say where."""
+        import torch
+
+        host = ray.util.get_node_ip_address()
+        self._store = torch.distributed.TCPStore(host, 0, self.ranks, True, wait_for_workers=False)
+        return host, self._store.port
+
+    def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:
+        """Join the other ranks, if there are any, and load."""
+        import torch
+
+        from ..learner.engine import join_ranks
+        from ..learner.learner import Learner
+        from ..rollout_workers.policies.load import find_device
+
+        self._prepare()
+        device = find_device(self.settings.policy)
+        os.environ["DS_ACCELERATOR"] = device.type
+        if meeting:
+            if self.rank:
+                self._store = torch.distributed.TCPStore(*meeting, self.ranks, False)
+            join_ranks(self._store, device, rank=self.rank, ranks=self.ranks)
+        self.learner = Learner(self._load_policy(), self.settings, _observe_micro_batch)
+        return self._ready("learner")
+
+    def _load_policy(self) -> "Policy":
+        from ..rollout_workers.policies.load import load_policy
+
+        return load_policy(self.settings.policy, network_only=True)
+
+    def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
+        """Work on a window of scored trees; with `update` it is the last of an update, which is then made."""
+        from ..learner import metrics
+
+        start = time.perf_counter()
+        for tree in trees:
+            self.learner.take(tree.tree(self.schedule, ray.get))
+        stats = self.learner.update() if update else None
+        metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
+        if stats and self.rank == 0:
+            metrics.EDGES_KEPT.inc(stats.edges)
+            metrics.EDGES_SKIPPED.inc(stats.skipped_edges)
+            metrics.GRADIENT_NORM.set(stats.gradient_norm)
+            metrics.CLIP_FRACTION.set(stats.clip_fraction)
+            metrics.LEARNING_RATE.set(stats.learning_rate)
+            if self._updates % self.settings.learner.updates_per_iteration == 0:
+                metrics.LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)
+            metrics.UPDATES.inc()
+            self._updates += 1
+        return stats
+
+    def publish(self) -> tuple[int, Weights | None]:
+        """A new version, and from rank 0 its weights."""
+        weights, version = self.learner.publish()
+        return version, self._packed(weights)
+
+    def weights(self) -> tuple[int, Weights | None]:
+        """The present version, and from rank 0 its weights."""
+        return self.learner.version, self._packed(self.learner.weights())
+
+    def previous(self, folder: Path) -> tuple[int, Weights | None]:
+        """The version before that of a checkpoint, and from rank 0 its weights."""
+        import safetensors.torch
+
+        weights = {} if self.rank else safetensors.torch.load_file(folder / PREVIOUS)
+        return self.learner.version - 1, {name: Packed.of(value) for name, value in weights.items()}
+
+    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
+        from ..learner import metrics
+
+        metrics.WEIGHTS_VERSION.set(self.learner.version)
+        return None if self.rank else {name: Packed.of(value) for name, value in weights.items()}
+
+    def save(self, folder: Path, previous: Published | None) -> None:
+        """Write a checkpoint into `folder`, and with it the weights of the version before."""
+        from ..learner.learner import save_weights
+
+        self.learner.save(folder)
+        if previous and self.rank == 0:
+            packed: Weights = ray.get(previous.reference)
+            save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in packed.items()})
+
+    def load(self, folder: Path) -> None:
+        """Take up a checkpoint."""
+        self.learner.load(folder)
+
+    def export(self, folder: Path) -> None:
+        """Write what was trained in diffusers' format."""
+        self.learner.export(folder)
+
+
+class ColocatedActor(LearnerActor, _Sampling):
+    """A learner rank that samples with its own copy of the policy, in turns with learning."""
+
+    def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:
+        from ..rollout_workers.worker import RolloutWorker
+
+        info = super().setup(meeting)
+        self.worker = RolloutWorker(self.learner.policy, self.schedule, self.settings.rollout)
+        return info
+
+    def _load_policy(self) -> "Policy":
+        from ..rollout_workers.policies.load import load_policy
+
+        return load_policy(self.settings.policy)
+
+    def _use(self, weights: Published) -> None:
+        """Nothing is taken up: the worker samples with the learner's own parameters."""
+        if weights.version != self.learner.version:
+            raise ValueError(f"task wants weights version {weights.version}; this learner has {self.learner.version}")
+        self.worker.weights_version = weights.version
+
+    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
+        return None
+
+
+def _observe_micro_batch(rows: int) -> None:
+    from ..learner import metrics
+
+    metrics.ROWS_TRAINED.inc(rows)
+    metrics.MICRO_BATCH_ROWS.observe(rows)

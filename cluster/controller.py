@@ -1,0 +1,273 @@
+"""The controller of a run on Ray: an actor with the loop of an iteration.
+
+Tasks go to whichever worker is free, scores come in any order, and workers come and go. What the learner sees depends
+on none of it: windows of consecutive trees, each a pure function of its task. Pictures and states pass by as
+references; the controller itself holds headers and scores.
+"""
+
+import asyncio
+import time
+from collections import deque
+from collections.abc import Callable, Coroutine, Sequence
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.metrics import ExporterDirectory
+from ..proto.settings import RunSettings
+from ..proto.stats import UpdateStats
+from ..proto.transport import PartHeader
+from ..proto.tree import Task
+from . import metrics
+from .evaluation import evaluation_tasks
+from .launch import Pools
+from .messages import Published, RemoteReport
+from .operate import serve_http
+from .pool import Worker
+from .sampling import Growing, Iteration, parts_of
+
+BACKPRESSURE_OBJECTS = 6
+"""Unread objects at which a worker's generator pauses: two parts of three."""
+
+Scores = dict[str, npt.NDArray[np.float64]]
+
+
+class Controller:
+    """Directs the pools of one run."""
+
+    def __init__(self, settings: RunSettings, name: str, namespace: str, runtime_env: dict[str, Any]) -> None:
+        """`name` and `namespace` are this actor's own."""
+        self.settings = settings
+        self.exporters = ExporterDirectory(settings.name)
+        self.pools = Pools(settings, (name, namespace), runtime_env, self.exporters)
+        self.published: deque[Published] = deque(maxlen=2)
+        self._ahead: Iteration | None = None
+        self._in_flight = 0
+        self._learned = asyncio.Condition()
+        self._in_scoring = asyncio.Semaphore(settings.rollout.parts_in_scoring)
+        self._background: set[asyncio.Task[None]] = set()
+        self.server: asyncio.Task[None] | None = None
+        self.progress = ("starting", 0.0)
+        self.iterations_done = 0
+
+    # The loop ---------------------------------------------------------------------------------------------------
+
+    async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> RemoteReport:
+        """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
+        start = time.perf_counter()
+        iteration = self._ahead or self._sample(number, prompts)
+        self._ahead = self._sample(number + 1, upcoming) if self.settings.staleness and upcoming else None
+        updates = await self._learn(iteration)
+        with iteration.timeline.phase("publishing"):
+            self.published.append(await self.pools.learner.publish())
+        return self._report(iteration, updates, time.perf_counter() - start)
+
+    def _sample(self, number: int, prompts: Sequence[str]) -> Iteration:
+        """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
+        # Sampling ahead takes the version before the newest, and does so too where a run goes on from a checkpoint.
+        weights = self.published[0] if self.settings.staleness else self.published[-1]
+        iteration = Iteration(number, prompts, self.settings, weights)
+        for task in iteration.tasks:
+            self._start(self._sample_task(iteration, task), iteration.fail)
+        return iteration
+
+    async def _sample_task(self, iteration: Iteration, task: Task) -> None:
+        await self._room_for(len(task.trees))
+        await self.pools.workers.run(partial(self._stream, iteration, task))
+
+    async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> None:
+        """One worker's attempt at a task: every part goes to the rewards as soon as it is there."""
+        trees, scoring, forwards = iteration.growing(task), [], []
+        stream = worker.actor.sample.options(
+            num_returns="streaming", _generator_backpressure_num_objects=BACKPRESSURE_OBJECTS
+        ).remote(task, iteration.weights, self.published[-1].version)
+        try:
+            with iteration.timeline.phase("rollout"):
+                async for header, media, states in parts_of(stream):
+                    forwards += header.forwards
+                    if tree := trees.get(header.tree):
+                        tree.add(header, states)
+                        if tree.number < iteration.shown:
+                            tree.media.append(media)
+                        await self._in_scoring.acquire()  # while too much waits for scores, the worker pauses
+                        scoring.append(self._start(self._score(iteration, tree, header, media), iteration.fail))
+        except BaseException:
+            for attempt in scoring:
+                attempt.cancel()
+            raise
+        iteration.forwards += forwards
+
+    async def _score(self, iteration: Iteration, tree: Growing, header: PartHeader, media: Any) -> None:
+        request = f"{self.settings.name}/{iteration.number}/{tree.number}/{header.leaves[0]}"
+        try:
+            with iteration.timeline.phase("scoring"):
+                prompts = [tree.prompt] * len(header.leaves)
+                reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
+        finally:
+            self._in_scoring.release()
+        iteration.first_score_time = min(iteration.first_score_time, time.time())
+        tree.add_scores(header, reply)
+        metrics.LEAVES_SCORED.inc(len(header.leaves))
+        iteration.leaves_scored += len(header.leaves)
+        self.progress = ("rollout", iteration.leaves_scored / (len(iteration.prompts) * tree.schedule.leaves))
+        if tree.complete:
+            iteration.completed(tree)
+
+    async def _learn(self, iteration: Iteration) -> list[UpdateStats]:
+        """Take up windows of consecutive trees as soon as they are scored, and make the updates."""
+        trees, updates = len(iteration.prompts), []
+        for begin, end, last in self._windows():
+            idle = time.monotonic()
+            with iteration.timeline.phase("waiting"):
+                # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
+                needed = trees if self.settings.placement == "colocated" else end
+                await asyncio.gather(*(iteration.ready(number) for number in range(begin, needed)))
+            metrics.IDLE_SECONDS.labels("learner").inc(time.monotonic() - idle)
+            with iteration.timeline.phase("learning"):
+                window = [iteration.take(number) for number in range(begin, end)]
+                stats = await self.pools.learner.take(window, update=last)
+            updates += [stats] if stats else []
+            await self._make_room(end - begin)
+            self.progress = ("learning", end / trees)
+        return updates
+
+    def _windows(self) -> list[tuple[int, int, bool]]:
+        """First tree, tree after the last, and whether an update ends there."""
+        learner, trees = self.settings.learner, self.settings.prompts.per_iteration
+        per_update = trees // learner.updates_per_iteration
+        return [
+            (begin, end, end == first + per_update)
+            for first in range(0, trees, per_update)
+            for begin in range(first, first + per_update, learner.window_trees)
+            for end in [min(begin + learner.window_trees, first + per_update)]
+        ]
+
+    async def _room_for(self, trees: int) -> None:
+        """Wait until so many more trees may be sampled ahead of the learner."""
+        settings = self.settings
+        asked = settings.rollout.trees_in_flight or settings.prompts.per_iteration * (1 + settings.staleness)
+        # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
+        limit = max(asked, settings.learner.window_trees + settings.rollout.trees_per_task)
+        metrics.QUEUE_LENGTH.labels("tasks").inc()
+        async with self._learned:
+            await self._learned.wait_for(lambda: self._in_flight + trees <= limit)
+            self._in_flight += trees
+        metrics.QUEUE_LENGTH.labels("tasks").dec()
+
+    async def _make_room(self, trees: int) -> None:
+        async with self._learned:
+            self._in_flight -= trees
+            self._learned.notify_all()
+
+    def _start(self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> asyncio.Task[None]:
+        """Run `work` in the background; `failed` is told what it raises."""
+        task = asyncio.create_task(work)
+
+        def note(done: asyncio.Task[None]) -> None:
+            self._background.discard(done)
+            if not done.cancelled() and (error := done.exception()):
+                failed(error)
+
+        self._background.add(task)
+        task.add_done_callback(note)
+        return task
+
+    def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> RemoteReport:
+        names, timeline = list(self.settings.rewards), iteration.timeline
+        phases = {name: timeline.seconds(name) for name in ("rollout", "scoring", "waiting", "learning", "publishing")}
+        # What counts as waiting is what sampling doesn't hide.
+        phases["waiting"] *= 1 - timeline.hidden("waiting", behind="rollout")
+        report = RemoteReport(
+            iteration=iteration.number,
+            rewards={name: np.concatenate([rewards[name] for rewards in iteration.rewards]) for name in names},
+            seconds=phases,
+            forward_passes=sum(rows for _, rows in iteration.forwards),
+            updates=updates,
+            media=[iteration.media[number] for number in sorted(iteration.media)],
+            scoring_hidden=timeline.hidden("scoring", behind="rollout"),
+            first_score=iteration.first_score_share(),
+        )
+        self.iterations_done = iteration.number
+        metrics.note_iteration(report, seconds, self.published[-1].version)
+        return report
+
+    # Around the loop --------------------------------------------------------------------------------------------
+
+    async def start(self, http_host: str, http_port: int) -> str:
+        """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server."""
+        address = await serve_http(self, http_host, http_port)
+        await self.pools.start()
+        self.published.append(await self.pools.learner.weights())
+        self.progress = ("ready", 0.0)
+        return address
+
+    async def evaluate(self, prompts: Sequence[str]) -> list[tuple[Any, Scores]]:
+        """References to pictures, and their scores, task by task; with the newest weights."""
+        weights = self.published[-1]
+
+        async def one(task: Task) -> tuple[Any, Scores]:
+            media = await self.pools.workers.run(partial(self._draw, task, weights))
+            request = f"{self.settings.name}/evaluation-{weights.version}/{task.trees[0]}"
+            reply = await self.pools.rewards.score(media, task.prompts, list(self.settings.rewards), request)
+            return media, dict(reply.scores)
+
+        return list(await asyncio.gather(*map(one, evaluation_tasks(self.settings, prompts, weights.version))))
+
+    async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:
+        """Reference to the pictures of an evaluation's task."""
+        stream = aiter(worker.actor.draw.options(num_returns="streaming").remote(task, weights))
+        media = await anext(stream)
+        await (await anext(stream))  # raises what went wrong in the worker
+        return media
+
+    async def save(self, folder: Path) -> None:
+        """Write a checkpoint into `folder`."""
+        sampled_with = self.published[0] if self.settings.staleness else None
+        await self.pools.learner.save(folder, sampled_with)
+
+    async def load(self, folder: Path) -> None:
+        """Take up a checkpoint."""
+        await self.pools.learner.load(folder)
+        self.published.clear()
+        if self.settings.staleness:
+            self.published.append(await self.pools.learner.previous(folder))
+        self.published.append(await self.pools.learner.weights())
+
+    async def export(self, folder: Path) -> None:
+        await self.pools.learner.export(folder)
+
+    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> None:
+        """Change the size of pools. Raises InputError for one that can't be changed."""
+        await self.pools.scale(rollout_workers, rewards)
+
+    async def close(self) -> None:
+        """End all processes of the run and delete its Serve application."""
+        for task in list(self._background):
+            task.cancel()
+        await self.pools.close()
+
+    # For those who watch ----------------------------------------------------------------------------------------
+
+    def register(self, address: str, component: str, pool: str) -> None:
+        """Note that a metrics exporter is alive."""
+        self.exporters.register(address, component, pool)
+
+    async def progress_now(self) -> tuple[str, float]:
+        """The phase at work and how much of it is done."""
+        return self.progress
+
+    async def status(self) -> dict[str, Any]:
+        """Iterations done, the phase at work, and every process, as plain data."""
+        phase, share = self.progress
+        return {
+            "run": self.settings.name,
+            "iterations": {"done": self.iterations_done, "of": self.settings.iterations},
+            "phase": phase,
+            "share": share,
+            "weights_version": self.published[-1].version if self.published else 0,
+            "trees_in_flight": self._in_flight,
+            "pools": await self.pools.status(),
+        }

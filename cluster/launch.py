@@ -1,0 +1,159 @@
+"""The pools of a run: how its processes are launched, sized and ended."""
+
+import asyncio
+from typing import Any
+
+import ray
+from ray import serve
+
+from ..proto.errors import InputError
+from ..proto.metrics import ExporterDirectory
+from ..proto.settings import PoolSettings, RunSettings
+from ..reward_service.client import RewardClient
+from ..reward_service.scorers import reward_models
+from ..reward_service.service import application
+from . import metrics
+from .actors import ColocatedActor, LearnerActor, RolloutActor
+from .learner_group import LearnerGroup
+from .placement import reward_pools, threads_of
+from .pool import WorkerPool
+
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""Serve would write a line for every request."""
+
+
+def application_name(run: str) -> str:
+    """Name of a run's Ray Serve application."""
+    return f"branchgrpo-{run}"
+
+
+class Pools:
+    """Rollout workers, learner ranks and reward models of one run. `placement` decides which share processes."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        directory: tuple[str, str],
+        runtime_env: dict[str, Any],
+        exporters: ExporterDirectory,
+    ) -> None:
+        """`directory` is name and namespace of the actor that keeps the list of `exporters`."""
+        self.settings, self._directory, self._runtime_env = settings, directory, runtime_env
+        self._rewards = reward_pools(settings)
+        self._colocated = settings.placement == "colocated"
+        self._start_learner()
+        self._start_workers()
+        self.workers.gone = lambda info: exporters.forget(info.exporter)
+
+    def _start_learner(self) -> None:
+        pool = self.settings.pools.learner
+        actor = self._remote(ColocatedActor if self._colocated else LearnerActor, pool)
+        threads = threads_of(pool, self.settings)
+        self.learner = LearnerGroup(
+            [
+                actor.remote(self.settings, self._directory, "learner", threads, rank, pool.count)
+                for rank in range(pool.count)
+            ]
+        )
+
+    def _start_workers(self) -> None:
+        pool = self.settings.pools.rollout_workers
+        actor, threads = self._remote(RolloutActor, pool), threads_of(pool, self.settings)
+        self.workers = WorkerPool(
+            "rollout_workers",
+            launch=lambda: actor.remote(self.settings, self._directory, "rollout_workers", threads),
+            setup=lambda worker: worker.setup.remote(),
+            may_be_replaced=not self._colocated,
+        )
+
+    async def start(self) -> None:
+        """Launch everything at once; returns when all is ready."""
+        sampling = [] if self._colocated else [self.workers.grow(self.settings.pools.rollout_workers.count)]
+        async with asyncio.TaskGroup() as group:
+            for start in (self.learner.setup(), self._deploy(), *sampling):
+                group.create_task(start)
+        metrics.PROCESSES.labels("learner").set(len(self.learner.actors))
+        if self._colocated:
+            for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):
+                self.workers.adopt(actor, info)
+        models = reward_models(self.settings.rewards)
+        self.rewards = RewardClient(
+            self._application, models, retried=lambda model: metrics.RETRIES.labels(model).inc()
+        )
+
+    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> None:
+        """Change the number of rollout workers and of replicas. Raises InputError for what can't be changed."""
+        names = {reward: model for model, given in reward_models(self.settings.rewards).items() for reward in given}
+        for reward, count in rewards.items():
+            if reward not in names:
+                raise InputError(f"--reward names '{reward}'; this run has {', '.join(names)}")
+            if count < 1:
+                raise InputError(f"--reward {reward} is {count}; a reward model needs at least 1 replica")
+        if rollout_workers is not None:
+            if self._colocated:
+                raise InputError(
+                    "--rollout-workers can't be changed with placement 'colocated': every learner rank is a worker"
+                )
+            if rollout_workers < 1:
+                raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
+        if rewards:
+            for reward, count in rewards.items():
+                fixed = {"replicas": count, "max_replicas": None}
+                self._rewards[names[reward]] = self._rewards[names[reward]].model_copy(update=fixed)
+            await self._deploy()
+        if rollout_workers is not None:
+            await self.workers.resize(rollout_workers)
+
+    async def status(self) -> dict[str, Any]:
+        """Every process, by pool."""
+        applications = (await asyncio.to_thread(serve.status)).applications
+        deployments = applications[self._application].deployments if self._application in applications else {}
+        return {
+            "rollout_workers": [
+                {
+                    "pid": worker.info.pid,
+                    "node": worker.info.node,
+                    "state": "leaving" if worker.leaving else "busy" if worker.busy else "idle",
+                }
+                for worker in self.workers.workers
+            ],
+            "learner": [{"pid": info.pid, "node": info.node, "state": "up"} for info in self.learner.infos],
+            "rewards": {
+                model: {str(state): count for state, count in deployments[model].replica_states.items()}
+                for model in self._rewards
+                if model in deployments
+            },
+        }
+
+    async def close(self) -> None:
+        """End all processes and delete the Serve application."""
+        self.workers.close()
+        for actor in self.learner.actors:
+            ray.kill(actor)
+        await asyncio.to_thread(serve.delete, self._application)
+
+    @property
+    def _application(self) -> str:
+        return application_name(self.settings.name)
+
+    async def _deploy(self) -> None:
+        """Bring the Serve application to the sizes that are wanted."""
+        threads = {model: threads_of(pool, self.settings) for model, pool in self._rewards.items()}
+        target = application(
+            self._application, self.settings.rewards, self._rewards, self._directory, threads, self._runtime_env
+        )
+        await asyncio.to_thread(
+            serve.run, target, name=self._application, route_prefix=f"/{self._application}", logging_config=QUIET
+        )
+
+    def _remote(self, plain: type, pool: PoolSettings) -> Any:
+        """`plain` as an actor with what the pool sets aside for it."""
+        options: dict[str, Any] = {
+            "num_cpus": pool.cpus,
+            "num_gpus": pool.gpus,
+            "resources": dict(pool.resources),
+            "runtime_env": self._runtime_env,
+        }
+        if pool.labels:
+            options["label_selector"] = dict(pool.labels)
+        return ray.remote(**options)(plain)

@@ -1,0 +1,57 @@
+"""The learner's ranks, called together."""
+
+import asyncio
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ..learner.learner import UpdateStats
+from ..proto.transport import RemoteTree
+from .messages import ProcessInfo, Published
+
+
+class LearnerGroup:
+    """Every call goes to all ranks at once: what they do is collective."""
+
+    def __init__(self, actors: Sequence[Any]) -> None:
+        self.actors = actors
+        self.infos: list[ProcessInfo] = []
+
+    async def setup(self) -> None:
+        """Have the ranks meet and load; returns when all are ready."""
+        meeting = await self.actors[0].meeting_place.remote() if len(self.actors) > 1 else None
+        self.infos = await self._all("setup", meeting)
+
+    async def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
+        stats = await self._all("take", list(trees), update)
+        return stats[0]
+
+    async def publish(self) -> Published:
+        """A new version of the weights."""
+        return await self._weights("publish")
+
+    async def weights(self) -> Published:
+        """The present version of the weights."""
+        return await self._weights("weights")
+
+    async def previous(self, folder: Path) -> Published:
+        """The version before a checkpoint's, whose weights lie beside it."""
+        return await self._weights("previous", folder)
+
+    async def save(self, folder: Path, previous: Published | None) -> None:
+        await self._all("save", folder, previous)
+
+    async def load(self, folder: Path) -> None:
+        await self._all("load", folder)
+
+    async def export(self, folder: Path) -> None:
+        await self._all("export", folder)
+
+    async def _all(self, method: str, *arguments: Any) -> list[Any]:
+        return list(await asyncio.gather(*(getattr(actor, method).remote(*arguments) for actor in self.actors)))
+
+    async def _weights(self, method: str, *arguments: Any) -> Published:
+        """Version and reference of what every rank returns; rank 0 has the weights."""
+        calls = [getattr(actor, method).options(num_returns=2).remote(*arguments) for actor in self.actors]
+        versions = await asyncio.gather(*(version for version, _ in calls))
+        return Published(versions[0], calls[0][1])

@@ -1,0 +1,42 @@
+"""What the processes of a run on Ray tell each other, beside tasks and trees."""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.stats import UpdateStats
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version of the weights in the object store."""
+
+    version: int
+    reference: Any
+    """To `Packed` tensors by name, or to None where learner and sampler share one copy."""
+
+
+@dataclass(frozen=True)
+class ProcessInfo:
+    """Where a process runs."""
+
+    pid: int
+    node: str
+    exporter: str
+    """`host:port` of its metrics."""
+
+
+@dataclass
+class RemoteReport:
+    """`IterationReport` with references in place of pictures."""
+
+    iteration: int
+    rewards: dict[str, npt.NDArray[np.float64]]
+    seconds: dict[str, float]
+    forward_passes: int
+    updates: list[UpdateStats]
+    media: list[list[Any]]
+    scoring_hidden: float
+    first_score: float

@@ -1,0 +1,51 @@
+"""What the controller of a run counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+from .messages import RemoteReport
+
+LEAVES_SCORED = Counter("branchgrpo_run_leaves_scored", "Leaves that have all their scores.")
+ITERATION = Gauge("branchgrpo_iteration", "Iterations done.")
+ITERATION_SECONDS = Histogram(
+    "branchgrpo_iteration_seconds",
+    "Seconds of an iteration.",
+    buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800),
+)
+LAST_ITERATION_SECONDS = Gauge("branchgrpo_last_iteration_seconds", "Seconds of the last iteration.")
+PHASE_SECONDS = Counter(
+    "branchgrpo_phase_seconds",
+    "Seconds during which a phase was going on (rollout, scoring, waiting, learning, publishing); they overlap.",
+    ["phase"],
+)
+IDLE_SECONDS = Counter("branchgrpo_idle_seconds", "Seconds that processes of a pool had nothing to do.", ["pool"])
+PROCESSES = Gauge("branchgrpo_processes", "Processes of a pool.", ["pool"])
+QUEUE_LENGTH = Gauge(
+    "branchgrpo_queue_length", "What waits: tasks for workers, parts for scores, trees for the learner.", ["queue"]
+)
+REWARD = Gauge(
+    "branchgrpo_reward", "Rewards of the last iteration's leaves: mean, std, min, max.", ["reward", "statistic"]
+)
+SCORING_HIDDEN = Gauge(
+    "branchgrpo_scoring_hidden_ratio", "Share of the last iteration's scoring time during which trees were sampled."
+)
+FIRST_SCORE = Gauge(
+    "branchgrpo_first_score_ratio", "Share of the last iteration's forward passes that were done at its first score."
+)
+PUBLISHED_VERSION = Gauge("branchgrpo_published_weights_version", "Newest version of the weights that was published.")
+RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"])
+RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"])
+
+
+def note_iteration(report: RemoteReport, seconds: float, version: int) -> None:
+    """Export what a finished iteration was."""
+    ITERATION.set(report.iteration)
+    ITERATION_SECONDS.observe(seconds)
+    LAST_ITERATION_SECONDS.set(seconds)
+    for phase, spent in report.seconds.items():
+        PHASE_SECONDS.labels(phase).inc(spent)
+    for name, values in report.rewards.items():
+        for statistic in ("mean", "std", "min", "max"):
+            REWARD.labels(name, statistic).set(float(getattr(values, statistic)()))
+    SCORING_HIDDEN.set(report.scoring_hidden)
+    FIRST_SCORE.set(report.first_score)
+    PUBLISHED_VERSION.set(version)

@@ -1,0 +1,87 @@
+"""Which pools a run needs, and whether the cluster has room for them."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from ..proto.errors import InputError
+from ..proto.settings import PoolSettings, RewardPoolSettings, RunSettings
+from ..reward_service.scorers import reward_models
+
+
+@dataclass(frozen=True)
+class Demand:
+    """What one pool needs: so many processes, each with these resources on a node with these labels."""
+
+    pool: str
+    """The setting that asks for it."""
+    count: int
+    each: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
+@dataclass(frozen=True)
+class Node:
+    """A node of the cluster and what is free on it."""
+
+    name: str
+    free: Mapping[str, float]
+    labels: Mapping[str, str]
+
+
+def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
+    """Model -> its pool."""
+    models = reward_models(settings.rewards)
+    return {model: settings.pools.rewards.get(model, RewardPoolSettings()) for model in models}
+
+
+def demands(settings: RunSettings) -> list[Demand]:
+    """What every pool of the run needs at the start."""
+    pools = settings.pools
+    sampling = [] if settings.placement == "colocated" else [("rollout_workers", pools.rollout_workers)]
+    fixed = [(f"pools.{name}", pool.count, pool) for name, pool in [("learner", pools.learner), *sampling]]
+    rewards = [(f"pools.rewards.{name}", pool.replicas, pool) for name, pool in reward_pools(settings).items()]
+    return [Demand(name, count, pool.demand(), pool.labels) for name, count, pool in [*fixed, *rewards]]
+
+
+def check_room(wanted: Sequence[Demand], nodes: Sequence[Node]) -> None:
+    """Raises InputError, naming the pool and what it lacks, if the pools can't be placed on what is free now.
+
+    Largest processes first, each on the first node that has room.
+    """
+    free = {node.name: dict(node.free) for node in nodes}
+    for demand in sorted(wanted, key=lambda demand: -sum(demand.each.values())):
+        suited = [node for node in nodes if demand.labels.items() <= node.labels.items()]
+        if not suited:
+            raise InputError(
+                f"{demand.pool} wants nodes labelled {dict(demand.labels)}; of {len(nodes)} nodes none is "
+                f"(labels there: {sorted({f'{k}={v}' for node in nodes for k, v in node.labels.items()}) or 'none'})"
+            )
+        for placed in range(demand.count):
+            node = next((node for node in suited if _fits(demand.each, free[node.name])), None)
+            if node is None:
+                raise InputError(
+                    f"{demand.pool} needs {demand.count} x {_text(demand.each)}; there is room for {placed}: after the "
+                    f"other pools, {_lack(demand.each, [free[node.name] for node in suited])}"
+                )
+            for name, amount in demand.each.items():
+                free[node.name][name] -= amount
+
+
+def threads_of(pool: PoolSettings, settings: RunSettings) -> int:
+    """CPU threads of each process of a pool."""
+    return pool.threads or settings.threads or max(1, math.ceil(pool.cpus))
+
+
+def _fits(each: Mapping[str, float], free: Mapping[str, float]) -> bool:
+    return all(free.get(name, 0.0) >= amount - 1e-6 for name, amount in each.items())
+
+
+def _text(each: Mapping[str, float]) -> str:
+    return ", ".join(f"{amount:g} {name}" for name, amount in each.items()) or "nothing"
+
+
+def _lack(each: Mapping[str, float], free: Sequence[Mapping[str, float]]) -> str:
+    nodes = "the node has" if len(free) == 1 else f"no one of {len(free)} nodes has"
+    most = [f"{max(node.get(name, 0.0) for node in free):g} {name}" for name in each]
+    return f"{nodes} only {', '.join(most)} free" if len(free) == 1 else f"{nodes} it (at most {', '.join(most)} free)"

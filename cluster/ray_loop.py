@@ -1,0 +1,158 @@
+"""The loop of a run on Ray, as its driver sees it: starts Ray and the controller, and passes calls on.
+
+What must not be lost (logs, pictures, checkpoints' names) stays with the driver; what must not pass through one process
+(pictures, states, weights) goes from where it is made to where it is used.
+"""
+
+import json
+import logging
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, TypeVar
+
+import numpy as np
+import ray
+from ray import serve
+from ray.exceptions import RayActorError, RayTaskError
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from ..proto.errors import InputError, RunFailed
+from ..proto.files import whole, write_text
+from ..proto.settings import RunSettings
+from .controller import Controller
+from .evaluation import Evaluation
+from .launch import QUIET, application_name
+from .loop import IterationReport, Progress
+from .messages import RemoteReport
+from .operate import ADDRESS_FILE, NAMESPACE, controller_name
+from .placement import Node, check_room, demands
+
+Result = TypeVar("Result")
+PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""Of every process. Threads that spin while they wait would slow those of the other processes many times."""
+POLL_SECONDS = 0.25
+
+
+class RayLoop:
+    """A run on the Ray at `address` (default: RAY_ADDRESS), or on one that is started here and ended with the run."""
+
+    def __init__(self, settings: RunSettings, folder: Path, address: str | None) -> None:
+        """Raises InputError for pools that can't be placed, or a name that is taken there."""
+        self.settings, self._folder = settings, folder
+        address = address or os.environ.get("RAY_ADDRESS")
+        self._owns_ray = address is None
+        runtime_env = {"env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}}
+        logging.getLogger("ray").setLevel(logging.WARNING)
+        ray.init(
+            address=address or "local",
+            namespace=NAMESPACE,
+            runtime_env=runtime_env,
+            include_dashboard=False if self._owns_ray else None,
+            logging_level="warning",
+            log_to_driver=True,
+        )
+        self._controller: Any = None
+        try:
+            self._launch(runtime_env)
+        except BaseException:
+            self.close()
+            raise
+
+    def _launch(self, runtime_env: dict[str, Any]) -> None:
+        check_room(demands(self.settings), _nodes())
+        name = controller_name(self.settings.name)
+        context = ray.get_runtime_context()
+        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        try:
+            self._controller = (
+                ray.remote(Controller)
+                .options(
+                    name=name,
+                    num_cpus=0,
+                    scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
+                )
+                .remote(self.settings, name, NAMESPACE, runtime_env)
+            )
+        except ValueError as error:
+            raise InputError(
+                f"a run named '{self.settings.name}' is going on on this cluster; take another name (name=...)"
+            ) from error
+        if application_name(self.settings.name) in serve.status().applications:
+            serve.delete(application_name(self.settings.name))  # left by a run that was killed
+        host = ray.util.get_node_ip_address()
+        where = self._call(self._controller.start.remote(host, self.settings.logging.metrics_port or 0))
+        facts = {"address": ray.get_runtime_context().gcs_address, "http": f"http://{where}"}
+        write_text(self._folder / ADDRESS_FILE, json.dumps(facts, indent=2) + "\n")
+
+    def iterate(
+        self,
+        iteration: int,
+        prompts: Sequence[str],
+        upcoming: Sequence[str] | None = None,
+        progress: Progress = lambda phase, share: None,
+    ) -> IterationReport:
+        answer = self._controller.iterate.remote(iteration, list(prompts), upcoming and list(upcoming))
+        while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
+            progress(*self._call(self._controller.progress_now.remote()))
+        report: RemoteReport = self._call(answer)
+        media = [np.concatenate(ray.get(parts)) for parts in report.media]
+        return IterationReport(**{**vars(report), "media": media})
+
+    def evaluate(self, prompts: Sequence[str]) -> Evaluation:
+        parts = self._call(self._controller.evaluate.remote(list(prompts)))
+        media = np.concatenate([ray.get(reference) for reference, _ in parts])
+        rewards = {name: np.concatenate([scores[name] for _, scores in parts]) for name in self.settings.rewards}
+        return Evaluation(prompts, media, rewards)
+
+    def save(self, folder: Path) -> None:
+        with whole(folder) as temporary:
+            temporary.mkdir()
+            self._call(self._controller.save.remote(temporary.resolve()))
+
+    def load(self, folder: Path) -> None:
+        self._call(self._controller.load.remote(folder.resolve()))
+
+    def export(self, folder: Path) -> None:
+        self._call(self._controller.export.remote(folder.resolve()))
+
+    def close(self) -> None:
+        """End the run's processes, its Serve application, and Ray if it was started here."""
+        (self._folder / ADDRESS_FILE).unlink(missing_ok=True)
+        if self._controller is not None:
+            try:
+                ray.get(self._controller.close.remote(), timeout=60)
+            except (ray.exceptions.RayError, TimeoutError) as error:
+                logging.getLogger(__name__).warning("the controller could not end its pools: %s", error)
+            ray.kill(self._controller)
+        ray.shutdown()
+
+    def _call(self, answer: Any) -> Any:
+        """What a call of the controller returns, or the exception that went wrong in whichever process."""
+        return _unwrapped(lambda: ray.get(answer))
+
+
+def _unwrapped(call: Callable[[], Result]) -> Result:
+    try:
+        return call()
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause
+        if isinstance(cause, ExceptionGroup):
+            cause = cause.exceptions[0]
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause
+        raise cause from error
+    except RayActorError as error:
+        raise RunFailed(f"a process of the run died: {error}") from error
+
+
+def _nodes() -> list[Node]:
+    """The nodes of the cluster and what is free on them."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        Node(node["NodeID"], free.get(node["NodeID"], {}), node.get("Labels", {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]

@@ -1,0 +1,122 @@
+"""The trees of one iteration, from the tasks that sample them to the scores that complete them."""
+
+import asyncio
+from collections.abc import AsyncIterator, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+
+from ..proto.schedule import Schedule
+from ..proto.scoring import ScoreReply
+from ..proto.settings import RunSettings
+from ..proto.transport import PartHeader, RemoteTree
+from ..proto.tree import FloatArray, Task
+from .loop import SHOWN_TREES, training_tasks
+from .messages import Published
+from .timeline import Timeline
+
+
+@dataclass
+class Growing:
+    """A tree on its way: headers and references of what has arrived, and scores."""
+
+    number: int
+    prompt: str
+    schedule: Schedule
+    parts: list[tuple[PartHeader, Any]] = field(default_factory=list)
+    media: list[Any] = field(default_factory=list)
+    """References to pictures that are kept to be looked at."""
+    rewards: dict[str, FloatArray] = field(default_factory=dict)
+    nodes: int = 0
+    leaves: int = 0
+    """Leaves that have all their scores."""
+
+    def add(self, header: PartHeader, states: Any) -> None:
+        self.parts.append((header, states))
+        self.nodes += len(header.nodes)
+
+    def add_scores(self, header: PartHeader, reply: ScoreReply) -> None:
+        for name, values in reply.scores.items():
+            column = self.rewards.setdefault(name, np.full(self.schedule.leaves, np.nan))
+            column[header.leaves - self.schedule.first_node[-2]] = values
+        self.leaves += len(header.leaves)
+
+    @property
+    def complete(self) -> bool:
+        return self.nodes == self.schedule.nodes and self.leaves == self.schedule.leaves
+
+
+class Iteration:
+    """What is known of one iteration's trees while they are sampled and scored."""
+
+    def __init__(self, number: int, prompts: Sequence[str], settings: RunSettings, weights: Published) -> None:
+        self.number, self.prompts, self.weights = number, prompts, weights
+        self.schedule = settings.schedule.build()
+        self.tasks = training_tasks(settings, number, prompts, weights.version)
+        self.timeline = Timeline()
+        self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
+        every = settings.logging.samples_every
+        self.shown = SHOWN_TREES if every and number % every == 0 else 0
+        """First trees whose pictures are kept to be looked at."""
+        self.media: dict[int, list[Any]] = {}
+        self.forwards: list[tuple[float, int]] = []
+        """Forward passes: when each ended, and its rows."""
+        self.first_score_time = float("inf")
+        self.leaves_scored = 0
+        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        self._trees: list[asyncio.Future[RemoteTree[Any]]] = [
+            asyncio.get_running_loop().create_future() for _ in prompts
+        ]
+
+    def growing(self, task: Task) -> dict[int, Growing]:
+        """Those trees of a task that aren't complete yet, as they are before anything has arrived."""
+        pairs = zip(task.trees, task.prompts, strict=True)
+        return {n: Growing(n, prompt, self.schedule) for n, prompt in pairs if not self._trees[n].done()}
+
+    def completed(self, tree: Growing) -> None:
+        """Hand a tree over to whoever waits for it."""
+        if not self._trees[tree.number].done():
+            self.rewards[tree.number] = tree.rewards
+            if tree.media:
+                self.media[tree.number] = tree.media
+            self._trees[tree.number].set_result(RemoteTree(tree.number, tree.prompt, tree.parts, tree.rewards))
+
+    def fail(self, error: BaseException) -> None:
+        """Have everybody who waits for a tree get `error`."""
+        if not self.failed.done():
+            self.failed.set_exception(error)
+
+    async def ready(self, number: int) -> None:
+        """Wait until tree `number` is sampled and scored. Raises what has made the iteration fail."""
+        await asyncio.wait([self._trees[number], self.failed], return_when=asyncio.FIRST_COMPLETED)
+        if self.failed.done():
+            self.failed.result()
+
+    def take(self, number: int) -> RemoteTree[Any]:
+        """A tree that is ready; its references are forgotten here."""
+        tree = self._trees[number].result()
+        self._trees[number] = asyncio.get_running_loop().create_future()
+        self._trees[number].set_result(RemoteTree(number, tree.prompt, (), {}))
+        return tree
+
+    def first_score_share(self) -> float:
+        """Share of the forward passes that had ended when the first leaf was scored."""
+        total = sum(rows for _, rows in self.forwards)
+        done = sum(rows for ended, rows in self.forwards if ended <= self.first_score_time)
+        return done / total if total else 1.0
+
+
+async def parts_of(stream: Any) -> AsyncIterator[tuple[PartHeader, Any, Any]]:
+    """The parts that a worker's generator gives: header, reference to pictures, reference to states.
+
+    The header is the last of the three, so that a part that is handed on is whole. Raises what broke the stream off.
+    """
+    objects = []
+    async for reference in stream:
+        objects.append(reference)
+        if len(objects) == 3:
+            yield await objects[2], objects[0], objects[1]
+            objects = []
+    for reference in objects:
+        await reference

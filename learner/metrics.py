@@ -1,0 +1,24 @@
+"""What a learner rank counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
+EDGES_KEPT = Counter("branchgrpo_edges_kept", "Edges that entered the gradient (counted by rank 0 for all ranks).")
+EDGES_SKIPPED = Counter("branchgrpo_edges_skipped", "Edges left out for their zero advantage (rank 0 for all ranks).")
+MICRO_BATCH_ROWS = Histogram(
+    "branchgrpo_micro_batch_rows",
+    "Rows in one forward and backward pass.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+)
+UPDATES = Counter("branchgrpo_updates", "Optimizer steps.")
+LEARNING_SECONDS = Counter(
+    "branchgrpo_learning_seconds", "Seconds of this rank in forward and backward passes and steps."
+)
+GRADIENT_NORM = Gauge("branchgrpo_gradient_norm", "Norm of the last update's gradient, before clipping.")
+CLIP_FRACTION = Gauge("branchgrpo_clip_fraction", "Share of the last update's edges whose gradient was clipped away.")
+LOGPROB_ABS_DIFF = Gauge(
+    "branchgrpo_logprob_abs_diff",
+    "Largest difference between learner's and sampler's log-probabilities in an iteration's first update.",
+)
+LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
+WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")

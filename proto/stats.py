@@ -1,0 +1,24 @@
+"""What a learner reports."""
+
+from dataclasses import dataclass
+
+
+@dataclass
+class UpdateStats:
+    """What one update did."""
+
+    trees: int = 0
+    rows: int = 0
+    """Parent states that went forward and backward, on all ranks together."""
+    edges: int = 0
+    """Edges that entered the gradient."""
+    skipped_edges: int = 0
+    """Trained edges left out because their advantage is exactly zero."""
+    clip_fraction: float = 0.0
+    """Share of edges whose gradient clipping took away."""
+    logprob_abs_diff: float = 0.0
+    """Largest difference to the sampler's log-probability. In an iteration's first update it must be near 0."""
+    gradient_norm: float = 0.0
+    """Before clipping."""
+    learning_rate: float = 0.0
+    """Of this update; 0 if it had no edge and made no step."""

@@ -1,0 +1,67 @@
+"""Scores from the reward models of a Ray Serve application, tried again when a replica dies, never invented."""
+
+import asyncio
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import tenacity
+from ray import serve
+from ray.exceptions import RayError
+
+from ..proto.errors import RunFailed
+from ..proto.scoring import ScoreReply
+
+ATTEMPTS = 6
+"""Times a request is sent, with waits of 0.2 to 5 s between them: a replica that died is replaced in that time."""
+
+
+class ScoringFailed(RunFailed):
+    """A request got no score in all its attempts."""
+
+
+class RewardClient:
+    """Sends each request to every model that gives one of the rewards asked for."""
+
+    def __init__(
+        self, application: str, models: Mapping[str, Any], retried: Callable[[str], None] = lambda model: None
+    ) -> None:
+        """`models`: model -> its rewards (names, or a mapping by name). `retried` is told the model of each retry."""
+        self._models = {model: tuple(rewards) for model, rewards in models.items()}
+        self._handles = {model: serve.get_deployment_handle(model, application) for model in models}
+        self._retried = retried
+
+    async def score(self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str) -> ScoreReply:
+        """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
+
+        Raises ScoringFailed.
+        """
+        asked = [model for model, given in self._models.items() if set(given) & set(rewards)]
+        replies = await asyncio.gather(*(self._score(model, media, list(prompts), id) for model in asked))
+        scores: dict[str, npt.NDArray[np.float64]] = {}
+        for reply in replies:
+            scores.update(reply.scores)
+        reply = ScoreReply({name: scores[name] for name in rewards if name in scores}, id)
+        return reply.check(rewards, len(prompts))
+
+    async def _score(self, model: str, media: Any, prompts: list[str], id: str) -> ScoreReply:
+        try:
+            async for attempt in tenacity.AsyncRetrying(
+                stop=tenacity.stop_after_attempt(ATTEMPTS),
+                wait=tenacity.wait_exponential(0.2, max=5),
+                retry=tenacity.retry_if_exception_type((RayError, ScoringFailed)),
+                before_sleep=lambda state: self._retried(model),
+                reraise=True,
+            ):
+                with attempt:
+                    reply = await self._handles[model].score.remote(media, prompts, id)
+                    if isinstance(reply, str):
+                        raise ScoringFailed(reply)
+                    if reply.id != id:
+                        raise ScoringFailed(f"the reply is to request '{reply.id}'")
+        except (RayError, ScoringFailed) as error:
+            raise ScoringFailed(
+                f"reward model '{model}' gave no score for request '{id}' in {ATTEMPTS} attempts: {error}"
+            ) from error
+        return reply

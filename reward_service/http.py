@@ -1,0 +1,387 @@
+"""Scores over HTTP: a FastAPI application around one asynchronous function from request to reply.
+
+Two forms of request, one of which needs nothing but curl: pictures as files of a form, answered in JSON; or the
+safetensors bytes of a `ScoreRequest`, answered with those of a `ScoreReply`. Whatever is wrong with a request is
+answered by a 4xx that says what, and a score that could not be made by a 503: a score is never made up. It knows
+nothing of where the scores come from.
+
+What one request can make the process hold is a few times `max_bytes`. How many are held at once is the server's to
+limit.
+"""
+
+import asyncio
+import io
+import json
+import logging
+import math
+import traceback
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any, BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from fastapi import FastAPI, Request, Response
+from fastapi.exceptions import RequestValidationError
+from fastapi.responses import JSONResponse
+from PIL import Image, UnidentifiedImageError
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from starlette.datastructures import FormData, UploadFile
+from starlette.exceptions import HTTPException
+from starlette.types import Message
+
+from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.tensors import decode
+
+FORM = "multipart/form-data"
+BINARY = ("application/x-safetensors", "application/octet-stream")
+MAX_ASPECT = 64
+"""The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
+wide one would take all memory."""
+
+_FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
+_ARRAY = "it must be uint8 [n, height, width, 3]"
+
+Pictures = npt.NDArray[np.uint8]
+_Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]
+"""Number, height and width of the pictures that a file says it holds, and what decodes them."""
+
+
+class Scored(BaseModel):
+    """The scores of a request's pictures."""
+
+    id: str = Field(description="The request's `id`, or an empty string.")
+    scores: dict[str, list[float]] = Field(description="By reward, a finite number per picture, in their order.")
+
+
+class Refusal(BaseModel):
+    """Why there is no score."""
+
+    error: str = Field(description="One sentence: the field, the value given and what would be accepted.")
+
+
+class _Facts(BaseModel):
+    model_config = ConfigDict(extra="forbid", strict=True)
+
+    id: str = ""
+    prompts: list[str]
+    rewards: list[str]
+
+
+@dataclass(frozen=True)
+class _Limits:
+    pictures: int
+    bytes: int
+    pixels: int
+
+    def check(self, count: int, height: int, width: int) -> None:
+        """Raises HTTPException for a batch that is too large, or of pictures of a shape that can't be scored."""
+        size = f"media holds pictures of {height} x {width} pixels"
+        if not 0 < max(height, width) <= MAX_ASPECT * min(height, width):
+            raise HTTPException(422, f"{size}; a side must be 1 to {MAX_ASPECT} times as long as the other")
+        if height * width > self.pixels:
+            raise HTTPException(413, f"{size}; at most {self.pixels} pixels per picture are accepted")
+        if count > self.pictures:
+            raise HTTPException(413, f"media holds {count} pictures or more; at most {self.pictures} are accepted")
+        if (total := count * height * width * 3) > self.bytes:
+            raise HTTPException(413, f"media takes {total} bytes or more as uint8; at most {self.bytes} are accepted")
+
+
+def face(
+    score: Callable[[ScoreRequest], Awaitable[ScoreReply]],
+    rewards: Sequence[str],
+    *,
+    max_pictures: int = 256,
+    max_bytes: int = 64 * 2**20,
+    max_pixels: int = 4096 * 4096,
+) -> FastAPI:
+    """The application that answers `POST /v1/score` by `score`, `GET /v1/rewards` and `GET /healthz`.
+
+    `rewards` are those that `score` gives. `max_pictures` are accepted per request and `max_pixels` per picture;
+    `max_bytes` is the most that a body may have, and the most that its pictures may take as uint8 once decoded. What
+    `score` raises, or a reply of its that is not whole and finite, is answered by a 503.
+    """
+    limits = _Limits(pictures=max_pictures, bytes=max_bytes, pixels=max_pixels)
+    app = FastAPI(title="Reward service", version="1", description="Scores pictures by how well they do their prompts.")
+    app.add_exception_handler(HTTPException, _refused)
+    app.add_exception_handler(RequestValidationError, _invalid)
+
+    @app.post(
+        "/v1/score",
+        summary="Score pictures",
+        description=_description(limits),
+        response_model=Scored,
+        responses={200: _ANSWER, **{status: {"model": Refusal, "description": why} for status, why in _WHY.items()}},
+        openapi_extra={"requestBody": _request_body(rewards, limits)},
+    )
+    async def score_pictures(request: Request) -> Response:
+        kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
+        body = _bounded(request, limits.bytes)
+        if kind == FORM:
+            form = await _form(body, max_files=max_pictures, max_fields=max_pictures + len(rewards) + 1)
+            try:
+                asked = await asyncio.to_thread(_from_form, form, rewards, limits)
+            finally:
+                await form.close()
+        elif kind in BINARY:
+            asked = await asyncio.to_thread(_from_bytes, await body.body(), rewards, limits)
+        else:
+            raise HTTPException(415, f"Content-Type is '{kind[:80]}'; accepted are {', '.join((FORM, *BINARY))}")
+        reply = await _scored(score, asked)
+        accept = request.headers.get("accept", "")
+        if kind == FORM or ("application/json" in accept and kind not in accept):
+            scores = {name: values.tolist() for name, values in reply.scores.items()}
+            return JSONResponse(Scored(id=reply.id, scores=scores).model_dump())
+        return Response(reply.to_bytes(), media_type=kind)
+
+    @app.get("/v1/rewards", summary="The rewards served")
+    async def rewards_served() -> list[str]:
+        return list(rewards)
+
+    @app.get("/healthz", summary="Whether the application answers")
+    async def health() -> dict[str, str]:
+        return {"status": "ok"}
+
+    return app
+
+
+def _bounded(request: Request, most: int) -> Request:
+    """`request`, whose body is refused once it has more than `most` bytes, whatever its Content-Length says."""
+    refusal = HTTPException(413, f"the body has more than {most} bytes, which is the most that is accepted")
+    try:
+        claimed = int(request.headers.get("content-length", "0"))
+    except ValueError as error:
+        raise HTTPException(400, "Content-Length is not a number of bytes") from error
+    if claimed > most:
+        raise refusal
+    seen = 0
+
+    async def receive() -> Message:
+        nonlocal seen
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            raise HTTPException(400, "the body is not whole: the client left")
+        seen += len(message.get("body", b""))
+        if seen > most:
+            raise refusal
+        return message
+
+    return Request(request.scope, receive)
+
+
+async def _scored(score: Callable[[ScoreRequest], Awaitable[ScoreReply]], asked: ScoreRequest) -> ScoreReply:
+    try:
+        return (await score(asked)).check(asked.rewards, len(asked.media))
+    except Exception as error:  # the request is sound, so that whatever is raised here is the service's fault
+        logging.getLogger(__name__).exception("no score was made")
+        cause = " ".join("".join(traceback.format_exception_only(error)).split())[-300:]
+        raise HTTPException(503, f"no score was made, by the service's fault: {cause}") from error
+
+
+async def _form(body: Request, max_files: int, max_fields: int) -> FormData:
+    try:
+        return await body.form(max_files=max_files, max_fields=max_fields)
+    except HTTPException as error:
+        too_large = error.detail.startswith(("Too many", "Part exceeded"))
+        raise HTTPException(413 if too_large else error.status_code, error.detail) from error
+    except UnicodeError as error:  # of the charset that the Content-Type names
+        raise HTTPException(400, "the form's text is not in the charset that its Content-Type names") from error
+
+
+def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits) -> ScoreRequest:
+    if unknown := set(form) - {"media", "prompt", "reward", "id"}:
+        raise HTTPException(422, f"unknown field {min(unknown)[:80]!r}; there are media, prompt, reward and id")
+    parts = {name: form.getlist(name) for name in ("media", "prompt", "reward", "id")}
+    files = [part.file for part in parts["media"] if isinstance(part, UploadFile)]
+    if len(files) < len(parts.pop("media")):
+        raise HTTPException(422, f"media is text, not a file; {_FILES}")
+    for name, texts in parts.items():
+        if any(isinstance(text, UploadFile) for text in texts):
+            raise HTTPException(422, f"{name} is a file; it must be text")
+    if len(ids := parts["id"]) > 1:
+        raise HTTPException(422, f"id was given {len(ids)} times; at most one is accepted")
+    named = {"prompts": parts["prompt"], "rewards": parts["reward"] or list(rewards), "id": ids[0] if ids else ""}
+    facts = _facts(json.dumps(named), rewards)
+    if not files:
+        raise HTTPException(422, "media is empty; a request holds at least one picture")
+    return _request(_pictures(files, limits), facts, limits)
+
+
+def _from_bytes(data: bytes, rewards: Sequence[str], limits: _Limits) -> ScoreRequest:
+    with _decoding(400, "the body", "it must be the safetensors of a score request"):
+        tensors, header = decode(data)
+    if "media" not in tensors or "request" not in header:
+        there = ", ".join([*tensors, *header])[:80]
+        raise HTTPException(422, f"the body holds {there!r}; it must have a tensor 'media' and a header 'request'")
+    facts = _facts(header["request"], rewards)
+    with _decoding(422, "media", _ARRAY):
+        media = tensors["media"].numpy()
+    return _request(media, facts, limits)
+
+
+def _facts(text: str, rewards: Sequence[str]) -> _Facts:
+    """The facts in JSON `text`; raises HTTPException for other types, unknown rewards and blank prompts."""
+    try:
+        facts = _Facts.model_validate_json(text)
+    except ValidationError as error:
+        raise HTTPException(422, _sentence(error.errors())) from error
+    for name in facts.rewards:
+        if name not in rewards:
+            raise HTTPException(422, f"unknown reward {name[:80]!r} in rewards; there are {', '.join(rewards)}")
+    for place, prompt in enumerate(facts.prompts):
+        if not prompt.strip():
+            raise HTTPException(422, f"prompts[{place}] is {prompt[:80]!r}; a prompt must not be blank")
+    return facts
+
+
+def _request(media: Pictures, facts: _Facts, limits: _Limits) -> ScoreRequest:
+    try:
+        request = ScoreRequest(media=media, prompts=facts.prompts, rewards=facts.rewards, id=facts.id)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    limits.check(*media.shape[:3])
+    return request
+
+
+def _pictures(files: Sequence[BinaryIO], limits: _Limits) -> Pictures:
+    """The pictures of `files`, uint8 [n, height, width, 3]; none is decoded before its size is known and accepted."""
+    read: list[Pictures] = []
+    for place, file in enumerate(files):
+        with _decoding(422, f"media[{place}]", _FILES):
+            (count, height, width), pixels = _opened(file)
+        if read and (height, width) != read[0].shape[1:3]:
+            first = " x ".join(map(str, read[0].shape[1:3]))
+            raise HTTPException(
+                422, f"media[{place}] is {height} x {width} pixels; it must be {first}, the size of media[0]"
+            )
+        limits.check(sum(map(len, read)) + count, height, width)
+        with _decoding(422, f"media[{place}]", _FILES):
+            read.append(pixels())
+    return np.concatenate(read)
+
+
+@contextmanager
+def _decoding(status: int, what: str, accepted: str) -> Iterator[None]:
+    try:
+        yield
+    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
+        raise HTTPException(413, f"{what} has too many pixels: {error}") from error
+    except Exception as error:  # on bytes made to harm, decoders raise anything from KeyError to MemoryError
+        why = " ".join(str(error).split())[:200] or type(error).__name__
+        raise HTTPException(status, f"{what} can't be used ({why}); {accepted}") from error
+
+
+def _opened(file: BinaryIO) -> _Opened:
+    magic = np.lib.format.MAGIC_PREFIX
+    start = file.read(len(magic))
+    file.seek(0)
+    return _opened_array(file) if start == magic else _opened_image(file)
+
+
+def _opened_array(file: BinaryIO) -> _Opened:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it is pickled, which is never read")
+    if dtype != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
+        raise ValueError(f"it is {dtype} {list(shape)}")
+    # checked here because numpy takes the memory that the header claims before it reads
+    start = file.tell()
+    there = file.seek(0, io.SEEK_END) - start
+    if math.prod(shape) > there:
+        raise ValueError(f"it is truncated: {list(shape)} in {there} bytes")
+    file.seek(0)
+    count, height, width = shape[:-1] if len(shape) == 4 else (1, *shape[:-1])
+    return (count, height, width), lambda: np.load(file, allow_pickle=False).reshape(count, height, width, 3)
+
+
+def _opened_image(file: BinaryIO) -> _Opened:
+    """The pixels as stored: transparency is dropped, and a rotation that the EXIF asks for is not made."""
+    try:
+        image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
+    except UnidentifiedImageError as error:
+        raise ValueError("it is none of them") from error
+
+    def pixels() -> Pictures:
+        # Pillow clips 16-bit grays at 255 instead of scaling them
+        deep = image.mode.startswith("I;16")
+        shown = image.point(lambda value: value / 257) if deep else image
+        return np.asarray(shown.convert("RGB"))[None]
+
+    return (1, image.height, image.width), pixels
+
+
+async def _refused(_: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    return JSONResponse(Refusal(error=error.detail).model_dump(), error.status_code, headers=error.headers)
+
+
+async def _invalid(_: Request, error: Exception) -> Response:
+    assert isinstance(error, RequestValidationError)
+    return JSONResponse(Refusal(error=_sentence(error.errors())).model_dump(), 422)
+
+
+def _sentence(errors: Sequence[Any]) -> str:
+    """The first of pydantic's errors: where, what was given, what would be accepted."""
+    first = errors[0]
+    where = ".".join(str(part)[:80] for part in first["loc"]) or "request"
+    return f"{where} is {str(first['input'])[:80]!r}: {first['msg']}"
+
+
+_WHY = {
+    400: "The body is not what its Content-Type says: a malformed form or safetensors.",
+    413: "Too many bytes, pictures or pixels.",
+    415: f"The Content-Type is none of {', '.join((FORM, *BINARY))}.",
+    422: "What the body holds can't be scored: not a picture, a wrong shape, an unknown reward, too few prompts.",
+    503: "The reward models failed; no score was made.",
+}
+_BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
+_ANSWER: dict[str, Any] = {
+    "description": "The scores: of a form in JSON, of safetensors in safetensors unless `Accept: application/json`.",
+    "content": {kind: {"schema": {**_BYTES, "description": "`ScoreReply.to_bytes()`"}} for kind in BINARY},
+}
+
+
+def _description(limits: _Limits) -> str:
+    return f"""Scores pictures of one size by the rewards asked for.
+
+    curl http://localhost:8000/v1/score \\
+      -F media=@open.png --form-string 'prompt=a shop sign that says "OPEN"' \\
+      -F media=@042.png --form-string prompt=042 \\
+      -F reward=ocr -F id=first
+
+answers `{{"id": "first", "scores": {{"ocr": [1.0, 0.667]}}}}`. The n-th `prompt` belongs to the n-th picture.
+
+A program that has the pictures as an array sends `ScoreRequest.to_bytes()` instead: safetensors with a tensor `media`,
+uint8 [n, height, width, 3], and a header `request`, the JSON of `{{"id": "", "prompts": [...], "rewards": [...]}}`.
+
+At most {limits.pictures} pictures, {limits.pixels} pixels per picture, and {limits.bytes} bytes, both of the body and
+of the decoded pictures (3 per pixel), are accepted."""
+
+
+def _request_body(rewards: Sequence[str], limits: _Limits) -> dict[str, Any]:
+    text: dict[str, Any] = {"type": "string"}
+    properties: dict[str, Any] = {
+        "media": {
+            "type": "array",
+            "items": _BYTES,
+            "minItems": 1,
+            "maxItems": limits.pictures,
+            "description": f"The pictures, all of one size; {_FILES}. Transparency is dropped.",
+        },
+        "prompt": {"type": "array", "items": text, "minItems": 1, "description": "One per picture, in their order."},
+        "reward": {
+            "type": "array",
+            "items": {"type": "string", "enum": list(rewards)},
+            "description": "The rewards asked for; all if left out.",
+        },
+        "id": {**text, "description": "Comes back with the scores."},
+    }
+    form = {
+        "schema": {"type": "object", "required": ["media", "prompt"], "properties": properties},
+        "encoding": {name: {"style": "form", "explode": True} for name in ("prompt", "reward")},
+    }
+    binary = {"schema": {**_BYTES, "description": "`ScoreRequest.to_bytes()`"}}
+    return {"required": True, "content": {FORM: form, **dict.fromkeys(BINARY, binary)}}

@@ -1,0 +1,21 @@
+"""What a replica of a reward model counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+LEAVES_SCORED = Counter("branchgrpo_leaves_scored", "Pictures that were scored, by reward model.", ["model"])
+BATCH_PICTURES = Histogram(
+    "branchgrpo_scoring_batch_pictures",
+    "Pictures in one batch, by reward model.",
+    ["model"],
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
+)
+SCORING_SECONDS = Histogram(
+    "branchgrpo_scoring_batch_seconds",
+    "Seconds for one batch, by reward model.",
+    ["model"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
+REQUESTS_WAITING = Gauge(
+    "branchgrpo_scoring_requests_waiting", "Requests in a replica that have no score yet.", ["model"]
+)
+FAILURES = Counter("branchgrpo_scoring_failures", "Requests that a replica could not score.", ["model"])

@@ -1,0 +1,77 @@
+"""One replica of a reward model: takes requests together into batches, whichever tree or worker they come from.
+
+A plain class; `service.py` makes a Ray Serve deployment of it.
+"""
+
+import asyncio
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.settings import RewardPoolSettings, RewardSettings
+from . import metrics
+from .scorers import Scorers
+
+
+class Replica:
+    """Scores batches of requests by the rewards of one model."""
+
+    def __init__(self, model: str, rewards: Mapping[str, RewardSettings], settings: RewardPoolSettings) -> None:
+        """Loads the model."""
+        self.model, self.rewards, self.settings = model, list(rewards), settings
+        self._scorers = Scorers(rewards, settings.threads)
+
+    async def score(
+        self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
+    ) -> list[ScoreReply | str]:
+        """The reply to each request, or the reason why it can't be scored: one bad request spoils no other."""
+        start, count = time.perf_counter(), sum(len(pictures) for pictures in media)
+        try:
+            requests = list(zip(media, prompts, ids, strict=True))
+            if self.settings.deterministic or len(requests) == 1:
+                return [await asyncio.to_thread(self._one, *request) for request in requests]
+            try:
+                return await asyncio.to_thread(self._together, media, prompts, ids)
+            except Exception:  # find out which of them it was
+                return [await asyncio.to_thread(self._one, *request) for request in requests]
+        finally:
+            metrics.BATCH_PICTURES.labels(self.model).observe(count)
+            metrics.SCORING_SECONDS.labels(self.model).observe(time.perf_counter() - start)
+
+    def _one(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply | str:
+        try:
+            return self._score(media, prompts, id)
+        except Exception as error:
+            metrics.FAILURES.labels(self.model).inc()
+            return f"{type(error).__name__}: {error}"
+
+    def _together(
+        self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
+    ) -> list[ScoreReply | str]:
+        """Requests as one, and its scores dealt out again."""
+        every = self._score(np.concatenate(media), [prompt for own in prompts for prompt in own], "")
+        ends = np.cumsum([len(pictures) for pictures in media])[:-1]
+        dealt = {name: np.split(values, ends) for name, values in every.scores.items()}
+        return [ScoreReply({name: parts[i] for name, parts in dealt.items()}, id) for i, id in enumerate(ids)]
+
+    def _score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply:
+        """Scores of any number of pictures, in calls of at most `batch_pictures`."""
+        size = self.settings.batch_pictures
+        replies = [
+            self._scorers.score(ScoreRequest(media[i : i + size], prompts[i : i + size], self.rewards, id))
+            for i in range(0, len(media), size)
+        ]
+        metrics.LEAVES_SCORED.labels(self.model).inc(len(media))
+        return ScoreReply({name: np.concatenate([r.scores[name] for r in replies]) for name in self.rewards}, id)
+
+
+def pictures_in(requests: Sequence[npt.NDArray[np.uint8]]) -> int:
+    """Size of a batch of requests in pictures. A request alone always fits: it is cut up where it is scored."""
+    return sum(len(media) for media in requests) if len(requests) > 1 else 1
+
+
+Register = Callable[[str, str, str], object]
+"""Tells a run's directory of an exporter: address, component, pool."""

@@ -1,0 +1,135 @@
+"""The reward models of a run as one Ray Serve application: a deployment per model, and its HTTP face.
+
+The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
+be using it.
+"""
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+from fastapi import FastAPI
+from ray import serve
+from ray.serve import Application
+
+from .. import __version__
+from ..proto.metrics import start_exporter
+from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.settings import RewardPoolSettings, RewardSettings
+from . import metrics
+from .client import RewardClient
+from .http import face
+from .replica import Replica, pictures_in
+from .scorers import reward_models
+
+FACE = "http"
+"""Name of the deployment that answers HTTP."""
+WAITING_BATCHES = 8
+"""Batches that may wait in a replica; more wait in the callers' queues."""
+
+
+class ServedReplica:
+    """A `Replica` in a Ray Serve deployment."""
+
+    def __init__(
+        self,
+        model: str,
+        rewards: Mapping[str, RewardSettings],
+        settings: RewardPoolSettings,
+        directory: tuple[str, str],
+    ) -> None:
+        """`directory` is name and namespace of the actor that keeps the list of exporters."""
+        self._replica = Replica(model, rewards, settings)
+        self._waiting = metrics.REQUESTS_WAITING.labels(model)
+        self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
+        self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
+        name, namespace = directory
+        start_exporter(
+            ray.util.get_node_ip_address(),
+            lambda address: ray.get_actor(name, namespace).register.remote(address, "reward", model),
+        )
+
+    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.01, batch_size_fn=pictures_in)
+    async def score_batch(
+        self, media: list[npt.NDArray[np.uint8]], prompts: list[Sequence[str]], ids: list[str]
+    ) -> list[ScoreReply | str]:
+        return await self._replica.score(media, prompts, ids)
+
+    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply | str:
+        """The model's rewards of one request, or the reason why it can't be scored."""
+        with self._waiting.track_inprogress():
+            return await self.score_batch(media, prompts, id)
+
+
+def application(
+    run: str,
+    rewards: Mapping[str, RewardSettings],
+    pools: Mapping[str, RewardPoolSettings],
+    directory: tuple[str, str],
+    threads: Mapping[str, int],
+    runtime_env: Mapping[str, Any],
+) -> Application:
+    """The Serve application `run`: every reward model of `rewards`, behind one HTTP face."""
+    models = reward_models(rewards)
+    replicas = {
+        model: _deployment(model, pools[model], runtime_env).bind(
+            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory
+        )
+        for model, given in models.items()
+    }
+    names = list(rewards)
+
+    def build() -> FastAPI:
+        client = RewardClient(run, models)
+
+        async def score(request: ScoreRequest) -> ScoreReply:
+            return await client.score(request.media, request.prompts, request.rewards, request.id)
+
+        return face(score, names)
+
+    ingress = serve.deployment(serve.ingress(build)(Face)).options(
+        name=FACE,
+        version=__version__,
+        _internal=True,
+        ray_actor_options={"num_cpus": 0, "runtime_env": dict(runtime_env)},
+    )
+    return ingress.bind(list(replicas.values()))
+
+
+class Face:
+    """Answers HTTP; the models are behind it."""
+
+    def __init__(self, models: list[Any]) -> None:
+        self.models = models
+
+
+def _deployment(model: str, pool: RewardPoolSettings, runtime_env: Mapping[str, Any]) -> serve.Deployment:
+    """A deployment with a version, so that a change of its size alone restarts no replica."""
+    size: dict[str, Any] = {"num_replicas": pool.replicas}
+    if pool.max_replicas is not None and pool.max_replicas > pool.replicas:
+        size = {
+            "autoscaling_config": {
+                "min_replicas": pool.replicas,
+                "max_replicas": pool.max_replicas,
+                "target_ongoing_requests": 2,
+            }
+        }
+    actor: dict[str, Any] = {
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus,
+        "resources": dict(pool.resources),
+        "runtime_env": dict(runtime_env),
+    }
+    if pool.labels:
+        actor["label_selector"] = dict(pool.labels)
+    return serve.deployment(ServedReplica).options(
+        name=model,
+        version=__version__,
+        _internal=True,
+        # A batch can't fill unless as many requests are let in.
+        max_ongoing_requests=WAITING_BATCHES * pool.batch_pictures,
+        ray_actor_options=actor,
+        **size,
+    )

@@ -1,0 +1,16 @@
+"""What a rollout worker counts."""
+
+from prometheus_client import Counter, Gauge, Histogram
+
+FORWARD_PASSES = Counter("branchgrpo_forward_passes", "Rows through the network in rollouts, one per parent state.")
+FORWARD_ROWS = Histogram(
+    "branchgrpo_forward_batch_rows",
+    "Rows in one forward pass of a rollout.",
+    buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
+)
+EDGES_SAMPLED = Counter("branchgrpo_edges_sampled", "Transitions that were sampled.")
+LEAVES_SAMPLED = Counter("branchgrpo_leaves_sampled", "Leaves that were sampled and decoded.")
+TASKS = Counter("branchgrpo_tasks", "Tasks that were sampled to their end.")
+SAMPLING_SECONDS = Counter("branchgrpo_sampling_seconds", "Seconds spent on tasks, waiting for the reader included.")
+WEIGHTS_VERSION = Gauge("branchgrpo_worker_weights_version", "Version of the weights that a worker samples with.")
+WEIGHTS_STALENESS = Gauge("branchgrpo_worker_weights_staleness", "Updates of the weights that a worker is behind.")
