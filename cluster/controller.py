@@ -6,6 +6,7 @@ references; the controller itself holds headers and scores.
 """
 
 import asyncio
+import logging
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -40,6 +41,7 @@ class Controller:
 
     def __init__(self, settings: RunSettings, name: str, namespace: str, runtime_env: dict[str, Any]) -> None:
         """`name` and `namespace` are this actor's own."""
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self.settings = settings
         self.exporters = ExporterDirectory(settings.name)
         self.pools = Pools(settings, (name, namespace), runtime_env, self.exporters)

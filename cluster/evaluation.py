@@ -31,8 +31,11 @@ class Evaluation:
 
 
 def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
-    """The tasks of an evaluation. The start of prompt i depends on `evaluation.seed` and i alone."""
-    size = settings.rollout.batch_limit
+    """The tasks of an evaluation, each with as many pictures as a training task has leaves.
+
+    The start of prompt i depends on `evaluation.seed` and i alone.
+    """
+    size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * settings.schedule.build().leaves)
     groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
     return [
         Task(

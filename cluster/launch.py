@@ -69,9 +69,7 @@ class Pools:
     async def start(self) -> None:
         """Launch everything at once; returns when all is ready."""
         sampling = [] if self._colocated else [self.workers.grow(self.settings.pools.rollout_workers.count)]
-        async with asyncio.TaskGroup() as group:
-            for start in (self.learner.setup(), self._deploy(), *sampling):
-                group.create_task(start)
+        await asyncio.gather(self.learner.setup(), self._deploy(), *sampling)
         metrics.PROCESSES.labels("learner").set(len(self.learner.actors))
         if self._colocated:
             for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):

@@ -5,7 +5,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from ..learner.learner import UpdateStats
+from ..proto.stats import UpdateStats
 from ..proto.transport import RemoteTree
 from .messages import ProcessInfo, Published
 

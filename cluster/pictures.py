@@ -7,7 +7,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import numpy.typing as npt
-from diffusers.utils import make_image_grid
 from matplotlib.figure import Figure
 from PIL import Image
 
@@ -57,6 +56,8 @@ def reward_curve(
 
 def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
     """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree."""
+    from diffusers.utils import make_image_grid  # takes seconds to import, and most of the time nobody asks
+
     pictures = [Image.fromarray(leaf) for tree in media for leaf in tree]
     with whole(path) as temporary:
         make_image_grid(pictures, rows=len(media), cols=len(media[0])).save(temporary, format="PNG")

@@ -29,8 +29,9 @@ from .operate import ADDRESS_FILE, NAMESPACE, controller_name
 from .placement import Node, check_room, demands
 
 Result = TypeVar("Result")
-PROCESS_ENVIRONMENT = {"OMP_WAIT_POLICY": "passive", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""Of every process. Threads that spin while they wait would slow those of the other processes many times."""
+PROCESS_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
+"""Of every process. OpenMP's threads that spin long while they wait would slow those of the other processes many times,
+and threads that never spin would be half as fast."""
 POLL_SECONDS = 0.25
 
 
@@ -43,7 +44,7 @@ class RayLoop:
         address = address or os.environ.get("RAY_ADDRESS")
         self._owns_ray = address is None
         runtime_env = {"env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}}
-        logging.getLogger("ray").setLevel(logging.WARNING)
+        logging.getLogger("ray.serve").setLevel(logging.WARNING)
         ray.init(
             address=address or "local",
             namespace=NAMESPACE,
@@ -137,10 +138,6 @@ def _unwrapped(call: Callable[[], Result]) -> Result:
         return call()
     except RayTaskError as error:
         cause: BaseException = error
-        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-            cause = cause.cause
-        if isinstance(cause, ExceptionGroup):
-            cause = cause.exceptions[0]
         while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
             cause = cause.cause
         raise cause from error

@@ -30,8 +30,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     if unknown := sorted(set(settings.pools.rewards) - set(models)):
         raise InputError(f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)}")
     find_policy(settings.policy)
-    if settings.execution == "plain":
-        find_device(settings.policy)
+    find_device(settings.policy, elsewhere=settings.execution == "ray")
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
     held_out: list[str] = []
     if settings.prompts.held_out:

@@ -346,8 +346,6 @@ class RunSettings(Settings):
                 f"learner.zero_stage is 3 with placement 'colocated' and {self.pools.learner.count} ranks, which would "
                 "have to sample in step; use stage 0, 1 or 2, or placement 'separate'"
             )
-        if unknown := sorted(set(self.pools.rewards) - set(self.rewards)):
-            raise ValueError(f"pools.rewards names '{unknown[0]}'; rewards has {', '.join(self.rewards)}")
         if self.schedule.build().leaves < 2:
             raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
         if self.advantage.normaliser != "group" and not self.schedule.splits:

@@ -4,18 +4,15 @@ import json
 from collections.abc import Callable
 from pathlib import Path
 
-import diffusers.utils.logging
 import torch
-import transformers.utils.logging
 
 from ...proto.errors import InputError
 from ...proto.recipe import imported
 from ...proto.settings import PolicySettings
 from .base import Policy
-from .flux import FluxPolicy
 
-FAMILIES = {"FluxPipeline": FluxPolicy}
-"""diffusers' pipeline class -> adapter. A new family is one file and one line here."""
+FAMILIES = {"FluxPipeline": f"{__package__}.flux:FluxPolicy"}
+"""diffusers' pipeline class -> `module:class` of its adapter. A new family is one file and one line here."""
 
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
@@ -25,15 +22,19 @@ def load_policy(settings: PolicySettings, *, network_only: bool = False) -> Poli
 
     Raises InputError as `find_policy` and `find_device` do, or for a size it can't draw.
     """
+    import diffusers.utils.logging
+    import transformers.utils.logging
+
     folder, family = find_policy(settings)
     device = find_device(settings)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
-    return family(folder, settings, device, network_only=network_only)
+    adapter: Callable[..., Policy] = imported(family, "policy.adapter")
+    return adapter(folder, settings, device, network_only=network_only)
 
 
-def find_policy(settings: PolicySettings) -> tuple[Path, Callable[..., Policy]]:
-    """Where the policy lies and its adapter, without loading it.
+def find_policy(settings: PolicySettings) -> tuple[Path, str]:
+    """Where the policy lies and `module:class` of its adapter, without loading either.
 
     Raises InputError if there is no pipeline, or none that we know.
     """
@@ -45,7 +46,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, Callable[..., Policy]]:
             f"model_index.json) or one of {sorted(EMBEDDED)}"
         )
     if settings.adapter:
-        return folder, imported(settings.adapter, "policy.adapter")
+        return folder, settings.adapter
     family = json.loads(index.read_text()).get("_class_name")
     if family not in FAMILIES:
         raise InputError(
@@ -55,8 +56,12 @@ def find_policy(settings: PolicySettings) -> tuple[Path, Callable[..., Policy]]:
     return folder, FAMILIES[family]
 
 
-def find_device(settings: PolicySettings) -> torch.device:
-    """The device that `settings.device` means in this process. Raises InputError if it isn't there."""
+def find_device(settings: PolicySettings, *, elsewhere: bool = False) -> torch.device:
+    """The device that `settings.device` means in this process.
+
+    Raises InputError if there is no such device, or it isn't there; the latter not with `elsewhere`, for a process that
+    leaves the computing to others.
+    """
     name = settings.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
@@ -64,6 +69,6 @@ def find_device(settings: PolicySettings) -> torch.device:
         device = torch.device(name)
     except RuntimeError as error:
         raise InputError(f"policy.device is '{name}'; it must be auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not torch.cuda.is_available():
+    if device.type == "cuda" and not elsewhere and not torch.cuda.is_available():
         raise InputError(f"policy.device is '{name}', and no CUDA device is there; use auto or cpu")
     return device
