@@ -8,16 +8,21 @@ Two of its defaults lose gradients without a word, and are avoided here:
 
 import math
 import os
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
 import torch
 import transformers
 
+from ..proto.files import whole
 from ..proto.settings import LearnerSettings, Precision
 from ..rollout_workers.policies.base import trainable
+
+ENGINE, UNIVERSAL = "engine", "universal"
+"""Folders of a checkpoint: what the ranks have saved, and the same for any number of ranks."""
 
 
 class Engine:
@@ -121,13 +126,38 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and learning-rate schedule. Collective."""
-        self.module.save_checkpoint(str(folder), tag="engine", exclude_frozen_parameters=True, save_latest=False)
+        self.module.save_checkpoint(str(folder), tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
-    def load(self, folder: Path) -> None:
-        """Take up what `save` wrote. Collective. Raises ValueError if it isn't there."""
-        path, _ = self.module.load_checkpoint(str(folder), tag="engine", load_module_strict=False)
+    def load(self, folder: Path, saved_by: int) -> None:
+        """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there."""
+        other = self._stage > 0 and saved_by != self.ranks
+        tag = self._universal(folder) if other else ENGINE
+        # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
+        self.module._config.load_universal_checkpoint = other
+        path, _ = self.module.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        self.module._config.load_universal_checkpoint = False
         if path is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
+
+    def _universal(self, folder: Path) -> str:
+        """Make DeepSpeed's universal form of a checkpoint beside it, unless it is there, and return its tag."""
+        if self.rank == 0 and not (folder / UNIVERSAL).exists():
+            from deepspeed.checkpoint.ds_to_universal import main
+
+            with whole(folder / UNIVERSAL) as temporary, redirect_stdout(None):
+                main(
+                    Namespace(
+                        input_folder=str(folder / ENGINE),
+                        output_folder=str(temporary),
+                        num_extract_workers=1,
+                        num_merge_workers=1,
+                        keep_temp_folder=False,
+                        strict=False,
+                        inject_missing_state=True,
+                    )
+                )
+        torch.distributed.barrier()
+        return UNIVERSAL
 
 
 def join_ranks(store: torch.distributed.Store, device: torch.device, *, rank: int, ranks: int) -> None:

@@ -116,14 +116,16 @@ class Learner:
             save_weights(folder / "weights.safetensors", weights)
             if self.average:
                 save_weights(folder / "ema.safetensors", self.average.weights)
-            (folder / "learner.json").write_text(json.dumps({"version": self.version}))
+            facts = {"version": self.version, "ranks": self.engine.ranks}
+            (folder / "learner.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote."""
-        self.engine.load(folder)
+        """Take up what `save` wrote, with any number of ranks."""
+        facts = json.loads((folder / "learner.json").read_text())
+        self.engine.load(folder, facts["ranks"])
         if self.average:
             self.average.load(safetensors.torch.load_file(folder / "ema.safetensors"))
-        self.version = json.loads((folder / "learner.json").read_text())["version"]
+        self.version = facts["version"]
 
     def _work_through_window(self) -> None:
         """Forward and backward for all micro-batches of the window."""

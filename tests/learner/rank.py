@@ -1,0 +1,69 @@
+"""One of several learner ranks, as a process of its own: RANK RANKS PORT SETTINGS FOLDER.
+
+Learns from two trees whose scores a fixed generator makes, of which the second keeps no edge; saves; learns again.
+"""
+
+import os
+import sys
+from pathlib import Path
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import numpy as np
+import torch
+from branchgrpo.learner.engine import join_ranks
+from branchgrpo.learner.learner import Learner
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings import RolloutSettings, RunSettings
+from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+
+
+def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
+    """A tree with random scores, and one whose equal scores leave no edge with an advantage."""
+    schedule, prompts = settings.schedule.build(), ("123", "456")
+    worker = RolloutWorker(policy, schedule, RolloutSettings(batch_limit=64))
+    trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
+    for part in worker.sample(Task(1, (0, 1), prompts, seed=7)):
+        trees[part.tree].add(part)
+    leaves = np.arange(schedule.first_node[-2], schedule.nodes)
+    scores = np.random.default_rng(3).random(schedule.leaves)
+    for tree, given in zip(trees, (scores, np.full(schedule.leaves, 0.3)), strict=True):
+        tree.add_scores(leaves, {"ocr": given, "ocr_exact": given})
+    return trees
+
+
+def learn(learner: Learner, trees: list[Tree]) -> float:
+    """Make an update and return its gradient's norm."""
+    for tree in trees:
+        learner.take(tree)
+    stats = learner.update()
+    assert stats.edges == trees[0].schedule.trained_edges, stats
+    assert stats.skipped_edges == trees[1].schedule.trained_edges, stats
+    return stats.gradient_norm
+
+
+def main(rank: int, ranks: int, port: int, recipe: str, folder: Path) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
+    join_ranks(store, torch.device("cpu"), rank=rank, ranks=ranks)
+    for stage in range(4):
+        settings = load_recipe(Path(recipe), [f"learner.zero_stage={stage}"])
+        policy = load_policy(settings.policy)
+        trees = unequal_trees(policy, settings)
+        learner = Learner(policy, settings)
+        for name in ("first", "second"):
+            norm = learn(learner, trees)
+            checkpoint = folder / f"stage{stage}" / name
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            torch.distributed.barrier()
+            learner.save(checkpoint)
+            if rank == 0:
+                (checkpoint / "norm").write_text(str(norm))
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))

@@ -1,0 +1,115 @@
+"""Several learner ranks do together what one does, however unequal their trees, and their checkpoints load on one."""
+
+import importlib.util
+import socket
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from types import ModuleType
+
+import numpy as np
+import pytest
+import safetensors.torch
+import torch
+from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.rows import Row, micro_batches, pick_rows
+from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.proto.schedule import tree_schedule
+from branchgrpo.proto.settings import AdvantageSettings, RunSettings
+from branchgrpo.proto.tree import Tree
+from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.load import load_policy
+
+SCRIPT = Path(__file__).with_name("rank.py")
+SETTINGS = {
+    "prompts.per_iteration": 2,
+    "learner.updates_per_iteration": 1,
+    "learner.optimizer.gradient_clipping": 0.5,
+}
+
+
+@pytest.fixture(scope="module")
+def rank_script() -> ModuleType:
+    spec = importlib.util.spec_from_file_location("rank_script", SCRIPT)
+    assert spec
+    assert spec.loader
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def two_ranks(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What two ranks have saved, by ZeRO stage, after one update and after two."""
+    folder = tmp_path_factory.mktemp("ranks")
+    (folder / "recipe.yaml").write_text(dump_recipe(settings_in(folder, SETTINGS)))
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, str(SCRIPT), str(rank), "2", str(port), str(folder / "recipe.yaml"), str(folder)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(2)
+    ]
+    try:
+        for process in ranks:
+            out, _ = process.communicate(timeout=240)
+            assert process.returncode == 0, out[-3000:]
+    finally:
+        for process in ranks:
+            process.kill()
+    return folder
+
+
+@pytest.mark.parametrize("stage", range(4))
+def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
+    stage: int, two_ranks: Path, settings_in: Callable[..., RunSettings], rank_script: ModuleType
+) -> None:
+    settings = settings_in(two_ranks, {**SETTINGS, "learner.zero_stage": stage})
+    policy = load_policy(settings.policy)
+    trees = rank_script.unequal_trees(policy, settings)
+    learner = Learner(policy, settings)
+    saved = two_ranks / f"stage{stage}"
+    norm = rank_script.learn(learner, trees)  # AdamW hides a gradient's scale; its norm doesn't
+    assert norm == pytest.approx(float((saved / "first" / "norm").read_text()), rel=1e-4)
+    assert_close(learner, saved / "first")
+
+    policy = load_policy(settings.policy)
+    resumed = Learner(policy, settings)
+    resumed.load(saved / "first")
+    assert_close(resumed, saved / "first", exactly=True)
+    rank_script.learn(resumed, trees)
+    assert_close(resumed, saved / "second")
+
+
+def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:
+    expected = safetensors.torch.load_file(checkpoint / "weights.safetensors")
+    tolerance = 0.0 if exactly else 1e-5
+    for name, value in learner.weights().items():
+        torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize(("ranks", "kept"), [(2, 1), (3, 2), (2, 7), (4, 21), (1, 5), (3, 0)])
+def test_shares_are_even_and_every_rank_makes_the_same_number_of_passes(
+    ranks: int, kept: int, tiny_policy: Policy, sample: Callable[..., list[Tree]]
+) -> None:
+    schedule = tree_schedule(5, kernel="dance", eta=0.5, splits={0: 2, 2: 2})
+    trees = sample(tiny_policy, schedule)
+    everything = [np.ones(schedule.nodes)] * len(trees)
+    rows: list[Row] = pick_rows(trees, everything)[:kept]
+    edges = sum(len(row.children) for row in rows)
+    shares = [
+        list(micro_batches(rows, trees, everything, AdvantageSettings(), rows=3, rank=rank, ranks=ranks))
+        for rank in range(ranks)
+    ]
+    assert len({len(share) for share in shares}) == 1
+    assert len(shares[0]) == -(-kept // ranks) // 3 + (-(-kept // ranks) % 3 > 0)
+    counted = [sum(int((batch.weights > 0).sum()) for batch in share) for share in shares]
+    assert sum(counted) == edges
+    real = [sum(len(batch.states) for batch in share if (batch.weights > 0).any()) for share in shares]
+    assert sum(real) == kept
+    assert max(real) - min(real) <= 1
