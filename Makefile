@@ -34,6 +34,8 @@ bench: setup
 
 docs: setup
 	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md
+	$(RUN)/python -m branchgrpo.cluster.series > docs/metrics.md
+	$(RUN)/python -m branchgrpo.cluster.dashboard > cluster/dashboards/branchgrpo.json
 
 clean:
 	rm -rf .venv build

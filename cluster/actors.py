@@ -79,7 +79,7 @@ class _Sampling(_Process):
             metrics.FORWARD_PASSES.inc(rows)
             metrics.FORWARD_ROWS.observe(rows)
 
-        start = time.perf_counter()
+        counted = time.perf_counter()
         for part in self.worker.sample(task, observe):
             metrics.EDGES_SAMPLED.inc(int((part.nodes >= self.worker.schedule.roots).sum()))
             metrics.LEAVES_SAMPLED.inc(len(part.leaves))
@@ -87,7 +87,8 @@ class _Sampling(_Process):
             yield states_of(part)
             yield PartHeader.of(part, forwards)
             forwards.clear()
-        metrics.SAMPLING_SECONDS.inc(time.perf_counter() - start)
+            metrics.SAMPLING_SECONDS.inc((now := time.perf_counter()) - counted)
+            counted = now
         metrics.TASKS.inc()
 
     def draw(self, task: Task, weights: Published) -> Iterator[npt.NDArray[np.uint8] | int]:
@@ -135,15 +136,15 @@ class LearnerActor(_Process):
 
     def meeting_place(self) -> tuple[str, int]:
         """Rank 0: open the store at which all ranks meet, and say where."""
-        import torch
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         host = ray.util.get_node_ip_address()
-        self._store = torch.distributed.TCPStore(host, 0, self.ranks, True, wait_for_workers=False)
+        self._store = TCPStore(host, 0, self.ranks, True, wait_for_workers=False)
         return host, self._store.port
 
     def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:
         """Join the other ranks, if there are any, and load."""
-        import torch
+        from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
         from ..learner.engine import join_ranks
         from ..learner.learner import Learner
@@ -154,7 +155,7 @@ class LearnerActor(_Process):
         os.environ["DS_ACCELERATOR"] = device.type
         if meeting:
             if self.rank:
-                self._store = torch.distributed.TCPStore(*meeting, self.ranks, False)
+                self._store = TCPStore(*meeting, self.ranks, False)
             join_ranks(self._store, device, rank=self.rank, ranks=self.ranks)
         self.learner = Learner(self._load_policy(), self.settings, _observe_micro_batch)
         return self._ready("learner")
@@ -173,26 +174,33 @@ class LearnerActor(_Process):
             self.learner.take(tree.tree(self.schedule, ray.get))
         stats = self.learner.update() if update else None
         metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
-        if stats and self.rank == 0:
+        if stats:
+            self._count(stats)
+        return stats
+
+    def _count(self, stats: UpdateStats) -> None:
+        """Count an update. Its figures are the same on all ranks; what is added up, only rank 0 counts."""
+        from ..learner import metrics
+
+        metrics.GRADIENT_NORM.set(stats.gradient_norm)
+        metrics.CLIP_FRACTION.set(stats.clip_fraction)
+        metrics.LEARNING_RATE.set(stats.learning_rate)
+        if self._updates % self.settings.learner.updates_per_iteration == 0:
+            metrics.LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)
+        self._updates += 1
+        if self.rank == 0:
+            metrics.UPDATES.inc()
             metrics.EDGES_KEPT.inc(stats.edges)
             metrics.EDGES_SKIPPED.inc(stats.skipped_edges)
-            metrics.GRADIENT_NORM.set(stats.gradient_norm)
-            metrics.CLIP_FRACTION.set(stats.clip_fraction)
-            metrics.LEARNING_RATE.set(stats.learning_rate)
-            if self._updates % self.settings.learner.updates_per_iteration == 0:
-                metrics.LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)
-            metrics.UPDATES.inc()
-            self._updates += 1
-        return stats
 
     def publish(self) -> tuple[int, Weights | None]:
         """A new version, and from rank 0 its weights."""
-        weights, version = self.learner.publish()
-        return version, self._packed(weights)
+        weights, _ = self.learner.publish()
+        return self._version(), self._packed(weights)
 
     def weights(self) -> tuple[int, Weights | None]:
         """The present version, and from rank 0 its weights."""
-        return self.learner.version, self._packed(self.learner.weights())
+        return self._version(), self._packed(self.learner.weights())
 
     def previous(self, folder: Path) -> tuple[int, Weights | None]:
         """The version before that of a checkpoint, and from rank 0 its weights."""
@@ -201,10 +209,13 @@ class LearnerActor(_Process):
         weights = {} if self.rank else safetensors.torch.load_file(folder / PREVIOUS)
         return self.learner.version - 1, {name: Packed.of(value) for name, value in weights.items()}
 
-    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
+    def _version(self) -> int:
         from ..learner import metrics
 
         metrics.WEIGHTS_VERSION.set(self.learner.version)
+        return self.learner.version
+
+    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
         return None if self.rank else {name: Packed.of(value) for name, value in weights.items()}
 
     def save(self, folder: Path, previous: Published | None) -> None:

@@ -1,6 +1,7 @@
 """The command line."""
 
 import os
+import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -26,6 +27,7 @@ Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/re
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
 ]
+Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of the weights.")]
 Iteration = Annotated[
@@ -44,9 +46,7 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 def train(
     recipe: Recipe,
     overrides: Overrides = None,
-    resume: Annotated[
-        bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")
-    ] = False,
+    resume: Resume = False,
     address: Annotated[
         str | None,
         typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
@@ -64,6 +64,42 @@ def train(
         from .console import RunDisplay
         from .train import train as run
     run(settings, RunDisplay(console), resume=resume, address=address)
+
+
+@app.command()
+def submit(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    resume: Resume = False,
+    address: Annotated[
+        str, typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help="The cluster's dashboard.")
+    ] = "http://127.0.0.1:8265",
+    follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
+) -> None:
+    """Train on a Ray cluster, as a job. The package, the recipe and its prompts are sent along.
+
+    Example: [bold]branchgrpo submit recipes/glyphs.yaml runs=/shared/runs --address http://head:8265[/bold]
+    """
+    from ..proto.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    with Console().status("submitting"):
+        from . import submit as jobs
+
+        jobs.check(settings)
+        client = jobs.connect(address)
+        job = jobs.submit(client, settings, resume=resume)
+    typer.echo(f"submitted: {job}")
+    try:
+        ended = jobs.follow(client, job) if follow else None
+    except KeyboardInterrupt:
+        typer.echo(f"the run goes on; {jobs.hints(client, job)}")
+        raise typer.Exit(128 + signal.SIGINT) from None
+    if ended is None:
+        typer.echo(jobs.hints(client, job))
+    else:
+        typer.echo(f"{job} has {ended.lower()}")
+        raise typer.Exit(jobs.EXIT_STATUS[ended])
 
 
 @app.command()
@@ -137,6 +173,77 @@ def export(
     must_be_new(out)
     saved = write(trained_policy(RunFolder.open(run), iteration=iteration, ema=ema), out)
     typer.echo(f"exported: {saved}")
+
+
+RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run that is going on.", metavar="RUN")]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
+]
+
+
+@app.command()
+def status(run: RunOnRay, address: Address = None) -> None:
+    """Show how far a run is, and its processes.
+
+    Example: [bold]branchgrpo status runs/glyphs[/bold]
+    """
+    from .whereabouts import Whereabouts
+
+    where = Whereabouts.find(run, address)
+    from .operate import call_controller, show
+
+    show(call_controller(where, "status"), Console())
+
+
+@app.command()
+def scale(
+    run: RunOnRay,
+    rollout_workers: Annotated[int | None, typer.Option(help="Number of rollout workers.")] = None,
+    reward: Annotated[
+        list[str] | None, typer.Option(help="Replicas of a reward model, such as ocr=2.", metavar="NAME=COUNT")
+    ] = None,
+    address: Address = None,
+) -> None:
+    """Change the size of a run's pools while it goes on. Workers that leave finish what they are at.
+
+    Example: [bold]branchgrpo scale runs/mine --rollout-workers 4 --reward ocr=2[/bold]
+    """
+    from .whereabouts import Whereabouts
+
+    where = Whereabouts.find(run, address)
+    from .operate import call_controller, replica_counts
+
+    counts = replica_counts(reward or [])
+    if rollout_workers is None and not counts:
+        raise InputError("nothing to change; give --rollout-workers or --reward")
+    with Console().status("scaling"):
+        call_controller(where, "scale", rollout_workers, counts)
+    typer.echo("scaled")
+
+
+@app.command()
+def serve_rewards(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    address: Annotated[
+        str | None,
+        typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
+    ] = None,
+) -> None:
+    """Serve the reward models of a recipe over HTTP, for any trainer.
+
+    Example: [bold]branchgrpo serve-rewards recipes/glyphs.yaml --port 8000[/bold], then
+    http://127.0.0.1:8000/docs
+    """
+    from ..proto.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    console = Console()
+    with console.status("starting"):
+        from .serve_rewards import serve
+    serve(settings, host, port, address, console)
 
 
 @app.command()

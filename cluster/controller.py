@@ -7,6 +7,7 @@ references; the controller itself holds headers and scores.
 
 import asyncio
 import logging
+import os
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -29,6 +30,7 @@ from .messages import Published, RemoteReport
 from .operate import serve_http
 from .pool import Worker
 from .sampling import Growing, Iteration, parts_of
+from .timeline import Timeline
 
 BACKPRESSURE_OBJECTS = 6
 """Unread objects at which a worker's generator pauses: two parts of three."""
@@ -39,14 +41,15 @@ Scores = dict[str, npt.NDArray[np.float64]]
 class Controller:
     """Directs the pools of one run."""
 
-    def __init__(self, settings: RunSettings, name: str, namespace: str, runtime_env: dict[str, Any]) -> None:
+    def __init__(self, settings: RunSettings, name: str, namespace: str) -> None:
         """`name` and `namespace` are this actor's own."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self.settings = settings
         self.exporters = ExporterDirectory(settings.name)
-        self.pools = Pools(settings, (name, namespace), runtime_env, self.exporters)
+        self.pools = Pools(settings, (name, namespace), self.exporters)
         self.published: deque[Published] = deque(maxlen=2)
         self._ahead: Iteration | None = None
+        self._going_on: list[Iteration] = []
         self._in_flight = 0
         self._learned = asyncio.Condition()
         self._in_scoring = asyncio.Semaphore(settings.rollout.parts_in_scoring)
@@ -60,18 +63,21 @@ class Controller:
     async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> RemoteReport:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
         start = time.perf_counter()
-        iteration = self._ahead or self._sample(number, prompts)
-        self._ahead = self._sample(number + 1, upcoming) if self.settings.staleness and upcoming else None
+        # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
+        weights = self.published[0 if self.settings.staleness else -1]
+        iteration = self._ahead or self._sample(number, prompts, weights)
+        self._ahead = None
+        if self.settings.staleness and upcoming:
+            self._ahead = self._sample(number + 1, upcoming, self.published[-1])
         updates = await self._learn(iteration)
         with iteration.timeline.phase("publishing"):
             self.published.append(await self.pools.learner.publish())
         return self._report(iteration, updates, time.perf_counter() - start)
 
-    def _sample(self, number: int, prompts: Sequence[str]) -> Iteration:
+    def _sample(self, number: int, prompts: Sequence[str], weights: Published) -> Iteration:
         """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
-        # Sampling ahead takes the version before the newest, and does so too where a run goes on from a checkpoint.
-        weights = self.published[0] if self.settings.staleness else self.published[-1]
         iteration = Iteration(number, prompts, self.settings, weights)
+        self._going_on.append(iteration)
         for task in iteration.tasks:
             self._start(self._sample_task(iteration, task), iteration.fail)
         return iteration
@@ -82,7 +88,8 @@ class Controller:
 
     async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> None:
         """One worker's attempt at a task: every part goes to the rewards as soon as it is there."""
-        trees, scoring, forwards = iteration.growing(task), [], []
+        trees, scoring = iteration.growing(task), []
+        forwards: list[tuple[float, int]] = []
         stream = worker.actor.sample.options(
             num_returns="streaming", _generator_backpressure_num_objects=BACKPRESSURE_OBJECTS
         ).remote(task, iteration.weights, self.published[-1].version)
@@ -105,7 +112,7 @@ class Controller:
     async def _score(self, iteration: Iteration, tree: Growing, header: PartHeader, media: Any) -> None:
         request = f"{self.settings.name}/{iteration.number}/{tree.number}/{header.leaves[0]}"
         try:
-            with iteration.timeline.phase("scoring"):
+            with iteration.timeline.phase("scoring"), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
                 prompts = [tree.prompt] * len(header.leaves)
                 reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
         finally:
@@ -122,12 +129,10 @@ class Controller:
         """Take up windows of consecutive trees as soon as they are scored, and make the updates."""
         trees, updates = len(iteration.prompts), []
         for begin, end, last in self._windows():
-            idle = time.monotonic()
             with iteration.timeline.phase("waiting"):
                 # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
                 needed = trees if self.settings.placement == "colocated" else end
                 await asyncio.gather(*(iteration.ready(number) for number in range(begin, needed)))
-            metrics.IDLE_SECONDS.labels("learner").inc(time.monotonic() - idle)
             with iteration.timeline.phase("learning"):
                 window = [iteration.take(number) for number in range(begin, end)]
                 stats = await self.pools.learner.take(window, update=last)
@@ -153,11 +158,10 @@ class Controller:
         asked = settings.rollout.trees_in_flight or settings.prompts.per_iteration * (1 + settings.staleness)
         # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
         limit = max(asked, settings.learner.window_trees + settings.rollout.trees_per_task)
-        metrics.QUEUE_LENGTH.labels("tasks").inc()
-        async with self._learned:
-            await self._learned.wait_for(lambda: self._in_flight + trees <= limit)
-            self._in_flight += trees
-        metrics.QUEUE_LENGTH.labels("tasks").dec()
+        with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
+            async with self._learned:
+                await self._learned.wait_for(lambda: self._in_flight + trees <= limit)
+                self._in_flight += trees
 
     async def _make_room(self, trees: int) -> None:
         async with self._learned:
@@ -179,13 +183,10 @@ class Controller:
 
     def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> RemoteReport:
         names, timeline = list(self.settings.rewards), iteration.timeline
-        phases = {name: timeline.seconds(name) for name in ("rollout", "scoring", "waiting", "learning", "publishing")}
-        # What counts as waiting is what sampling doesn't hide.
-        phases["waiting"] *= 1 - timeline.hidden("waiting", behind="rollout")
         report = RemoteReport(
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.rewards]) for name in names},
-            seconds=phases,
+            seconds=_seconds(timeline),
             forward_passes=sum(rows for _, rows in iteration.forwards),
             updates=updates,
             media=[iteration.media[number] for number in sorted(iteration.media)],
@@ -193,6 +194,8 @@ class Controller:
             first_score=iteration.first_score_share(),
         )
         self.iterations_done = iteration.number
+        self._count_seconds(iteration)
+        self._going_on.remove(iteration)
         metrics.note_iteration(report, seconds, self.published[-1].version)
         return report
 
@@ -200,7 +203,8 @@ class Controller:
 
     async def start(self, http_host: str, http_port: int) -> str:
         """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server."""
-        address = await serve_http(self, http_host, http_port)
+        address = await serve_http(self, http_host, http_port, metrics.REGISTRY)
+        self._clock = asyncio.create_task(self._keep_counting())
         await self.pools.start()
         self.published.append(await self.pools.learner.weights())
         self.progress = ("ready", 0.0)
@@ -257,6 +261,24 @@ class Controller:
         """Note that a metrics exporter is alive."""
         self.exporters.register(address, component, pool)
 
+    async def _keep_counting(self) -> None:
+        """Have the counters of seconds grow while a phase goes on, not only when it has ended."""
+        while True:
+            self.pools.workers.count_idle()
+            for iteration in self._going_on:
+                self._count_seconds(iteration)
+            await asyncio.sleep(1)
+
+    def _count_seconds(self, iteration: Iteration) -> None:
+        """Bring the counters of seconds up to now."""
+        ranks, waiting = self.settings.pools.learner.count, iteration.timeline.seconds("waiting")
+        totals = {metrics.PHASE_SECONDS.labels(name): spent for name, spent in _seconds(iteration.timeline).items()}
+        totals[metrics.IDLE_SECONDS.labels("learner")] = waiting * ranks
+        for counter, total in totals.items():
+            if (more := total - iteration.counted.get(counter, 0.0)) > 0:
+                counter.inc(more)
+                iteration.counted[counter] = total
+
     async def progress_now(self) -> tuple[str, float]:
         """The phase at work and how much of it is done."""
         return self.progress
@@ -266,6 +288,7 @@ class Controller:
         phase, share = self.progress
         return {
             "run": self.settings.name,
+            "pid": os.getpid(),
             "iterations": {"done": self.iterations_done, "of": self.settings.iterations},
             "phase": phase,
             "share": share,
@@ -273,3 +296,10 @@ class Controller:
             "trees_in_flight": self._in_flight,
             "pools": await self.pools.status(),
         }
+
+
+def _seconds(timeline: Timeline) -> dict[str, float]:
+    """Seconds of each phase until now. What counts as waiting is what sampling doesn't hide."""
+    seconds = {name: timeline.seconds(name) for name in metrics.PHASES}
+    seconds["waiting"] = timeline.seconds("waiting", "rollout") - seconds["rollout"]
+    return seconds

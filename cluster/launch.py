@@ -11,15 +11,12 @@ from ..proto.metrics import ExporterDirectory
 from ..proto.settings import PoolSettings, RunSettings
 from ..reward_service.client import RewardClient
 from ..reward_service.scorers import reward_models
-from ..reward_service.service import application
+from ..reward_service.service import QUIET, application
 from . import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .learner_group import LearnerGroup
 from .placement import reward_pools, threads_of
 from .pool import WorkerPool
-
-QUIET = {"log_level": "WARNING", "enable_access_log": False}
-"""Serve would write a line for every request."""
 
 
 def application_name(run: str) -> str:
@@ -34,11 +31,10 @@ class Pools:
         self,
         settings: RunSettings,
         directory: tuple[str, str],
-        runtime_env: dict[str, Any],
         exporters: ExporterDirectory,
     ) -> None:
         """`directory` is name and namespace of the actor that keeps the list of `exporters`."""
-        self.settings, self._directory, self._runtime_env = settings, directory, runtime_env
+        self.settings, self._directory = settings, directory
         self._rewards = reward_pools(settings)
         self._colocated = settings.placement == "colocated"
         self._start_learner()
@@ -75,6 +71,8 @@ class Pools:
             for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):
                 self.workers.adopt(actor, info)
         models = reward_models(self.settings.rewards)
+        for model in models:
+            metrics.RETRIES.labels(model)
         self.rewards = RewardClient(
             self._application, models, retried=lambda model: metrics.RETRIES.labels(model).inc()
         )
@@ -94,13 +92,13 @@ class Pools:
                 )
             if rollout_workers < 1:
                 raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
+        if rollout_workers is not None:
+            await self.workers.resize(rollout_workers)
         if rewards:
             for reward, count in rewards.items():
                 fixed = {"replicas": count, "max_replicas": None}
                 self._rewards[names[reward]] = self._rewards[names[reward]].model_copy(update=fixed)
             await self._deploy()
-        if rollout_workers is not None:
-            await self.workers.resize(rollout_workers)
 
     async def status(self) -> dict[str, Any]:
         """Every process, by pool."""
@@ -137,9 +135,7 @@ class Pools:
     async def _deploy(self) -> None:
         """Bring the Serve application to the sizes that are wanted."""
         threads = {model: threads_of(pool, self.settings) for model, pool in self._rewards.items()}
-        target = application(
-            self._application, self.settings.rewards, self._rewards, self._directory, threads, self._runtime_env
-        )
+        target = application(self._application, self.settings.rewards, self._rewards, self._directory, threads)
         await asyncio.to_thread(
             serve.run, target, name=self._application, route_prefix=f"/{self._application}", logging_config=QUIET
         )
@@ -150,7 +146,6 @@ class Pools:
             "num_cpus": pool.cpus,
             "num_gpus": pool.gpus,
             "resources": dict(pool.resources),
-            "runtime_env": self._runtime_env,
         }
         if pool.labels:
             options["label_selector"] = dict(pool.labels)

@@ -1,39 +1,66 @@
 """What the controller of a run counts."""
 
-from prometheus_client import Counter, Gauge, Histogram
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
 from .messages import RemoteReport
 
-LEAVES_SCORED = Counter("branchgrpo_run_leaves_scored", "Leaves that have all their scores.")
-ITERATION = Gauge("branchgrpo_iteration", "Iterations done.")
+REGISTRY = CollectorRegistry()
+"""What the controller exports. Its series aren't in prometheus_client's own registry, because every process that calls
+the controller comes to import this module, and would export zeros in its place."""
+ProcessCollector(registry=REGISTRY)
+
+PHASES = ("rollout", "scoring", "waiting", "learning", "publishing")
+
+LEAVES_SCORED = Counter("branchgrpo_run_leaves_scored", "Leaves that have all their scores.", registry=REGISTRY)
+ITERATION = Gauge("branchgrpo_iteration", "Iterations done.", registry=REGISTRY)
 ITERATION_SECONDS = Histogram(
     "branchgrpo_iteration_seconds",
     "Seconds of an iteration.",
     buckets=(0.5, 1, 2, 5, 10, 20, 30, 60, 120, 300, 600, 1800),
+    registry=REGISTRY,
 )
-LAST_ITERATION_SECONDS = Gauge("branchgrpo_last_iteration_seconds", "Seconds of the last iteration.")
+LAST_ITERATION_SECONDS = Gauge("branchgrpo_last_iteration_seconds", "Seconds of the last iteration.", registry=REGISTRY)
 PHASE_SECONDS = Counter(
     "branchgrpo_phase_seconds",
-    "Seconds during which a phase was going on (rollout, scoring, waiting, learning, publishing); they overlap.",
+    "Seconds during which a phase was going on (rollout, scoring, waiting, learning, publishing); they overlap, "
+    "but waiting for scores is what is left when rollouts have ended.",
     ["phase"],
+    registry=REGISTRY,
 )
-IDLE_SECONDS = Counter("branchgrpo_idle_seconds", "Seconds that processes of a pool had nothing to do.", ["pool"])
-PROCESSES = Gauge("branchgrpo_processes", "Processes of a pool.", ["pool"])
+IDLE_SECONDS = Counter(
+    "branchgrpo_idle_seconds",
+    "Seconds that processes of a pool had nothing to do, added up over them.",
+    ["pool"],
+    registry=REGISTRY,
+)
+PROCESSES = Gauge("branchgrpo_processes", "Processes of a pool.", ["pool"], registry=REGISTRY)
 QUEUE_LENGTH = Gauge(
-    "branchgrpo_queue_length", "What waits: tasks for workers, parts for scores, trees for the learner.", ["queue"]
+    "branchgrpo_queue_length",
+    "What waits: tasks for a worker, parts for scores, trees for the learner.",
+    ["queue"],
+    registry=REGISTRY,
 )
 REWARD = Gauge(
-    "branchgrpo_reward", "Rewards of the last iteration's leaves: mean, std, min, max.", ["reward", "statistic"]
+    "branchgrpo_reward",
+    "Rewards of the last iteration's leaves: mean, std, min, max.",
+    ["reward", "statistic"],
+    registry=REGISTRY,
 )
 SCORING_HIDDEN = Gauge(
-    "branchgrpo_scoring_hidden_ratio", "Share of the last iteration's scoring time during which trees were sampled."
+    "branchgrpo_scoring_hidden_ratio",
+    "Share of the last iteration's scoring time during which trees were sampled.",
+    registry=REGISTRY,
 )
 FIRST_SCORE = Gauge(
-    "branchgrpo_first_score_ratio", "Share of the last iteration's forward passes that were done at its first score."
+    "branchgrpo_first_score_ratio",
+    "Share of the last iteration's forward passes that were done at its first score.",
+    registry=REGISTRY,
 )
-PUBLISHED_VERSION = Gauge("branchgrpo_published_weights_version", "Newest version of the weights that was published.")
-RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"])
-RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"])
+PUBLISHED_VERSION = Gauge(
+    "branchgrpo_published_weights_version", "Newest version of the weights that was published.", registry=REGISTRY
+)
+RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"], registry=REGISTRY)
+RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"], registry=REGISTRY)
 
 
 def note_iteration(report: RemoteReport, seconds: float, version: int) -> None:
@@ -41,8 +68,6 @@ def note_iteration(report: RemoteReport, seconds: float, version: int) -> None:
     ITERATION.set(report.iteration)
     ITERATION_SECONDS.observe(seconds)
     LAST_ITERATION_SECONDS.set(seconds)
-    for phase, spent in report.seconds.items():
-        PHASE_SECONDS.labels(phase).inc(spent)
     for name, values in report.rewards.items():
         for statistic in ("mean", "std", "min", "max"):
             REWARD.labels(name, statistic).set(float(getattr(values, statistic)()))

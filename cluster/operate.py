@@ -2,27 +2,25 @@
 
 import asyncio
 import socket
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any, Protocol, TypeVar
 
 import prometheus_client
 import ray
 import uvicorn
 from fastapi import FastAPI
+from ray.exceptions import RayActorError, RayTaskError
 from rich.console import Console
 from rich.table import Table
 
-from ..proto.errors import InputError
+from ..proto.errors import InputError, RunFailed
+from ..proto.metrics import ExporterDirectory
+from .whereabouts import Whereabouts
 
-if TYPE_CHECKING:
-    from .controller import Controller
-
+Result = TypeVar("Result")
 NAMESPACE = "branchgrpo"
 """Ray namespace in which controllers have their names."""
-ADDRESS_FILE = "ray.json"
-"""File of a run folder that says on which Ray the run goes on, and where its HTTP server is."""
 
 
 def controller_name(run: str) -> str:
@@ -30,7 +28,21 @@ def controller_name(run: str) -> str:
     return f"controller-{run}"
 
 
-async def serve_http(controller: "Controller", host: str, port: int) -> str:
+class Watched(Protocol):
+    """What an HTTP server shows."""
+
+    exporters: ExporterDirectory
+    server: "asyncio.Task[None] | None"
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+async def serve_http(
+    controller: Watched,
+    host: str,
+    port: int,
+    registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY,
+) -> str:
     """Serve `/sd` (Prometheus' HTTP service discovery), `/metrics` and `/status`; returns `host:port`.
 
     With port 0 a free one is taken. Raises InputError if the port can't be had.
@@ -47,7 +59,7 @@ async def serve_http(controller: "Controller", host: str, port: int) -> str:
         """Iterations, phase and processes."""
         return await controller.status()
 
-    app.mount("/metrics", prometheus_client.make_asgi_app())
+    app.mount("/metrics", prometheus_client.make_asgi_app(registry))
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
@@ -56,7 +68,7 @@ async def serve_http(controller: "Controller", host: str, port: int) -> str:
     server.capture_signals = _no_signals  # type: ignore[method-assign]  # they are Ray's in an actor
     controller.server = asyncio.create_task(server.serve(sockets=[listener]))
     address = f"{host}:{listener.getsockname()[1]}"
-    controller.exporters.keep(address, "controller", "controller")
+    controller.exporters.keep(address, "controller")
     return address
 
 
@@ -65,36 +77,55 @@ def _no_signals() -> Iterator[None]:
     yield
 
 
-def find_controller(run: str, address: str | None) -> Any:
-    """The controller of `run` (a name, or a run folder), on the Ray at `address` or the one that the folder names.
-
-    Connects to Ray. Raises InputError if there is none.
-    """
-    folder = Path(run)
-    if (folder / "recipe.yaml").is_file():
-        import json
-
-        from .run_folder import RunFolder
-
-        where = folder / ADDRESS_FILE
-        if not where.is_file():
-            raise InputError(f"{folder} isn't running on Ray (it has no {ADDRESS_FILE})")
-        run, address = RunFolder.open(folder).settings.name, address or json.loads(where.read_text())["address"]
+def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
+    """What a method of a run's controller returns. Raises InputError if there is none."""
+    address = where.address or "auto"
     try:
-        ray.init(address=address or "auto", namespace=NAMESPACE, log_to_driver=False, logging_level="error")
-    except ConnectionError as error:
-        raise InputError(f"no Ray can be reached at '{address or 'auto'}'; name the head with --address") from error
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    except (ConnectionError, ValueError) as error:
+        raise InputError(f"no Ray can be reached at '{address}'; name its head with --address") from error
+    try:
+        controller = _named_controller(where.run)
+        return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
+    finally:
+        ray.shutdown()
+
+
+def _named_controller(run: str) -> Any:
     try:
         return ray.get_actor(controller_name(run))
     except ValueError as error:
-        running = [
-            actor["name"].removeprefix(controller_name(""))
-            for actor in ray.util.list_named_actors(all_namespaces=True)
-            if actor["namespace"] == NAMESPACE
-        ]
-        raise InputError(
-            f"no run '{run}' is going on there; there is {', '.join(sorted(running)) or 'none'}"
-        ) from error
+        prefix = controller_name("")
+        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+        running = sorted(name.removeprefix(prefix) for name in named if name.startswith(prefix))
+        raise InputError(f"no run '{run}' goes on there; there is {', '.join(running) or 'none'}") from error
+
+
+def unwrapped(call: Callable[[], Result]) -> Result:
+    """What `call` returns. An exception of another process is raised as it was there.
+
+    Raises RunFailed for a process that died.
+    """
+    try:
+        return call()
+    except RayTaskError as error:
+        cause: BaseException = error
+        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
+            cause = cause.cause
+        raise cause from error
+    except RayActorError as error:
+        raise RunFailed(f"a process of the run died: {error}") from error
+
+
+def replica_counts(options: Sequence[str]) -> dict[str, int]:
+    """Reward -> number of replicas, from `ocr=2`. Raises InputError for anything else."""
+    counts = {}
+    for option in options:
+        name, equals, count = option.partition("=")
+        if not equals or not count.isdecimal():
+            raise InputError(f"--reward is '{option}'; write name=count, such as ocr=2")
+        counts[name] = int(count)
+    return counts
 
 
 def show(status: dict[str, Any], console: Console) -> None:

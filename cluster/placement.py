@@ -4,6 +4,8 @@ import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+import ray
+
 from ..proto.errors import InputError
 from ..proto.settings import PoolSettings, RewardPoolSettings, RunSettings
 from ..reward_service.scorers import reward_models
@@ -40,8 +42,26 @@ def demands(settings: RunSettings) -> list[Demand]:
     pools = settings.pools
     sampling = [] if settings.placement == "colocated" else [("rollout_workers", pools.rollout_workers)]
     fixed = [(f"pools.{name}", pool.count, pool) for name, pool in [("learner", pools.learner), *sampling]]
-    rewards = [(f"pools.rewards.{name}", pool.replicas, pool) for name, pool in reward_pools(settings).items()]
-    return [Demand(name, count, pool.demand(), pool.labels) for name, count, pool in [*fixed, *rewards]]
+    processes = [Demand(name, count, pool.demand(), pool.labels) for name, count, pool in fixed]
+    return [*processes, *reward_demands(settings)]
+
+
+def reward_demands(settings: RunSettings) -> list[Demand]:
+    """What the reward models of the run need."""
+    pools = reward_pools(settings)
+    return [
+        Demand(f"pools.rewards.{model}", pool.replicas, pool.demand(), pool.labels) for model, pool in pools.items()
+    ]
+
+
+def free_nodes() -> list[Node]:
+    """The nodes of the cluster that this process is connected to, and what is free on them."""
+    free = ray._private.state.available_resources_per_node()
+    return [
+        Node(node["NodeID"], free.get(node["NodeID"], {}), node.get("Labels", {}))
+        for node in ray.nodes()
+        if node["Alive"]
+    ]
 
 
 def check_room(wanted: Sequence[Demand], nodes: Sequence[Node]) -> None:

@@ -50,6 +50,7 @@ class WorkerPool:
         self._numbers = 0
         self.gone: Callable[[ProcessInfo], None] = lambda info: None
         """Is told of every process that has left."""
+        metrics.RESTARTS.labels(name)
 
     def adopt(self, actor: Any, info: ProcessInfo) -> None:
         """Take in a process that is ready."""
@@ -98,19 +99,31 @@ class WorkerPool:
                 self._release(worker)
         raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs tell why")
 
+    def count_idle(self) -> None:
+        """Add the time that idle workers have had nothing to do until now to its counter."""
+        for worker in self.workers:
+            if not worker.busy:
+                self._count_idle(worker)
+
     def close(self) -> None:
         """End all processes."""
         for worker in list(self.workers):
             self._dismiss(worker)
 
     async def _next_free(self) -> Worker:
-        while True:
-            worker = await self._free.get()
-            if worker in self.workers:
-                break
-        metrics.IDLE_SECONDS.labels(self.name).inc(time.monotonic() - worker.idle_since)
+        with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
+            while True:
+                worker = await self._free.get()
+                if worker in self.workers:
+                    break
+        self._count_idle(worker)
         worker.busy = True
         return worker
+
+    def _count_idle(self, worker: Worker) -> None:
+        now = time.monotonic()
+        metrics.IDLE_SECONDS.labels(self.name).inc(now - worker.idle_since)
+        worker.idle_since = now
 
     def _release(self, worker: Worker) -> None:
         worker.busy, worker.idle_since = False, time.monotonic()

@@ -4,34 +4,31 @@ What must not be lost (logs, pictures, checkpoints' names) stays with the driver
 (pictures, states, weights) goes from where it is made to where it is used.
 """
 
-import json
 import logging
 import os
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import numpy as np
 import ray
 from ray import serve
-from ray.exceptions import RayActorError, RayTaskError
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..proto.errors import InputError, RunFailed
-from ..proto.files import whole, write_text
+from ..proto.errors import InputError
+from ..proto.files import whole
 from ..proto.settings import RunSettings
+from ..reward_service.service import QUIET
+from .connect import connect
 from .controller import Controller
 from .evaluation import Evaluation
-from .launch import QUIET, application_name
+from .launch import application_name
 from .loop import IterationReport, Progress
 from .messages import RemoteReport
-from .operate import ADDRESS_FILE, NAMESPACE, controller_name
-from .placement import Node, check_room, demands
+from .operate import NAMESPACE, controller_name, unwrapped
+from .placement import check_room, demands, free_nodes
+from .whereabouts import AUTH_MODE, FILE, Whereabouts
 
-Result = TypeVar("Result")
-PROCESS_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""Of every process. OpenMP's threads that spin long while they wait would slow those of the other processes many times,
-and threads that never spin would be half as fast."""
 POLL_SECONDS = 0.25
 
 
@@ -41,27 +38,16 @@ class RayLoop:
     def __init__(self, settings: RunSettings, folder: Path, address: str | None) -> None:
         """Raises InputError for pools that can't be placed, or a name that is taken there."""
         self.settings, self._folder = settings, folder
-        address = address or os.environ.get("RAY_ADDRESS")
-        self._owns_ray = address is None
-        runtime_env = {"env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}}
-        logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        ray.init(
-            address=address or "local",
-            namespace=NAMESPACE,
-            runtime_env=runtime_env,
-            include_dashboard=False if self._owns_ray else None,
-            logging_level="warning",
-            log_to_driver=True,
-        )
+        connect(address)
         self._controller: Any = None
         try:
-            self._launch(runtime_env)
+            self._launch()
         except BaseException:
             self.close()
             raise
 
-    def _launch(self, runtime_env: dict[str, Any]) -> None:
-        check_room(demands(self.settings), _nodes())
+    def _launch(self) -> None:
+        check_room(demands(self.settings), free_nodes())
         name = controller_name(self.settings.name)
         context = ray.get_runtime_context()
         serve.start(proxy_location="Disabled", logging_config=QUIET)
@@ -73,7 +59,7 @@ class RayLoop:
                     num_cpus=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
                 )
-                .remote(self.settings, name, NAMESPACE, runtime_env)
+                .remote(self.settings, name, NAMESPACE)
             )
         except ValueError as error:
             raise InputError(
@@ -83,8 +69,8 @@ class RayLoop:
             serve.delete(application_name(self.settings.name))  # left by a run that was killed
         host = ray.util.get_node_ip_address()
         where = self._call(self._controller.start.remote(host, self.settings.logging.metrics_port or 0))
-        facts = {"address": ray.get_runtime_context().gcs_address, "http": f"http://{where}"}
-        write_text(self._folder / ADDRESS_FILE, json.dumps(facts, indent=2) + "\n")
+        address = ray.get_runtime_context().gcs_address
+        Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
 
     def iterate(
         self,
@@ -119,7 +105,7 @@ class RayLoop:
 
     def close(self) -> None:
         """End the run's processes, its Serve application, and Ray if it was started here."""
-        (self._folder / ADDRESS_FILE).unlink(missing_ok=True)
+        (self._folder / FILE).unlink(missing_ok=True)
         if self._controller is not None:
             try:
                 ray.get(self._controller.close.remote(), timeout=60)
@@ -130,26 +116,4 @@ class RayLoop:
 
     def _call(self, answer: Any) -> Any:
         """What a call of the controller returns, or the exception that went wrong in whichever process."""
-        return _unwrapped(lambda: ray.get(answer))
-
-
-def _unwrapped(call: Callable[[], Result]) -> Result:
-    try:
-        return call()
-    except RayTaskError as error:
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-            cause = cause.cause
-        raise cause from error
-    except RayActorError as error:
-        raise RunFailed(f"a process of the run died: {error}") from error
-
-
-def _nodes() -> list[Node]:
-    """The nodes of the cluster and what is free on them."""
-    free = ray._private.state.available_resources_per_node()
-    return [
-        Node(node["NodeID"], free.get(node["NodeID"], {}), node.get("Labels", {}))
-        for node in ray.nodes()
-        if node["Alive"]
-    ]
+        return unwrapped(lambda: ray.get(answer))

@@ -1,6 +1,7 @@
 """What a run leaves on disk. Every file is whole at any moment, also after the process was killed.
 
 recipe.yaml            all settings, as the run used them
+prompts/               copies of its prompt files
 versions.json          of Python and the packages that matter
 metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
@@ -17,20 +18,23 @@ import platform
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from .. import __version__
 from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
-from ..proto.recipe import dump_recipe, load_recipe
+from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
 from ..proto.tensors import decode, encode
 from .evaluation import Evaluation
+from .prompts import read_prompts
 
-PACKAGES = ("branchgrpo", "torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
+PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
 MAY_CHANGE = (
     "runs",
@@ -69,7 +73,7 @@ class RunFolder:
             raise InputError(f"run folder {path} can't be made: {error.strerror or error}") from error
         folder = cls(path)
         try:
-            write_text(path / "recipe.yaml", dump_recipe(settings))
+            save_recipe(settings, path)
             write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
             yield folder
         except BaseException:
@@ -93,7 +97,7 @@ class RunFolder:
         if not path.exists():
             raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
         folder = cls.open(path)
-        before, now = _flat(folder.settings.model_dump()), _flat(settings.model_dump())
+        before, now = _compared(folder.settings), _compared(settings)
         for key in [*before, *now]:
             may_change = any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
             if before.get(key) != now.get(key) and not may_change:
@@ -104,7 +108,7 @@ class RunFolder:
         if (done := folder.checkpoints()) and done[-1] > settings.iterations:
             raise InputError(f"iterations is {settings.iterations}; the run in {path} has done {done[-1]} already")
         sweep(path)
-        write_text(path / "recipe.yaml", dump_recipe(settings))
+        save_recipe(settings, path)
         return folder
 
     @property
@@ -177,6 +181,16 @@ class RunFolder:
         return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
 
 
+def _compared(settings: RunSettings) -> dict[str, Any]:
+    """Settings by their dotted names; prompts by what the files hold, wherever these are."""
+    flat = _flat(settings.model_dump())
+    for name in ("prompts.train", "prompts.held_out"):
+        if path := flat[name]:
+            prompts = read_prompts(path, name)
+            flat[name] = f"{len(prompts)} prompts ({sha256(chr(10).join(prompts).encode()).hexdigest()[:8]})"
+    return flat
+
+
 def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
     """Settings by their dotted names."""
     flat: dict[str, Any] = {}
@@ -186,7 +200,7 @@ def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
 
 
 def _versions() -> dict[str, str]:
-    found = {"python": platform.python_version(), "platform": platform.platform()}
+    found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:
             found[package] = metadata.version(package)

@@ -6,12 +6,14 @@ from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
+from prometheus_client import Counter
 
 from ..proto.schedule import Schedule
 from ..proto.scoring import ScoreReply
 from ..proto.settings import RunSettings
 from ..proto.transport import PartHeader, RemoteTree
 from ..proto.tree import FloatArray, Task
+from . import metrics
 from .loop import SHOWN_TREES, training_tasks
 from .messages import Published
 from .timeline import Timeline
@@ -55,6 +57,8 @@ class Iteration:
         self.schedule = settings.schedule.build()
         self.tasks = training_tasks(settings, number, prompts, weights.version)
         self.timeline = Timeline()
+        self.counted: dict[Counter, float] = {}
+        """Seconds of this iteration that counters have already."""
         self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
         every = settings.logging.samples_every
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
@@ -81,6 +85,7 @@ class Iteration:
             if tree.media:
                 self.media[tree.number] = tree.media
             self._trees[tree.number].set_result(RemoteTree(tree.number, tree.prompt, tree.parts, tree.rewards))
+            metrics.QUEUE_LENGTH.labels("trees").inc()
 
     def fail(self, error: BaseException) -> None:
         """Have everybody who waits for a tree get `error`."""
@@ -89,7 +94,8 @@ class Iteration:
 
     async def ready(self, number: int) -> None:
         """Wait until tree `number` is sampled and scored. Raises what has made the iteration fail."""
-        await asyncio.wait([self._trees[number], self.failed], return_when=asyncio.FIRST_COMPLETED)
+        either: list[asyncio.Future[Any]] = [self._trees[number], self.failed]
+        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
         if self.failed.done():
             self.failed.result()
 
@@ -98,6 +104,7 @@ class Iteration:
         tree = self._trees[number].result()
         self._trees[number] = asyncio.get_running_loop().create_future()
         self._trees[number].set_result(RemoteTree(number, tree.prompt, (), {}))
+        metrics.QUEUE_LENGTH.labels("trees").dec()
         return tree
 
     def first_score_share(self) -> float:

@@ -1,11 +1,13 @@
 """When an iteration's phases went on, and how far they overlapped."""
 
+import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 
-Span = tuple[float, float]
+Span = list[float]
+"""Start and end; one that still goes on ends at infinity."""
 
 
 @dataclass
@@ -17,27 +19,28 @@ class Timeline:
     @contextmanager
     def phase(self, name: str) -> Iterator[None]:
         """Note the time spent inside as a span of phase `name`."""
-        start = time.time()
+        span = [time.time(), math.inf]
+        self.spans.setdefault(name, []).append(span)
         try:
             yield
         finally:
-            self.spans.setdefault(name, []).append((start, time.time()))
+            span[1] = time.time()
 
-    def seconds(self, name: str) -> float:
-        """Seconds during which the phase went on."""
-        return length(self.spans.get(name, []))
+    def seconds(self, *names: str) -> float:
+        """Seconds until now during which at least one of the phases went on."""
+        return length([span for name in names for span in self.spans.get(name, [])], time.time())
 
     def hidden(self, name: str, behind: str) -> float:
         """Share of phase `name` during which phase `behind` went on too; 0 for a phase that never was."""
-        total, other = self.seconds(name), self.seconds(behind)
-        either = length([*self.spans.get(name, []), *self.spans.get(behind, [])])
-        return (total + other - either) / total if total else 0.0
+        total = self.seconds(name)
+        return (total + self.seconds(behind) - self.seconds(name, behind)) / total if total else 0.0
 
 
-def length(spans: Sequence[Span]) -> float:
-    """Seconds covered by at least one span."""
+def length(spans: Sequence[Span], now: float) -> float:
+    """Seconds until `now` covered by at least one span."""
     covered, reached = 0.0, float("-inf")
     for start, end in sorted(spans):
+        end = min(end, now)
         covered += max(0.0, end - max(start, reached))
         reached = max(reached, end)
     return covered

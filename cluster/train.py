@@ -26,9 +26,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
     after SIGTERM or Ctrl-C.
     """
-    models = reward_models(settings.rewards)
-    if unknown := sorted(set(settings.pools.rewards) - set(models)):
-        raise InputError(f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)}")
+    check_rewards(settings)
     find_policy(settings.policy)
     find_device(settings.policy, elsewhere=settings.execution == "ray")
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
@@ -44,6 +42,13 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
             with RunFolder.create(settings) as folder:
                 _go(folder, settings, display, stop, address, train_prompts, held_out)
     return settings.runs / settings.name
+
+
+def check_rewards(settings: RunSettings) -> None:
+    """Raises InputError for a reward that doesn't exist, or a pool without its reward model."""
+    models = reward_models(settings.rewards)
+    if unknown := sorted(set(settings.pools.rewards) - set(models)):
+        raise InputError(f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)}")
 
 
 def _go(

@@ -160,7 +160,7 @@ class Engine:
         return UNIVERSAL
 
 
-def join_ranks(store: torch.distributed.Store, device: torch.device, *, rank: int, ranks: int) -> None:
+def join_ranks(store: Any, device: torch.device, *, rank: int, ranks: int) -> None:
     """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)

@@ -48,9 +48,10 @@ class ExporterDirectory:
         """Note that the exporter at `address` is alive."""
         self._heard[address] = (time.monotonic(), {"run": self.run, "component": component, "pool": pool})
 
-    def keep(self, address: str, component: str, pool: str) -> None:
-        """Note an exporter that lives as long as this directory."""
-        self._heard[address] = (float("inf"), {"run": self.run, "component": component, "pool": pool})
+    def keep(self, address: str, component: str) -> None:
+        """Note an exporter that lives as long as this directory, and belongs to no pool."""
+        # Its series tell of pools: with a `pool` of its own Prometheus would rename theirs.
+        self._heard[address] = (float("inf"), {"run": self.run, "component": component})
 
     def forget(self, address: str) -> None:
         self._heard.pop(address, None)

@@ -14,6 +14,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from .errors import InputError
+from .files import write_text
 from .settings import RunSettings
 
 
@@ -74,6 +75,21 @@ def imported(name: str, setting: str) -> Any:
 def dump_recipe(settings: RunSettings) -> str:
     """All settings as YAML, from which `load_recipe` makes the same settings again."""
     return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+
+
+def save_recipe(settings: RunSettings, folder: Path) -> Path:
+    """Write `folder`/recipe.yaml with copies of the prompt files beside it, and return its path.
+
+    `load_recipe` makes the same settings of it, also where the original files are not.
+    """
+    copies = {}
+    for name in ("train", "held_out"):
+        if original := getattr(settings.prompts, name):
+            copies[name] = Path("prompts", f"{name}.txt")
+            write_text(folder / copies[name], original.read_text(encoding="utf-8"))
+    prompts = settings.prompts.model_copy(update=copies)
+    write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": prompts})))
+    return folder / "recipe.yaml"
 
 
 def setting_paths(model: type[BaseModel] = RunSettings, prefix: str = "") -> Iterator[tuple[str, FieldInfo]]:

@@ -7,7 +7,7 @@ for.
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Generic, TypeVar, overload
 
 import numpy as np
@@ -62,7 +62,7 @@ class RemoteTree(Generic[Reference]):
         """The tree; `fetch` is called for a part when one of its states is asked for."""
         tree = Tree(self.number, self.prompt, schedule)
         for header, reference in self.parts:
-            tree.add(received(header, np.empty((0, 0, 0, 3), np.uint8), lambda r=reference: fetch(r)))
+            tree.add(received(header, np.empty((0, 0, 0, 3), np.uint8), partial(fetch, reference)))
         tree.rewards = dict(self.rewards)
         return tree
 

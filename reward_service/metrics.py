@@ -19,3 +19,9 @@ REQUESTS_WAITING = Gauge(
     "branchgrpo_scoring_requests_waiting", "Requests in a replica that have no score yet.", ["model"]
 )
 FAILURES = Counter("branchgrpo_scoring_failures", "Requests that a replica could not score.", ["model"])
+
+
+def export(model: str) -> None:
+    """Export the series of a model from now on, before there is anything to count."""
+    for metric in (LEAVES_SCORED, BATCH_PICTURES, SCORING_SECONDS, REQUESTS_WAITING, FAILURES):
+        metric.labels(model)

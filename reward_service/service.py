@@ -24,6 +24,8 @@ from .http import face
 from .replica import Replica, pictures_in
 from .scorers import reward_models
 
+QUIET = {"log_level": "WARNING", "enable_access_log": False}
+"""Serve would write a line for every request."""
 FACE = "http"
 """Name of the deployment that answers HTTP."""
 WAITING_BATCHES = 8
@@ -42,6 +44,7 @@ class ServedReplica:
     ) -> None:
         """`directory` is name and namespace of the actor that keeps the list of exporters."""
         self._replica = Replica(model, rewards, settings)
+        metrics.export(model)
         self._waiting = metrics.REQUESTS_WAITING.labels(model)
         self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
         self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
@@ -51,7 +54,9 @@ class ServedReplica:
             lambda address: ray.get_actor(name, namespace).register.remote(address, "reward", model),
         )
 
-    @serve.batch(max_batch_size=64, batch_wait_timeout_s=0.01, batch_size_fn=pictures_in)
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=64, batch_wait_timeout_s=0.01, batch_size_fn=pictures_in
+    )
     async def score_batch(
         self, media: list[npt.NDArray[np.uint8]], prompts: list[Sequence[str]], ids: list[str]
     ) -> list[ScoreReply | str]:
@@ -69,9 +74,13 @@ def application(
     pools: Mapping[str, RewardPoolSettings],
     directory: tuple[str, str],
     threads: Mapping[str, int],
-    runtime_env: Mapping[str, Any],
 ) -> Application:
-    """The Serve application `run`: every reward model of `rewards`, behind one HTTP face."""
+    """The Serve application `run`: every reward model of `rewards`, behind one HTTP face.
+
+    Its processes get the environment (packages, variables) of the caller's.
+    """
+    # Serve's controller, which starts them, may be another user's and have another environment.
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
     models = reward_models(rewards)
     replicas = {
         model: _deployment(model, pools[model], runtime_env).bind(
@@ -93,7 +102,7 @@ def application(
         name=FACE,
         version=__version__,
         _internal=True,
-        ray_actor_options={"num_cpus": 0, "runtime_env": dict(runtime_env)},
+        ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
     )
     return ingress.bind(list(replicas.values()))
 
@@ -105,7 +114,7 @@ class Face:
         self.models = models
 
 
-def _deployment(model: str, pool: RewardPoolSettings, runtime_env: Mapping[str, Any]) -> serve.Deployment:
+def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any]) -> serve.Deployment:
     """A deployment with a version, so that a change of its size alone restarts no replica."""
     size: dict[str, Any] = {"num_replicas": pool.replicas}
     if pool.max_replicas is not None and pool.max_replicas > pool.replicas:
@@ -120,7 +129,7 @@ def _deployment(model: str, pool: RewardPoolSettings, runtime_env: Mapping[str, 
         "num_cpus": pool.cpus,
         "num_gpus": pool.gpus,
         "resources": dict(pool.resources),
-        "runtime_env": dict(runtime_env),
+        "runtime_env": runtime_env,
     }
     if pool.labels:
         actor["label_selector"] = dict(pool.labels)

@@ -9,6 +9,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import psutil
 import pytest
 import ray
 import safetensors.torch
@@ -16,7 +17,9 @@ import torch
 from branchgrpo.cluster.plain import PlainLoop
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.cluster.ray_loop import RayLoop
+from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.settings import RunSettings
+from ray import serve
 
 Settings = Callable[..., RunSettings]
 SMALL = {"cpus": 0.5, "threads": 1}
@@ -83,25 +86,204 @@ def test_weights_are_bit_equal_to_the_plain_loop_s(
     assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
 
 
-def test_weights_are_bit_equal_though_a_worker_is_killed(
+def test_weights_are_bit_equal_though_a_worker_is_killed_and_pools_are_scaled(
     plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
     settings = run_settings({**BASE, "execution": "ray", "pools.rollout_workers": {**SMALL, "count": 2}})
     loop = on_ray(settings, tmp_path / "run", head)
-    killed: list[int] = []
+    seen: list[list[int]] = []
 
-    def kill_one(iteration: int) -> None:
-        def wait_and_kill() -> None:
-            while not killed:
-                status = ray.get(loop._controller.status.remote())
-                busy = [p["pid"] for p in status["pools"]["rollout_workers"] if p["state"] == "busy"]
-                if busy:
-                    os.kill(busy[0], signal.SIGKILL)
-                    killed.append(busy[0])
-                time.sleep(0.01)
+    def workers() -> list[dict[str, Any]]:
+        return ray.get(loop._controller.status.remote())["pools"]["rollout_workers"]
 
+    def disturb(iteration: int) -> None:
+        seen.append([worker["pid"] for worker in workers()])
         if iteration == 2:
-            threading.Thread(target=wait_and_kill).start()
+            threading.Thread(target=kill_a_busy_one).start()
+        if iteration == 3:
+            ray.get(loop._controller.scale.remote(1, {"ocr": 2}))
 
-    assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint", kill_one), plain)
-    assert killed
+    def kill_a_busy_one() -> None:
+        while not (busy := [worker["pid"] for worker in workers() if worker["state"] == "busy"]):
+            time.sleep(0.01)
+        os.kill(busy[0], signal.SIGKILL)
+
+    assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint", disturb), plain)
+    assert len(seen[0]) == len(seen[1]) == len(seen[2]) == 2
+    assert seen[0] == seen[1]
+    assert len(set(seen[1]) & set(seen[2])) == 1, "one of two was killed and replaced"
+
+
+@pytest.mark.slow
+def test_scaling_down_drains_and_scaling_up_adds(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    """Workers that leave finish their task: no task runs twice, though it would change nothing but the time."""
+    settings = run_settings(stand_in({"pools.rollout_workers": {**SMALL, "count": 2}}, "SleepingPolicy"))
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+
+        def status() -> dict[str, Any]:
+            return ray.get(loop._controller.status.remote())["pools"]
+
+        answer = loop._controller.iterate.remote(1, ["1"] * 24, None)
+        while sum(worker["state"] == "busy" for worker in status()["rollout_workers"]) < 2:
+            time.sleep(0.01)
+        before = status()["rollout_workers"]
+        ray.get(loop._controller.scale.remote(1, {}))
+        assert [worker["state"] for worker in status()["rollout_workers"]] == ["busy", "leaving"]
+        while len(status()["rollout_workers"]) > 1:
+            time.sleep(0.01)
+        ray.get(loop._controller.scale.remote(3, {"constant": 2}))
+        pids = [worker["pid"] for worker in status()["rollout_workers"]]
+        assert len(pids) == 3
+        assert before[0]["pid"] in pids
+        assert before[1]["pid"] not in pids
+        assert ray.get(answer).forward_passes == 24 * settings.schedule.build().forward_passes
+        while status()["rewards"]["constant"].get("RUNNING") != 2:
+            time.sleep(0.1)
+        with pytest.raises(InputError, match="--reward names 'beauty'; this run has constant"):
+            loop._call(loop._controller.scale.remote(None, {"beauty": 2}))
+
+
+def stand_in(changes: dict[str, Any], policy: str = "InstantPolicy", scorer: str = "instant_scorer") -> dict[str, Any]:
+    """Settings of a run whose policy and reward model sleep."""
+    return {
+        **BASE,
+        "execution": "ray",
+        "policy.adapter": f"branchgrpo.benchmarks.stand_ins:{policy}",
+        "rewards": {"constant": {"scorer": f"branchgrpo.benchmarks.stand_ins:{scorer}"}},
+        "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"constant": SMALL}},
+        **changes,
+    }
+
+
+LEAVES_256 = {"schedule": {"steps": 16, "splits": dict.fromkeys(range(8), 2), "eta": 0.7}, "rollout.batch_limit": 64}
+
+
+@pytest.mark.slow
+def test_the_first_leaf_is_scored_before_half_of_the_forward_passes_are_done(
+    run_settings: Settings, tmp_path: Path, head: str
+) -> None:
+    changes = {**LEAVES_256, "prompts.per_iteration": 1, "learner.updates_per_iteration": 1}
+    settings = run_settings(stand_in({**changes, "rollout.trees_per_task": 1}, "SleepingPolicy"))
+    schedule = settings.schedule.build()
+    assert schedule.leaves == 256
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+        report = loop.iterate(1, ["123"], None)
+    assert report.forward_passes == schedule.forward_passes
+    assert 0.2 < report.first_score < 0.5  # not before the first chunk is done, either
+    assert 0 < report.scoring_hidden <= 1
+    assert report.updates[0].skipped_edges == schedule.trained_edges
+
+
+@pytest.mark.slow
+def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
+    run_settings: Settings, tmp_path: Path, head: str, store_bytes: Callable[[], int]
+) -> None:
+    """All in all 24 trees of 256 leaves are as large as the whole store; what is there at once is a tenth."""
+    resident, peaks, tree_bytes = {}, {}, {}
+    for leaves, changes in ((16, {"schedule": {"steps": 16, "splits": {0: 2, 1: 2, 2: 2, 3: 2}}}), (256, LEAVES_256)):
+        settings = run_settings(
+            stand_in(
+                {
+                    **changes,
+                    "policy.height": 128,
+                    "policy.width": 128,
+                    "rollout.batch_limit": 64,
+                    "rollout.trees_per_task": 1,
+                    "rollout.parts_in_scoring": 2,
+                    "rollout.trees_in_flight": 2,
+                    "learner.window_trees": 1,
+                    "prompts.per_iteration": 8,
+                },
+                scorer="sleeping_scorer",
+            )
+        )
+        schedule = settings.schedule.build()
+        assert schedule.leaves == leaves
+        with closing(on_ray(settings, tmp_path / f"run{leaves}", head)) as loop:
+            pid = ray.get(loop._controller.status.remote())["pid"]
+            latents = 32 * 32 * 16 * 4
+            tree_bytes[leaves] = schedule.nodes * latents + leaves * 128 * 128 * 3
+            before, peak, done = store_bytes(), 0, threading.Event()
+
+            def watch(before: int = before, done: threading.Event = done) -> None:
+                nonlocal peak
+                while not done.is_set():
+                    peak = max(peak, store_bytes() - before)
+                    time.sleep(0.02)
+
+            watcher = threading.Thread(target=watch)
+            watcher.start()
+            for iteration in (1, 2):
+                loop.iterate(iteration, ["123"] * 8, None)
+            done.set()
+            watcher.join()
+            peaks[leaves], resident[leaves] = peak, psutil.Process(pid).memory_info().rss
+    assert resident[256] - resident[16] < 0.2 * tree_bytes[256] < 50e6
+    # Two trees in flight, two parts unread, one being made: of sixteen trees that went through.
+    assert peaks[256] < 3.5 * tree_bytes[256], (peaks, tree_bytes)
+    ray.init(head, namespace="branchgrpo")
+    try:
+        limit = time.monotonic() + 30
+        while store_bytes() and time.monotonic() < limit:
+            time.sleep(0.5)
+        assert store_bytes() == 0, "a run has left something behind"
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_reward_model_that_dies_or_raises_is_asked_again(
+    plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str, faults: Path
+) -> None:
+    settings = run_settings({**BASE, "execution": "ray", "rewards.ocr.scorer": "faulty_scorers:faults_happen_once"})
+    settings = settings.model_copy(
+        update={
+            "rewards": {**settings.rewards, "ocr_exact": settings.rewards["ocr"].model_copy(update={"weight": 0.0})}
+        }
+    )
+    loop = on_ray(settings, tmp_path / "run", head)
+    assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
+    assert sorted(path.name for path in faults.iterdir()) == ["died", "raised"]
+
+
+@pytest.mark.slow
+def test_a_reward_model_that_never_scores_stops_the_run(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    rewards = {"ocr": {"scorer": "faulty_scorers:never_works"}}
+    settings = run_settings({**BASE, "execution": "ray", "rewards": rewards})
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+        with pytest.raises(RunFailed, match=r"'ocr' gave no score for request 'run/1/\d+/.*scores must be finite"):
+            loop.iterate(1, ["123"] * 24, None)
+        application = loop.settings.name
+    ray.init(head, namespace="branchgrpo")
+    try:
+        assert not [name for name in serve.status().applications if application in name]
+        assert not ray.util.list_named_actors()
+    finally:
+        ray.shutdown()
+
+
+@pytest.mark.slow
+def test_a_run_that_samples_ahead_goes_on_bit_by_bit(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    settings = run_settings({**BASE, "execution": "ray", "staleness": 1})
+    prompts = [[f"{i}{k:02d}" for k in range(24)] for i in range(4)]
+
+    def iterate(loop: RayLoop, iterations: range) -> list[float]:
+        return [
+            loop.iterate(i, prompts[i], prompts[i + 1] if i < 3 else None).updates[0].logprob_abs_diff
+            for i in iterations
+        ]
+
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+        differences = iterate(loop, range(1, 3))
+        loop.save(tmp_path / "half")
+        differences += iterate(loop, range(3, 4))
+        loop.save(tmp_path / "whole")
+    # The first iteration is on-policy; later ones are sampled with weights that are one iteration old.
+    assert differences[0] < 1e-5
+    assert differences[1] > 1e-5
+    with closing(on_ray(settings, tmp_path / "resumed", head)) as loop:
+        loop.load(tmp_path / "half")
+        assert iterate(loop, range(3, 4)) == differences[2:]
+        loop.save(tmp_path / "again")
+    once, again = (safetensors.torch.load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "again"))
+    assert_bit_equal(once, again)

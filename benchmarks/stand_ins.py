@@ -1,0 +1,67 @@
+"""Policies and reward models that sleep instead of computing: what is measured is the way work is scheduled.
+
+Named in a recipe: `policy.adapter: branchgrpo.benchmarks.stand_ins:SleepingPolicy`, and
+`rewards.constant.scorer: branchgrpo.benchmarks.stand_ins:sleeping_scorer`.
+"""
+
+import time
+from collections.abc import Callable, Sequence
+from functools import partial
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ..proto.tree import Conditioning
+from ..rollout_workers.policies.base import Network
+from ..rollout_workers.policies.flux import FluxPolicy
+
+Scores = dict[str, npt.NDArray[np.float64]]
+Score = Callable[[npt.NDArray[np.uint8], Sequence[str]], Scores]
+
+
+class InstantPolicy(FluxPolicy):
+    """Rollouts cost next to nothing, and draw nothing but grey."""
+
+    forward_seconds = 0.0
+    """What one forward pass of a rollout takes."""
+
+    def velocity(
+        self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
+    ) -> torch.Tensor:
+        if network is not None:  # the learner's
+            return super().velocity(latents, sigma, conditioning, network)
+        time.sleep(self.forward_seconds)
+        return -latents.float()
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return torch.full((len(latents), self._settings.height, self._settings.width, 3), 0.5)
+
+
+class SleepingPolicy(InstantPolicy):
+    """A forward pass takes a twentieth of a second, and no core."""
+
+    forward_seconds = 0.05
+
+
+def _constant(
+    media: npt.NDArray[np.uint8], prompts: Sequence[str], seconds: float
+) -> dict[str, npt.NDArray[np.float64]]:
+    """The same score for everything, so that no edge has an advantage and the learner has nothing to do."""
+    time.sleep(seconds)
+    return {"constant": np.full(len(media), 0.5)}
+
+
+def instant_scorer(threads: int | None) -> Score:
+    """Gives the reward `constant` at once."""
+    return partial(_constant, seconds=0.0)
+
+
+def sleeping_scorer(threads: int | None) -> Score:
+    """Gives the reward `constant` after a twentieth of a second."""
+    return partial(_constant, seconds=0.05)
+
+
+def slow_scorer(threads: int | None) -> Score:
+    """Gives the reward `constant` after a second."""
+    return partial(_constant, seconds=1.0)

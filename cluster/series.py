@@ -1,0 +1,115 @@
+"""All series that the processes of a run export, and the page about them, docs/metrics.md: `make docs` writes it."""
+
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from types import ModuleType
+
+from prometheus_client.metrics import MetricWrapperBase
+
+from ..learner import metrics as learner
+from ..reward_service import metrics as scoring
+from ..rollout_workers import metrics as sampling
+from . import metrics as run
+
+HEADER = """# Metrics
+
+Every process of a run on Ray exports Prometheus metrics: the controller, each rollout worker, each learner rank, each
+replica of a reward model. They all tell the controller where, and the controller tells Prometheus: nobody keeps a list.
+
+## Have Prometheus scrape a run
+
+The controller serves the list of live exporters at `/sd`, for Prometheus' HTTP service discovery. Give it a port that
+stays the same when the run is resumed, `logging.metrics_port=9400`. Without one it takes any that is free; while the
+run goes on, `ray.json` in its folder says which.
+
+```yaml
+# prometheus.yml
+scrape_configs:
+  - job_name: branchgrpo
+    scrape_interval: 5s
+    http_sd_configs:
+      - url: http://head:9400/sd
+        refresh_interval: 5s
+```
+
+`head` is the host of the controller, the one on which `branchgrpo train` was started. For several runs give several
+URLs. Processes that join are found, and ones that leave are forgotten, within a quarter of a minute.
+
+Every series gets these labels from the service discovery: `run`, the run's name; `component`: `controller`, `rollout`,
+`learner` or `reward`; and, but for the controller, `pool`: `rollout_workers`, `learner`, or the name of the reward
+model. `up{run="mine"}` tells which processes answer. Every process also exports its memory and CPU time
+(`process_resident_memory_bytes`, `process_cpu_seconds_total`).
+
+## Import the dashboard
+
+In Grafana 10.1 or newer: Dashboards, New, Import, upload `cluster/dashboards/branchgrpo.json`; choose the Prometheus
+data source and the run at its top. In Grafana's settings of that data source, the scrape interval must be that of
+prometheus.yml, or rates over short times stay empty.
+
+The dashboard has three rows. **Iteration**: how long iterations take, and in which phases. **Reward**: each reward's
+mean and spread, and the figures that tell whether learning is sound. **Pools**: how many processes there are, whether
+they wait, and what they get done. It is made by `cluster/dashboard.py`; `make docs` writes it anew.
+
+## Series
+
+With placement `colocated` learner ranks export those of rollout workers too. A histogram is three series: its name with
+`_bucket`, `_sum` and `_count`. This list is made from the `metrics.py` of each folder.
+"""
+
+EXPORTED_BY = {
+    "controller": run,
+    "rollout": sampling,
+    "learner": learner,
+    "reward": scoring,
+}
+"""Component -> the metrics of such processes."""
+
+
+@dataclass(frozen=True)
+class Series:
+    """One metric as Prometheus knows it."""
+
+    name: str
+    """A histogram's series are this with `_bucket`, `_sum` and `_count`."""
+    kind: str
+    labels: tuple[str, ...]
+    meaning: str
+
+
+def series_name(metric: MetricWrapperBase) -> str:
+    """A metric's name in PromQL."""
+    (family,) = metric.describe()
+    return f"{family.name}_total" if family.type == "counter" else family.name
+
+
+def series_of(module: ModuleType) -> Iterator[Series]:
+    """The series that a metrics module defines, in its order."""
+    for metric in vars(module).values():
+        if isinstance(metric, MetricWrapperBase):
+            (family,) = metric.describe()
+            yield Series(series_name(metric), family.type, metric._labelnames, family.documentation)
+
+
+def page() -> str:
+    """The page as Markdown."""
+    tables = [
+        "\n".join(
+            [
+                f"### Component `{component}`\n",
+                "| series | type | labels | meaning |",
+                "|---|---|---|---|",
+                *(
+                    f"| `{series.name}` | {series.kind} | {', '.join(f'`{label}`' for label in series.labels)} "
+                    f"| {series.meaning} |"
+                    for series in series_of(module)
+                ),
+            ]
+        )
+        for component, module in EXPORTED_BY.items()
+    ]
+    return "\n\n".join([HEADER.rstrip("\n"), *tables]) + "\n"
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

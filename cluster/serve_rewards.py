@@ -1,0 +1,85 @@
+"""The reward service alone, over HTTP, for trainers that aren't ours."""
+
+import asyncio
+import threading
+from typing import Any
+
+import ray
+from ray import serve as ray_serve
+from rich.console import Console
+
+from ..proto.errors import InputError
+from ..proto.metrics import ExporterDirectory
+from ..proto.settings import RunSettings
+from ..reward_service.service import QUIET, application
+from .connect import connected
+from .operate import NAMESPACE, serve_http, unwrapped
+from .placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
+from .stop import StopRequest
+
+
+class RewardDirectory:
+    """Keeps the list of the replicas' metrics exporters, as a run's controller does."""
+
+    def __init__(self, name: str) -> None:
+        self.exporters = ExporterDirectory(name)
+        self.server: asyncio.Task[None] | None = None
+
+    async def start(self, host: str, port: int) -> str:
+        """Serve `/sd`; returns `host:port`."""
+        return await serve_http(self, host, port)
+
+    def register(self, address: str, component: str, pool: str) -> None:
+        self.exporters.register(address, component, pool)
+
+    async def status(self) -> dict[str, Any]:
+        """Ray Serve's view of the models, as plain data."""
+        status = await asyncio.to_thread(ray_serve.status)
+        return {name: str(app.status) for name, app in status.applications.items()}
+
+
+def serve(settings: RunSettings, host: str, port: int, address: str | None, console: Console) -> None:
+    """Serve the recipe's rewards until SIGTERM or Ctrl-C.
+
+    Raises InputError for models that can't be placed, or when the port can't be had.
+    """
+    name = f"branchgrpo-rewards-{settings.name}"
+    with StopRequest().listening() as stop, connected(address) as ray_of_its_own:
+        check_room(reward_demands(settings), free_nodes())
+        directory = _start_directory(name)
+        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=QUIET)
+        pools = reward_pools(settings)
+        target = application(
+            name,
+            settings.rewards,
+            pools,
+            (name, NAMESPACE),
+            {model: threads_of(pool, settings) for model, pool in pools.items()},
+        )
+        route = "/" if ray_of_its_own else f"/{name}"
+        try:
+            with console.status("loading reward models"):
+                where = unwrapped(
+                    lambda: ray.get(
+                        directory.start.remote(ray.util.get_node_ip_address(), settings.logging.metrics_port or 0)
+                    )
+                )
+                ray_serve.run(target, name=name, route_prefix=route, logging_config=QUIET)
+            url = f"http://{host}:{port}{route.rstrip('/')}"
+            console.print(f"rewards {', '.join(settings.rewards)} at {url}/v1/score", highlight=False, soft_wrap=True)
+            console.print(
+                f"documentation at {url}/docs, metrics' service discovery at http://{where}/sd", highlight=False
+            )
+            done = threading.Event()
+            while stop.signum is None:
+                done.wait(0.2)
+        finally:
+            ray_serve.delete(name)
+            ray.kill(directory)
+
+
+def _start_directory(name: str) -> Any:
+    try:
+        return ray.remote(RewardDirectory).options(name=name, num_cpus=0).remote(name)
+    except ValueError as error:
+        raise InputError(f"the rewards of '{name}' are being served on this cluster already (name=...)") from error

@@ -1,0 +1,142 @@
+"""Submitting a run to a Ray cluster as a job: package, recipe and prompts travel with it.
+
+The package goes as a folder. A wheel would be installed on every node with all that it requires.
+"""
+
+import asyncio
+import logging
+import os
+import re
+import shlex
+import shutil
+import signal
+import tempfile
+import uuid
+from pathlib import Path
+from typing import Any
+
+from ray.exceptions import AuthenticationError
+from ray.job_submission import JobStatus, JobSubmissionClient
+
+from ..proto.errors import InputError, RunFailed
+from ..proto.recipe import save_recipe
+from ..proto.settings import RunSettings
+from ..rollout_workers.policies.load import EMBEDDED, find_device, find_policy
+from .prompts import read_prompts
+from .train import check_rewards
+
+PACKAGE = Path(__file__).parents[1]
+SHIPPED = (
+    "*.py",
+    "benchmarks/*.py",
+    "cluster/*.py",
+    "learner/*.py",
+    "proto/*.py",
+    "recipes/*.txt",
+    "recipes/*.yaml",
+    "reward_service/*.py",
+    "rollout_workers/**/*.py",
+    "rollout_workers/glyphs/pipeline/**/*",
+)
+"""The package's files. A checkout holds more, such as tests and runs."""
+STOP_WAIT_SECONDS = 3600
+"""How long `ray job stop` lets a run finish its iteration and write a checkpoint. Ray's own 3 seconds would kill it."""
+EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 128 + signal.SIGTERM}
+"""Of the command that followed a job to its end."""
+
+
+def check(settings: RunSettings) -> None:
+    """Raises InputError for what can be seen to be wrong from here. The cluster may hold more than this machine does.
+
+    The run checks the rest when it starts there.
+    """
+    if settings.execution != "ray":
+        raise InputError(f"execution is '{settings.execution}'; a run on a cluster needs execution 'ray'")
+    if not settings.runs.is_absolute():
+        raise InputError(
+            f"runs is '{settings.runs}'; name an absolute folder that all nodes of the cluster share (runs=/...): the "
+            "working directory of a job is deleted with it"
+        )
+    policy = settings.policy
+    if policy.pretrained in EMBEDDED or Path(policy.pretrained).is_dir():
+        find_policy(policy)
+    elif not Path(policy.pretrained).is_absolute():
+        raise InputError(
+            f"policy.pretrained is '{policy.pretrained}'; it must be one of {sorted(EMBEDDED)} or an absolute path to "
+            "a pipeline folder that the cluster sees"
+        )
+    find_device(policy, elsewhere=True)
+    if not any(reward.scorer for reward in settings.rewards.values()):
+        check_rewards(settings)
+    read_prompts(settings.prompts.train, "prompts.train")
+    if settings.prompts.held_out:
+        read_prompts(settings.prompts.held_out, "prompts.held_out")
+
+
+def stage_package(folder: Path) -> Path:
+    """Copy this package to `folder`/branchgrpo, the name by which it is imported."""
+    staged = folder / "branchgrpo"
+    for pattern in SHIPPED:
+        for file in PACKAGE.glob(pattern):
+            if file.is_file():
+                copy = staged / file.relative_to(PACKAGE)
+                copy.parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(file, copy)
+    return staged
+
+
+def connect(address: str) -> JobSubmissionClient:
+    """The job server at `address`, http://HOST:PORT. Raises InputError if there is none."""
+    wrong = f"no Ray cluster can be reached at '{address}'; name its dashboard with --address, http://HEAD:8265"
+    if not address.startswith(("http://", "https://")):
+        raise InputError(wrong)
+    os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS would win over the argument
+    for quiet in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
+        logging.getLogger(quiet).setLevel(logging.WARNING)
+    try:
+        return JobSubmissionClient(address)
+    except (OSError, RuntimeError, KeyError, AuthenticationError) as error:
+        raise InputError(f"{wrong} ({error})") from error
+
+
+def submit(client: JobSubmissionClient, settings: RunSettings, *, resume: bool = False) -> str:
+    """Submit the run, and return the job's id. Raises RunFailed if the cluster doesn't take it."""
+    job = f"branchgrpo-{re.sub(r'[^A-Za-z0-9_.-]+', '-', settings.name)}-{uuid.uuid4().hex[:8]}"
+    with tempfile.TemporaryDirectory() as temporary:
+        recipe = save_recipe(settings, Path(temporary) / "run")
+        command = ["python", "-m", "branchgrpo", "train", recipe.name, *(["--resume"] if resume else [])]
+        runtime_env: dict[str, Any] = {
+            "py_modules": [str(stage_package(Path(temporary)))],
+            "working_dir": str(recipe.parent),
+            "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
+        }
+        try:
+            # With `exec` the run gets the signals of `ray job stop` itself, with no shell in between.
+            return client.submit_job(
+                entrypoint=f"exec {shlex.join(command)}", submission_id=job, runtime_env=runtime_env
+            )
+        except RuntimeError as error:
+            raise RunFailed(f"the cluster didn't take the job: {error}") from error
+
+
+def follow(client: JobSubmissionClient, job: str) -> JobStatus:
+    """Print a job's log until it ends, and return how it ended. Raises RunFailed if the connection is lost."""
+
+    async def tail() -> None:
+        async for text in client.tail_job_logs(job):
+            print(text, end="", flush=True)
+
+    try:
+        asyncio.run(tail())
+        status = client.get_job_status(job)
+        if not status.is_terminal():
+            raise RuntimeError(f"its log ended while it was {status}")
+    except (OSError, RuntimeError) as error:
+        raise RunFailed(f"lost the connection to job {job} ({error}), which may go on; {hints(client, job)}") from error
+    return status
+
+
+def hints(client: JobSubmissionClient, job: str) -> str:
+    """How to go on following a job, and how to stop it."""
+    address = f"--address {client.get_address()}"
+    return f"follow it with: ray job logs {job} --follow {address}\nstop it with: ray job stop {job} {address}"

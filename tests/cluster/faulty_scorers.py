@@ -1,0 +1,39 @@
+"""OCR models with faults, for tests: Ray's processes find this module on their PYTHONPATH."""
+
+import os
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+from branchgrpo.reward_service.ocr import OcrScorer
+
+FOLDER = "BRANCHGRPO_TEST_FAULTS"
+"""Environment variable: folder in which faults that have happened are noted."""
+Score = Callable[[npt.NDArray[np.uint8], Sequence[str]], dict[str, npt.NDArray[np.float64]]]
+
+
+def faults_happen_once(threads: int | None) -> Score:
+    """Its process dies in the second call, and another call raises; then all is well."""
+    scorer, calls = OcrScorer(threads), 0
+
+    def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        nonlocal calls
+        calls += 1
+        folder = Path(os.environ[FOLDER])
+        for name in ("died", "raised"):
+            if calls > 1 and not (folder / name).exists():
+                (folder / name).touch()
+                if name == "died":
+                    os._exit(1)
+                raise ValueError("a passing fault")
+        return scorer(media, prompts)
+
+    return score
+
+
+def never_works(threads: int | None) -> Score:
+    def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        return {"ocr": np.full(len(media), np.nan)}
+
+    return score
