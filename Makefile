@@ -1,10 +1,10 @@
 # make demo   creates .venv, installs, and runs the main job
-# make test   creates .venv, installs, and runs the tests
+# make test   creates .venv, installs, and runs the tests but the slow ones (make test-slow; needs Debian's prometheus)
 PYTHON ?= python3.11
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
-.PHONY: setup demo test check bench docs clean
+.PHONY: setup demo test test-slow check bench docs clean
 
 setup: .venv/ready
 
@@ -21,6 +21,9 @@ demo: setup
 test: setup
 	$(RUN)/pytest $(ARGS)
 
+test-slow: setup
+	$(RUN)/pytest -m slow $(ARGS)
+
 check: setup
 	$(RUN)/ruff check .
 	$(RUN)/ruff format --check .
@@ -30,6 +33,7 @@ check: setup
 
 bench: setup
 	$(RUN)/python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.on_ray --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
 
 docs: setup

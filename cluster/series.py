@@ -54,7 +54,8 @@ they wait, and what they get done. It is made by `cluster/dashboard.py`; `make d
 ## Series
 
 With placement `colocated` learner ranks export those of rollout workers too. A histogram is three series: its name with
-`_bucket`, `_sum` and `_count`. This list is made from the `metrics.py` of each folder.
+`_bucket`, `_sum` and `_count`. Counters and histograms also have a `_created`: when they began. This list is made from
+the `metrics.py` of each folder.
 """
 
 EXPORTED_BY = {
