@@ -24,6 +24,8 @@ def connect(address: str | None) -> bool:
     address = address or os.environ.get("RAY_ADDRESS")
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A job may have set some of these variables itself: its values are in our environment, and so in what is given.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # A signal to the whole process group is for the run, which then ends its Ray: the processes that are started here
     # inherit the mask.
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, set() if address else {signal.SIGTERM})

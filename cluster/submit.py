@@ -15,6 +15,7 @@ import uuid
 from pathlib import Path
 from typing import Any
 
+from aiohttp import ClientError
 from ray.exceptions import AuthenticationError
 from ray.job_submission import JobStatus, JobSubmissionClient
 
@@ -30,6 +31,7 @@ SHIPPED = (
     "*.py",
     "benchmarks/*.py",
     "cluster/*.py",
+    "cluster/dashboards/*.json",
     "learner/*.py",
     "proto/*.py",
     "recipes/*.txt",
@@ -131,7 +133,7 @@ def follow(client: JobSubmissionClient, job: str) -> JobStatus:
         status = client.get_job_status(job)
         if not status.is_terminal():
             raise RuntimeError(f"its log ended while it was {status}")
-    except (OSError, RuntimeError) as error:
+    except (OSError, RuntimeError, ClientError) as error:
         raise RunFailed(f"lost the connection to job {job} ({error}), which may go on; {hints(client, job)}") from error
     return status
 

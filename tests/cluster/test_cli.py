@@ -69,7 +69,9 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize("name", ["train", "evaluate", "export", "pretrain-glyphs"])
+@pytest.mark.parametrize(
+    "name", ["train", "submit", "status", "scale", "serve-rewards", "evaluate", "export", "pretrain-glyphs"]
+)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     done = subprocess.run(
         [sys.executable, "-m", "branchgrpo", name, "--help"], capture_output=True, text=True, check=True

@@ -7,25 +7,31 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
 import tomllib
 from collections.abc import Callable, Iterator
+from contextlib import suppress
 from dataclasses import dataclass
+from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 from typing import Any
 
 import pytest
+import ray
 import requests
 import safetensors.torch
 import torch
 from branchgrpo.cluster import cli
+from branchgrpo.cluster.connect import connected
 from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.submit import check, stage_package
-from branchgrpo.proto.errors import InputError
+from branchgrpo.cluster.submit import check, connect, follow, stage_package
+from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, save_recipe
 from branchgrpo.proto.settings import RunSettings
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_nodes, list_objects
+from ray.util.state.exception import RayStateApiException, ServerUnavailable
 
 from .conftest import end, free_port, reachable, started
 
@@ -122,6 +128,53 @@ def test_an_address_without_a_cluster_is_one_clear_line(
     assert exit.value.code == 2
 
 
+def test_a_lost_connection_is_told_with_the_way_back() -> None:
+    class Broken(BaseHTTPRequestHandler):
+        """A job server that answers the first question only."""
+
+        def do_GET(self) -> None:
+            known = self.path == "/api/version"
+            self.send_response(200 if known else 500)
+            self.end_headers()
+            self.wfile.write(json.dumps({"ray_version": "2.60.0"}).encode() if known else b"")
+
+    with HTTPServer(("127.0.0.1", 0), Broken) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        address = f"http://127.0.0.1:{server.server_port}"
+        with pytest.raises(RunFailed, match=f"lost the connection .*ray job logs mine --follow --address {address}"):
+            follow(connect(address), "mine")
+        server.shutdown()
+
+
+def test_a_run_goes_on_with_the_same_prompts_only_wherever_they_lie(run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        folder.append("metrics", {"iteration": 1})
+    moved = settings.prompts.train.rename(tmp_path / "moved.txt")
+    prompts = settings.prompts.model_copy(update={"train": moved, "held_out": moved})
+    settings = settings.model_copy(update={"prompts": prompts})
+    assert RunFolder.resume(settings).settings.prompts.train.read_text() == moved.read_text()
+    moved.write_text(moved.read_text() + "\n999")
+    with pytest.raises(InputError, match=r"prompts.train was 14 prompts .* and is 15 prompts"):
+        RunFolder.resume(settings)
+
+
+def test_variables_that_a_job_sets_itself_win(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    job = {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "0", "MINE": "1"}}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with connected(head):
+        variables = ray.get_runtime_context().runtime_env["env_vars"]
+    assert (
+        variables.items()
+        >= {
+            "HF_HUB_OFFLINE": "0",
+            "MINE": "1",
+            "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+        }.items()
+    )
+
+
 # End to end ---------------------------------------------------------------------------------------------------------
 
 SMALL = {"cpus": 0.5, "threads": 1}
@@ -173,6 +226,13 @@ class Cluster:
         return (running[0] or "") if running else ""
 
 
+def nodes(address: str) -> int:
+    """How many nodes the dashboard at `address` knows; none while it starts."""
+    with suppress(ServerUnavailable, RayStateApiException):
+        return len(list_nodes(address=address))
+    return 0
+
+
 def wait_until(condition: Callable[[], Any], seconds: float = 300) -> None:
     limit = time.monotonic() + seconds
     while not condition():
@@ -196,7 +256,7 @@ def cluster() -> Iterator[Cluster]:
                 processes.append(started(*arguments, *common, "--object-store-memory=300000000"))
                 assert reachable(port)
                 assert reachable(dashboard)
-            wait_until(lambda: len(list_nodes(address=address)) == 2)
+            wait_until(lambda: nodes(address) == 2)
             yield Cluster(address, (head_folder, second_folder), JobSubmissionClient(address))
         finally:
             for process in reversed(processes):
@@ -264,6 +324,7 @@ def straight(settings_in: Settings, submit: Submit, shared: Path) -> tuple[RunSe
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_submitted_run_uses_both_nodes_and_the_package_sent_along(
     cluster: Cluster, straight: tuple[RunSettings, str], submit: Submit, package: tuple[Path, Path]
 ) -> None:
@@ -287,6 +348,7 @@ def test_a_submitted_run_uses_both_nodes_and_the_package_sent_along(
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1200)
 def test_a_stopped_run_leaves_nothing_but_a_checkpoint_and_goes_on_bit_by_bit(
     cluster: Cluster, straight: tuple[RunSettings, str], submit: Submit
 ) -> None:

@@ -1,0 +1,183 @@
+"""Runs and reward services as a user handles them: looked at, scaled, stopped, resumed, two at once."""
+
+import io
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import httpx
+import numpy as np
+import psutil
+import pytest
+import safetensors.torch
+import torch
+from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
+from branchgrpo.proto.settings import RewardSettings, RunSettings
+from branchgrpo.reward_service.scorers import Scorers
+from PIL import Image
+
+Settings = Callable[..., RunSettings]
+SMALL = {"cpus": 0.25, "threads": 1}
+CHANGES: dict[str, Any] = {
+    "threads": 1,
+    "iterations": 6,
+    "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"ocr": {**SMALL, "deterministic": True}}},
+}
+ALONE = {name: value for name, value in os.environ.items() if name not in ("RAY_ADDRESS", "RAY_AUTH_MODE")}
+"""The environment of a user without a cluster: Ray is started with its own defaults."""
+
+
+def command(*arguments: str) -> list[str]:
+    return [sys.executable, "-m", "branchgrpo", *arguments]
+
+
+def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+    """A command in a session of its own, its output in `folder`/log."""
+    log = (folder / "log").open("a")
+    return subprocess.Popen(
+        command(*arguments), env=ALONE, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+    )
+
+
+def until(condition: Callable[[], bool], log: Path, seconds: float = 150) -> None:
+    limit = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < limit, log.read_text()[-3000:]
+        time.sleep(0.2)
+
+
+def done(run: Path) -> int:
+    metrics = run / "metrics.jsonl"
+    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return safetensors.torch.load_file(run / "checkpoints" / "iteration-000006" / "weights.safetensors")
+
+
+def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+
+
+@pytest.fixture(scope="module")
+def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
+    folder = tmp_path_factory.mktemp("plain")
+    settings = settings_in(folder, CHANGES)
+    (folder / "recipe.yaml").write_text(dump_recipe(settings))
+    subprocess.run(command("train", str(folder / "recipe.yaml")), check=True, capture_output=True)
+    return weights(settings.runs / settings.name)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
+    signum: signal.Signals, plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path
+) -> None:
+    settings = run_settings({**CHANGES, "execution": "ray"})
+    recipe, run = tmp_path / "recipe.yaml", settings.runs / settings.name
+    recipe.write_text(dump_recipe(settings))
+    shared_memory = set(os.listdir("/dev/shm"))
+    process = started(tmp_path, "train", str(recipe))
+    log = tmp_path / "log"
+    try:
+        until(lambda: (run / "ray.json").exists() or process.poll() is not None, log)
+        status = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True, check=True)
+        assert "rollout_workers" in status.stdout, status.stdout
+        if signum == signal.SIGTERM:
+            scale = command("scale", str(run), "--rollout-workers", "2")
+            subprocess.run(scale, env=ALONE, check=True, capture_output=True)
+        until(lambda: done(run) >= 1 or process.poll() is not None, log)
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        assert len(family) > 8
+        os.killpg(process.pid, signum)
+        assert process.wait(timeout=240) == 128 + signum, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    assert "with a checkpoint" in log.read_text()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in family), log, seconds=20)
+    assert set(os.listdir("/dev/shm")) <= shared_memory
+    assert not (run / "ray.json").exists()
+    assert done(run) < 6
+
+    gone = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True)
+    assert (gone.returncode, "isn't going on" in gone.stderr) == (2, True)
+    subprocess.run(command("train", str(recipe), "--resume"), env=ALONE, check=True, capture_output=True)
+    assert equal(weights(run), plain)
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_two_runs_on_one_cluster_do_not_touch_each_other(
+    plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
+) -> None:
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(run_settings({**CHANGES, "execution": "ray"})))
+    names = ("one", "two")
+    runs = [
+        subprocess.Popen(
+            command("train", str(recipe), f"name={name}", "--address", head),
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for name in names
+    ]
+    for process in runs:
+        out, _ = process.communicate(timeout=500)
+        assert process.returncode == 0, out[-3000:]
+    for name in names:
+        assert equal(weights(run_settings().runs / name), plain)
+
+
+@pytest.mark.slow
+def test_rewards_are_served_to_anyone(tmp_path: Path) -> None:
+    recipe = Path(__file__).parents[2] / "recipes" / "glyphs.yaml"
+    port = free_port()
+    process = started(tmp_path, "serve-rewards", str(recipe), "--port", str(port), "name=served")
+    log, url = tmp_path / "log", f"http://127.0.0.1:{port}"
+    try:
+        until(lambda: "/v1/score" in log.read_text() or process.poll() is not None, log)
+        family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
+        assert httpx.get(f"{url}/healthz").status_code == 200
+        assert httpx.get(f"{url}/v1/rewards").json() == ["ocr", "ocr_exact"]
+        assert "/v1/score" in httpx.get(f"{url}/openapi.json").json()["paths"]
+        media = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), np.uint8)
+        media[0] = 255
+        request = ScoreRequest(media, ["123"] * 5, ["ocr", "ocr_exact"], "x")
+        answer = httpx.post(
+            f"{url}/v1/score",
+            content=request.to_bytes(),
+            headers={"content-type": "application/x-safetensors"},
+            timeout=60,
+        )
+        assert answer.status_code == 200
+        expected = Scorers({"ocr": RewardSettings(), "ocr_exact": RewardSettings()}).score(request)
+        reply = ScoreReply.from_bytes(answer.content)
+        assert reply.id == "x"
+        assert all(np.array_equal(reply.scores[name], expected.scores[name]) for name in expected.scores)
+        png = io.BytesIO()
+        Image.fromarray(media[0]).save(png, format="PNG")
+        form = {"prompt": "123", "reward": "beauty"}
+        wrong = httpx.post(f"{url}/v1/score", files={"media": ("a.png", png.getvalue())}, data=form, timeout=60)
+        assert wrong.status_code == 422
+        assert "beauty" in wrong.json()["error"]
+        discovery = log.read_text().split("discovery at")[1].split()[0]
+        assert {target["labels"]["component"] for target in httpx.get(discovery).json()} >= {"reward"}
+        process.send_signal(signal.SIGTERM)
+        assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
+    finally:
+        process.kill()
+    until(lambda: not any(psutil.pid_exists(pid) for pid in family), log, seconds=20)
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
