@@ -103,6 +103,8 @@ class Controller:
                             tree.media.append(media)
                         await self._in_scoring.acquire()  # while too much waits for scores, the worker pauses
                         scoring.append(self._start(self._score(iteration, tree, header, media), iteration.fail))
+                        # Not in `_score`: one that is cancelled before it has begun would never give it back.
+                        scoring[-1].add_done_callback(lambda _: self._in_scoring.release())
         except BaseException:
             for attempt in scoring:
                 attempt.cancel()
@@ -111,12 +113,9 @@ class Controller:
 
     async def _score(self, iteration: Iteration, tree: Growing, header: PartHeader, media: Any) -> None:
         request = f"{self.settings.name}/{iteration.number}/{tree.number}/{header.leaves[0]}"
-        try:
-            with iteration.timeline.phase("scoring"), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
-                prompts = [tree.prompt] * len(header.leaves)
-                reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
-        finally:
-            self._in_scoring.release()
+        with iteration.timeline.phase("scoring"), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
+            prompts = [tree.prompt] * len(header.leaves)
+            reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
         iteration.first_score_time = min(iteration.first_score_time, time.time())
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
