@@ -10,10 +10,8 @@ limit.
 """
 
 import asyncio
-import io
 import json
 import logging
-import math
 import traceback
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import contextmanager
@@ -21,11 +19,10 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from fastapi import FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
@@ -33,6 +30,7 @@ from starlette.types import Message
 
 from ..proto.scoring import ScoreReply, ScoreRequest
 from ..proto.tensors import decode
+from .uploads import Pictures, opened
 
 FORM = "multipart/form-data"
 BINARY = ("application/x-safetensors", "application/octet-stream")
@@ -42,10 +40,6 @@ wide one would take all memory."""
 
 _FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
 _ARRAY = "it must be uint8 [n, height, width, 3]"
-
-Pictures = npt.NDArray[np.uint8]
-_Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]
-"""Number, height and width of the pictures that a file says it holds, and what decodes them."""
 
 
 class Scored(BaseModel):
@@ -249,7 +243,7 @@ def _pictures(files: Sequence[BinaryIO], limits: _Limits) -> Pictures:
     read: list[Pictures] = []
     for place, file in enumerate(files):
         with _decoding(422, f"media[{place}]", _FILES):
-            (count, height, width), pixels = _opened(file)
+            (count, height, width), pixels = opened(file)
         if read and (height, width) != read[0].shape[1:3]:
             first = " x ".join(map(str, read[0].shape[1:3]))
             raise HTTPException(
@@ -270,47 +264,6 @@ def _decoding(status: int, what: str, accepted: str) -> Iterator[None]:
     except Exception as error:  # on bytes made to harm, decoders raise anything from KeyError to MemoryError
         why = " ".join(str(error).split())[:200] or type(error).__name__
         raise HTTPException(status, f"{what} can't be used ({why}); {accepted}") from error
-
-
-def _opened(file: BinaryIO) -> _Opened:
-    magic = np.lib.format.MAGIC_PREFIX
-    start = file.read(len(magic))
-    file.seek(0)
-    return _opened_array(file) if start == magic else _opened_image(file)
-
-
-def _opened_array(file: BinaryIO) -> _Opened:
-    version = np.lib.format.read_magic(file)
-    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
-    shape, _, dtype = read_header(file)
-    if dtype.hasobject:
-        raise ValueError("it is pickled, which is never read")
-    if dtype != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
-        raise ValueError(f"it is {dtype} {list(shape)}")
-    # checked here because numpy takes the memory that the header claims before it reads
-    start = file.tell()
-    there = file.seek(0, io.SEEK_END) - start
-    if math.prod(shape) > there:
-        raise ValueError(f"it is truncated: {list(shape)} in {there} bytes")
-    file.seek(0)
-    count, height, width = shape[:-1] if len(shape) == 4 else (1, *shape[:-1])
-    return (count, height, width), lambda: np.load(file, allow_pickle=False).reshape(count, height, width, 3)
-
-
-def _opened_image(file: BinaryIO) -> _Opened:
-    """The pixels as stored: transparency is dropped, and a rotation that the EXIF asks for is not made."""
-    try:
-        image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
-    except UnidentifiedImageError as error:
-        raise ValueError("it is none of them") from error
-
-    def pixels() -> Pictures:
-        # Pillow clips 16-bit grays at 255 instead of scaling them
-        deep = image.mode.startswith("I;16")
-        shown = image.point(lambda value: value / 257) if deep else image
-        return np.asarray(shown.convert("RGB"))[None]
-
-    return (1, image.height, image.width), pixels
 
 
 async def _refused(_: Request, error: Exception) -> Response:

@@ -1,0 +1,59 @@
+"""Pictures in files from strangers: their size is known before they are decoded, and nothing in them is run."""
+
+import io
+import math
+from collections.abc import Callable
+from typing import BinaryIO
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, UnidentifiedImageError
+
+Pictures = npt.NDArray[np.uint8]
+Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]
+"""Number, height and width of the pictures that a file says it holds, and what decodes them."""
+
+
+def opened(file: BinaryIO) -> Opened:
+    """What `file` (a PNG, a JPEG or a .npy) says it holds, and what decodes it, by its first bytes.
+
+    Raises whatever the decoders raise on bytes made to harm, ValueError for what isn't accepted.
+    """
+    magic = np.lib.format.MAGIC_PREFIX
+    start = file.read(len(magic))
+    file.seek(0)
+    return _opened_array(file) if start == magic else _opened_image(file)
+
+
+def _opened_array(file: BinaryIO) -> Opened:
+    version = np.lib.format.read_magic(file)
+    read_header = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+    shape, _, dtype = read_header(file)
+    if dtype.hasobject:
+        raise ValueError("it is pickled, which is never read")
+    if dtype != np.uint8 or len(shape) not in (3, 4) or shape[-1] != 3 or min(shape) < 1:
+        raise ValueError(f"it is {dtype} {list(shape)}")
+    # checked here because numpy takes the memory that the header claims before it reads
+    start = file.tell()
+    there = file.seek(0, io.SEEK_END) - start
+    if math.prod(shape) > there:
+        raise ValueError(f"it is truncated: {list(shape)} in {there} bytes")
+    file.seek(0)
+    count, height, width = shape[:-1] if len(shape) == 4 else (1, *shape[:-1])
+    return (count, height, width), lambda: np.load(file, allow_pickle=False).reshape(count, height, width, 3)
+
+
+def _opened_image(file: BinaryIO) -> Opened:
+    """The pixels as stored: transparency is dropped, and a rotation that the EXIF asks for is not made."""
+    try:
+        image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
+    except UnidentifiedImageError as error:
+        raise ValueError("it is none of them") from error
+
+    def pixels() -> Pictures:
+        # Pillow clips 16-bit grays at 255 instead of scaling them
+        deep = image.mode.startswith("I;16")
+        shown = image.point(lambda value: value / 257) if deep else image
+        return np.asarray(shown.convert("RGB"))[None]
+
+    return (1, image.height, image.width), pixels
