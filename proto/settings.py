@@ -95,8 +95,8 @@ class RolloutSettings(Settings):
     parts_in_scoring: PositiveInt = 16
     """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
     trees_in_flight: PositiveInt | None = None
-    """Trees that may be sampled ahead of the learner; null for a whole iteration. Raised to a window and a task where
-    it is less."""
+    """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
+    a window and a task where it is less."""
     latents_precision: Precision = "float32"
     """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
 

@@ -181,7 +181,7 @@ def test_the_first_leaf_is_scored_before_half_of_the_forward_passes_are_done(
 def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
     run_settings: Settings, tmp_path: Path, head: str, store_bytes: Callable[[], int]
 ) -> None:
-    """All in all 24 trees of 256 leaves are as large as the whole store; what is there at once is a tenth."""
+    """Sixteen trees go through; what is there at once is a fifth of them."""
     resident, peaks, tree_bytes = {}, {}, {}
     for leaves, changes in ((16, {"schedule": {"steps": 16, "splits": {0: 2, 1: 2, 2: 2, 3: 2}}}), (256, LEAVES_256)):
         settings = run_settings(
