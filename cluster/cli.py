@@ -29,6 +29,10 @@ Overrides = Annotated[
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
+Cluster = Annotated[
+    str | None,
+    typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
+]
 Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of the weights.")]
 Iteration = Annotated[
     int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")
@@ -47,10 +51,7 @@ def train(
     recipe: Recipe,
     overrides: Overrides = None,
     resume: Resume = False,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
-    ] = None,
+    address: Cluster = None,
 ) -> None:
     """Align a policy with rewards, as the recipe says.
 
@@ -227,10 +228,7 @@ def serve_rewards(
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
-    address: Annotated[
-        str | None,
-        typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
-    ] = None,
+    address: Cluster = None,
 ) -> None:
     """Serve the reward models of a recipe over HTTP, for any trainer.
 

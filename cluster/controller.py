@@ -26,7 +26,8 @@ from ..proto.tree import Task
 from . import metrics
 from .evaluation import evaluation_tasks
 from .launch import Pools
-from .messages import Published, RemoteReport
+from .loop import IterationReport
+from .messages import Published
 from .operate import serve_http
 from .pool import Worker
 from .sampling import Growing, Iteration, parts_of
@@ -60,7 +61,7 @@ class Controller:
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> RemoteReport:
+    async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> IterationReport:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
         start = time.perf_counter()
         # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
@@ -180,9 +181,9 @@ class Controller:
         task.add_done_callback(note)
         return task
 
-    def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> RemoteReport:
+    def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> IterationReport:
         names, timeline = list(self.settings.rewards), iteration.timeline
-        report = RemoteReport(
+        report = IterationReport(
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.rewards]) for name in names},
             seconds=_seconds(timeline),

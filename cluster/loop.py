@@ -5,7 +5,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Protocol, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -34,8 +34,9 @@ class IterationReport:
     """By phase: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
     forward_passes: int
     updates: list[UpdateStats]
-    media: list[npt.NDArray[np.uint8]]
-    """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
+    media: list[Any]
+    """Leaves of the first trees, each uint8 [leaves, height, width, 3]; in a controller's report, references to parts
+    of them."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     first_score: float = 1.0

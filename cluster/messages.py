@@ -3,11 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
-
-from ..proto.stats import UpdateStats
-
 
 @dataclass(frozen=True)
 class Published:
@@ -26,17 +21,3 @@ class ProcessInfo:
     node: str
     exporter: str
     """`host:port` of its metrics."""
-
-
-@dataclass
-class RemoteReport:
-    """`IterationReport` with references in place of pictures."""
-
-    iteration: int
-    rewards: dict[str, npt.NDArray[np.float64]]
-    seconds: dict[str, float]
-    forward_passes: int
-    updates: list[UpdateStats]
-    media: list[list[Any]]
-    scoring_hidden: float
-    first_score: float

@@ -2,7 +2,7 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
-from .messages import RemoteReport
+from .loop import IterationReport
 
 REGISTRY = CollectorRegistry()
 """What the controller exports. Its series aren't in prometheus_client's own registry, because every process that calls
@@ -63,7 +63,7 @@ RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent a
 RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"], registry=REGISTRY)
 
 
-def note_iteration(report: RemoteReport, seconds: float, version: int) -> None:
+def note_iteration(report: IterationReport, seconds: float, version: int) -> None:
     """Export what a finished iteration was."""
     ITERATION.set(report.iteration)
     ITERATION_SECONDS.observe(seconds)

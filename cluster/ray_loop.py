@@ -7,6 +7,7 @@ What must not be lost (logs, pictures, checkpoints' names) stays with the driver
 import logging
 import os
 from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -24,7 +25,6 @@ from .controller import Controller
 from .evaluation import Evaluation
 from .launch import application_name
 from .loop import IterationReport, Progress
-from .messages import RemoteReport
 from .operate import NAMESPACE, controller_name, unwrapped
 from .placement import check_room, demands, free_nodes
 from .whereabouts import AUTH_MODE, FILE, Whereabouts
@@ -82,9 +82,9 @@ class RayLoop:
         answer = self._controller.iterate.remote(iteration, list(prompts), upcoming and list(upcoming))
         while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
             progress(*self._call(self._controller.progress_now.remote()))
-        report: RemoteReport = self._call(answer)
+        report: IterationReport = self._call(answer)
         media = [np.concatenate(ray.get(parts)) for parts in report.media]
-        return IterationReport(**{**vars(report), "media": media})
+        return replace(report, media=media)
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         parts = self._call(self._controller.evaluate.remote(list(prompts)))
