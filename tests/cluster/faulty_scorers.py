@@ -1,6 +1,7 @@
 """OCR models with faults, for tests: Ray's processes find this module on their PYTHONPATH."""
 
 import os
+import time
 from collections.abc import Callable, Sequence
 from pathlib import Path
 
@@ -27,6 +28,18 @@ def faults_happen_once(threads: int | None) -> Score:
                 if name == "died":
                     os._exit(1)
                 raise ValueError("a passing fault")
+        return scorer(media, prompts)
+
+    return score
+
+
+def waits_for_leave(threads: int | None) -> Score:
+    """It scores nothing before a file `go` is there."""
+    scorer = OcrScorer(threads)
+
+    def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        while not (Path(os.environ[FOLDER]) / "go").exists():
+            time.sleep(0.05)
         return scorer(media, prompts)
 
     return score

@@ -38,11 +38,11 @@ def command(*arguments: str) -> list[str]:
     return [sys.executable, "-m", "branchgrpo", *arguments]
 
 
-def started(folder: Path, *arguments: str) -> subprocess.Popen[str]:
+def started(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """A command in a session of its own, its output in `folder`/log."""
-    log = (folder / "log").open("a")
+    log, env = (folder / "log").open("a"), ALONE | variables
     return subprocess.Popen(
-        command(*arguments), env=ALONE, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
+        command(*arguments), env=env, stdout=log, stderr=subprocess.STDOUT, text=True, start_new_session=True
     )
 
 
@@ -81,11 +81,12 @@ def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> di
 def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
     signum: signal.Signals, plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path
 ) -> None:
-    settings = run_settings({**CHANGES, "execution": "ray"})
+    settings = run_settings({**CHANGES, "execution": "ray", "rewards.ocr.scorer": "faulty_scorers:waits_for_leave"})
+    variables = {"PYTHONPATH": str(Path(__file__).parent), "BRANCHGRPO_TEST_FAULTS": str(tmp_path)}
     recipe, run = tmp_path / "recipe.yaml", settings.runs / settings.name
     recipe.write_text(dump_recipe(settings))
     shared_memory = set(os.listdir("/dev/shm"))
-    process = started(tmp_path, "train", str(recipe))
+    process = started(tmp_path, "train", str(recipe), **variables)
     log = tmp_path / "log"
     try:
         until(lambda: (run / "ray.json").exists() or process.poll() is not None, log)
@@ -93,7 +94,9 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
         assert "rollout_workers" in status.stdout, status.stdout
         if signum == signal.SIGTERM:
             scale = command("scale", str(run), "--rollout-workers", "2")
-            subprocess.run(scale, env=ALONE, check=True, capture_output=True)
+            scaled = subprocess.run(scale, env=ALONE, capture_output=True, text=True)
+            assert scaled.returncode == 0, scaled.stderr[-3000:]
+        (tmp_path / "go").touch()
         until(lambda: done(run) >= 1 or process.poll() is not None, log)
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         assert len(family) > 8
@@ -109,7 +112,8 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
 
     gone = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True)
     assert (gone.returncode, "isn't going on" in gone.stderr) == (2, True)
-    subprocess.run(command("train", str(recipe), "--resume"), env=ALONE, check=True, capture_output=True)
+    resume = command("train", str(recipe), "--resume")
+    subprocess.run(resume, env=ALONE | variables, check=True, capture_output=True)
     assert equal(weights(run), plain)
 
 
