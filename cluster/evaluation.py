@@ -1,7 +1,10 @@
 """Deterministic samples for fixed prompts and starts, scored: what a policy can do before and after."""
 
+from __future__ import annotations
+
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -10,7 +13,9 @@ from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Task
 from ..reward_service.scorers import Scorers
-from ..rollout_workers.worker import RolloutWorker
+
+if TYPE_CHECKING:
+    from ..rollout_workers.worker import RolloutWorker
 
 ITERATION = 0
 """Training counts iterations from 1, so evaluation never draws the same noise."""

@@ -23,14 +23,12 @@ from importlib import metadata
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from .. import __version__
+from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
-from ..proto.tensors import decode, encode
 from .evaluation import Evaluation
 from .prompts import read_prompts
 
@@ -171,8 +169,7 @@ class RunFolder:
         self.append("evaluations", {"iteration": iteration, **evaluation.means()})
 
     def evaluation(self, iteration: int) -> Evaluation:
-        tensors, header = decode(self._evaluation(iteration).read_bytes())
-        arrays: dict[str, np.ndarray] = {name: tensor.numpy() for name, tensor in tensors.items()}
+        arrays, header = decode(self._evaluation(iteration).read_bytes())
         media = arrays.pop("media")
         rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
         return Evaluation(json.loads(header["prompts"]), media, rewards)

@@ -1,9 +1,13 @@
 """Where an iteration's figures go: JSON lines, TensorBoard, Weights & Biases."""
 
 import time
+from pathlib import Path
 from typing import Any
 
 import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
 
 from ..proto.settings import RunSettings
 from .loop import IterationReport
@@ -15,11 +19,10 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, settings: RunSettings, first_iteration: int) -> None:
         self._folder = folder
-        self._tensorboard = self._wandb = None
+        self._tensorboard: _EventFile | None = None
+        self._wandb = None
         if settings.logging.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
-
-            self._tensorboard = SummaryWriter(str(folder.path / "tensorboard"), purge_step=first_iteration)
+            self._tensorboard = _EventFile(folder.path / "tensorboard", first_iteration)
         if settings.logging.wandb_project:
             import wandb  # type: ignore[import-not-found,unused-ignore]
 
@@ -49,11 +52,29 @@ class RunLog:
 
     def _scalars(self, iteration: int, values: dict[str, float]) -> None:
         if self._tensorboard:
-            for name, value in values.items():
-                self._tensorboard.add_scalar(name, value, iteration)
-            self._tensorboard.flush()
+            self._tensorboard.add(iteration, values)
         if self._wandb:
             self._wandb.log(values, step=iteration)
+
+
+class _EventFile:
+    """TensorBoard's event file. (PyTorch's writer would bring PyTorch into a process that needs nothing else of it.)"""
+
+    def __init__(self, folder: Path, first_iteration: int) -> None:
+        """What an earlier part of the run wrote about `first_iteration` or later is not shown."""
+        self._file = EventFileWriter(str(folder))
+        self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, iteration: int, values: dict[str, float]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(iteration, summary=Summary(value=scalars))
+
+    def _write(self, iteration: int, **content: Any) -> None:
+        self._file.add_event(Event(wall_time=time.time(), step=iteration, **content))
+        self._file.flush()
+
+    def close(self) -> None:
+        self._file.close()
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:

@@ -9,7 +9,7 @@ from ..proto.errors import InputError
 from ..proto.files import write_text
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import reward_models
-from ..rollout_workers.policies.load import find_device, find_policy
+from ..rollout_workers.policies.load import find_policy
 from . import pictures
 from .console import RunDisplay
 from .loop import Loop
@@ -28,7 +28,6 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     """
     check_rewards(settings)
     find_policy(settings.policy)
-    find_device(settings.policy, elsewhere=settings.execution == "ray")
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
     held_out: list[str] = []
     if settings.prompts.held_out:

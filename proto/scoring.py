@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import numpy.typing as npt
 
-from .tensors import decode, encode
+from .arrays import decode, encode
 
 
 @dataclass(frozen=True)
@@ -42,10 +42,10 @@ class ScoreRequest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreRequest":
-        tensors, header = decode(data)
-        if "media" not in tensors or "request" not in header:
+        arrays, header = decode(data)
+        if "media" not in arrays or "request" not in header:
             raise ValueError("not a score request: 'media' or 'request' is missing")
-        return cls(media=tensors["media"].numpy(), **json.loads(header["request"]))
+        return cls(media=arrays["media"], **json.loads(header["request"]))
 
 
 @dataclass(frozen=True)
@@ -72,9 +72,9 @@ class ScoreReply:
         return self
 
     def to_bytes(self) -> bytes:
-        return encode(dict(self.scores), {"id": self.id})
+        return encode(self.scores, {"id": self.id})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreReply":
-        tensors, header = decode(data)
-        return cls(scores={name: t.numpy() for name, t in tensors.items()}, id=header.get("id", ""))
+        scores, header = decode(data)
+        return cls(scores, id=header.get("id", ""))

@@ -38,7 +38,7 @@ class PolicySettings(Settings):
     """Length to which the T5 encoder pads or cuts a prompt, tokens."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and learner alike."""
-    device: str = "auto"
+    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     adapter: str | None = None
     """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""

@@ -5,18 +5,22 @@ The three are separate objects, so that each goes only where it is needed. State
 for.
 """
 
+from __future__ import annotations
+
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property, partial
-from typing import Generic, TypeVar, overload
+from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .schedule import IntArray, Schedule
 from .tensors import Packed
 from .tree import FloatArray, Subtree, Tree
+
+if TYPE_CHECKING:
+    import torch
 
 LATENTS = "latents"
 States = Mapping[str, Packed]
@@ -38,13 +42,15 @@ class PartHeader:
     """Forward passes since the last part: when each ended (Unix seconds) and its rows."""
 
     @classmethod
-    def of(cls, part: Subtree, forwards: Sequence[tuple[float, int]] = ()) -> "PartHeader":
+    def of(cls, part: Subtree, forwards: Sequence[tuple[float, int]] = ()) -> PartHeader:
         names = tuple(part.conditioning or ())
         return cls(part.tree, part.nodes, part.logprobs.cpu().numpy(), part.leaves, names, tuple(forwards))
 
 
 def states_of(part: Subtree) -> dict[str, Packed]:
     """The bulk of a `Subtree`."""
+    import torch
+
     conditioning = {name: Packed.of(value) for name, value in (part.conditioning or {}).items()}
     return {LATENTS: Packed.of(torch.stack(list(part.latents))), **conditioning}
 
@@ -69,6 +75,8 @@ class RemoteTree(Generic[Reference]):
 
 def received(header: PartHeader, media: npt.NDArray[np.uint8], fetch: Callable[[], States]) -> Subtree:
     """The `Subtree` of a header, its pictures, and states that `fetch` gets when they are asked for."""
+    import torch
+
     states = _Fetched(fetch)
     return Subtree(
         tree=header.tree,
@@ -92,7 +100,7 @@ class _Fetched:
         return {name: packed.tensor() for name, packed in self._fetch().items()}
 
 
-class _Latents(Sequence[torch.Tensor]):
+class _Latents(Sequence["torch.Tensor"]):
     def __init__(self, states: _Fetched, count: int) -> None:
         self._states, self._count = states, count
 
@@ -107,7 +115,7 @@ class _Latents(Sequence[torch.Tensor]):
         return self._states.tensors[LATENTS][index]
 
 
-class _Conditioning(Mapping[str, torch.Tensor]):
+class _Conditioning(Mapping[str, "torch.Tensor"]):
     def __init__(self, states: _Fetched, names: tuple[str, ...]) -> None:
         self._states, self._names = states, names
 

@@ -3,17 +3,22 @@
 Both carry references: the latents of a node are a view into the tensor that the sampler made.
 """
 
+from __future__ import annotations
+
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, TypeAlias
 
 import numpy as np
 import numpy.typing as npt
-import torch
 
 from .schedule import IntArray, Schedule
 
+if TYPE_CHECKING:
+    import torch
+
 FloatArray = npt.NDArray[np.float64]
-Conditioning = Mapping[str, torch.Tensor]
+Conditioning: TypeAlias = "Mapping[str, torch.Tensor]"
 """One prompt's inputs to the denoising network, by the policy's own names, without a batch dimension."""
 
 

@@ -28,8 +28,8 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
+from ..proto.arrays import decode
 from ..proto.scoring import ScoreReply, ScoreRequest
-from ..proto.tensors import decode
 from .uploads import Pictures, opened
 
 FORM = "multipart/form-data"
@@ -39,7 +39,6 @@ MAX_ASPECT = 64
 wide one would take all memory."""
 
 _FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
-_ARRAY = "it must be uint8 [n, height, width, 3]"
 
 
 class Scored(BaseModel):
@@ -204,14 +203,12 @@ def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits) -> Score
 
 def _from_bytes(data: bytes, rewards: Sequence[str], limits: _Limits) -> ScoreRequest:
     with _decoding(400, "the body", "it must be the safetensors of a score request"):
-        tensors, header = decode(data)
-    if "media" not in tensors or "request" not in header:
-        there = ", ".join([*tensors, *header])[:80]
+        arrays, header = decode(data)
+    if "media" not in arrays or "request" not in header:
+        there = ", ".join([*arrays, *header])[:80]
         raise HTTPException(422, f"the body holds {there!r}; it must have a tensor 'media' and a header 'request'")
     facts = _facts(header["request"], rewards)
-    with _decoding(422, "media", _ARRAY):
-        media = tensors["media"].numpy()
-    return _request(media, facts, limits)
+    return _request(arrays["media"], facts, limits)
 
 
 def _facts(text: str, rewards: Sequence[str]) -> _Facts:

@@ -4,12 +4,17 @@ Philox is a counter-based generator: (seed, iteration) is its key, (node, tree, 
 uses overlap and nothing has to be remembered or advanced.
 """
 
+from __future__ import annotations
+
 import math
 from collections.abc import Sequence
 from enum import IntEnum
+from typing import TYPE_CHECKING
 
 import numpy as np
-import torch
+
+if TYPE_CHECKING:
+    import torch
 
 
 class Stream(IntEnum):
@@ -27,6 +32,8 @@ class Stream(IntEnum):
 
 def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise of one node, float32 [*shape] on the CPU."""
+    import torch
+
     generator = np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, node, tree, int(stream)]))
     return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
 

@@ -1,15 +1,20 @@
 """From a folder to the policy that runs it."""
 
+from __future__ import annotations
+
 import json
 from collections.abc import Callable
 from pathlib import Path
-
-import torch
+from typing import TYPE_CHECKING
 
 from ...proto.errors import InputError
 from ...proto.recipe import imported
 from ...proto.settings import PolicySettings
-from .base import Policy
+
+if TYPE_CHECKING:
+    import torch
+
+    from .base import Policy
 
 FAMILIES = {"FluxPipeline": f"{__package__}.flux:FluxPolicy"}
 """diffusers' pipeline class -> `module:class` of its adapter. A new family is one file and one line here."""
@@ -56,19 +61,14 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     return folder, FAMILIES[family]
 
 
-def find_device(settings: PolicySettings, *, elsewhere: bool = False) -> torch.device:
-    """The device that `settings.device` means in this process.
+def find_device(settings: PolicySettings) -> torch.device:
+    """The device that `settings.device` means in this process. Raises InputError if it isn't there."""
+    import torch
 
-    Raises InputError if there is no such device, or it isn't there; the latter not with `elsewhere`, for a process that
-    leaves the computing to others.
-    """
     name = settings.device
     if name == "auto":
         return torch.device("cuda" if torch.cuda.is_available() else "cpu")
-    try:
-        device = torch.device(name)
-    except RuntimeError as error:
-        raise InputError(f"policy.device is '{name}'; it must be auto, cpu, cuda or cuda:N") from error
-    if device.type == "cuda" and not elsewhere and not torch.cuda.is_available():
+    device = torch.device(name)
+    if device.type == "cuda" and not torch.cuda.is_available():
         raise InputError(f"policy.device is '{name}', and no CUDA device is there; use auto or cpu")
     return device

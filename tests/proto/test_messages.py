@@ -1,32 +1,51 @@
 """Score requests, replies and tensors as bytes."""
 
 import pickle
+import subprocess
+import sys
 
 import numpy as np
 import pytest
+import safetensors.torch
 import torch
+from branchgrpo.proto.arrays import decode, encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
-from branchgrpo.proto.tensors import decode, encode
+from branchgrpo.proto.tensors import Packed
 
 MEDIA = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
+BFLOAT16 = safetensors.torch.save({"a": torch.ones(9, dtype=torch.bfloat16)})
 
 
-def test_tensors_of_every_dtype_come_back_equal() -> None:
-    tensors = {
-        "bf16": torch.randn(3, 5).to(torch.bfloat16),
-        "transposed": torch.randn(4, 3).T,
-        "int": torch.arange(4),
-        "empty": torch.empty(0, 2),
+def test_arrays_come_back_equal() -> None:
+    arrays = {
+        "transposed": np.random.default_rng(0).normal(size=(4, 3)).astype(np.float16).T,
+        "int": np.arange(4),
+        "empty": np.empty((0, 2)),
     }
-    again, header = decode(encode(tensors, {"a": "ü"}))
+    again, header = decode(encode(arrays, {"a": "ü"}))
     assert header == {"a": "ü"}
-    assert again.keys() == tensors.keys()
-    for name, value in tensors.items():
+    assert again.keys() == arrays.keys()
+    for name, value in arrays.items():
         assert again[name].dtype == value.dtype
-        assert torch.equal(again[name], value)
+        assert np.array_equal(again[name], value)
 
 
-@pytest.mark.parametrize("data", [b"", b"xx", pickle.dumps({"a": 1}), encode({"a": torch.ones(9)})[:-3]])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
+def test_a_packed_tensor_comes_back_equal(dtype: torch.dtype) -> None:
+    tensor = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).T.to(dtype)
+    again = pickle.loads(pickle.dumps(Packed.of(tensor))).tensor()
+    assert again.dtype == dtype
+    assert torch.equal(again, tensor)
+
+
+def test_what_passes_things_on_needs_no_torch() -> None:
+    """It would cost the controller, the driver and every reward replica seconds at the start."""
+    modules = "cluster.train", "cluster.ray_loop", "reward_service.service", "reward_service.ocr"
+    code = f"import {', '.join(f'branchgrpo.{name}' for name in modules)}, sys; sys.exit('torch' in sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
+
+
+@pytest.mark.parametrize("data", [b"", b"xx", pickle.dumps({"a": 1}), encode({"a": np.ones(9)})[:-3], BFLOAT16])
 def test_other_bytes_are_refused(data: bytes) -> None:
     with pytest.raises(ValueError, match="not safetensors"):
         decode(data)

@@ -11,9 +11,9 @@ from typing import Any
 
 import numpy as np
 import pytest
+from branchgrpo.proto.arrays import encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
-from branchgrpo.proto.tensors import encode
 from branchgrpo.reward_service.http import BINARY, FORM, face
 from branchgrpo.reward_service.scorers import Scorers
 from fastapi import FastAPI
