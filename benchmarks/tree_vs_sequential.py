@@ -27,7 +27,7 @@ from ..learner.learner import Learner
 from ..proto.files import write_text
 from ..proto.recipe import load_recipe
 from ..proto.schedule import Schedule
-from ..proto.settings import RunSettings
+from ..proto.settings import RunSettings, ScheduleSettings
 from ..proto.tree import Task, Tree
 from ..rollout_workers.policies.base import Policy
 from ..rollout_workers.policies.load import load_policy
@@ -74,7 +74,13 @@ def variants() -> list[Variant]:
     tree = demo.model_copy(update={"learner": learner})
     sequential = tree.model_copy(
         update={
-            "schedule": tree.schedule.model_copy(update={"splits": {}, "roots": tree.schedule.build().leaves}),
+            "schedule": ScheduleSettings(
+                method="dance_grpo",
+                steps=tree.schedule.steps,
+                group=tree.schedule.build().leaves,
+                kernel=tree.schedule.kernel,
+                eta=tree.schedule.eta,
+            ),
             "advantage": tree.advantage.model_copy(update={"normaliser": "group"}),
         }
     )
@@ -112,13 +118,13 @@ class Decoder:
 def measure(variant: Variant, policy: Policy, learner: Learner, decoder: Decoder, round_number: int) -> None:
     """One rollout and one update, timed."""
     schedule = variant.schedule
-    worker = RolloutWorker(policy, schedule, variant.settings.rollout)
+    worker = RolloutWorker(policy, variant.settings.rollout)
     prompts = tuple(f"{number:03d}" for number in range(variant.trees))
     worker.encode(prompts)
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     gc.collect()
     decoder.seconds, start = 0.0, time.perf_counter()
-    for part in worker.sample(Task(round_number, tuple(range(variant.trees)), prompts, seed=0)):
+    for part in worker.sample(Task(round_number, tuple(range(variant.trees)), prompts, schedule, seed=0)):
         trees[part.tree].add(part)
     sampled = time.perf_counter() - start
     rng = np.random.default_rng(round_number)

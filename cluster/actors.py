@@ -81,7 +81,7 @@ class _Sampling(_Process):
 
         counted = time.perf_counter()
         for part in self.worker.sample(task, observe):
-            metrics.EDGES_SAMPLED.inc(int((part.nodes >= self.worker.schedule.roots).sum()))
+            metrics.EDGES_SAMPLED.inc(int((part.nodes >= task.schedule.roots).sum()))
             metrics.LEAVES_SAMPLED.inc(len(part.leaves))
             yield part.media
             yield states_of(part)
@@ -116,7 +116,7 @@ class RolloutActor(_Sampling):
         policy = load_policy(self.settings.policy)
         if self.settings.learner.lora:
             add_adapters(policy, self.settings.learner.lora, self.settings.seed)
-        self.worker = RolloutWorker(policy, self.settings.schedule.build(), self.settings.rollout)
+        self.worker = RolloutWorker(policy, self.settings.rollout)
         self.worker.weights_version = -1  # what was loaded from disk is no published version
         return self._ready("rollout")
 
@@ -131,7 +131,6 @@ class LearnerActor(_Process):
     ) -> None:
         super().__init__(settings, directory, pool, threads)
         self.rank, self.ranks = rank, ranks
-        self.schedule = settings.schedule.build()
         self._updates = 0
 
     def meeting_place(self) -> tuple[str, int]:
@@ -171,7 +170,7 @@ class LearnerActor(_Process):
 
         start = time.perf_counter()
         for tree in trees:
-            self.learner.take(tree.tree(self.schedule, ray.get))
+            self.learner.take(tree.tree(ray.get))
         stats = self.learner.update() if update else None
         metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
         if stats:
@@ -243,7 +242,7 @@ class ColocatedActor(LearnerActor, _Sampling):
         from ..rollout_workers.worker import RolloutWorker
 
         info = super().setup(meeting)
-        self.worker = RolloutWorker(self.learner.policy, self.schedule, self.settings.rollout)
+        self.worker = RolloutWorker(self.learner.policy, self.settings.rollout)
         return info
 
     def _load_policy(self) -> "Policy":

@@ -143,7 +143,7 @@ def evaluate(
         raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
     prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
     scorers = Scorers(settings.rewards, settings.threads)
-    worker = RolloutWorker(policy, settings.schedule.build(), settings.rollout)
+    worker = RolloutWorker(policy, settings.rollout)
     with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
         task = progress.add_task("sampling and scoring", total=1.0)
         evaluation = run(worker, scorers, settings, prompts, lambda share: progress.update(task, completed=share))

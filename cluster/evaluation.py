@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 import numpy.typing as npt
 
+from ..proto.schedule import ode_schedule
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Task
@@ -40,16 +41,17 @@ def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int
 
     The start of prompt i depends on `evaluation.seed` and i alone.
     """
-    size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * settings.schedule.build().leaves)
+    schedule = settings.schedule.build()
+    size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * schedule.leaves)
     groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
     return [
         Task(
             ITERATION,
             tuple(group),
             tuple(prompts[i] for i in group),
+            ode_schedule(schedule.grid_steps),
             settings.evaluation.seed,
             version,
-            evaluation=True,
         )
         for group in groups
     ]

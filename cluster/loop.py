@@ -10,6 +10,7 @@ from typing import Any, Protocol, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from ..proto.schedule import Schedule
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tree import Task
@@ -67,12 +68,14 @@ class Loop(Protocol):
         """Give back whatever the loop holds. No other call may follow."""
 
 
-def training_tasks(settings: RunSettings, iteration: int, prompts: Sequence[str], version: int) -> list[Task]:
+def training_tasks(
+    settings: RunSettings, iteration: int, prompts: Sequence[str], schedule: Schedule, version: int
+) -> list[Task]:
     """The tasks of an iteration: fixed groups of consecutive trees, whoever samples them."""
     size = settings.rollout.trees_per_task
     groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
     return [
-        Task(iteration, tuple(group), tuple(prompts[tree] for tree in group), settings.seed, version)
+        Task(iteration, tuple(group), tuple(prompts[tree] for tree in group), schedule, settings.seed, version)
         for group in groups
     ]
 

@@ -30,10 +30,9 @@ class PlainLoop:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
-        self.schedule = settings.schedule.build()
         self.scorers = Scorers(settings.rewards, settings.threads)
         self.policy = load_policy(settings.policy)
-        self.worker = RolloutWorker(self.policy, self.schedule, settings.rollout)
+        self.worker = RolloutWorker(self.policy, settings.rollout)
         self.learner = Learner(self.policy, settings)
         self.worker.weights_version = self.learner.version
 
@@ -45,10 +44,11 @@ class PlainLoop:
         progress: Progress = lambda phase, share: None,
     ) -> IterationReport:
         watch = Stopwatch()
-        trees = [Tree(number, prompt, self.schedule) for number, prompt in enumerate(prompts)]
+        schedule = self.settings.schedule.build(iteration, self.settings.seed)
+        trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         leaves_done = 0
-        for task in training_tasks(self.settings, iteration, prompts, self.worker.weights_version):
+        for task in training_tasks(self.settings, iteration, prompts, schedule, self.worker.weights_version):
             with watch.phase("rollout"):
                 parts = self.worker.sample(task)
             for part in watch.drawn("rollout", parts):
@@ -60,7 +60,7 @@ class PlainLoop:
                 if part.tree < SHOWN_TREES:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
-                progress("rollout", leaves_done / (len(trees) * self.schedule.leaves))
+                progress("rollout", leaves_done / (len(trees) * schedule.leaves))
         updates = []
         with watch.phase("learning"):
             for number, tree in enumerate(trees):
@@ -75,7 +75,7 @@ class PlainLoop:
             iteration=iteration,
             rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in self.settings.rewards},
             seconds=watch.seconds,
-            forward_passes=len(trees) * self.schedule.forward_passes,
+            forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             media=[np.concatenate(media[number]) for number in sorted(media)],
         )

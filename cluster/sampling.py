@@ -54,8 +54,8 @@ class Iteration:
 
     def __init__(self, number: int, prompts: Sequence[str], settings: RunSettings, weights: Published) -> None:
         self.number, self.prompts, self.weights = number, prompts, weights
-        self.schedule = settings.schedule.build()
-        self.tasks = training_tasks(settings, number, prompts, weights.version)
+        self.schedule = settings.schedule.build(number, settings.seed)
+        self.tasks = training_tasks(settings, number, prompts, self.schedule, weights.version)
         self.timeline = Timeline()
         self.counted: dict[Counter, float] = {}
         """Seconds of this iteration that counters have already."""
@@ -84,7 +84,9 @@ class Iteration:
             self.rewards[tree.number] = tree.rewards
             if tree.media:
                 self.media[tree.number] = tree.media
-            self._trees[tree.number].set_result(RemoteTree(tree.number, tree.prompt, tree.parts, tree.rewards))
+            self._trees[tree.number].set_result(
+                RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards)
+            )
             metrics.QUEUE_LENGTH.labels("trees").inc()
 
     def fail(self, error: BaseException) -> None:
@@ -103,7 +105,7 @@ class Iteration:
         """A tree that is ready; its references are forgotten here."""
         tree = self._trees[number].result()
         self._trees[number] = asyncio.get_running_loop().create_future()
-        self._trees[number].set_result(RemoteTree(number, tree.prompt, (), {}))
+        self._trees[number].set_result(RemoteTree(number, tree.prompt, tree.schedule, (), {}))
         metrics.QUEUE_LENGTH.labels("trees").dec()
         return tree
 

@@ -1,8 +1,10 @@
 """Depth-wise advantages: how much better a node is than the others of its depth."""
 
+from collections.abc import Sequence
 from typing import Literal
 
 import numpy as np
+import numpy.typing as npt
 
 from ..proto.schedule import Schedule
 from ..proto.tree import FloatArray
@@ -13,13 +15,12 @@ FLAT = 1e-6
 """A standard deviation below this is rounding, not a difference: the advantage is exactly zero."""
 
 
-def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normaliser, clip: float) -> FloatArray:
+def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normaliser) -> FloatArray:
     """Advantage of the edge into every node, float64 [nodes]; zero where the edge isn't trained.
 
-    A(n) = (value(n) - mean) / std over the nodes of n's depth (BranchGRPO, eq. 4), clipped to +-`clip`. `depth` takes
-    both from the nodes under the same root, `group` from those under all roots; `leaf` takes the mean as `depth` does
-    and the std from that root's leaves. The std is the sample's (ddof 1). A depth with one node, or with equal
-    values, gives exactly zero.
+    A(n) = (value(n) - mean) / std over the nodes of n's depth (BranchGRPO, eq. 4). `depth` takes both from the nodes
+    under the same root, `group` from those under all roots; `leaf` takes the mean as `depth` does and the std from that
+    root's leaves. The std is the sample's (ddof 1). A depth with one node, or with equal values, gives exactly zero.
     """
     groups = 1 if normaliser == "group" else schedule.roots
     leaves = values[schedule.first_node[-2] :].reshape(groups, -1)
@@ -33,18 +34,26 @@ def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normali
         scale = leaves.std(axis=1, ddof=1, keepdims=True) if normaliser == "leaf" else own
         flat = (own < FLAT) | (scale < FLAT)
         centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
-        advantages[nodes] = (centred / np.where(flat, 1.0, scale)).clip(-clip, clip).ravel()
+        advantages[nodes] = (centred / np.where(flat, 1.0, scale)).ravel()
     return advantages
 
 
-def edge_weights(schedule: Schedule, kind: Literal["edge", "depth"]) -> FloatArray:
-    """Share of every node's edge in one tree's objective, float64 [nodes]; the shares of trained edges add up to 1.
+def edge_weights(
+    schedule: Schedule,
+    kind: Literal["edge", "depth"],
+    kept: npt.NDArray[np.bool_] | None = None,
+    stds: Sequence[float] | None = None,
+) -> FloatArray:
+    """Share of every node's edge in one tree's objective, float64 [nodes]; the shares of `kept` edges add up to 1.
 
-    `edge`: every trained edge counts the same, so depths with many nodes weigh more; `depth`: every depth the same.
+    `edge`: every kept edge counts the same, so depths with many nodes weigh more; `depth`: every depth the same. With
+    `stds`, float [steps], an edge counts in proportion to the noise of its step as well (TempFlow-GRPO). None is
+    kept if `kept` is all false; by default all trained edges are.
     """
-    weights = np.zeros(schedule.nodes)
-    for depth in schedule.trained_depths:
-        nodes = slice(schedule.first_node[depth], schedule.first_node[depth + 1])
-        count = schedule.nodes_per_depth[depth]
-        weights[nodes] = 1 / schedule.trained_edges if kind == "edge" else 1 / (len(schedule.trained_depths) * count)
-    return weights
+    kept = schedule.trained if kept is None else kept
+    weights = kept.astype(np.float64)
+    if kind == "depth":
+        weights /= np.maximum(np.bincount(schedule.depth, weights=weights), 1)[schedule.depth]
+    if stds is not None:
+        weights *= np.array([0.0, *stds])[schedule.depth]
+    return weights / total if (total := weights.sum()) else weights

@@ -1,7 +1,7 @@
 """The learner: takes scored trees, makes updates, publishes weights."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,14 +10,16 @@ import torch
 
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
-from ..proto.tree import FloatArray, Tree
+from ..proto.tree import Tree
 from ..rollout_workers.kernels import Transitions
 from ..rollout_workers.policies.base import Policy, add_adapters
+from .credit import Credit, tree_credit
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export
-from .objective import clipped_objective, edge_logprobs
-from .rows import MicroBatch, micro_batches, pick_rows, tree_advantages
+from .objective import clipped_objective, kl_divergence, means_logprobs, predicted_means
+from .reference import Reference
+from .rows import MicroBatch, micro_batches, pick_rows
 
 
 @dataclass
@@ -30,6 +32,8 @@ class _Update:
     """Of each micro-batch: number of clipped edges, on the device."""
     differences: list[torch.Tensor] = field(default_factory=list)
     """Of each micro-batch: largest difference to the sampler's log-probability."""
+    divergences: list[torch.Tensor] = field(default_factory=list)
+    """Of each micro-batch: its share of the trees' KL to the reference policy."""
 
 
 class Learner:
@@ -49,11 +53,12 @@ class Learner:
         """`observe` is told the rows of every micro-batch that this rank has worked on."""
         self.settings, self.policy, self.observe = settings, policy, observe
         self.version = 0
-        self.sigmas = policy.sigmas(settings.schedule.steps)
-        self.transitions = Transitions.of(settings.schedule.build(), self.sigmas)
         self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
         if settings.learner.lora:
             add_adapters(policy, settings.learner.lora, settings.seed)
+        self.reference = None
+        if settings.learner.kl_weight:
+            self.reference = Reference(policy, adapters=settings.learner.lora is not None)
         if settings.learner.gradient_checkpointing:
             policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
@@ -88,6 +93,8 @@ class Learner:
         if stats.edges:
             stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
             stats.logprob_abs_diff = self.engine.largest(torch.stack(update.differences).max())
+            if self.reference:
+                stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update
             stats.learning_rate = self.engine.learning_rate
             stats.gradient_norm = self.engine.step()
             if self.average:
@@ -130,35 +137,50 @@ class Learner:
     def _work_through_window(self) -> None:
         """Forward and backward for all micro-batches of the window."""
         trees, self._update.window = self._update.window, []
-        advantages = self._advantages(trees)
-        rows = pick_rows(trees, advantages, skip_zero_advantage=self.settings.learner.skip_zero_advantage)
+        schedule = trees[0].schedule
+        transitions = Transitions.of(schedule, self.policy.sigmas(schedule.grid_steps))
+        credits = [self._credit(tree, transitions) for tree in trees]
+        # With a KL term, edges without an advantage have a gradient too.
+        skip = self.settings.learner.skip_zero_advantage and not self.reference
+        rows = pick_rows(trees, credits, skip_zero_advantage=skip)
         batches = micro_batches(
             rows,
             trees,
-            advantages,
-            self.settings.advantage,
+            credits,
             rows=self.settings.learner.rows_per_micro_batch,
             rank=self.engine.rank,
             ranks=self.engine.ranks,
         )
         for batch in batches:
-            self._backward(batch.to(self.policy.device))
-        edges = sum(len(row.children) for row in rows)
-        self._update.stats.rows += len(rows)
-        self._update.stats.edges += edges
-        self._update.stats.skipped_edges += sum(tree.schedule.trained_edges for tree in trees) - edges
+            self._backward(transitions, batch.to(self.policy.device))
+        stats, edges = self._update.stats, sum(len(row.children) for row in rows)
+        kept = sum(int((credit.weights > 0).sum()) for credit in credits)
+        stats.rows += len(rows)
+        stats.reference_rows += len(rows) if self.reference else 0
+        stats.edges += edges
+        stats.skipped_edges += kept - edges
+        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees) - kept
 
-    def _advantages(self, trees: Sequence[Tree]) -> list[FloatArray]:
-        weights = {name: reward.weight for name, reward in self.settings.rewards.items()}
-        return [tree_advantages(tree, weights, self.settings.advantage) for tree in trees]
+    def _credit(self, tree: Tree, transitions: Transitions) -> Credit:
+        settings = self.settings
+        rewards = {name: reward.weight for name, reward in settings.rewards.items()}
+        iteration = self.version + 1  # every iteration ends with a new version
+        return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, transitions.std.tolist())
 
-    def _backward(self, batch: MicroBatch) -> None:
-        logprobs = edge_logprobs(self.policy, self.transitions, self.sigmas, batch, self.engine.module)
+    def _backward(self, transitions: Transitions, batch: MicroBatch) -> None:
+        means = predicted_means(self.policy.velocity, transitions, batch, self.engine.module)
+        logprobs = means_logprobs(transitions, batch, means)
         objective = clipped_objective(
             logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range
         )
+        loss = objective.loss
+        if self.reference:
+            reference = predicted_means(self.reference.velocity, transitions, batch)
+            divergence = (batch.weights * kl_divergence(transitions, batch, means, reference)).sum()
+            loss = loss + self.settings.learner.kl_weight * divergence
+            self._update.divergences.append(divergence.detach())
         # The engine averages gradients over ranks; the objective is a sum.
-        self.engine.backward(objective.loss * self.engine.ranks / self.trees_per_update)
+        self.engine.backward(loss * self.engine.ranks / self.trees_per_update)
         self.observe(len(batch.states))
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         self._update.differences.append((logprobs.detach() - batch.logprobs).abs().max())

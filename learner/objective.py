@@ -1,6 +1,6 @@
 """The clipped policy-gradient objective over a micro-batch of edges."""
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -11,13 +11,35 @@ from .rows import MicroBatch
 
 
 def edge_logprobs(
-    policy: Policy, transitions: Transitions, sigmas: Sequence[float], batch: MicroBatch, network: Network | None = None
+    policy: Policy, transitions: Transitions, batch: MicroBatch, network: Network | None = None
 ) -> torch.Tensor:
     """Log-probability of each edge under the present weights, float32 [E]; one network row per parent state."""
-    levels = torch.tensor(sigmas, device=batch.states.device)
-    velocity = policy.velocity(batch.states, levels[batch.steps], batch.conditioning, network)
-    mean = transitions.mean(batch.steps, batch.states, velocity)
-    return transitions.logprob(batch.steps[batch.parents], batch.children, mean[batch.parents])
+    return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch, network))
+
+
+def predicted_means(
+    velocity: Callable[..., torch.Tensor], transitions: Transitions, batch: MicroBatch, *network: Network | None
+) -> torch.Tensor:
+    """Mean of the state after each parent state, float32 [R, *latent_shape]."""
+    sigma = transitions.sigma.to(batch.states.device)[batch.steps]
+    predicted = velocity(batch.states, sigma, batch.conditioning, *network)
+    return transitions.mean(batch.steps, batch.states, predicted)
+
+
+def means_logprobs(transitions: Transitions, batch: MicroBatch, means: torch.Tensor) -> torch.Tensor:
+    """Log-probability of each edge, given the `means` after its parents, float32 [E]."""
+    return transitions.logprob(batch.steps[batch.parents], batch.children, means[batch.parents])
+
+
+def kl_divergence(
+    transitions: Transitions, batch: MicroBatch, means: torch.Tensor, reference: torch.Tensor
+) -> torch.Tensor:
+    """KL of each edge's transition to the reference's, ||mean - mean_ref||^2 / (2 std^2), float32 [E].
+
+    The Gaussian closed form, averaged over latent dimensions like the log-probability.
+    """
+    rows = transitions.kl(batch.steps, means, reference)
+    return rows[batch.parents]
 
 
 @dataclass(frozen=True)

@@ -12,11 +12,9 @@ import numpy as np
 import torch
 
 from ..proto.schedule import IntArray
-from ..proto.settings import AdvantageSettings
 from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.policies.base import collate
-from .advantages import depth_advantages, edge_weights
-from .fusion import fuse
+from .credit import Credit
 
 
 @dataclass(frozen=True)
@@ -46,19 +44,6 @@ class MicroBatch:
         return MicroBatch(conditioning=conditioning, **{name: value.to(device) for name, value in fields.items()})
 
 
-def tree_advantages(tree: Tree, weights: Mapping[str, float], settings: AdvantageSettings) -> FloatArray:
-    """Advantage of the edge into every node of a scored tree, float64 [nodes].
-
-    `weights` are the rewards' factors in their sum. Raises ValueError for a tree with scores missing.
-    """
-    if not tree.scored(weights):
-        raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
-    total = sum((weight * tree.rewards[name] for name, weight in weights.items()), np.zeros(tree.schedule.leaves))
-    beta = 0.0 if settings.fusion == "uniform" else settings.fusion_beta
-    values = fuse(total, tree.logprobs, tree.schedule, beta)
-    return depth_advantages(values, tree.schedule, settings.normaliser, settings.clip)
-
-
 @dataclass(frozen=True)
 class Row:
     """A parent state and those of its children that are trained on."""
@@ -69,17 +54,15 @@ class Row:
     children: IntArray
 
 
-def pick_rows(
-    trees: Sequence[Tree], advantages: Sequence[FloatArray], *, skip_zero_advantage: bool = True
-) -> list[Row]:
-    """The rows of all trained edges of `trees`, in tree order; asks for no state.
+def pick_rows(trees: Sequence[Tree], credits: Sequence[Credit], *, skip_zero_advantage: bool = True) -> list[Row]:
+    """The rows of all edges of `trees` that have a weight, in tree order; asks for no state.
 
     With `skip_zero_advantage`, edges whose advantage is exactly zero are left out: they add nothing to the gradient.
     """
     picked: list[Row] = []
-    for i, (tree, advantage) in enumerate(zip(trees, advantages, strict=True)):
-        kept = tree.schedule.trained & (advantage != 0) if skip_zero_advantage else tree.schedule.trained
-        children = np.flatnonzero(kept)
+    for i, (tree, credit) in enumerate(zip(trees, credits, strict=True)):
+        kept = credit.weights > 0
+        children = np.flatnonzero(kept & (credit.advantages != 0) if skip_zero_advantage else kept)
         parents, begins = np.unique(tree.schedule.parent[children], return_index=True)
         picked += [Row(i, int(p), own) for p, own in zip(parents, np.split(children, begins)[1:], strict=True)]
     return picked
@@ -88,8 +71,7 @@ def pick_rows(
 def micro_batches(
     picked: Sequence[Row],
     trees: Sequence[Tree],
-    advantages: Sequence[FloatArray],
-    settings: AdvantageSettings,
+    credits: Sequence[Credit],
     *,
     rows: int,
     rank: int = 0,
@@ -99,22 +81,20 @@ def micro_batches(
 
     As many micro-batches as on every other rank: where the share has no row left, one row of weight zero.
     """
-    weights = [edge_weights(tree.schedule, settings.edge_weight) for tree in trees]
     share = picked[rank * len(picked) // ranks : (rank + 1) * len(picked) // ranks]
     largest_share = math.ceil(len(picked) / ranks)
     for begin in range(0, largest_share, rows):
         if own := share[begin : begin + rows]:
-            yield _assemble(own, trees, advantages, weights)
+            yield _assemble(own, trees, credits)
         else:
-            padding = _assemble(picked[:1], trees, advantages, weights)
+            padding = _assemble(picked[:1], trees, credits)
             yield replace(padding, weights=torch.zeros_like(padding.weights))
 
 
 def _assemble(
     picked: Sequence[Row],
     trees: Sequence[Tree],
-    advantages: Sequence[FloatArray],
-    weights: Sequence[FloatArray],
+    credits: Sequence[Credit],
 ) -> MicroBatch:
     edges = [(row.tree, int(child)) for row in picked for child in row.children]
 
@@ -128,8 +108,8 @@ def _assemble(
         parents=torch.repeat_interleave(torch.tensor([len(row.children) for row in picked])),
         children=torch.stack([trees[i].state(child) for i, child in edges]),
         logprobs=per_edge([tree.logprobs for tree in trees]),
-        advantages=per_edge(advantages),
-        weights=per_edge(weights),
+        advantages=per_edge([credit.advantages for credit in credits]),
+        weights=per_edge([credit.weights for credit in credits]),
     )
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, get_args, get_origin
 
 import yaml
-from omegaconf import OmegaConf
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
@@ -21,15 +21,12 @@ from .settings import RunSettings
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Settings from the YAML file `path`, with overrides such as `learner.clip_range=1e-3`.
 
-    An override replaces what the file says for its key. Relative prompt files are looked up from the recipe's folder.
-    Raises InputError with one line per mistake.
+    An override replaces what the file says for its key. A recipe with a `base` starts from that recipe, and its own
+    keys, which may be dotted, are overrides. Relative prompt files are looked up from the folder of the recipe that
+    names them. Raises InputError with one line per mistake.
     """
-    if not path.is_file():
-        raise InputError(f"recipe {path} doesn't exist")
     try:
-        recipe = OmegaConf.load(path)
-        if not OmegaConf.is_dict(recipe):
-            raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
+        recipe = _recipe(path)
         for override in overrides:
             key, equals, _ = override.partition("=")
             if not equals or not key:
@@ -43,14 +40,35 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     if Path(settings.policy.pretrained).is_dir():
         pretrained = str(Path(settings.policy.pretrained).resolve())
         settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": pretrained})})
-    prompts = settings.prompts
-    folder = path.resolve().parent
-    located = prompts.model_copy(
-        update={
-            "train": folder / prompts.train,
-            "held_out": folder / prompts.held_out if prompts.held_out else None,
-        }
-    )
+    return _located(settings, path)
+
+
+def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+    """What the file says, over what its base says. Raises InputError for a file that is none, or its own base."""
+    if not path.is_file():
+        raise InputError(f"recipe {path} doesn't exist" + (f"; it is the base of {above[-1]}" if above else ""))
+    if path.resolve() in above:
+        raise InputError(f"recipe {path} is its own base")
+    recipe = OmegaConf.load(path)
+    if not isinstance(recipe, DictConfig):
+        raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
+    if "base" not in recipe:
+        return recipe
+    base_path = path.parent / str(recipe.pop("base"))
+    base = _recipe(base_path, (*above, path.resolve()))
+    for prompts in ("prompts.train", "prompts.held_out"):
+        if file := OmegaConf.select(base, prompts):
+            OmegaConf.update(base, prompts, str(base_path.resolve().parent / str(file)))
+    for key, value in recipe.items():
+        OmegaConf.update(base, str(key), value, merge=False)
+    return base
+
+
+def _located(settings: RunSettings, path: Path) -> RunSettings:
+    """With prompt files looked up from the recipe's folder."""
+    folder, prompts = path.resolve().parent, settings.prompts
+    held_out = folder / prompts.held_out if prompts.held_out else None
+    located = prompts.model_copy(update={"train": folder / prompts.train, "held_out": held_out})
     return settings.model_copy(update={"prompts": located})
 
 

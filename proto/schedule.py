@@ -5,15 +5,18 @@ the K children of a node stand next to each other in the order of their parents.
 depends on the schedule alone, never on the order in which nodes are computed.
 """
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
+from itertools import groupby
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Kernel = Literal["ode", "dance", "flow", "cps"]
+Kernel = Literal["ode", "dpm", "dance", "flow", "cps"]
+DETERMINISTIC: tuple[Kernel, ...] = ("ode", "dpm")
 IntArray = npt.NDArray[np.int64]
 
 
@@ -22,29 +25,33 @@ class Step:
     """One denoising step, the same for every node of its depth."""
 
     kernel: Kernel = "ode"
-    """How the next state is drawn; `ode` is deterministic, the others are stochastic."""
+    """How the next state is drawn; `ode` (Euler) and `dpm` (DPM-Solver++ 2M) are deterministic, the others are not."""
     eta: float = 0.0
     """Noise level of a stochastic kernel."""
     children: int = 1
     """Into how many children each state is split (1: no split)."""
     trained: bool = False
     """Whether the transitions of this step enter the gradient."""
+    stride: int = 1
+    """Noise levels that it goes down by, on the grid of the policy."""
 
     @property
     def stochastic(self) -> bool:
-        return self.kernel != "ode"
+        return self.kernel not in DETERMINISTIC
 
     def __post_init__(self) -> None:
         if self.children < 1:
             raise ValueError(f"children is {self.children}; a step has at least 1")
+        if self.stride < 1:
+            raise ValueError(f"stride is {self.stride}; a step goes down by at least 1 noise level")
         if self.stochastic and not self.eta > 0:
             raise ValueError(f"eta is {self.eta}; the stochastic kernel '{self.kernel}' needs a value above 0")
         if self.kernel == "cps" and self.eta > 1:
             raise ValueError(f"eta is {self.eta}; the kernel 'cps' takes values up to 1")
         if self.children > 1 and not self.stochastic:
-            raise ValueError("a split needs a stochastic kernel: the children of an ode step would be equal")
+            raise ValueError("a split needs a stochastic kernel: the children of a deterministic step would be equal")
         if self.trained and not self.stochastic:
-            raise ValueError("an ode step has no density and can't be trained")
+            raise ValueError("a deterministic step has no density and can't be trained")
 
 
 @dataclass(frozen=True)
@@ -70,8 +77,19 @@ class Schedule:
             raise ValueError(f"step {len(self.steps) - 1} is the last step and can't be split: give splits before it")
         if self.steps[-1].stochastic:
             raise ValueError(
-                f"step {len(self.steps) - 1} is the last step and must be 'ode': its noise can't improve a picture"
+                f"step {len(self.steps) - 1} is the last step and must be deterministic: its noise can't improve a "
+                "picture"
             )
+
+    @cached_property
+    def levels(self) -> IntArray:
+        """Place of every depth's noise level on the policy's grid, int64 [depths]: 0 for the roots."""
+        return np.cumsum([0, *(step.stride for step in self.steps)])
+
+    @property
+    def grid_steps(self) -> int:
+        """Steps of the grid on which the policy lays its noise levels."""
+        return int(self.levels[-1])
 
     @cached_property
     def nodes_per_depth(self) -> tuple[int, ...]:
@@ -147,11 +165,13 @@ def tree_schedule(
     roots: int = 1,
     sibling_spread: float = 4.0,
     sde_steps: Sequence[int] | None = None,
+    ode_stride: int = 1,
 ) -> Schedule:
     """Splits (step to number of children) and stochastic steps over `steps` denoising steps.
 
     `sde_steps` are stochastic and trained beside the splits; None means all but the last. The last step is always
-    deterministic: its noise can't improve a picture, and the score of some kernels diverges there.
+    deterministic: its noise can't improve a picture, and the score of some kernels diverges there. With `ode_stride`, a
+    deterministic stretch is taken in as many fewer steps, by a multistep solver.
 
     >>> tree_schedule(20, kernel="dance", eta=0.3, splits={0: 2, 3: 2, 6: 2, 9: 2}).forward_passes
     203
@@ -166,13 +186,21 @@ def tree_schedule(
     if small := [(i, k) for i, k in splits.items() if k < 2]:
         raise ValueError(f"splits gives step {small[0][0]} {small[0][1]} children; a split has at least 2")
     stochastic = set(range(steps - 1) if sde_steps is None else sde_steps) | set(splits)
-    return Schedule(
-        steps=tuple(
-            Step(kernel, eta, splits.get(i, 1), trained=True) if i in stochastic else Step() for i in range(steps)
-        ),
-        roots=roots,
-        sibling_spread=sibling_spread,
-    )
+    taken: list[Step] = []
+    for noisy, stretch in groupby(range(steps), stochastic.__contains__):
+        if noisy:
+            taken += [Step(kernel, eta, splits.get(i, 1), trained=True) for i in stretch]
+        else:
+            taken += _deterministic(len(list(stretch)), ode_stride)
+    return Schedule(tuple(taken), roots=roots, sibling_spread=sibling_spread)
+
+
+def _deterministic(length: int, stride: int) -> list[Step]:
+    """Steps over a stretch of the grid, as even as can be."""
+    if stride == 1:
+        return [Step()] * length
+    parts = np.array_split(np.arange(length), math.ceil(length / stride))
+    return [Step("dpm", stride=len(part)) for part in parts]
 
 
 def ode_schedule(steps: int) -> Schedule:

@@ -3,17 +3,39 @@
 The text under a field is its documentation: docs/recipe.md is generated from it.
 """
 
+import inspect
 from pathlib import Path
 from typing import Annotated, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, PositiveFloat, PositiveInt, field_validator, model_validator
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    NonNegativeInt,
+    PositiveFloat,
+    PositiveInt,
+    field_validator,
+    model_validator,
+)
 
-from .schedule import Schedule, tree_schedule
+from .methods import METHODS
+from .schedule import Schedule
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Precision = Literal["float32", "bfloat16"]
+Method = Literal[
+    "branch_grpo",
+    "branch_grpo_mix",
+    "dance_grpo",
+    "flow_grpo",
+    "flow_grpo_fast",
+    "mix_grpo",
+    "tempflow_grpo",
+    "tree_grpo",
+]
+SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
 
 
 class Settings(BaseModel):
@@ -56,26 +78,58 @@ class PromptSettings(Settings):
 
 
 class ScheduleSettings(Settings):
-    """The shape of a tree: where it splits, where it is stochastic."""
+    """The shape of a tree: a method, and what is to differ from its defaults (docs/methods.md).
 
-    steps: PositiveInt = 20
+    A setting that the method doesn't have is an error.
+    """
+
+    method: Method = "branch_grpo"
+    """Which method's schedule it is."""
+    steps: PositiveInt | None = None
     """Denoising steps. The last one is always deterministic."""
-    roots: PositiveInt = 1
-    """Independent starts per prompt. With more than one, normalise by `group`."""
-    splits: dict[int, int] = {}
-    """Step -> number of children. `{0: 2, 3: 2, 6: 2, 9: 2}` gives 16 leaves per root."""
-    sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] = 4.0
+    group: Annotated[int, Field(ge=2)] | None = None
+    """Samples per prompt, of methods that sample one by one."""
+    shared_start: bool | None = None
+    """Whether these begin with the same noise (`dance_grpo`)."""
+    roots: PositiveInt | None = None
+    """Independent trees per prompt. With more than one, normalise by `group`."""
+    splits: dict[int, int] | SplitName | None = None
+    """Step -> number of children, or a named choice. `{0: 2, 3: 2, 6: 2, 9: 2}` (`dense`) gives 16 leaves per root."""
+    children: Annotated[int, Field(ge=2)] | None = None
+    """Number of children of every split (`tempflow_grpo`, `tree_grpo`)."""
+    split_step: NonNegativeInt | None = None
+    """The step that splits (`tempflow_grpo`); null moves on by one with every iteration."""
+    sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] | None = None
     """Spread s of siblings: their noises correlate by 1/(1+s^2). `.inf` makes them independent."""
-    kernel: Literal["dance", "flow", "cps"] = "dance"
+    window: PositiveInt | None = None
+    """Length of the window of stochastic steps."""
+    window_start: NonNegativeInt | None = None
+    """Step at which the window begins in the first iteration."""
+    window_stride: NonNegativeInt | None = None
+    """Steps by which the window moves on; 0 leaves it where it is."""
+    window_every: PositiveInt | None = None
+    """Iterations between two moves of the window."""
+    window_end: Literal["stay", "restart"] | None = None
+    """What the window does at the end: stay there, or begin anew."""
+    kernel: Literal["dance", "flow", "cps"] | None = None
     """Transition of the stochastic steps, as in DanceGRPO, Flow-GRPO and coefficient-preserving sampling."""
-    eta: PositiveFloat = 0.3
+    eta: PositiveFloat | None = None
     """Noise level of the stochastic steps."""
     sde_steps: list[int] | None = None
-    """Steps that are stochastic and trained beside the splits; null means all but the last."""
+    """Steps that are stochastic and trained beside the splits (`branch_grpo`); null means all but the last."""
+    ode_stride: PositiveInt | None = None
+    """Steps of a deterministic stretch that are taken as one, by a multistep solver (DPM-Solver++ 2M); 1 takes each."""
 
-    def build(self) -> Schedule:
-        """The schedule that these settings describe."""
-        return tree_schedule(**self.model_dump())
+    def build(self, iteration: int = 1, seed: int = 0) -> Schedule:
+        """The schedule of an iteration (the first is 1). Some methods draw lots from the run's seed."""
+        method = METHODS[self.method]
+        accepted = inspect.signature(method).parameters
+        given = {name: value for name, value in self if value is not None and name != "method"}
+        if unknown := [name for name in given if name not in accepted]:
+            own = [name for name in accepted if name in type(self).model_fields]
+            raise ValueError(f"{unknown[0]} isn't a setting of the method '{self.method}', which has {', '.join(own)}")
+        now = {name: value for name, value in {"iteration": iteration, "seed": seed}.items() if name in accepted}
+        return method(**given, **now)
 
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
@@ -113,17 +167,70 @@ class RewardSettings(Settings):
 class AdvantageSettings(Settings):
     """From leaf rewards to one advantage per edge."""
 
-    fusion: Literal["uniform", "path_softmax"] = "uniform"
-    """How leaf rewards are averaged up the tree: plain mean, or weighted by softmax(beta * path log-probability)."""
+    fusion: Literal["uniform", "path_softmax", "edge_softmax"] = "uniform"
+    """How leaf rewards are averaged up the tree: plain mean, or weighted by softmax(beta * log-probability), of the
+    whole path to each leaf or of the edges to a node's own children, level by level."""
     fusion_beta: float = 1.0
-    """beta of `path_softmax`; 0 is the plain mean."""
+    """beta of the softmax; 0 is the plain mean. Log-probabilities are means over latent dimensions, summed over
+    steps."""
+    combine: Literal["rewards", "advantages"] = "rewards"
+    """Several rewards: add them up first, or normalise each and add up their advantages (GDPO)."""
     normaliser: Literal["depth", "leaf", "group"] = "depth"
     """Where mean and deviation come from. `depth`: nodes of the same depth and root. `leaf`: mean as `depth`, deviation
     of that root's leaves. `group`: nodes of the same depth under all roots of the prompt."""
     edge_weight: Literal["edge", "depth"] = "edge"
     """`edge`: every trained edge counts the same. `depth`: every trained depth counts the same."""
+    noise_weight: bool = False
+    """Weight the edges of a step in proportion to its noise too (TempFlow-GRPO)."""
     clip: PositiveFloat = 5.0
     """Largest absolute advantage."""
+
+
+class PrunedIterations(Settings):
+    """The iterations in which something is pruned."""
+
+    first_iteration: PositiveInt = 1
+    """First iteration that is pruned."""
+    last_iteration: PositiveInt | None = None
+    """Last iteration that is pruned; null for the run's last."""
+
+    def applies(self, iteration: int) -> bool:
+        return self.first_iteration <= iteration <= (self.last_iteration or iteration)
+
+
+class WidthPruningSettings(PrunedIterations):
+    """Chains of edges below the last split that stay out of the backward pass."""
+
+    mode: Literal["parent_top1", "extreme"]
+    """`parent_top1` keeps each last split's best child; `extreme` the `keep` best and the `keep` worst leaves."""
+    keep: PositiveInt = 4
+    """b of `extreme`."""
+
+
+class DepthPruningSettings(PrunedIterations):
+    """A window of depths whose edges stay out of the backward pass. The edge of step i leads to depth i + 1."""
+
+    mode: Literal["fixed", "sliding"]
+    """Whether the window moves."""
+    window: PositiveInt = 4
+    """Depths in the window."""
+    start: PositiveInt | None = None
+    """First depth of the window at its deepest; null for the last trained depths."""
+    direction: Literal["shallower", "deeper"] = "shallower"
+    """Sliding: from `start` up to `stop`, or from `stop` down to `start`."""
+    every: PositiveInt = 30
+    """Iterations between two moves by one depth."""
+    stop: PositiveInt = 9
+    """First depth of the window at its shallowest."""
+
+
+class PruningSettings(Settings):
+    """Edges that stay out of the backward pass, after advantages are known. Sampling and scoring never change."""
+
+    width: WidthPruningSettings | None = None
+    """By the rewards of leaves; null for none."""
+    depth: DepthPruningSettings | None = None
+    """By depth; null for none."""
 
 
 class LoraSettings(Settings):
@@ -166,6 +273,9 @@ class LearnerSettings(Settings):
     """Consecutive trees from which micro-batches are composed."""
     clip_range: PositiveFloat = 1e-4
     """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
+    kl_weight: NonNegativeFloat = 0.0
+    """beta_KL: weight of the KL divergence to the policy before training, averaged over latent dimensions. Takes
+    another forward pass per row, and without `lora` a second copy of the network."""
     skip_zero_advantage: bool = True
     """Leave out edges whose advantage is exactly zero: the gradient is the same. An update without any other edge makes
     no step."""
@@ -303,6 +413,7 @@ class RunSettings(Settings):
     rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)]
     """Reward name -> settings. Each is logged; the weighted sum is trained on."""
     advantage: AdvantageSettings = AdvantageSettings()
+    pruning: PruningSettings = PruningSettings()
     learner: LearnerSettings = LearnerSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
     checkpoint: CheckpointSettings = CheckpointSettings()
@@ -334,8 +445,14 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
-        if not self.schedule.build().trained_edges:
+        schedule = self.schedule.build()
+        if not schedule.trained_edges:
             raise ValueError("schedule trains no step: give more steps, or splits, or sde_steps")
+        if self.pruning.depth and self.pruning.depth.window >= len(schedule.trained_depths):
+            raise ValueError(
+                f"pruning.depth.window is {self.pruning.depth.window} of {len(schedule.trained_depths)} trained "
+                "depths; it must leave some"
+            )
         if self.staleness and (self.execution, self.placement) != ("ray", "separate"):
             raise ValueError(
                 f"staleness is 1 with execution '{self.execution}' and placement '{self.placement}'; sampling ahead "
@@ -346,11 +463,11 @@ class RunSettings(Settings):
                 f"learner.zero_stage is 3 with placement 'colocated' and {self.pools.learner.count} ranks, which would "
                 "have to sample in step; use stage 0, 1 or 2, or placement 'separate'"
             )
-        if self.schedule.build().leaves < 2:
-            raise ValueError("schedule.roots is 1 and schedule.splits is empty; a tree needs at least two leaves")
-        if self.advantage.normaliser != "group" and not self.schedule.splits:
+        if schedule.leaves < 2:
+            raise ValueError("schedule has one leaf; a tree needs at least two leaves (give roots, splits or a group)")
+        if self.advantage.normaliser != "group" and schedule.leaves == schedule.roots:
             raise ValueError(
-                f"advantage.normaliser is '{self.advantage.normaliser}' and schedule.splits is empty: every advantage "
-                "would be 0; use 'group' or split somewhere"
+                f"advantage.normaliser is '{self.advantage.normaliser}' and the schedule doesn't split: every "
+                "advantage would be 0; use 'group' or split somewhere"
             )
         return self

@@ -13,7 +13,13 @@ class UpdateStats:
     edges: int = 0
     """Edges that entered the gradient."""
     skipped_edges: int = 0
-    """Trained edges left out because their advantage is exactly zero."""
+    """Edges left out because their advantage is exactly zero."""
+    pruned_edges: int = 0
+    """Edges left out by pruning."""
+    reference_rows: int = 0
+    """Parent states that went through the reference policy."""
+    kl: float = 0.0
+    """KL divergence to the reference policy, by the edges' weights; 0 if it isn't asked for."""
     clip_fraction: float = 0.0
     """Share of edges whose gradient clipping took away."""
     logprob_abs_diff: float = 0.0

@@ -61,12 +61,13 @@ class RemoteTree(Generic[Reference]):
 
     number: int
     prompt: str
+    schedule: Schedule
     parts: Sequence[tuple[PartHeader, Reference]]
     rewards: Mapping[str, FloatArray]
 
-    def tree(self, schedule: Schedule, fetch: Callable[[Reference], States]) -> Tree:
+    def tree(self, fetch: Callable[[Reference], States]) -> Tree:
         """The tree; `fetch` is called for a part when one of its states is asked for."""
-        tree = Tree(self.number, self.prompt, schedule)
+        tree = Tree(self.number, self.prompt, self.schedule)
         for header, reference in self.parts:
             tree.add(received(header, np.empty((0, 0, 0, 3), np.uint8), partial(fetch, reference)))
         tree.rewards = dict(self.rewards)

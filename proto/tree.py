@@ -30,10 +30,9 @@ class Task:
     trees: tuple[int, ...]
     """Numbers of the trees within the iteration."""
     prompts: tuple[str, ...]
+    schedule: Schedule
     seed: int
     weights_version: int = 0
-    evaluation: bool = False
-    """Sample one deterministic leaf per prompt instead of a tree."""
 
 
 @dataclass(frozen=True)

@@ -11,7 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
-from ..proto.schedule import IntArray, Schedule
+from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Conditioning, Subtree, Task
 from .kernels import Transitions
@@ -21,7 +21,6 @@ from .policies.base import Policy, collate
 
 def expand(
     policy: Policy,
-    schedule: Schedule,
     task: Task,
     conditionings: list[Conditioning],
     settings: RolloutSettings,
@@ -32,7 +31,7 @@ def expand(
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
     told the number of rows after every forward pass.
     """
-    growth = _Growth(policy, schedule, task, conditionings, settings, observe)
+    growth = _Growth(policy, task, conditionings, settings, observe)
     return growth.grow(growth.start())
 
 
@@ -47,9 +46,12 @@ class _Frontier:
     """Position of each state within its depth of its tree, int64 [n]."""
     states: torch.Tensor
     """[n, *latent_shape], in the storage dtype."""
+    clean: torch.Tensor | None = None
+    """Clean states that were predicted one step before, float32 [n, *latent_shape], for a multistep solver."""
 
     def part(self, begin: int, end: int) -> "_Frontier":
-        return _Frontier(self.depth, self.tree[begin:end], self.index[begin:end], self.states[begin:end])
+        clean = None if self.clean is None else self.clean[begin:end]
+        return _Frontier(self.depth, self.tree[begin:end], self.index[begin:end], self.states[begin:end], clean)
 
 
 @dataclass
@@ -67,16 +69,14 @@ class _Growth:
     def __init__(
         self,
         policy: Policy,
-        schedule: Schedule,
         task: Task,
         conditionings: list[Conditioning],
         settings: RolloutSettings,
         observe: Callable[[int], None],
     ) -> None:
-        self.policy, self.schedule, self.task, self.settings = policy, schedule, task, settings
+        self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
         self.observe = observe
-        self.sigmas = policy.sigmas(len(schedule.steps))
-        self.transitions = Transitions.of(schedule, self.sigmas)
+        self.transitions = Transitions.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
         self.batched_conditioning = collate(conditionings)
@@ -105,13 +105,19 @@ class _Growth:
         """One forward pass over `parents` and the draw of their children."""
         depth, step = parents.depth, self.schedule.steps[parents.depth]
         rows = torch.as_tensor(parents.tree, device=self.policy.device)
+        sigma = self.transitions.sigma[depth].to(self.policy.device)
         velocity = self.policy.velocity(
             parents.states,
-            torch.full([len(rows)], self.sigmas[depth], device=self.policy.device),
+            sigma.expand(len(rows)),
             {name: values[rows] for name, values in self.batched_conditioning.items()},
         )
         self.observe(len(rows))
-        mean = self.transitions.mean(depth, parents.states, velocity).repeat_interleave(step.children, dim=0)
+        mean = self.transitions.mean(depth, parents.states, velocity)
+        if parents.clean is not None:
+            mean += self.transitions.c[depth].to(mean.device) * parents.clean
+        remembers = depth + 1 < len(self.schedule.steps) and bool(self.transitions.c[depth + 1])
+        clean = parents.states.float() - sigma * velocity.float() if remembers else None
+        mean = mean.repeat_interleave(step.children, dim=0)
         tree = np.repeat(parents.tree, step.children)
         index = (parents.index[:, None] * step.children + np.arange(step.children)).ravel()
         if step.stochastic:
@@ -124,7 +130,7 @@ class _Growth:
             logprobs = self.transitions.logprob(depth, states, mean).cpu()
         else:
             states, logprobs = mean.to(self.storage), torch.zeros(len(mean))
-        children = _Frontier(depth + 1, tree, index, states)
+        children = _Frontier(depth + 1, tree, index, states, clean)
         self._note(children, logprobs)
         return children
 

@@ -5,8 +5,10 @@ Every kernel here is linear in state x and velocity v,
     x_next ~ Normal(a * x + b * v, std^2),
 
 so a kernel is three numbers per step, computed once from the noise levels, and rows of different steps or kernels
-share one batch. Rectified flow: x = (1 - s) * x0 + s * eps, v = eps - x0, so the estimates of the clean state and of
-the noise are x - s * v and x + (1 - s) * v.
+share one batch. (The multistep solver `dpm` adds c times the clean state that was predicted one step before.)
+
+Rectified flow: x = (1 - s) * x0 + s * eps, v = eps - x0, so the estimates of the clean state and of the noise are
+x - s * v and x + (1 - s) * v.
 """
 
 import math
@@ -15,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..proto.schedule import Kernel, Schedule
+from ..proto.schedule import DETERMINISTIC, Kernel, Schedule
 
 
 @dataclass(frozen=True)
@@ -24,7 +26,8 @@ class Transition:
 
     a: float
     b: float
-    std: float
+    std: float = 0.0
+    c: float = 0.0
 
 
 def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: float) -> Transition:
@@ -33,8 +36,8 @@ def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: fl
     `s_second` is the schedule's second noise level, which `flow` takes for s where 1 - s would be 0.
     """
     ds = s_next - s
-    if kernel == "ode":
-        return Transition(1.0, ds, 0.0)
+    if kernel in DETERMINISTIC:
+        return Transition(1.0, ds)
     if kernel == "cps":
         std = s_next * math.sin(eta * math.pi / 2)
         kept = math.sqrt(s_next**2 - std**2)
@@ -46,27 +49,56 @@ def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: fl
     return Transition(1 + push, ds + push * (1 - s), level * math.sqrt(-ds))
 
 
+def multistep(s_before: float, s: float, s_next: float) -> Transition:
+    """DPM-Solver++ (2M, midpoint; arXiv 2211.01095, algorithm 2) from `s` to `s_next`, after a step from `s_before`.
+
+    With alpha = 1 - s, sigma = s and lambda = log(alpha / sigma). Where lambda is infinite at one of the levels, it is
+    the first-order step, which for rectified flow is Euler's.
+    """
+    if s_before >= 1 or s_next <= 0:
+        return transition("ode", s, s_next, 0.0, s)
+    before, here, after = (math.log((1 - level) / level) for level in (s_before, s, s_next))
+    extrapolated = (after - here) / (2 * (here - before))
+    pull = (1 - s_next) - s_next * (1 - s) / s
+    # The clean state is taken as (1 + extrapolated) * (x - s * v) - extrapolated * the one before.
+    own = pull * (1 + extrapolated)
+    return Transition(s_next / s + own, -s * own, c=-pull * extrapolated)
+
+
 @dataclass(frozen=True)
 class Transitions:
     """Coefficients of all steps of a schedule, each float32 [steps]."""
 
+    sigma: torch.Tensor
+    """Noise level that the step starts from."""
     a: torch.Tensor
     b: torch.Tensor
     std: torch.Tensor
+    c: torch.Tensor
+    """Of the clean state predicted one step before; 0 but for multistep solvers."""
 
     @classmethod
     def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "Transitions":
-        """From noise levels [steps + 1] that fall from 1 to 0. Raises ValueError if they don't fit the schedule."""
-        if len(sigmas) != len(schedule.steps) + 1:
-            raise ValueError(f"{len(sigmas)} sigmas for {len(schedule.steps)} steps; one more than steps is needed")
-        steps = [
-            transition(step.kernel, s, s_next, step.eta, sigmas[1])
-            for step, s, s_next in zip(schedule.steps, sigmas[:-1], sigmas[1:], strict=True)
-        ]
-        return cls(*(torch.tensor([getattr(step, name) for step in steps]) for name in ("a", "b", "std")))
+        """From the policy's grid of noise levels [grid_steps + 1], which fall from 1 to 0.
+
+        Raises ValueError if they don't fit the schedule.
+        """
+        if len(sigmas) != schedule.grid_steps + 1:
+            raise ValueError(f"{len(sigmas)} sigmas for {schedule.grid_steps} steps; one more than steps is needed")
+        levels, taken = [sigmas[level] for level in schedule.levels], []
+        for i, step in enumerate(schedule.steps):
+            if step.kernel == "dpm" and i and schedule.steps[i - 1].kernel == "dpm":
+                taken.append(multistep(*levels[i - 1 : i + 2]))
+            else:
+                taken.append(transition(step.kernel, levels[i], levels[i + 1], step.eta, sigmas[1]))
+        tables = (torch.tensor([getattr(step, name) for step in taken]) for name in ("a", "b", "std", "c"))
+        return cls(torch.tensor(levels[:-1]), *tables)
 
     def mean(self, step: torch.Tensor | int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
-        """Mean of the next state, float32 like `x` [rows, ...]; `step` is one number or int64 [rows]."""
+        """Mean of the next state, float32 like `x` [rows, ...]; `step` is one number or int64 [rows].
+
+        A multistep solver adds `c` times the clean state predicted before.
+        """
         a, b = (_per_row(table, step, x) for table in (self.a, self.b))
         return a * x.float() + b * v.float()
 
@@ -79,6 +111,11 @@ class Transitions:
         std = _per_row(self.std, step, mean)
         density = -((child.float() - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
         return density.flatten(1).mean(dim=1)
+
+    def kl(self, step: torch.Tensor, mean: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
+        """KL divergence of two transitions that differ in their means, averaged over dimensions, float32 [rows]."""
+        std = _per_row(self.std, step, mean)
+        return ((mean - reference) ** 2 / (2 * std**2)).flatten(1).mean(dim=1)
 
 
 def _per_row(table: torch.Tensor, step: torch.Tensor | int, like: torch.Tensor) -> torch.Tensor:

@@ -1,11 +1,10 @@
-"""The rollout worker: a policy, a schedule, and one task at a time."""
+"""The rollout worker: a policy, and one task at a time."""
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import lru_cache
 
 import torch
 
-from ..proto.schedule import Schedule, ode_schedule
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Conditioning, Subtree, Task
 from .expansion import expand
@@ -18,8 +17,8 @@ ENCODED_PROMPTS = 256
 class RolloutWorker:
     """Samples the trees of tasks. A plain class: whoever launches it decides where it runs."""
 
-    def __init__(self, policy: Policy, schedule: Schedule, settings: RolloutSettings) -> None:
-        self.policy, self.schedule, self.settings = policy, schedule, settings
+    def __init__(self, policy: Policy, settings: RolloutSettings) -> None:
+        self.policy, self.settings = policy, settings
         self.weights_version = 0
         self._encode = lru_cache(maxsize=ENCODED_PROMPTS)(policy.encode)
 
@@ -32,8 +31,7 @@ class RolloutWorker:
             raise ValueError(
                 f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
             )
-        schedule = ode_schedule(len(self.schedule.steps)) if task.evaluation else self.schedule
-        return expand(self.policy, schedule, task, self.encode(task.prompts), self.settings, observe)
+        return expand(self.policy, task, self.encode(task.prompts), self.settings, observe)
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""

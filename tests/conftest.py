@@ -119,10 +119,10 @@ def sampled_trees(
     rewards: str = "random",
 ) -> list[Tree]:
     """Whole trees with made-up scores: `random` ones, or `equal` ones."""
-    worker = RolloutWorker(policy, schedule, rollout or RolloutSettings(batch_limit=64))
+    worker = RolloutWorker(policy, rollout or RolloutSettings(batch_limit=64))
     worker.weights_version = version
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-    for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, seed=7, weights_version=version)):
+    for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, schedule, 7, version)):
         trees[part.tree].add(part)
     rng = np.random.default_rng(3)
     for tree in trees:

@@ -1,6 +1,7 @@
 """What every policy can do. Nothing here, or below this folder, knows of Ray, DeepSpeed or run folders."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -61,6 +62,16 @@ def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
 def trainable(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:
     """The parameters that are trained, by name: all of them, or the adapters'."""
     return {name: p for name, p in network.named_parameters() if p.requires_grad}
+
+
+@contextmanager
+def without_adapters(network: torch.nn.Module) -> Iterator[None]:
+    """The network as if it had no adapters, meanwhile."""
+    network.disable_adapters()  # type: ignore[operator]  # of diffusers' PeftAdapterMixin
+    try:
+        yield
+    finally:
+        network.enable_adapters()  # type: ignore[operator]
 
 
 def add_adapters(policy: Policy, settings: LoraSettings, seed: int) -> None:

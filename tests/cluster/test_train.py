@@ -36,7 +36,7 @@ GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64
 
 
 def worker_of(policy: Policy, settings: RunSettings) -> RolloutWorker:
-    return RolloutWorker(policy, settings.schedule.build(), settings.rollout)
+    return RolloutWorker(policy, settings.rollout)
 
 
 def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:

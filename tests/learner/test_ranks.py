@@ -12,11 +12,13 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from branchgrpo.learner.advantages import edge_weights
+from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.rows import Row, micro_batches, pick_rows
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.schedule import tree_schedule
-from branchgrpo.proto.settings import AdvantageSettings, RunSettings
+from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -99,13 +101,10 @@ def test_shares_are_even_and_every_rank_makes_the_same_number_of_passes(
 ) -> None:
     schedule = tree_schedule(5, kernel="dance", eta=0.5, splits={0: 2, 2: 2})
     trees = sample(tiny_policy, schedule)
-    everything = [np.ones(schedule.nodes)] * len(trees)
+    everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
     rows: list[Row] = pick_rows(trees, everything)[:kept]
     edges = sum(len(row.children) for row in rows)
-    shares = [
-        list(micro_batches(rows, trees, everything, AdvantageSettings(), rows=3, rank=rank, ranks=ranks))
-        for rank in range(ranks)
-    ]
+    shares = [list(micro_batches(rows, trees, everything, rows=3, rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     assert len(shares[0]) == -(-kept // ranks) // 3 + (-(-kept // ranks) % 3 > 0)
     counted = [sum(int((batch.weights > 0).sum()) for batch in share) for share in shares]

@@ -6,11 +6,13 @@ from collections.abc import Callable
 import numpy as np
 import pytest
 import torch
+from branchgrpo.learner.advantages import edge_weights
+from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.proto.settings import AdvantageSettings, RolloutSettings, RunSettings
+from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.kernels import Transitions
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
@@ -21,7 +23,6 @@ from torch.distributions import Normal
 
 Sample = Callable[..., list[Tree]]
 Settings = Callable[..., RunSettings]
-ADVANTAGE = AdvantageSettings()
 
 
 def update(learner: Learner, trees: list[Tree]):
@@ -40,12 +41,12 @@ def test_unchanged_weights_give_ratio_one_in_float32(
 ) -> None:
     schedule = tree_schedule(6, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
     trees = sample(tiny_policy, schedule, rollout=RolloutSettings(batch_limit=4, latents_precision=stored))
-    sigmas = tiny_policy.sigmas(6)
-    everything = [np.ones(schedule.nodes)] * len(trees)
+    transitions = Transitions.of(schedule, tiny_policy.sigmas(6))
+    everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
     edges = 0
-    for batch in micro_batches(pick_rows(trees, everything), trees, everything, ADVANTAGE, rows=17):
+    for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
         with torch.no_grad():
-            logprobs = edge_logprobs(tiny_policy, Transitions.of(schedule, sigmas), sigmas, batch)
+            logprobs = edge_logprobs(tiny_policy, transitions, batch)
         assert (logprobs - batch.logprobs).abs().max() < 1e-5
         edges += len(logprobs)
     assert edges == len(trees) * schedule.trained_edges
@@ -63,11 +64,11 @@ def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_setting
     policy = load_policy(demo.policy.model_copy(update={"precision": "bfloat16", "device": "cpu"}))
     schedule = tree_schedule(demo.schedule.steps, kernel=kernel, eta=0.7, splits=demo.schedule.splits)
     trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=32), prompts=("123", "456"))
-    sigmas = policy.sigmas(demo.schedule.steps)
-    everything = [np.ones(schedule.nodes)] * 2
-    for batch in micro_batches(pick_rows(trees, everything), trees, everything, ADVANTAGE, rows=50):
+    transitions = Transitions.of(schedule, policy.sigmas(demo.schedule.steps))
+    everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * 2
+    for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=50):
         with torch.no_grad():
-            logprobs = edge_logprobs(policy, Transitions.of(schedule, sigmas), sigmas, batch)
+            logprobs = edge_logprobs(policy, transitions, batch)
         assert (logprobs - batch.logprobs).abs().max() < demo.learner.clip_range / 10
 
 
@@ -303,7 +304,7 @@ def test_published_weights_make_another_worker_the_same(
     first = update(learner, sample(other, schedule, prompts=("1", "2"), rollout=rollout))
     stale = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
     weights, version = learner.publish()
-    worker = RolloutWorker(other, schedule, rollout)
+    worker = RolloutWorker(other, rollout)
     worker.load(weights, version)
     assert (version, worker.weights_version) == (2, 2)
     assert all(not name.endswith("base_layer.weight") for name in weights)

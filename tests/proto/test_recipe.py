@@ -52,8 +52,13 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
         ("schedule.splits={}", "a tree needs at least two leaves"),
-        ("schedule={roots: 4}", "every advantage would be 0"),
-        ("schedule={roots: 4, sde_steps: []}", "schedule trains no step"),
+        ("schedule={roots: 4, splits: {}}", "every advantage would be 0"),
+        ("schedule={roots: 4, splits: {}, sde_steps: []}", "schedule trains no step"),
+        ("schedule.window=3", "schedule: window isn't a setting of the method 'branch_grpo', which has steps, splits"),
+        ("schedule={method: mix_grpo, window: 30}", "window_start is 0 with a window of 30"),
+        ("schedule={method: grpo}", "schedule.method is 'grpo'"),
+        ("schedule.splits=many", "schedule.splits"),
+        ("pruning.depth={mode: fixed, window: 15}", "pruning.depth.window is 15 of 15 trained depths"),
         ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
         ("name=a/b", "'a/b' can't name a folder"),
@@ -96,3 +101,25 @@ def test_every_setting_is_documented() -> None:
     assert {"learner.optimizer.learning_rate", "rewards.<name>.weight", "learner.lora.rank"} <= paths.keys()
     sections = {path.rpartition(".")[0].removesuffix(".<name>") for path in paths}
     assert [path for path, field in paths.items() if not field.description and path not in sections] == []
+
+
+def test_a_recipe_starts_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    recipe = tmp_path / "deeper" / "mine.yaml"
+    recipe.write_text(f"base: {GLYPHS}\nname: mine\nschedule: {{steps: 12}}\nlearner.clip_range: 0.5\n")
+    (tmp_path / "again.yaml").write_text("base: deeper/mine.yaml\nname: again\n")
+    base, mine, again = (load_recipe(path) for path in (GLYPHS, recipe, tmp_path / "again.yaml"))
+    assert (mine.name, mine.schedule.steps, mine.schedule.eta, mine.learner.clip_range) == ("mine", 12, None, 0.5)
+    assert mine.learner.model_copy(update={"clip_range": base.learner.clip_range}) == base.learner
+    assert mine.prompts == again.prompts == base.prompts
+    assert again == mine.model_copy(update={"name": "again"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("base: none.yaml", "none.yaml doesn't exist; it is the base of"), ("base: it.yaml", "own base")],
+)
+def test_a_base_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "it.yaml")

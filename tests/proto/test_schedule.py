@@ -91,5 +91,5 @@ def test_impossible_schedules_are_refused(arguments: dict, message: str) -> None
 
 
 def test_a_last_step_with_noise_is_refused() -> None:
-    with pytest.raises(ValueError, match="step 1 is the last step and must be 'ode'"):
+    with pytest.raises(ValueError, match="step 1 is the last step and must be deterministic"):
         Schedule(steps=(Step(), Step("dance", 0.3)))

@@ -13,10 +13,10 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from diffusers import FluxPipeline
+from diffusers import DPMSolverMultistepScheduler, FluxPipeline
 
-TASK = Task(iteration=3, trees=(4, 5, 6), prompts=("123", "456", "789"), seed=11)
 SCHEDULE = tree_schedule(6, kernel="dance", eta=0.7, splits={0: 2, 2: 3}, roots=2)
+TASK = Task(iteration=3, trees=(4, 5, 6), prompts=("123", "456", "789"), schedule=SCHEDULE, seed=11)
 
 
 def whole(parts: list[Subtree], number: int) -> Tree:
@@ -34,8 +34,8 @@ def test_ode_equals_plain_diffusers(policy_settings: PolicySettings, embedded: b
         settings = settings.model_copy(update={"pretrained": "glyphs", "height": 32, "width": 64})
     policy = load_policy(settings)
     steps, prompts = 7, ["123", "456"]
-    worker = RolloutWorker(policy, ode_schedule(steps), RolloutSettings())
-    task = Task(iteration=0, trees=(0, 1), prompts=tuple(prompts), seed=5)
+    worker = RolloutWorker(policy, RolloutSettings())
+    task = Task(iteration=0, trees=(0, 1), prompts=tuple(prompts), schedule=ode_schedule(steps), seed=5)
     leaves = torch.stack([part.latents[-1] for part in worker.sample(task)])
     ours = policy.decode(leaves).clamp(0, 1).numpy()
 
@@ -59,8 +59,8 @@ def test_ode_equals_plain_diffusers(policy_settings: PolicySettings, embedded: b
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 36])
 def test_cuts_change_no_noise_and_no_topology(tiny_policy: Policy, limit: int) -> None:
-    whole_batch = list(RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings(batch_limit=1000)).sample(TASK))
-    cut = list(RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings(batch_limit=limit)).sample(TASK))
+    whole_batch = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=1000)).sample(TASK))
+    cut = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=limit)).sample(TASK))
     assert len(whole_batch) == 3
     assert len(cut) > 3 or limit >= 36
     for number in TASK.trees:
@@ -78,7 +78,7 @@ def test_each_parent_state_goes_forward_once(tiny_policy: Policy, limit: int) ->
     tiny_policy.network.register_forward_pre_hook(
         lambda module, args, kwargs: batches.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
-    list(RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings(batch_limit=limit)).sample(TASK))
+    list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=limit)).sample(TASK))
     assert sum(batches) == len(TASK.trees) * SCHEDULE.forward_passes
     assert max(batches) <= limit
     if limit == 1000:
@@ -93,13 +93,13 @@ def test_first_leaves_come_before_other_chunks_have_started(tiny_policy: Policy)
         done += len(kwargs["hidden_states"])
 
     tiny_policy.network.register_forward_pre_hook(count, with_kwargs=True)
-    parts = RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings(batch_limit=6)).sample(TASK)
+    parts = RolloutWorker(tiny_policy, RolloutSettings(batch_limit=6)).sample(TASK)
     next(parts)
     assert done < len(TASK.trees) * SCHEDULE.forward_passes / 3
 
 
 def test_the_parts_of_a_tree_keep_parents_before_children_and_conditioning_once(tiny_policy: Policy) -> None:
-    parts = list(RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings(batch_limit=5)).sample(TASK))
+    parts = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=5)).sample(TASK))
     seen: set[int] = set()
     for part in (part for part in parts if part.tree == 5):
         assert (part.conditioning is None) == bool(seen)
@@ -116,7 +116,7 @@ def test_log_probability_is_that_of_the_stored_state(tiny_policy: Policy, kernel
     """Recomputed from stored states one by one, in the plain form of the density."""
     schedule = tree_schedule(4, kernel=kernel, eta=0.5, splits={1: 2})
     rollout = RolloutSettings(latents_precision=precision)
-    (part,) = RolloutWorker(tiny_policy, schedule, rollout).sample(Task(1, (0,), ("123",), 2))
+    (part,) = RolloutWorker(tiny_policy, rollout).sample(Task(1, (0,), ("123",), schedule, 2))
     sigmas = tiny_policy.sigmas(4)
     conditioning = {name: value[None] for name, value in tiny_policy.encode("123").items()}
     from branchgrpo.rollout_workers.kernels import transition
@@ -138,20 +138,20 @@ def test_log_probability_is_that_of_the_stored_state(tiny_policy: Policy, kernel
 
 
 def test_a_task_is_a_pure_function_of_its_fields(tiny_policy: Policy, policy_settings: PolicySettings) -> None:
-    worker = RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings())
-    list(worker.sample(Task(1, (0,), ("999",), 1)))
+    worker = RolloutWorker(tiny_policy, RolloutSettings())
+    list(worker.sample(Task(1, (0,), ("999",), SCHEDULE, 1)))
     torch.manual_seed(1)
     first = list(worker.sample(TASK))
-    fresh = list(RolloutWorker(load_policy(policy_settings), SCHEDULE, RolloutSettings()).sample(TASK))
+    fresh = list(RolloutWorker(load_policy(policy_settings), RolloutSettings()).sample(TASK))
     for one, other in zip(first, fresh, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.latents, other.latents, strict=True))
         assert np.array_equal(one.media, other.media)
 
 
 def test_a_task_for_other_weights_is_refused(tiny_policy: Policy) -> None:
-    worker = RolloutWorker(tiny_policy, SCHEDULE, RolloutSettings())
+    worker = RolloutWorker(tiny_policy, RolloutSettings())
     with pytest.raises(ValueError, match="weights version 2; this worker has 0"):
-        worker.sample(Task(1, (0,), ("1",), 0, weights_version=2))
+        worker.sample(Task(1, (0,), ("1",), SCHEDULE, 0, weights_version=2))
 
 
 def test_siblings_with_spread_zero_are_equal_and_with_infinity_are_not(
@@ -161,3 +161,30 @@ def test_siblings_with_spread_zero_are_equal_and_with_infinity_are_not(
         schedule = tree_schedule(3, kernel="dance", eta=0.5, splits={0: 2}, sibling_spread=spread)
         (tree,) = sample(tiny_policy, schedule, prompts=("1",))
         assert torch.equal(tree.state(1), tree.state(2)) == equal
+
+
+@pytest.mark.parametrize("splits", [{}, {0: 2, 2: 3}])
+def test_fast_deterministic_steps_are_diffusers_dpm_solver(tiny_policy: Policy, sample, splits: dict[int, int]) -> None:
+    """From the state in which a stretch begins to the leaf: the solver of diffusers, over the same noise levels."""
+    schedule = tree_schedule(12, kernel="dance", eta=0.5, splits=splits, sde_steps=list(splits), ode_stride=2)
+    (tree,) = sample(tiny_policy, schedule, prompts=("1",))
+    conditioning = {name: value[None] for name, value in tiny_policy.encode("1").items()}
+    start = max(splits, default=-1) + 1
+    begin = list(schedule.levels).index(start)
+    sigmas = torch.tensor(tiny_policy.sigmas(12))[schedule.levels[begin:]]
+    solver = DPMSolverMultistepScheduler(
+        solver_order=2, prediction_type="flow_prediction", use_flow_sigmas=True, final_sigmas_type="zero"
+    )
+    solver.set_timesteps(len(sigmas) - 1)
+    solver.sigmas = sigmas
+    leaf = schedule.nodes - 1
+    chain = [leaf]
+    while schedule.depth[chain[-1]] > begin:
+        chain.append(int(schedule.parent[chain[-1]]))
+    x = tree.state(chain[-1])[None]
+    assert len(sigmas) - 1 == len(chain) - 1 >= 5
+    for i, timestep in enumerate(solver.timesteps):
+        with torch.no_grad():
+            velocity = tiny_policy.velocity(x, sigmas[i : i + 1], conditioning)
+        x = solver.step(velocity, timestep, x).prev_sample
+        torch.testing.assert_close(tree.state(chain[-2 - i]), x[0], atol=2e-5, rtol=1e-5)

@@ -1,0 +1,60 @@
+"""What each edge of a scored tree counts in the gradient: fusion, advantages, pruning and weights together."""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from ..proto.settings import AdvantageSettings, PruningSettings
+from ..proto.tree import FloatArray, Tree
+from .advantages import depth_advantages, edge_weights
+from .fusion import fuse
+from .pruning import kept_edges
+
+
+@dataclass(frozen=True)
+class Credit:
+    """Of one tree."""
+
+    advantages: FloatArray
+    """Of the edge into every node, float64 [nodes]."""
+    weights: FloatArray
+    """Share of every node's edge in the tree's objective, float64 [nodes]; 0 where it isn't trained or was pruned."""
+
+
+def tree_credit(
+    tree: Tree,
+    rewards: Mapping[str, float],
+    settings: AdvantageSettings,
+    pruning: PruningSettings,
+    iteration: int,
+    stds: Sequence[float],
+) -> Credit:
+    """Credit of a scored tree of an iteration (the first is 1).
+
+    `rewards` are the factors of the rewards in their sum, `stds` the noise of every step. Raises ValueError for a tree
+    with scores missing.
+    """
+    if not tree.scored(rewards):
+        raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
+    schedule, beta = tree.schedule, 0.0 if settings.fusion == "uniform" else settings.fusion_beta
+
+    def value(leaves: FloatArray) -> FloatArray:
+        return fuse(leaves, tree.logprobs, schedule, beta, per_edge=settings.fusion == "edge_softmax")
+
+    total = sum((weight * tree.rewards[name] for name, weight in rewards.items()), np.zeros(schedule.leaves))
+    values = value(total)
+    if settings.combine == "rewards":
+        advantages = depth_advantages(values, schedule, settings.normaliser)
+    else:
+        advantages = sum(
+            (
+                weight * depth_advantages(value(tree.rewards[name]), schedule, settings.normaliser)
+                for name, weight in rewards.items()
+                if weight
+            ),
+            np.zeros(schedule.nodes),
+        )
+    kept = kept_edges(values, schedule, pruning, iteration)
+    weights = edge_weights(schedule, settings.edge_weight, kept, stds if settings.noise_weight else None)
+    return Credit(advantages.clip(-settings.clip, settings.clip), weights)

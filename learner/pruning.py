@@ -1,0 +1,57 @@
+"""Pruning: which edges stay out of the backward pass. Sampling, scoring and advantages never change."""
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.schedule import Schedule
+from ..proto.settings import DepthPruningSettings, PruningSettings, WidthPruningSettings
+from ..proto.tree import FloatArray
+
+BoolArray = npt.NDArray[np.bool_]
+
+
+def kept_edges(values: FloatArray, schedule: Schedule, settings: PruningSettings, iteration: int) -> BoolArray:
+    """Whether the edge into each node is trained on, bool [nodes].
+
+    `values` float64 [nodes] are the fused rewards. What the schedule doesn't train is never kept.
+    """
+    kept = schedule.trained.copy()
+    if (width := settings.width) and width.applies(iteration):
+        kept &= _kept_by_width(values, schedule, width)
+    if (depth := settings.depth) and depth.applies(iteration):
+        first = first_pruned_depth(schedule, depth, iteration)
+        kept &= (schedule.depth < first) | (schedule.depth >= first + depth.window)
+    return kept
+
+
+def _kept_by_width(values: FloatArray, schedule: Schedule, settings: WidthPruningSettings) -> BoolArray:
+    """Whole chains of edges below the last split are kept or not; everything above stays.
+
+    A forest without a split counts as if its roots were the children of one.
+    """
+    splits = [depth for depth, step in enumerate(schedule.steps, 1) if step.children > 1]
+    top = splits[-1] if splits else 0
+    leaves = values[schedule.first_node[-2] :]
+    chains = np.zeros(schedule.leaves, dtype=bool)
+    if settings.mode == "extreme":
+        order = np.argsort(leaves, kind="stable")
+        chains[order[: settings.keep]] = chains[order[-settings.keep :]] = True
+    else:
+        siblings = leaves.reshape(-1, schedule.steps[top - 1].children if top else schedule.roots)
+        best = siblings.argmax(axis=1) + siblings.shape[1] * np.arange(len(siblings))
+        chains[best] = True
+    kept = np.ones(schedule.nodes, dtype=bool)
+    kept[schedule.first_node[top] :] = np.tile(chains, len(schedule.steps) + 1 - top)
+    return kept
+
+
+def first_pruned_depth(schedule: Schedule, settings: DepthPruningSettings, iteration: int) -> int:
+    """Depth at which the window begins in an iteration; the child of step i lies at depth i + 1."""
+    deepest = schedule.trained_depths[-1] + 1 - settings.window if settings.start is None else settings.start
+    if settings.mode == "fixed":
+        return deepest
+    shallowest = min(settings.stop, deepest)
+    moves = (iteration - settings.first_iteration) // settings.every
+    if settings.direction == "shallower":
+        return max(deepest - moves, shallowest)
+    return min(shallowest + moves, deepest)
