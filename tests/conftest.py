@@ -135,3 +135,18 @@ def sampled_trees(
 @pytest.fixture
 def sample() -> Callable[..., list[Tree]]:
     return sampled_trees
+
+
+@pytest.fixture(scope="session")
+def small_methods() -> dict[str, dict[str, Any]]:
+    """By method, settings that make its schedule small."""
+    return {
+        "dance_grpo": {"steps": 5, "group": 3},
+        "flow_grpo": {"steps": 5, "group": 3},
+        "flow_grpo_fast": {"steps": 7, "group": 3, "window": 2, "ode_stride": 2},
+        "mix_grpo": {"steps": 7, "group": 3, "window": 2, "window_start": 2},
+        "tempflow_grpo": {"steps": 6, "children": 4, "split_step": 2, "ode_stride": 3},
+        "tree_grpo": {"steps": 6, "children": 2, "window": 2},
+        "branch_grpo": {"steps": 6, "splits": {0: 2, 2: 3}, "roots": 2},
+        "branch_grpo_mix": {"steps": 8, "splits": {0: 2, 2: 2}, "window": 1, "window_start": 4, "ode_stride": 2},
+    }

@@ -1,4 +1,4 @@
-"""One of several learner ranks, as a process of its own: RANK RANKS PORT SETTINGS FOLDER.
+"""One of several learner ranks, as a process of its own: RANK RANKS PORT FOLDER, where FOLDER/*.yaml are recipes.
 
 Learns from two trees whose scores a fixed generator makes, of which the second keeps no edge; saves; learns again.
 """
@@ -45,18 +45,19 @@ def learn(learner: Learner, trees: list[Tree]) -> float:
     return stats.gradient_norm
 
 
-def main(rank: int, ranks: int, port: int, recipe: str, folder: Path) -> None:
+def main(rank: int, ranks: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
     join_ranks(store, torch.device("cpu"), rank=rank, ranks=ranks)
-    for stage in range(4):
-        settings = load_recipe(Path(recipe), [f"learner.zero_stage={stage}"])
+    # ZeRO 3 changes torch for good, so it comes last.
+    for recipe in sorted(folder.glob("*.yaml")):
+        settings = load_recipe(recipe)
         policy = load_policy(settings.policy)
         trees = unequal_trees(policy, settings)
         learner = Learner(policy, settings)
         for name in ("first", "second"):
             norm = learn(learner, trees)
-            checkpoint = folder / f"stage{stage}" / name
+            checkpoint = folder / recipe.stem / name
             checkpoint.mkdir(parents=True, exist_ok=True)
             torch.distributed.barrier()
             learner.save(checkpoint)
@@ -66,4 +67,4 @@ def main(rank: int, ranks: int, port: int, recipe: str, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4], Path(sys.argv[5]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))

@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.rows import Row, micro_batches, pick_rows
+from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.schedule import tree_schedule
 from branchgrpo.proto.settings import RunSettings
@@ -41,16 +43,37 @@ def rank_script() -> ModuleType:
     return module
 
 
+VARIANTS = [
+    *(f"{adapters}-{method}" for method in METHODS for adapters in ("full", "lora")),
+    *(f"stage{stage}" for stage in range(4)),
+]
+
+
 @pytest.fixture(scope="module")
-def two_ranks(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """What two ranks have saved, by ZeRO stage, after one update and after two."""
+def variants(small_methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
+    """What is trained: every method, in full and with adapters, and every ZeRO stage."""
+    changes: dict[str, dict[str, Any]] = {f"stage{stage}": {"learner.zero_stage": stage} for stage in range(4)}
+    for method, small in small_methods.items():
+        full = {"schedule": {"method": method, **small}, "advantage.normaliser": "group"}
+        changes |= {f"full-{method}": full, f"lora-{method}": {**full, "learner.lora": {"rank": 2}}}
+    return {name: SETTINGS | own for name, own in changes.items()}
+
+
+@pytest.fixture(scope="module")
+def two_ranks(
+    settings_in: Callable[..., RunSettings],
+    variants: dict[str, dict[str, Any]],
+    tmp_path_factory: pytest.TempPathFactory,
+) -> Path:
+    """What two ranks have saved, by variant, after one update and after two."""
     folder = tmp_path_factory.mktemp("ranks")
-    (folder / "recipe.yaml").write_text(dump_recipe(settings_in(folder, SETTINGS)))
+    for name, changes in variants.items():
+        (folder / f"{name}.yaml").write_text(dump_recipe(settings_in(folder, changes)))
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), "2", str(port), str(folder / "recipe.yaml"), str(folder)],
+            [sys.executable, str(SCRIPT), str(rank), "2", str(port), str(folder)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -67,15 +90,19 @@ def two_ranks(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.
     return folder
 
 
-@pytest.mark.parametrize("stage", range(4))
+@pytest.mark.parametrize("variant", VARIANTS)
 def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
-    stage: int, two_ranks: Path, settings_in: Callable[..., RunSettings], rank_script: ModuleType
+    variant: str,
+    variants: dict[str, dict[str, Any]],
+    two_ranks: Path,
+    settings_in: Callable[..., RunSettings],
+    rank_script: ModuleType,
 ) -> None:
-    settings = settings_in(two_ranks, {**SETTINGS, "learner.zero_stage": stage})
+    settings = settings_in(two_ranks, variants[variant])
     policy = load_policy(settings.policy)
     trees = rank_script.unequal_trees(policy, settings)
     learner = Learner(policy, settings)
-    saved = two_ranks / f"stage{stage}"
+    saved = two_ranks / variant
     norm = rank_script.learn(learner, trees)  # AdamW hides a gradient's scale; its norm doesn't
     assert norm == pytest.approx(float((saved / "first" / "norm").read_text()), rel=1e-4)
     assert_close(learner, saved / "first")

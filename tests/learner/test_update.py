@@ -11,6 +11,7 @@ from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
+from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Tree
@@ -19,7 +20,7 @@ from branchgrpo.rollout_workers.policies.base import Policy, load_weights, train
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from deepspeed.utils import safe_get_full_optimizer_state
-from torch.distributions import Normal
+from torch.distributions import Normal, kl_divergence
 
 Sample = Callable[..., list[Tree]]
 Settings = Callable[..., RunSettings]
@@ -75,13 +76,25 @@ def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_setting
 # Gradients ----------------------------------------------------------------------------------------------------------
 
 
-def naive_gradient(policy: Policy, trees: list[Tree], eta: float, clip_range: float) -> dict[str, torch.Tensor]:
-    """A loop over edges in plain torch, one forward and backward each, from the formulas of `dance` and GRPO."""
-    sigmas = policy.sigmas(len(trees[0].schedule.steps))
+def naive_mean(kernel: Kernel, eta: float, x: torch.Tensor, v: torch.Tensor, s: float, s_next: float, s_1: float):
+    """Mean and deviation of the next state, from the formulas of DanceGRPO and Flow-GRPO."""
+    ds = s_next - s
+    if kernel == "dance":
+        score = -(x - (1 - s) * (x - s * v)) / s**2
+        return x + ds * v - 0.5 * eta**2 * score * ds, eta * math.sqrt(-ds)
+    level = eta * math.sqrt(s / (1 - (s_1 if s == 1 else s)))
+    mean = x * (1 + level**2 / (2 * s) * ds) + v * (1 + level**2 * (1 - s) / (2 * s)) * ds
+    return mean, level * math.sqrt(-ds)
+
+
+def naive_gradient(policy: Policy, trees: list[Tree], clip_range: float, reference=None, kl_weight: float = 0.0):
+    """A loop over edges in plain torch, one forward and backward each, from the formulas of the kernels and GRPO."""
     parameters = trainable(policy.network)
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for tree in trees:
         schedule = tree.schedule
+        grid = policy.sigmas(schedule.grid_steps)
+        sigmas = [grid[level] for level in schedule.levels]
         ends = [[] for _ in range(schedule.nodes)]  # leaf rewards below each node
         for leaf, reward in zip(range(schedule.first_node[-2], schedule.nodes), tree.rewards["ocr"], strict=True):
             at = leaf
@@ -98,13 +111,20 @@ def naive_gradient(policy: Policy, trees: list[Tree], eta: float, clip_range: fl
             s, s_next = sigmas[step], sigmas[step + 1]
             x = tree.state(int(schedule.parent[node]))[None]
             conditioning = {name: value[None] for name, value in policy.encode(tree.prompt).items()}
-            v = policy.velocity(x, torch.tensor([s]), conditioning)
-            score = -(x - (1 - s) * (x - s * v)) / s**2
-            mean = x + (s_next - s) * v - 0.5 * eta**2 * score * (s_next - s)
-            logprob = Normal(mean, eta * math.sqrt(s - s_next)).log_prob(tree.state(node)[None]).mean()
+
+            taken, level = schedule.steps[step], torch.tensor([s])
+            v = policy.velocity(x, level, conditioning)
+            mean, std = naive_mean(taken.kernel, taken.eta, x, v, s, s_next, grid[1])
+            logprob = Normal(mean, std).log_prob(tree.state(node)[None]).mean()
             ratio = torch.exp(logprob - tree.logprobs[node])
             gain = torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage)
-            loss = -gain / (schedule.trained_edges * len(trees))
+            loss = -gain
+            if reference is not None:
+                with torch.no_grad():
+                    v = reference.velocity(x, level, conditioning)
+                held, _ = naive_mean(taken.kernel, taken.eta, x, v, s, s_next, grid[1])
+                loss = loss + kl_weight * kl_divergence(Normal(mean, std), Normal(held, std)).mean()
+            loss = loss / (schedule.trained_edges * len(trees))
             for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):
                 total[name] += gradient
     return total
@@ -141,7 +161,7 @@ def test_gradient_equals_a_naive_loop_over_edges(
         torch.manual_seed(settings.seed)
         policy.add_lora(settings.learner.lora)
     trees = sample(policy, settings.schedule.build(), prompts=("123", "45"))
-    expected = naive_gradient(policy, trees, settings.schedule.eta, settings.learner.clip_range)
+    expected = naive_gradient(policy, trees, settings.learner.clip_range)
     learner = Learner(load_policy(settings.policy), settings)
     stats = update(learner, trees)
     assert stats.rows > 2 * settings.learner.rows_per_micro_batch
@@ -149,6 +169,81 @@ def test_gradient_equals_a_naive_loop_over_edges(
     assert_same_gradient(learner, expected, 1e-4)
     norm = math.sqrt(sum(float((gradient**2).sum()) for gradient in expected.values()))
     assert stats.gradient_norm == pytest.approx(norm, rel=1e-3)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_every_method_has_ratio_one_the_naive_gradient_and_the_passes_it_counts(
+    run_settings: Settings, sample: Sample, small_methods: dict[str, dict], method: str, lora: bool
+) -> None:
+    settings = run_settings(
+        {
+            "schedule": {"method": method, **small_methods[method]},
+            "advantage.normaliser": "group",
+            "learner.lora": {"rank": 2} if lora else None,
+            "learner.skip_zero_advantage": False,
+        }
+    )
+    schedule = settings.schedule.build()
+    policy = load_policy(settings.policy)
+    if lora:
+        torch.manual_seed(settings.seed)
+        policy.add_lora(settings.learner.lora)
+    seen = {False: 0, True: 0}
+
+    def count(module: object, args: object, kwargs: dict) -> None:
+        seen[torch.is_grad_enabled()] += len(kwargs["hidden_states"])
+
+    with policy.network.register_forward_pre_hook(count, with_kwargs=True):
+        trees = sample(policy, schedule, prompts=("123", "45"))
+    assert seen == {False: 2 * schedule.forward_passes, True: 0}
+    expected = naive_gradient(policy, trees, settings.learner.clip_range)
+    learner = Learner(load_policy(settings.policy), settings)
+    with learner.policy.network.register_forward_pre_hook(count, with_kwargs=True):
+        stats = update(learner, trees)
+    assert seen[True] == stats.rows == 2 * schedule.rows
+    assert stats.edges == 2 * schedule.trained_edges
+    assert stats.logprob_abs_diff < 1e-5
+    assert_same_gradient(learner, expected, 1e-4)
+
+
+@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_the_kl_term_is_that_of_torch_s_distributions_to_the_policy_before_training(
+    run_settings: Settings, sample: Sample, stage: int, lora: bool
+) -> None:
+    """The first step moves the weights; the gradient of the second has a KL to where they were."""
+    changes = {"learner.zero_stage": stage, "learner.lora": {"rank": 2} if lora else None, "learner.kl_weight": 50.0}
+    settings = run_settings(
+        {**changes, "learner.optimizer": {"learning_rate": 1e-2, "betas": [0.0, 0.9], "gradient_clipping": 0.0}}
+    )
+    reference = load_policy(settings.policy)
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(reference, settings.schedule.build(), prompts=("123", "45"))
+    first = update(learner, trees)
+    assert first.kl == pytest.approx(0, abs=1e-9)
+    assert first.reference_rows == first.rows
+    now = load_policy(settings.policy)
+    if lora:
+        torch.manual_seed(settings.seed)
+        now.add_lora(settings.learner.lora)
+    load_weights(now.network, learner.weights())
+    expected = naive_gradient(now, trees, settings.learner.clip_range, reference, kl_weight=50.0)
+    second = update(learner, trees)
+    assert second.kl > 1e-6
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, moment in first_moments(learner).items():  # with beta1 = 0 it is the gradient
+        torch.testing.assert_close(moment, expected[name], atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_pruned_edges_are_not_computed_and_the_rest_counts_more(run_settings: Settings, sample: Sample) -> None:
+    changes = {"pruning.width": {"mode": "parent_top1"}, "pruning.depth": {"mode": "fixed", "window": 1}}
+    settings = run_settings(changes)
+    learner = Learner(load_policy(settings.policy), settings)
+    schedule = settings.schedule.build()  # five steps with splits at 0 and 2: 2, 2, 4, 4 trained edges
+    stats = update(learner, sample(learner.policy, schedule, prompts=("1", "2")))
+    assert (stats.edges, stats.rows) == (2 * (2 + 2 + 2), 2 * (1 + 2 + 2))
+    assert (stats.pruned_edges, stats.skipped_edges) == (2 * 6, 0)
 
 
 @pytest.mark.parametrize("stage", [0, 1])

@@ -1,0 +1,159 @@
+"""Pruning, weights and several rewards against hand-computed trees."""
+
+import numpy as np
+import pytest
+from branchgrpo.learner.advantages import depth_advantages, edge_weights
+from branchgrpo.learner.credit import tree_credit
+from branchgrpo.learner.fusion import fuse
+from branchgrpo.learner.pruning import first_pruned_depth, kept_edges
+from branchgrpo.proto.methods import branch_grpo, dance_grpo
+from branchgrpo.proto.schedule import Schedule, tree_schedule
+from branchgrpo.proto.settings import (
+    AdvantageSettings,
+    DepthPruningSettings,
+    PruningSettings,
+    WidthPruningSettings,
+)
+from branchgrpo.proto.tree import Tree
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+# Nodes 0 | 1 2 | 3..8 (the split into three) | 9..14 | 15..20 (untrained)
+SMALL = tree_schedule(4, kernel="dance", eta=0.5, splits={0: 2, 1: 3})
+LEAVES = np.array([1.0, 2.0, 6.0, 0.0, 0.5, 0.4])
+
+schedules = st.builds(
+    lambda roots, splits: tree_schedule(6, kernel="dance", eta=0.5, roots=roots, splits=splits),
+    st.integers(1, 3),
+    st.dictionaries(st.integers(0, 4), st.integers(2, 3), max_size=3),
+)
+
+
+def kept(schedule: Schedule, leaves: np.ndarray, iteration: int = 1, **pruning: object) -> list[int]:
+    values = fuse(leaves, np.zeros(schedule.nodes), schedule)
+    return np.flatnonzero(kept_edges(values, schedule, PruningSettings(**pruning), iteration)).tolist()
+
+
+def test_width_pruning_keeps_the_chains_it_names() -> None:
+    assert kept(SMALL, LEAVES) == list(range(1, 15))
+    best_child = WidthPruningSettings(mode="parent_top1")
+    assert kept(SMALL, LEAVES, width=best_child) == [1, 2, 5, 7, 11, 13]
+    extreme = WidthPruningSettings(mode="extreme", keep=1)
+    assert kept(SMALL, LEAVES, width=extreme) == [1, 2, 5, 6, 11, 12]
+    two = WidthPruningSettings(mode="extreme", keep=2)
+    assert kept(SMALL, LEAVES, width=two) == [1, 2, 4, 5, 6, 8, 10, 11, 12, 14]
+    everything = WidthPruningSettings(mode="extreme", keep=9)
+    assert kept(SMALL, LEAVES, width=everything) == list(range(1, 15))
+
+
+def test_in_a_forest_without_splits_whole_samples_are_kept() -> None:
+    forest = dance_grpo(steps=3, group=4)  # nodes 0..3 | 4..7 | 8..11 | 12..15
+    leaves = np.array([3.0, 1.0, 0.0, 2.0])
+    assert kept(forest, leaves, width=WidthPruningSettings(mode="extreme", keep=1)) == [4, 6, 8, 10]
+    assert kept(forest, leaves, width=WidthPruningSettings(mode="parent_top1")) == [4, 8]
+
+
+def test_depth_pruning_drops_a_window_of_depths() -> None:
+    fixed = DepthPruningSettings(mode="fixed", window=2, start=1)
+    assert kept(SMALL, LEAVES, depth=fixed) == list(range(9, 15))
+    last = DepthPruningSettings(mode="fixed", window=1)
+    assert kept(SMALL, LEAVES, depth=last) == list(range(1, 9))
+    both = kept(SMALL, LEAVES, depth=last, width=WidthPruningSettings(mode="parent_top1"))
+    assert both == [1, 2, 5, 7]
+
+
+@pytest.mark.parametrize(
+    ("direction", "starts"),
+    # The last trained depth is 19, so the window of four begins at 16; it moves by one in 30 iterations up to 9.
+    [("shallower", [16, 15, 14, 13, 12, 11, 10, 9, 9, 9]), ("deeper", [9, 10, 11, 12, 13, 14, 15, 16, 16, 16])],
+)
+def test_a_sliding_window_moves_with_iterations(direction: str, starts: list[int]) -> None:
+    pruning = DepthPruningSettings(mode="sliding", direction=direction)
+    schedule = branch_grpo()
+    for i, start in enumerate(starts):
+        for iteration in (30 * i + 1, 30 * i + 30):
+            assert first_pruned_depth(schedule, pruning, iteration) == start
+    late = pruning.model_copy(update={"first_iteration": 11})
+    assert first_pruned_depth(schedule, late, 11) == starts[0]
+    assert first_pruned_depth(schedule, late, 41) == starts[1]
+
+
+def test_pruning_keeps_to_its_iterations() -> None:
+    width = WidthPruningSettings(mode="parent_top1", first_iteration=3, last_iteration=4)
+    counts = [len(kept(SMALL, LEAVES, iteration, width=width)) for iteration in range(1, 7)]
+    assert counts == [14, 14, 6, 6, 14, 14]
+
+
+@settings(max_examples=40, deadline=None)
+@given(schedules, st.integers(0, 999), st.sampled_from(["parent_top1", "extreme"]), st.booleans())
+def test_pruning_changes_no_kept_edge_and_the_denominator_ignores_advantages(
+    schedule: Schedule, seed: int, mode: str, equal: bool
+) -> None:
+    rng = np.random.default_rng(seed)
+    tree = Tree(0, "p", schedule, logprobs=rng.normal(size=schedule.nodes))
+    tree.logprobs = rng.normal(size=schedule.nodes)
+    tree.rewards = {"r": np.full(schedule.leaves, 0.3) if equal else rng.normal(size=schedule.leaves)}
+    pruning = PruningSettings(
+        width=WidthPruningSettings(mode=mode, keep=1), depth=DepthPruningSettings(mode="fixed", window=1)
+    )
+    stds = [0.5] * len(schedule.steps)
+    whole, pruned = (
+        tree_credit(tree, {"r": 1.0}, AdvantageSettings(normaliser="group"), given, 1, stds)
+        for given in (PruningSettings(), pruning)
+    )
+    assert np.array_equal(whole.advantages, pruned.advantages)
+    assert pruned.weights.sum() == pytest.approx(1)
+    assert set(np.flatnonzero(pruned.weights)) < set(np.flatnonzero(whole.weights))
+    assert len(set(pruned.weights[pruned.weights > 0])) == 1  # every kept edge counts the same, whatever its advantage
+
+
+def test_edge_softmax_weighs_a_node_s_own_children_level_by_level() -> None:
+    logprobs = np.zeros(SMALL.nodes)
+    logprobs[1], logprobs[3] = np.log(3), np.log(2)
+    values = fuse(LEAVES, logprobs, SMALL, beta=1.0, per_edge=True)
+    left = (2 * LEAVES[0] + LEAVES[1] + LEAVES[2]) / 4
+    right = LEAVES[3:].mean()
+    assert values[:3] == pytest.approx([(3 * left + right) / 4, left, right])
+    # The softmax over whole paths gives the left side, which has more mass below, another weight.
+    assert fuse(LEAVES, logprobs, SMALL, beta=1.0)[0] == pytest.approx((3 * 4 * left + 3 * right) / (3 * 4 + 3))
+
+
+def test_weights_by_depth_and_noise_by_hand() -> None:
+    keep = SMALL.trained & (np.arange(SMALL.nodes) != 14)
+    stds = [0.4, 0.2, 0.1, 0.0]
+    by_depth = edge_weights(SMALL, "depth", keep)
+    assert by_depth[[1, 3, 9, 14]] == pytest.approx([1 / 6, 1 / 18, 1 / 15, 0])
+    by_noise = edge_weights(SMALL, "edge", keep, stds)
+    total = 2 * 0.4 + 6 * 0.2 + 5 * 0.1
+    assert by_noise[[1, 3, 9, 14]] == pytest.approx([0.4 / total, 0.2 / total, 0.1 / total, 0])
+    both = edge_weights(SMALL, "depth", keep, stds)
+    assert both[[1, 3, 9]] == pytest.approx([0.2 / 0.7, 0.2 / 6 / 0.7, 0.1 / 5 / 0.7])
+
+
+def test_several_rewards_are_added_before_or_after_normalising() -> None:
+    """One reward a thousand times the other drowns it, unless each is normalised by itself."""
+    tree = Tree(0, "p", SMALL, logprobs=np.zeros(SMALL.nodes))
+    tree.logprobs = np.zeros(SMALL.nodes)
+    loud = np.array([3.0, 1.0, 2.0, 5.0, 4.0, 0.0]) * 1000
+    tree.rewards = {"quiet": LEAVES, "loud": loud}
+    weights, stds = {"quiet": 1.0, "loud": 0.5}, [0.5] * 4
+
+    def advantages(combine: str) -> np.ndarray:
+        return tree_credit(tree, weights, AdvantageSettings(combine=combine), PruningSettings(), 1, stds).advantages
+
+    def alone(rewards: np.ndarray) -> np.ndarray:
+        return depth_advantages(fuse(rewards, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")
+
+    assert advantages("rewards") == pytest.approx(alone(LEAVES + 0.5 * loud))
+    assert advantages("advantages") == pytest.approx(alone(LEAVES) + 0.5 * alone(loud))
+
+
+def test_advantages_are_clipped_at_the_end() -> None:
+    tree = Tree(0, "p", SMALL, logprobs=np.zeros(SMALL.nodes))
+    tree.logprobs = np.zeros(SMALL.nodes)
+    tree.rewards = {"a": LEAVES, "b": -LEAVES}
+    given = AdvantageSettings(combine="advantages", clip=0.5)
+    credit = tree_credit(tree, {"a": 3.0, "b": 1.0}, given, PruningSettings(), 1, [0.5] * 4)
+    expected = 2 * depth_advantages(fuse(LEAVES, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")
+    assert np.abs(expected).max() > 0.5
+    assert credit.advantages == pytest.approx(expected.clip(-0.5, 0.5))
