@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 RECIPE = Path(__file__).parents[1] / "recipes" / "glyphs.yaml"
 
 
+@pytest.mark.slow
 def test_the_demo_teaches_the_policy_to_write(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE), f"runs={tmp_path}"]
     done = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -17,7 +17,6 @@ from branchgrpo.rollout_workers.policies.load import load_policy
     [
         ({"pretrained": "/nowhere"}, r"policy\.pretrained is '/nowhere'; it must be a diffusers pipeline folder"),
         ({"height": 20}, r"policy\.height is 20; this model draws multiples of 8"),
-        ({"device": "abacus"}, r"policy\.device is 'abacus'"),
     ],
 )
 def test_unusable_settings_are_refused(policy_settings: PolicySettings, changes: dict, message: str) -> None:
