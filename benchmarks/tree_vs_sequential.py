@@ -7,71 +7,29 @@ any machine, and neighbours that come and go disturb them little.
     python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
 """
 
-import gc
 import json
 import statistics
-import time
-from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Annotated
 
-import numpy as np
 import torch
 import typer
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..learner.learner import Learner
 from ..proto.files import write_text
 from ..proto.recipe import load_recipe
-from ..proto.schedule import Schedule
-from ..proto.settings import RunSettings, ScheduleSettings
-from ..proto.tree import Task, Tree
-from ..rollout_workers.policies.base import Policy
-from ..rollout_workers.policies.load import load_policy
-from ..rollout_workers.worker import RolloutWorker
+from ..proto.settings import ScheduleSettings
+from .variants import Runner, Variant, with_trees
 
 TREES = 8
 
 
-@dataclass
-class Variant:
-    """One way to sample and train on trees, and the seconds it took."""
-
-    name: str
-    settings: RunSettings
-    trees: int
-    sampling: list[float] = field(default_factory=list)
-    """Without decoding, seconds per tree."""
-    decoding: list[float] = field(default_factory=list)
-    learning: list[float] = field(default_factory=list)
-
-    @property
-    def schedule(self) -> Schedule:
-        return self.settings.schedule.build()
-
-    def median(self, phase: str) -> float:
-        return statistics.median(self.seconds(phase))
-
-    def forget(self) -> None:
-        """Drop what was measured to warm up."""
-        for measured in (self.sampling, self.decoding, self.learning):
-            measured.clear()
-
-    def seconds(self, *phases: str) -> list[float]:
-        """Seconds per tree of each round, summed over `phases`."""
-        return [sum(parts) for parts in zip(*(getattr(self, phase) for phase in phases), strict=True)]
-
-
 def variants() -> list[Variant]:
     """The tree, sequential sampling of as many leaves, and the tree with one row per pass."""
-    demo = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml")))
-    learner = demo.learner.model_copy(
-        update={"skip_zero_advantage": False, "updates_per_iteration": 1, "window_trees": TREES}
-    )
-    tree = demo.model_copy(update={"learner": learner})
+    tree = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml")))
     sequential = tree.model_copy(
         update={
             "schedule": ScheduleSettings(
@@ -87,62 +45,14 @@ def variants() -> list[Variant]:
     single = tree.model_copy(
         update={
             "rollout": tree.rollout.model_copy(update={"batch_limit": 1, "decode_batch": 1}),
-            "learner": learner.model_copy(update={"rows_per_micro_batch": 1}),
+            "learner": tree.learner.model_copy(update={"rows_per_micro_batch": 1}),
         }
     )
     return [
-        Variant("tree", _with_trees(tree, TREES), TREES),
-        Variant("sequential", _with_trees(sequential, TREES), TREES),
-        Variant("tree, one row per pass", _with_trees(single, 1), 1),
+        Variant("tree", with_trees(tree, TREES), TREES),
+        Variant("sequential", with_trees(sequential, TREES), TREES),
+        Variant("tree, one row per pass", with_trees(single, 1), 1),
     ]
-
-
-def _with_trees(settings: RunSettings, trees: int) -> RunSettings:
-    return settings.model_copy(update={"prompts": settings.prompts.model_copy(update={"per_iteration": trees})})
-
-
-class Decoder:
-    """Counts the time that a policy spends in `decode`."""
-
-    def __init__(self, policy: Policy) -> None:
-        self.seconds, self._decode = 0.0, policy.decode
-        policy.decode = self  # type: ignore[method-assign]
-
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
-        start = time.perf_counter()
-        pictures = self._decode(latents)
-        self.seconds += time.perf_counter() - start
-        return pictures
-
-
-def measure(variant: Variant, policy: Policy, learner: Learner, decoder: Decoder, round_number: int) -> None:
-    """One rollout and one update, timed."""
-    schedule = variant.schedule
-    worker = RolloutWorker(policy, variant.settings.rollout)
-    prompts = tuple(f"{number:03d}" for number in range(variant.trees))
-    worker.encode(prompts)
-    trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-    gc.collect()
-    decoder.seconds, start = 0.0, time.perf_counter()
-    for part in worker.sample(Task(round_number, tuple(range(variant.trees)), prompts, schedule, seed=0)):
-        trees[part.tree].add(part)
-    sampled = time.perf_counter() - start
-    rng = np.random.default_rng(round_number)
-    leaves = np.arange(schedule.first_node[-2], schedule.nodes)
-    for tree in trees:
-        tree.add_scores(leaves, {name: rng.random(len(leaves)) for name in variant.settings.rewards})
-    start = time.perf_counter()
-    for tree in trees:
-        learner.take(tree)
-    stats = learner.update()
-    learned = time.perf_counter() - start
-    if stats.rows != schedule.rows * variant.trees:
-        raise RuntimeError(
-            f"{variant.name} trained {stats.rows} rows; its schedule has {schedule.rows * variant.trees}"
-        )
-    variant.sampling.append((sampled - decoder.seconds) / variant.trees)
-    variant.decoding.append(decoder.seconds / variant.trees)
-    variant.learning.append(learned / variant.trees)
 
 
 def ratios(tree: Variant, sequential: Variant, single: Variant) -> dict[str, dict[str, float]]:
@@ -179,16 +89,13 @@ def main(
     """
     console = Console()
     chosen = variants()
-    parts = []
-    for variant in chosen:
-        policy = load_policy(variant.settings.policy)
-        parts.append((variant, policy, Learner(policy, variant.settings), Decoder(policy)))
+    runners = [Runner(variant) for variant in chosen]
     with Progress(console=console, disable=not console.is_terminal) as progress:
         for round_number in progress.track(range(rounds + 1), description="measuring"):
-            for variant, policy, learner, decoder in parts:
-                measure(variant, policy, learner, decoder, round_number)
+            for runner in runners:
+                runner.round(round_number)
                 if round_number == 0:
-                    variant.forget()
+                    runner.variant.forget()
     seconds = Table("variant", "forwards", "rows", "sampling", "decoding", "learning", title="milliseconds per tree")
     for variant in chosen:
         times = (f"{variant.median(phase) * 1e3:.0f}" for phase in ("sampling", "decoding", "learning"))
