@@ -36,6 +36,7 @@ PUBLISHED = {"branch_grpo": 698 / 493, "branch_grpo, pruned": 698 / 314, "branch
 METHODS: dict[str, dict[str, Any]] = {
     "dance_grpo": {"schedule": {"method": "dance_grpo", **TREE}, "normaliser": "group"},
     "branch_grpo": {"schedule": {"method": "branch_grpo", **TREE}},
+    "branch_grpo, graph kept": {"schedule": {"method": "branch_grpo", **TREE}, "learner": {"keep_graph": True}},
     "branch_grpo, pruned": {
         "schedule": {"method": "branch_grpo", **TREE},
         "pruning": {"width": {"mode": "extreme", "keep": 4}, "depth": {"mode": "fixed", "window": 4}},
@@ -55,8 +56,9 @@ def variant(name: str, given: dict[str, Any]) -> Variant:
     """A method on the demo's policy and rewards."""
     demo = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))).model_dump()
     demo["advantage"]["normaliser"] = given.get("normaliser", "depth")
-    settings = parse_settings({**demo, "schedule": given["schedule"], "pruning": given.get("pruning", {})})
-    return Variant(name, with_trees(settings, TREES), TREES)
+    demo["learner"].update(updates_per_iteration=1, **given.get("learner", {}))
+    sections = {"execution": "plain", "schedule": given["schedule"], "pruning": given.get("pruning", {})}
+    return Variant(name, with_trees(parse_settings({**demo, **sections}), TREES), TREES)
 
 
 def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[str, Any]]]:

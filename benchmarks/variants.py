@@ -60,7 +60,7 @@ class Runner:
         self._policy = load_policy(variant.settings.policy)
         self._learner = Learner(self._policy, variant.settings)
         self._decoder = _Decoder(self._policy)
-        self._worker = RolloutWorker(self._policy, variant.settings.rollout)
+        self._worker = RolloutWorker(self._policy, variant.settings.rollout, self._learner.kept)
 
     def round(self, number: int) -> None:
         """One rollout and one update, timed. The advantages come from random scores, so that no edge has none."""

@@ -183,6 +183,7 @@ class LearnerActor(_Process):
 
         metrics.GRADIENT_NORM.set(stats.gradient_norm)
         metrics.CLIP_FRACTION.set(stats.clip_fraction)
+        metrics.KL.set(stats.kl)
         metrics.LEARNING_RATE.set(stats.learning_rate)
         if self._updates % self.settings.learner.updates_per_iteration == 0:
             metrics.LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)
@@ -191,6 +192,7 @@ class LearnerActor(_Process):
             metrics.UPDATES.inc()
             metrics.EDGES_KEPT.inc(stats.edges)
             metrics.EDGES_SKIPPED.inc(stats.skipped_edges)
+            metrics.EDGES_PRUNED.inc(stats.pruned_edges)
 
     def publish(self) -> tuple[int, Weights | None]:
         """A new version, and from rank 0 its weights."""
@@ -242,7 +244,7 @@ class ColocatedActor(LearnerActor, _Sampling):
         from ..rollout_workers.worker import RolloutWorker
 
         info = super().setup(meeting)
-        self.worker = RolloutWorker(self.learner.policy, self.settings.rollout)
+        self.worker = RolloutWorker(self.learner.policy, self.settings.rollout, self.learner.kept)
         return info
 
     def _load_policy(self) -> "Policy":

@@ -24,6 +24,7 @@ from ..proto.stats import UpdateStats
 from ..proto.transport import PartHeader
 from ..proto.tree import Task
 from . import metrics
+from .branching import Branching
 from .evaluation import evaluation_tasks
 from .launch import Pools
 from .loop import IterationReport
@@ -47,6 +48,7 @@ class Controller:
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self.settings = settings
         self.exporters = ExporterDirectory(settings.name)
+        self.branching = Branching(settings)
         self.pools = Pools(settings, (name, namespace), self.exporters)
         self.published: deque[Published] = deque(maxlen=2)
         self._ahead: Iteration | None = None
@@ -71,13 +73,14 @@ class Controller:
         if self.settings.staleness and upcoming:
             self._ahead = self._sample(number + 1, upcoming, self.published[-1])
         updates = await self._learn(iteration)
+        self.branching.learn(number, iteration.schedule, iteration.rewards)
         with iteration.timeline.phase("publishing"):
             self.published.append(await self.pools.learner.publish())
         return self._report(iteration, updates, time.perf_counter() - start)
 
     def _sample(self, number: int, prompts: Sequence[str], weights: Published) -> Iteration:
         """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
-        iteration = Iteration(number, prompts, self.settings, weights)
+        iteration = Iteration(number, prompts, self.settings, self.branching.schedule(number), weights)
         self._going_on.append(iteration)
         for task in iteration.tasks:
             self._start(self._sample_task(iteration, task), iteration.fail)
@@ -233,10 +236,12 @@ class Controller:
         """Write a checkpoint into `folder`."""
         sampled_with = self.published[0] if self.settings.staleness else None
         await self.pools.learner.save(folder, sampled_with)
+        self.branching.save(folder)
 
     async def load(self, folder: Path) -> None:
         """Take up a checkpoint."""
         await self.pools.learner.load(folder)
+        self.branching.load(folder)
         self.published.clear()
         if self.settings.staleness:
             self.published.append(await self.pools.learner.previous(folder))

@@ -174,9 +174,17 @@ def reward_row() -> list[Panel]:
             "Of the last update, before clipping.",
             "short",
             ("norm", value(learner.GRADIENT_NORM)),
-            width=12,
+            width=8,
         ),
-        curves("Learning rate", "Of the last update.", "sci", ("rate", value(learner.LEARNING_RATE)), width=12),
+        curves("Learning rate", "Of the last update.", "sci", ("rate", value(learner.LEARNING_RATE)), width=8),
+        curves(
+            "KL to the reference",
+            "Divergence from the policy before training, averaged over latent dimensions, by the edges' weights; 0 "
+            "without learner.kl_weight.",
+            "sci",
+            ("KL", value(learner.KL)),
+            width=8,
+        ),
     ]
 
 
@@ -186,11 +194,12 @@ def pools_row() -> list[Panel]:
     idle_replicas = f"clamp_min(1 - {rate(scoring.SCORING_SECONDS, '_sum', by='pool')} / {replicas}, 0)"
     slow_batch = f"histogram_quantile(0.95, {rate(scoring.SCORING_SECONDS, '_bucket', by='model, le')})"
     edges = curves(
-        "Edges kept and skipped",
-        "Edges per second that entered the gradient, and that were left out for their zero advantage.",
+        "Edges kept and left out",
+        "Edges per second that entered the gradient, that were skipped for their zero advantage, and that were pruned.",
         "ops",
         ("kept", rate(learner.EDGES_KEPT)),
         ("skipped", rate(learner.EDGES_SKIPPED)),
+        ("pruned", rate(learner.EDGES_PRUNED)),
     )
     paint(edges, "kept", "green")
     paint(edges, "skipped", "text")

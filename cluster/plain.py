@@ -18,6 +18,7 @@ from ..proto.tree import Tree
 from ..reward_service.scorers import Scorers
 from ..rollout_workers.policies.load import load_policy
 from ..rollout_workers.worker import RolloutWorker
+from .branching import Branching
 from .evaluation import Evaluation, evaluate
 from .loop import SHOWN_TREES, IterationReport, Progress, Stopwatch, training_tasks
 
@@ -30,10 +31,11 @@ class PlainLoop:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.settings = settings
+        self.branching = Branching(settings)
         self.scorers = Scorers(settings.rewards, settings.threads)
         self.policy = load_policy(settings.policy)
-        self.worker = RolloutWorker(self.policy, settings.rollout)
         self.learner = Learner(self.policy, settings)
+        self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.kept)
         self.worker.weights_version = self.learner.version
 
     def iterate(
@@ -44,7 +46,7 @@ class PlainLoop:
         progress: Progress = lambda phase, share: None,
     ) -> IterationReport:
         watch = Stopwatch()
-        schedule = self.settings.schedule.build(iteration, self.settings.seed)
+        schedule = self.branching.schedule(iteration)
         trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         leaves_done = 0
@@ -61,6 +63,7 @@ class PlainLoop:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
                 progress("rollout", leaves_done / (len(trees) * schedule.leaves))
+        self.branching.learn(iteration, schedule, [tree.rewards for tree in trees])
         updates = []
         with watch.phase("learning"):
             for number, tree in enumerate(trees):
@@ -86,9 +89,11 @@ class PlainLoop:
     def save(self, folder: Path) -> None:
         with whole(folder) as temporary:
             self.learner.save(temporary)
+            self.branching.save(temporary)
 
     def load(self, folder: Path) -> None:
         self.learner.load(folder)
+        self.branching.load(folder)
         self.worker.weights_version = self.learner.version
 
     def export(self, folder: Path) -> None:

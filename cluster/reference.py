@@ -1,5 +1,6 @@
 """The recipe reference, docs/recipe.md, from the settings themselves: `make docs` prints it there."""
 
+import inspect
 import re
 import sys
 import types
@@ -8,7 +9,9 @@ from typing import Annotated, Any, Literal, Union, get_args, get_origin
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
+from ..proto.methods import METHODS
 from ..proto.recipe import setting_paths, settings_classes
+from ..proto.settings import ScheduleSettings
 
 HEADER = """# Recipe reference
 
@@ -25,7 +28,7 @@ def reference() -> str:
         section, _, name = path.rpartition(".")
         if models := settings_classes(field.annotation):
             inner = f"{path}.<name>" if get_origin(field.annotation) is dict else path
-            sections[inner], titles[inner] = [], (models[0].__doc__ or "").strip()
+            sections[inner], titles[inner] = [], inspect.cleandoc(models[0].__doc__ or "")
         else:
             text = " ".join((field.description or "").split()).replace("|", "\\|")
             sections[section].append(f"| `{name}` | {_type(field)} | {_default(field)} | {text} |")
@@ -35,7 +38,17 @@ def reference() -> str:
         parts.append(
             "\n".join([f"{heading}\n", "| setting | type | default | meaning |", "|---|---|---|---|", *rows]) + "\n"
         )
-    return "\n".join(parts)
+    return "\n".join([*parts, _methods()])
+
+
+def _methods() -> str:
+    """Which settings of a schedule each method has, and its defaults."""
+    lines = ["## Methods and their defaults\n", "| `schedule.method` | `schedule` |", "|---|---|"]
+    for name, method in METHODS.items():
+        given = {k: v for k, v in (method.__kwdefaults__ or {}).items() if k in ScheduleSettings.model_fields}
+        shown = ", ".join(f"{k}: {_plain(value)}" for k, value in given.items())
+        lines.append(f"| `{name}` | `{shown}` |")
+    return "\n".join(lines) + "\n"
 
 
 def _type(field: FieldInfo) -> str:
@@ -62,12 +75,14 @@ def _name(annotation: Any) -> str:
 
 
 def _default(field: FieldInfo) -> str:
-    if field.default is PydanticUndefined:
-        return "required"
+    return "required" if field.default is PydanticUndefined else f"`{_plain(field.default)}`"
+
+
+def _plain(value: Any) -> str:
+    """As it is written in a recipe."""
     shown = {None: "null", True: "true", False: "false"}
-    default = field.default
-    text = shown[default] if default is None or isinstance(default, bool) else str(default)
-    return f"`{re.sub(r'[()]', lambda m: '[' if m[0] == '(' else ']', text)}`"
+    text = shown[value] if value is None or isinstance(value, bool) else str(value)
+    return re.sub(r"[()]", lambda m: "[" if m[0] == "(" else "]", text)
 
 
 if __name__ == "__main__":

@@ -52,9 +52,10 @@ class Growing:
 class Iteration:
     """What is known of one iteration's trees while they are sampled and scored."""
 
-    def __init__(self, number: int, prompts: Sequence[str], settings: RunSettings, weights: Published) -> None:
-        self.number, self.prompts, self.weights = number, prompts, weights
-        self.schedule = settings.schedule.build(number, settings.seed)
+    def __init__(
+        self, number: int, prompts: Sequence[str], settings: RunSettings, schedule: Schedule, weights: Published
+    ) -> None:
+        self.number, self.prompts, self.schedule, self.weights = number, prompts, schedule, weights
         self.tasks = training_tasks(settings, number, prompts, self.schedule, weights.version)
         self.timeline = Timeline()
         self.counted: dict[Counter, float] = {}

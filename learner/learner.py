@@ -1,7 +1,7 @@
 """The learner: takes scored trees, makes updates, publishes weights."""
 
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,7 +10,8 @@ import torch
 
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
-from ..proto.tree import Tree
+from ..proto.tree import Conditioning, Tree
+from ..rollout_workers.expansion import KeptForward
 from ..rollout_workers.kernels import Transitions
 from ..rollout_workers.policies.base import Policy, add_adapters
 from .credit import Credit, tree_credit
@@ -19,7 +20,7 @@ from .engine import Engine
 from .export import export
 from .objective import clipped_objective, kl_divergence, means_logprobs, predicted_means
 from .reference import Reference
-from .rows import MicroBatch, micro_batches, pick_rows
+from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 
 
 @dataclass
@@ -52,6 +53,8 @@ class Learner:
     ) -> None:
         """`observe` is told the rows of every micro-batch that this rank has worked on."""
         self.settings, self.policy, self.observe = settings, policy, observe
+        self.kept: list[KeptForward] | None = [] if settings.learner.keep_graph else None
+        """Forward passes of this process' own rollouts, which take the place of the learner's."""
         self.version = 0
         self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
         if settings.learner.lora:
@@ -76,7 +79,7 @@ class Learner:
             raise ValueError(f"an update takes {self.trees_per_update} trees; one more was given")
         self._update.window.append(tree)
         self._update.stats.trees += 1
-        if len(self._update.window) == self.settings.learner.window_trees:
+        if self.kept is None and len(self._update.window) == self.settings.learner.window_trees:
             self._work_through_window()
 
     def update(self) -> UpdateStats:
@@ -140,6 +143,22 @@ class Learner:
         schedule = trees[0].schedule
         transitions = Transitions.of(schedule, self.policy.sigmas(schedule.grid_steps))
         credits = [self._credit(tree, transitions) for tree in trees]
+        if self.kept is None:
+            rows = self._forward_and_backward(trees, credits, transitions)
+        else:
+            rows = self._backward_only(trees, credits, transitions)
+        stats, edges = self._update.stats, sum(len(row.children) for row in rows)
+        kept = sum(int((credit.weights > 0).sum()) for credit in credits)
+        stats.rows += len(rows)
+        stats.reference_rows += len(rows) if self.reference else 0
+        stats.edges += edges
+        stats.skipped_edges += kept - edges
+        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees) - kept
+
+    def _forward_and_backward(
+        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions
+    ) -> list[Row]:
+        """Work on this rank's share of the rows that there are, and return them all."""
         # With a KL term, edges without an advantage have a gradient too.
         skip = self.settings.learner.skip_zero_advantage and not self.reference
         rows = pick_rows(trees, credits, skip_zero_advantage=skip)
@@ -152,14 +171,24 @@ class Learner:
             ranks=self.engine.ranks,
         )
         for batch in batches:
-            self._backward(transitions, batch.to(self.policy.device))
-        stats, edges = self._update.stats, sum(len(row.children) for row in rows)
-        kept = sum(int((credit.weights > 0).sum()) for credit in credits)
-        stats.rows += len(rows)
-        stats.reference_rows += len(rows) if self.reference else 0
-        stats.edges += edges
-        stats.skipped_edges += kept - edges
-        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees) - kept
+            batch = batch.to(self.policy.device)
+            self._backward(transitions, batch, predicted_means(self._velocity, transitions, batch))
+        return rows
+
+    def _backward_only(self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions) -> list[Row]:
+        """The backward passes of the forward passes that the rollouts of `trees` have left; returns their rows."""
+        assert self.kept is not None
+        own, every = {tree.number: i for i, tree in enumerate(trees)}, []
+        by_parent = {(row.tree, row.parent): row for row in pick_rows(trees, credits, skip_zero_advantage=False)}
+        while self.kept:
+            forward = self.kept.pop()
+            rows = [
+                by_parent[own[int(tree)], int(node)] for tree, node in zip(forward.trees, forward.nodes, strict=True)
+            ]
+            batch = assemble(rows, trees, credits).to(self.policy.device)
+            self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, forward.velocity))
+            every += rows
+        return every
 
     def _credit(self, tree: Tree, transitions: Transitions) -> Credit:
         settings = self.settings
@@ -167,8 +196,11 @@ class Learner:
         iteration = self.version + 1  # every iteration ends with a new version
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, transitions.std.tolist())
 
-    def _backward(self, transitions: Transitions, batch: MicroBatch) -> None:
-        means = predicted_means(self.policy.velocity, transitions, batch, self.engine.module)
+    def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
+        return self.policy.velocity(latents, sigma, conditioning, self.engine.module)
+
+    def _backward(self, transitions: Transitions, batch: MicroBatch, means: torch.Tensor) -> None:
+        """Backward pass of the objective, given the `means` of the states after each parent state."""
         logprobs = means_logprobs(transitions, batch, means)
         objective = clipped_objective(
             logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range

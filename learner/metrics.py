@@ -5,6 +5,7 @@ from prometheus_client import Counter, Gauge, Histogram
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
 EDGES_KEPT = Counter("branchgrpo_edges_kept", "Edges that entered the gradient (counted by rank 0 for all ranks).")
 EDGES_SKIPPED = Counter("branchgrpo_edges_skipped", "Edges left out for their zero advantage (rank 0 for all ranks).")
+EDGES_PRUNED = Counter("branchgrpo_edges_pruned", "Edges left out by pruning (rank 0 for all ranks).")
 MICRO_BATCH_ROWS = Histogram(
     "branchgrpo_micro_batch_rows",
     "Rows in one forward and backward pass.",
@@ -20,5 +21,6 @@ LOGPROB_ABS_DIFF = Gauge(
     "branchgrpo_logprob_abs_diff",
     "Largest difference between learner's and sampler's log-probabilities in an iteration's first update.",
 )
+KL = Gauge("branchgrpo_kl", "KL divergence to the policy before training, in the last update; 0 if not asked for.")
 LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")

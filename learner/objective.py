@@ -6,23 +6,19 @@ from dataclasses import dataclass
 import torch
 
 from ..rollout_workers.kernels import Transitions
-from ..rollout_workers.policies.base import Network, Policy
+from ..rollout_workers.policies.base import Policy
 from .rows import MicroBatch
 
 
-def edge_logprobs(
-    policy: Policy, transitions: Transitions, batch: MicroBatch, network: Network | None = None
-) -> torch.Tensor:
+def edge_logprobs(policy: Policy, transitions: Transitions, batch: MicroBatch) -> torch.Tensor:
     """Log-probability of each edge under the present weights, float32 [E]; one network row per parent state."""
-    return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch, network))
+    return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch))
 
 
-def predicted_means(
-    velocity: Callable[..., torch.Tensor], transitions: Transitions, batch: MicroBatch, *network: Network | None
-) -> torch.Tensor:
+def predicted_means(velocity: Callable[..., torch.Tensor], transitions: Transitions, batch: MicroBatch) -> torch.Tensor:
     """Mean of the state after each parent state, float32 [R, *latent_shape]."""
     sigma = transitions.sigma.to(batch.states.device)[batch.steps]
-    predicted = velocity(batch.states, sigma, batch.conditioning, *network)
+    predicted = velocity(batch.states, sigma, batch.conditioning)
     return transitions.mean(batch.steps, batch.states, predicted)
 
 

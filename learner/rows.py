@@ -85,17 +85,18 @@ def micro_batches(
     largest_share = math.ceil(len(picked) / ranks)
     for begin in range(0, largest_share, rows):
         if own := share[begin : begin + rows]:
-            yield _assemble(own, trees, credits)
+            yield assemble(own, trees, credits)
         else:
-            padding = _assemble(picked[:1], trees, credits)
+            padding = assemble(picked[:1], trees, credits)
             yield replace(padding, weights=torch.zeros_like(padding.weights))
 
 
-def _assemble(
+def assemble(
     picked: Sequence[Row],
     trees: Sequence[Tree],
     credits: Sequence[Credit],
 ) -> MicroBatch:
+    """Rows as one batch."""
     edges = [(row.tree, int(child)) for row in picked for child in row.children]
 
     def per_edge(values: Sequence[FloatArray]) -> torch.Tensor:

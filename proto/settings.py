@@ -77,10 +77,19 @@ class PromptSettings(Settings):
     """Prompts (= trees) per iteration, drawn in an order shuffled anew in each pass through the file."""
 
 
-class ScheduleSettings(Settings):
-    """The shape of a tree: a method, and what is to differ from its defaults (docs/methods.md).
+class AdaptSettings(Settings):
+    """Splits that move to where siblings have differed most."""
 
-    A setting that the method doesn't have is an error.
+    forward_passes: PositiveInt | None = None
+    """Most forward passes of a tree; null for as many as with the splits of the recipe."""
+    decay: Fraction = 0.8
+    """Of what is known of a step: per iteration that splits it, and while it isn't split."""
+
+
+class ScheduleSettings(Settings):
+    """The shape of a tree: a method (docs/method.md), and what is to differ from its defaults.
+
+    null stands for the method's default. A setting that the method doesn't have is an error.
     """
 
     method: Method = "branch_grpo"
@@ -120,11 +129,15 @@ class ScheduleSettings(Settings):
     ode_stride: PositiveInt | None = None
     """Steps of a deterministic stretch that are taken as one, by a multistep solver (DPM-Solver++ 2M); 1 takes each."""
 
+    adapt: AdaptSettings | None = None
+    """Move the splits within a budget (`branch_grpo`, `branch_grpo_mix`); null leaves them where they are. The first
+    iteration has those of the recipe."""
+
     def build(self, iteration: int = 1, seed: int = 0) -> Schedule:
         """The schedule of an iteration (the first is 1). Some methods draw lots from the run's seed."""
         method = METHODS[self.method]
         accepted = inspect.signature(method).parameters
-        given = {name: value for name, value in self if value is not None and name != "method"}
+        given = {name: value for name, value in self if value is not None and name not in ("method", "adapt")}
         if unknown := [name for name in given if name not in accepted]:
             own = [name for name in accepted if name in type(self).model_fields]
             raise ValueError(f"{unknown[0]} isn't a setting of the method '{self.method}', which has {', '.join(own)}")
@@ -134,6 +147,8 @@ class ScheduleSettings(Settings):
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
         self.build()
+        if self.adapt and "splits" not in inspect.signature(METHODS[self.method]).parameters:
+            raise ValueError(f"adapt moves splits, which the method '{self.method}' hasn't as a setting")
         return self
 
 
@@ -276,6 +291,10 @@ class LearnerSettings(Settings):
     kl_weight: NonNegativeFloat = 0.0
     """beta_KL: weight of the KL divergence to the policy before training, averaged over latent dimensions. Takes
     another forward pass per row, and without `lora` a second copy of the network."""
+    keep_graph: bool = False
+    """Keep the graphs of the rollouts' forward passes, so that the learner needs the backward passes only, for the
+    memory of all activations of an iteration's trained rows. For one process that samples and learns (execution
+    `plain`, or placement `colocated` with one rank), one update per iteration, no pruning."""
     skip_zero_advantage: bool = True
     """Leave out edges whose advantage is exactly zero: the gradient is the same. An update without any other edge makes
     no step."""
@@ -445,6 +464,8 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
+        if self.learner.keep_graph:
+            self._check_kept_graphs()
         schedule = self.schedule.build()
         if not schedule.trained_edges:
             raise ValueError("schedule trains no step: give more steps, or splits, or sde_steps")
@@ -471,3 +492,19 @@ class RunSettings(Settings):
                 "advantage would be 0; use 'group' or split somewhere"
             )
         return self
+
+    def _check_kept_graphs(self) -> None:
+        learner, plain = self.learner, self.execution == "plain"
+        fits = {
+            f"learner.updates_per_iteration is {learner.updates_per_iteration}": learner.updates_per_iteration == 1,
+            f"placement is '{self.placement}'": plain or self.placement == "colocated",
+            f"pools.learner.count is {self.pools.learner.count}": plain or self.pools.learner.count == 1,
+            f"learner.zero_stage is {learner.zero_stage}": learner.zero_stage < 3,
+            "learner.gradient_checkpointing is on": not learner.gradient_checkpointing,
+            "pruning is on": self.pruning == PruningSettings(),
+        }
+        if misfits := [name for name, fit in fits.items() if not fit]:
+            raise ValueError(
+                "learner.keep_graph needs one process that samples and learns (execution 'plain', or 'colocated' with "
+                f"one rank), one update per iteration, ZeRO below 3, no checkpointing, no pruning; {misfits[0]}"
+            )

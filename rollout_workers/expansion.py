@@ -25,14 +25,28 @@ def expand(
     conditionings: list[Conditioning],
     settings: RolloutSettings,
     observe: Callable[[int], None] = lambda rows: None,
+    kept: "list[KeptForward] | None" = None,
 ) -> Iterator[Subtree]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
-    told the number of rows after every forward pass.
+    told the number of rows after every forward pass. Forward passes whose rows are trained are added to `kept`, if it
+    is given.
     """
-    growth = _Growth(policy, task, conditionings, settings, observe)
+    growth = _Growth(policy, task, conditionings, settings, observe, kept)
     return growth.grow(growth.start())
+
+
+@dataclass(frozen=True)
+class KeptForward:
+    """A forward pass of a rollout with its graph, so that a learner with the same weights needs the backward only."""
+
+    trees: IntArray
+    """Number of each row's tree within the iteration, int64 [rows]."""
+    nodes: IntArray
+    """Each row's node, int64 [rows]."""
+    velocity: torch.Tensor
+    """[rows, *latent_shape]."""
 
 
 @dataclass(frozen=True)
@@ -73,9 +87,10 @@ class _Growth:
         conditionings: list[Conditioning],
         settings: RolloutSettings,
         observe: Callable[[int], None],
+        kept: list[KeptForward] | None,
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
-        self.observe = observe
+        self.observe, self.kept = observe, kept
         self.transitions = Transitions.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
@@ -106,11 +121,17 @@ class _Growth:
         depth, step = parents.depth, self.schedule.steps[parents.depth]
         rows = torch.as_tensor(parents.tree, device=self.policy.device)
         sigma = self.transitions.sigma[depth].to(self.policy.device)
-        velocity = self.policy.velocity(
-            parents.states,
-            sigma.expand(len(rows)),
-            {name: values[rows] for name, values in self.batched_conditioning.items()},
-        )
+        keeps = self.kept is not None and step.trained
+        with torch.set_grad_enabled(keeps):
+            velocity = self.policy.velocity(
+                parents.states,
+                sigma.expand(len(rows)),
+                {name: values[rows] for name, values in self.batched_conditioning.items()},
+            )
+        if self.kept is not None and keeps:
+            nodes = self.schedule.first_node[depth] + parents.index
+            self.kept.append(KeptForward(np.array(self.task.trees)[parents.tree], nodes, velocity))
+            velocity = velocity.detach()
         self.observe(len(rows))
         mean = self.transitions.mean(depth, parents.states, velocity)
         if parents.clean is not None:

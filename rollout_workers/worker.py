@@ -7,7 +7,7 @@ import torch
 
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Conditioning, Subtree, Task
-from .expansion import expand
+from .expansion import KeptForward, expand
 from .policies.base import Policy, load_weights
 
 ENCODED_PROMPTS = 256
@@ -17,8 +17,9 @@ ENCODED_PROMPTS = 256
 class RolloutWorker:
     """Samples the trees of tasks. A plain class: whoever launches it decides where it runs."""
 
-    def __init__(self, policy: Policy, settings: RolloutSettings) -> None:
-        self.policy, self.settings = policy, settings
+    def __init__(self, policy: Policy, settings: RolloutSettings, kept: list[KeptForward] | None = None) -> None:
+        """Forward passes whose rows are trained are added to `kept`, if it is given, for a learner in this process."""
+        self.policy, self.settings, self.kept = policy, settings, kept
         self.weights_version = 0
         self._encode = lru_cache(maxsize=ENCODED_PROMPTS)(policy.encode)
 
@@ -31,7 +32,7 @@ class RolloutWorker:
             raise ValueError(
                 f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
             )
-        return expand(self.policy, task, self.encode(task.prompts), self.settings, observe)
+        return expand(self.policy, task, self.encode(task.prompts), self.settings, observe, self.kept)
 
     def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""

@@ -18,6 +18,7 @@ from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.rollout_workers.expansion import KeptForward
 from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -117,9 +118,10 @@ def sampled_trees(
     prompts: tuple[str, ...] = PROMPTS,
     version: int = 0,
     rewards: str = "random",
+    kept: list[KeptForward] | None = None,
 ) -> list[Tree]:
     """Whole trees with made-up scores: `random` ones, or `equal` ones."""
-    worker = RolloutWorker(policy, rollout or RolloutSettings(batch_limit=64))
+    worker = RolloutWorker(policy, rollout or RolloutSettings(batch_limit=64), kept)
     worker.weights_version = version
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, schedule, 7, version)):

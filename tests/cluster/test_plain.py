@@ -43,10 +43,10 @@ def test_the_worker_always_samples_with_the_weights_just_learned(
             iteration, ["1", "2", "3", "4"], progress=lambda phase, share: told.append((phase, share))
         )
         first, second = report.updates
-        assert first.edges == 2 * loop.schedule.trained_edges
+        assert first.edges == 2 * settings.schedule.build().trained_edges
         assert first.logprob_abs_diff < bound
         assert second.logprob_abs_diff > 0
-        assert report.rewards["ocr"].shape == (4 * loop.schedule.leaves,)
+        assert report.rewards["ocr"].shape == (4 * settings.schedule.build().leaves,)
     assert loop.worker.weights_version == loop.learner.version == 3
     assert any((value != before[name]).any() for name, value in loop.learner.engine.weights().items())
     assert ("rollout", 1.0) in told

@@ -236,6 +236,40 @@ def test_the_kl_term_is_that_of_torch_s_distributions_to_the_policy_before_train
         torch.testing.assert_close(moment, expected[name], atol=1e-4 * scale, rtol=1e-4)
 
 
+@pytest.mark.parametrize("stage", [0, 1, 2])
+@pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
+def test_a_kept_graph_gives_the_same_gradient_without_a_forward_pass(
+    run_settings: Settings, sample: Sample, stage: int, lora: bool
+) -> None:
+    norms, moments = [], []
+    for keep in (False, True):
+        changes = {"learner.zero_stage": stage, "learner.lora": {"rank": 2} if lora else None}
+        settings = run_settings(
+            {**changes, "learner.keep_graph": keep, "learner.updates_per_iteration": 1, "prompts.per_iteration": 2}
+        )
+        learner = Learner(load_policy(settings.policy), settings)
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept)
+        passes = 0
+
+        def count(*_: object) -> None:
+            nonlocal passes
+            passes += 1
+
+        with learner.policy.network.register_forward_pre_hook(count):
+            stats = update(learner, trees)
+        assert (passes == 0) == keep
+        assert stats.rows == 2 * settings.schedule.build().rows
+        assert not learner.kept
+        norms.append(stats.gradient_norm)
+        moments.append(first_moments(learner))
+        if keep:
+            assert stats.logprob_abs_diff == 0
+    assert norms[1] == pytest.approx(norms[0], rel=1e-4)
+    scale = max(float(moment.abs().max()) for moment in moments[0].values())
+    for name, moment in moments[0].items():
+        torch.testing.assert_close(moments[1][name], moment, atol=1e-5 * scale, rtol=1e-4)
+
+
 def test_pruned_edges_are_not_computed_and_the_rest_counts_more(run_settings: Settings, sample: Sample) -> None:
     changes = {"pruning.width": {"mode": "parent_top1"}, "pruning.depth": {"mode": "fixed", "window": 1}}
     settings = run_settings(changes)

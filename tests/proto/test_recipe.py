@@ -59,6 +59,7 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule={method: grpo}", "schedule.method is 'grpo'"),
         ("schedule.splits=many", "schedule.splits"),
         ("pruning.depth={mode: fixed, window: 15}", "pruning.depth.window is 15 of 15 trained depths"),
+        ("learner.keep_graph=true", "no pruning; learner.updates_per_iteration is 2"),
         ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
         ("name=a/b", "'a/b' can't name a folder"),
