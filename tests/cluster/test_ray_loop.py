@@ -1,5 +1,6 @@
 """The loop on Ray gives what the plain loop gives, bit by bit, whatever happens to its workers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -115,6 +116,36 @@ def test_weights_are_bit_equal_though_a_worker_is_killed_and_pools_are_scaled(
     assert len(seen[0]) == len(seen[1]) == len(seen[2]) == 2
     assert seen[0] == seen[1]
     assert len(set(seen[1]) & set(seen[2])) == 1, "one of two was killed and replaced"
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"schedule.adapt": {}},
+        {"schedule": {"method": "tree_grpo", "steps": 6, "window": 2}},
+        {"learner.keep_graph": True, "learner.updates_per_iteration": 1, "placement": "colocated"},
+    ],
+    ids=["moving splits", "a window drawn anew", "kept graphs"],
+)
+def test_what_changes_with_iterations_is_the_same_on_ray(
+    changes: dict[str, Any], settings_in: Settings, tmp_path: Path, head: str
+) -> None:
+    saved = []
+    for execution in ("plain", "ray"):
+        settings = settings_in(
+            tmp_path, {**BASE, **changes, "name": execution, "execution": execution, "iterations": 3}
+        )
+        recipe = tmp_path / f"{execution}.yaml"
+        recipe.write_text(dump_recipe(settings))
+        command = [sys.executable, "-m", "branchgrpo", "train", str(recipe)]
+        subprocess.run([*command, "--address", head], check=True, capture_output=True)
+        run = settings.runs / execution
+        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
+        weights = safetensors.torch.load_file(run / "checkpoints" / "iteration-000003" / "weights.safetensors")
+        saved.append((weights, [(line["forward_passes"], line["rewards"], line["logprob_abs_diff"]) for line in lines]))
+    assert_bit_equal(saved[0][0], saved[1][0])
+    assert saved[0][1] == saved[1][1]
 
 
 @pytest.mark.slow

@@ -103,6 +103,26 @@ def test_the_value_of_a_root_is_the_mean_of_its_leaves_whatever_their_order(sche
     assert fuse(shuffled, logprobs, schedule)[: schedule.roots] == pytest.approx(values[: schedule.roots])
 
 
+@settings(max_examples=30, deadline=None)
+@given(schedules, st.integers(0, 999), st.sampled_from(["depth", "leaf", "group"]), st.sampled_from([0.0, 0.7]))
+def test_relabelling_siblings_changes_nothing(schedule: Schedule, seed: int, normaliser: str, beta: float) -> None:
+    """The children of the nodes at one split change places, with all that is below them."""
+    rewards, logprobs = random_tree(schedule, seed)
+    rng = np.random.default_rng(seed)
+    split = int(rng.choice([depth for depth, step in enumerate(schedule.steps) if step.children > 1]))
+    order = rng.permutation(schedule.steps[split].children)
+    places = [np.arange(n) for n in schedule.nodes_per_depth]
+    for depth in range(split + 1, len(places)):
+        places[depth] = places[depth].reshape(schedule.nodes_per_depth[split], len(order), -1)[:, order].ravel()
+    node = np.concatenate([first + place for first, place in zip(schedule.first_node, places, strict=False)])
+    first_leaf = schedule.first_node[-2]
+    values = fuse(rewards, logprobs, schedule, beta)
+    moved = fuse(rewards[node[first_leaf:] - first_leaf], logprobs[node], schedule, beta)
+    assert moved == pytest.approx(values[node])
+    advantages = depth_advantages(values, schedule, normaliser)
+    assert depth_advantages(moved, schedule, normaliser) == pytest.approx(advantages[node], abs=1e-9)
+
+
 @given(schedules)
 @settings(max_examples=30, deadline=None)
 def test_edge_weights_add_up_to_one(schedule: Schedule) -> None:
