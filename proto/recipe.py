@@ -129,7 +129,8 @@ def settings_classes(annotation: Any) -> list[type[BaseModel]]:
 
 
 def _explain(detail: ErrorDetails) -> str:
-    key = ".".join(str(part) for part in detail["loc"])
+    # Where there are alternatives, pydantic adds which one it tried: `dict[int,int]`, `literal['a','b']`.
+    key = ".".join(str(part) for part in detail["loc"] if "[" not in str(part))
     if detail["type"] == "extra_forbidden":
         return f"unknown setting '{key}'; {_nearest(key)}"
     message = detail["msg"].removeprefix("Value error, ")

@@ -57,7 +57,7 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule.window=3", "schedule: window isn't a setting of the method 'branch_grpo', which has steps, splits"),
         ("schedule={method: mix_grpo, window: 30}", "window_start is 0 with a window of 30"),
         ("schedule={method: grpo}", "schedule.method is 'grpo'"),
-        ("schedule.splits=many", "schedule.splits"),
+        ("schedule.splits=many", "schedule.splits is 'many': input should be 'early', 'dense'"),
         ("pruning.depth={mode: fixed, window: 15}", "pruning.depth.window is 15 of 15 trained depths"),
         ("learner.keep_graph=true", "no pruning; learner.updates_per_iteration is 2"),
         ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
