@@ -40,7 +40,7 @@ class Branching:
         self._children: list[int] = []
         if self._adapt:
             first = settings.schedule.build(1, settings.seed)
-            self._children = [step.children for step in first.steps if step.children > 1]
+            self._children = list(first.splits.values())
             budget = self._adapt.forward_passes or first.forward_passes
             self._places = [
                 places

@@ -124,7 +124,9 @@ class Controller:
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
         iteration.leaves_scored += len(header.leaves)
-        self.progress = ("rollout", iteration.leaves_scored / (len(iteration.prompts) * tree.schedule.leaves))
+        # A task that runs again is scored again.
+        share = iteration.leaves_scored / (len(iteration.prompts) * tree.schedule.leaves)
+        self.progress = ("rollout", min(share, 1.0))
         if tree.complete:
             iteration.completed(tree)
 

@@ -91,6 +91,11 @@ class Schedule:
         """Steps of the grid on which the policy lays its noise levels."""
         return int(self.levels[-1])
 
+    @property
+    def splits(self) -> dict[int, int]:
+        """Number of children by step of the grid, where there is more than one."""
+        return {int(n): step.children for n, step in zip(self.levels, self.steps, strict=False) if step.children > 1}
+
     @cached_property
     def nodes_per_depth(self) -> tuple[int, ...]:
         """Number of nodes at depth 0 (the roots) to T (the leaves)."""

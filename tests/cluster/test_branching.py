@@ -36,11 +36,6 @@ def rewards(schedule: Schedule, gains: dict[int, float], rng: np.random.Generato
     return value
 
 
-def splits(schedule: Schedule) -> list[int]:
-    pairs = zip(schedule.levels, schedule.steps, strict=False)
-    return [int(level) for level, step in pairs if step.children > 1]
-
-
 def played(settings: RunSettings, iterations: int, gains: dict[int, float]) -> list[Schedule]:
     branching, rng, schedules = Branching(settings), np.random.default_rng(0), []
     for iteration in range(1, iterations + 1):
@@ -54,11 +49,11 @@ def test_splits_move_to_where_the_reward_is_decided_and_stay_within_the_budget(r
     settings = run_settings(ADAPT)
     gains = {1: 1.0, 7: 1.0, 8: 1.0, 4: 0.1}
     schedules = played(settings, 60, gains)
-    assert splits(schedules[0]) == [0, 3, 6]
-    late = [step for schedule in schedules[20:] for step in splits(schedule)]
+    assert list(schedules[0].splits) == [0, 3, 6]
+    late = [step for schedule in schedules[20:] for step in schedule.splits]
     found = sum(step in (1, 7, 8) for step in late) / len(late)
     assert found > 0.6  # at random it would be 3 of 11
-    assert {step for schedule in schedules for step in splits(schedule)} == set(range(11))  # each was tried
+    assert {step for schedule in schedules for step in schedule.splits} == set(range(11))  # each was tried
     budget = schedules[0].forward_passes
     assert all(schedule.forward_passes <= budget and schedule.leaves == 8 for schedule in schedules)
     assert played(settings, 60, gains) == schedules
@@ -67,7 +62,7 @@ def test_splits_move_to_where_the_reward_is_decided_and_stay_within_the_budget(r
 def test_a_budget_bounds_every_tree_and_one_too_small_is_refused(run_settings: Settings) -> None:
     cheapest = branch_grpo(steps=12, splits={8: 2, 9: 2, 10: 2}).forward_passes
     settings = run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest}}})
-    assert {tuple(splits(schedule)) for schedule in played(settings, 4, {})[1:]} == {(8, 9, 10)}
+    assert {tuple(schedule.splits) for schedule in played(settings, 4, {})[1:]} == {(8, 9, 10)}
     with pytest.raises(ValueError, match=f"forward_passes is {cheapest - 1}"):
         Branching(run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest - 1}}}))
 

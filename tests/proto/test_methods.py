@@ -30,12 +30,6 @@ def noisy(schedule: Schedule) -> list[int]:
     return [int(level) for level, step in zip(schedule.levels, schedule.steps, strict=False) if step.stochastic]
 
 
-def splits(schedule: Schedule) -> dict[int, int]:
-    """Grid step -> children."""
-    pairs = zip(schedule.levels, schedule.steps, strict=False)
-    return {int(level): step.children for level, step in pairs if step.children > 1}
-
-
 @pytest.mark.parametrize(
     ("schedule", "counts"),
     [
@@ -60,12 +54,12 @@ def test_counts_by_hand(schedule: Schedule, counts: tuple[int, ...]) -> None:
 
 def test_sequential_methods_are_independent_samples_that_are_noisy_at_every_step_but_the_last() -> None:
     for schedule, group in ((dance_grpo(), 16), (flow_grpo(), 24)):
-        assert (schedule.roots, splits(schedule)) == (group, {})
+        assert (schedule.roots, schedule.splits) == (group, {})
         assert noisy(schedule) == list(range(len(schedule.steps) - 1))
     assert {step.kernel for step in dance_grpo().steps[:-1]} == {"dance"}
     assert {step.kernel for step in flow_grpo().steps[:-1]} == {"flow"}
     shared = dance_grpo(shared_start=True)
-    assert (shared.roots, splits(shared), shared.sibling_spread) == (1, {0: 16}, math.inf)
+    assert (shared.roots, shared.splits, shared.sibling_spread) == (1, {0: 16}, math.inf)
     assert noisy(shared) == list(range(19))
 
 
@@ -73,7 +67,7 @@ def test_flow_grpo_fast_splits_at_a_step_drawn_in_every_iteration() -> None:
     starts = []
     for iteration in range(1, 200):
         schedule = flow_grpo_fast(window=3, iteration=iteration, seed=4)
-        ((start, children),) = splits(schedule).items()
+        ((start, children),) = schedule.splits.items()
         assert (children, schedule.sibling_spread) == (24, math.inf)
         assert noisy(schedule) == [start, start + 1, start + 2]
         assert schedule.forward_passes == start + 1 + (9 - start) * 24
@@ -91,25 +85,25 @@ def test_mix_grpo_s_window_slides_with_iterations(end: str, starts: list[int]) -
         for iteration in (25 * i + 1, 25 * i + 25):
             schedule = mix_grpo(window_stride=4, window_end=end, iteration=iteration)
             assert noisy(schedule) == list(range(start, start + 4))
-            assert splits(schedule) == {start: 12}  # all walk the same way until there
+            assert schedule.splits == {start: 12}  # all walk the same way until there
             assert (schedule.roots, schedule.sibling_spread) == (1, math.inf)
 
 
 def test_tempflow_grpo_sweeps_one_split_over_the_steps() -> None:
     for iteration in range(1, 19):
         schedule = tempflow_grpo(iteration=iteration)
-        assert splits(schedule) == {(iteration - 1) % 9: 16}
+        assert schedule.splits == {(iteration - 1) % 9: 16}
         assert noisy(schedule) == [(iteration - 1) % 9]
-    assert splits(tempflow_grpo(split_step=2, iteration=7)) == {2: 16}
+    assert tempflow_grpo(split_step=2, iteration=7).splits == {2: 16}
 
 
 def test_tree_grpo_splits_at_every_step_of_a_random_window() -> None:
     starts = set()
     for iteration in range(1, 100):
         schedule = tree_grpo(iteration=iteration)
-        start = min(splits(schedule))
-        assert splits(schedule) == {start + i: 2 for i in range(4)}
-        assert noisy(schedule) == sorted(splits(schedule))
+        start = min(schedule.splits)
+        assert schedule.splits == {start + i: 2 for i in range(4)}
+        assert noisy(schedule) == sorted(schedule.splits)
         assert (schedule.rows, schedule.trained_edges, schedule.leaves) == (15, 30, 16)
         starts.add(start)
     assert starts == set(range(6))
@@ -118,10 +112,10 @@ def test_tree_grpo_splits_at_every_step_of_a_random_window() -> None:
 def test_branch_grpo_splits_where_it_is_told_and_is_noisy_everywhere() -> None:
     for name in get_args(SplitName):
         schedule = branch_grpo(splits=name)
-        assert (len(splits(schedule)), schedule.leaves, schedule.sibling_spread) == (4, 16, 4.0)
+        assert (len(schedule.splits), schedule.leaves, schedule.sibling_spread) == (4, 16, 4.0)
         assert noisy(schedule) == list(range(19))
-    assert splits(branch_grpo(splits={1: 3, 4: 2})) == {1: 3, 4: 2}
-    assert list(splits(branch_grpo(steps=40, splits="dense"))) == [0, 6, 12, 18]
+    assert branch_grpo(splits={1: 3, 4: 2}).splits == {1: 3, 4: 2}
+    assert list(branch_grpo(steps=40, splits="dense").splits) == [0, 6, 12, 18]
     with pytest.raises(ValueError, match="needs more than 5 steps"):
         branch_grpo(steps=5)
 
@@ -131,7 +125,7 @@ def test_branch_grpo_mix_is_noisy_at_splits_and_in_its_window(stride: int, windo
     for i, start in enumerate(windows):
         schedule = branch_grpo_mix(window_stride=stride, iteration=30 * i + 1)
         assert noisy(schedule) == sorted({0, 3, 6, 9} | set(range(start, start + 4)))
-        assert splits(schedule) == dict.fromkeys((0, 3, 6, 9), 2)
+        assert schedule.splits == dict.fromkeys((0, 3, 6, 9), 2)
 
 
 def test_a_stride_takes_fewer_steps_over_the_same_noise_levels() -> None:
