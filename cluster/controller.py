@@ -209,6 +209,7 @@ class Controller:
     async def start(self, http_host: str, http_port: int) -> str:
         """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server."""
         address = await serve_http(self, http_host, http_port, metrics.REGISTRY)
+        metrics.LAST_PROGRESS.set_to_current_time()
         self._clock = asyncio.create_task(self._keep_counting())
         await self.pools.start()
         self.published.append(await self.pools.learner.weights())

@@ -20,6 +20,11 @@ ITERATION_SECONDS = Histogram(
     registry=REGISTRY,
 )
 LAST_ITERATION_SECONDS = Gauge("branchgrpo_last_iteration_seconds", "Seconds of the last iteration.", registry=REGISTRY)
+LAST_PROGRESS = Gauge(
+    "branchgrpo_last_progress_timestamp_seconds",
+    "When the last iteration ended, or the run began, in Unix seconds.",
+    registry=REGISTRY,
+)
 PHASE_SECONDS = Counter(
     "branchgrpo_phase_seconds",
     "Seconds during which a phase was going on (rollout, scoring, waiting, learning, publishing); they overlap, "
@@ -66,6 +71,7 @@ RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were r
 def note_iteration(report: IterationReport, seconds: float, version: int) -> None:
     """Export what a finished iteration was."""
     ITERATION.set(report.iteration)
+    LAST_PROGRESS.set_to_current_time()
     ITERATION_SECONDS.observe(seconds)
     LAST_ITERATION_SECONDS.set(seconds)
     for name, values in report.rewards.items():

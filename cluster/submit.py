@@ -32,6 +32,7 @@ SHIPPED = (
     "benchmarks/*.py",
     "cluster/*.py",
     "cluster/dashboards/*.json",
+    "cluster/prometheus/*.yaml",
     "learner/*.py",
     "proto/*.py",
     "recipes/*.txt",
