@@ -56,17 +56,23 @@ they wait, and what they get done. It is made by `cluster/dashboard.py`; `make d
 `cluster/prometheus/alerts.yaml` has alert rules: copy it beside prometheus.yml and name it there
 (`rule_files: [alerts.yaml]`).
 
-| alert | it means | what to do |
-|---|---|---|
-| `BranchGRPOIterationStalled` | no iteration has ended for three times the last one's seconds, and ten minutes more | `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it |
-| `BranchGRPOProcessDown` | a process doesn't answer Prometheus | look at its node and its log; a worker that has died is replaced by itself |
-| `BranchGRPOWorkersRestart` | workers of a pool keep dying | their logs tell why; most often memory: lower `rollout.batch_limit` or `rollout.trees_per_task` |
-| `BranchGRPOScoreFailures` | a reward model raised, or gave what is no score | its replica's log has the error; after six attempts at a request the run stops |
-| `BranchGRPOScoringQueueGrows` | a reward model is slower than the rollouts | `branchgrpo scale RUN --reward NAME=COUNT`, or a larger `batch_pictures` |
-| `BranchGRPORewardNotANumber` | a reward's mean or deviation is not a number | mend the reward model |
-| `BranchGRPORewardFlat` | all leaves score alike: nothing can be learned | the task is solved, or the reward is broken, or `schedule.eta` is too small to make samples differ |
-| `BranchGRPORewardCollapses` | a mean reward has fallen by two standard deviations of its leaves | resume from an earlier checkpoint with a lower learning rate or clip range, or a `learner.kl_weight` |
-| `BranchGRPOLogprobsDiffer` | learner and sampler disagree about log-probabilities | stop: ratios start from 1 no more; look for different precisions or a policy adapter that draws noise |
+- `BranchGRPOIterationStalled`: no iteration has ended for three times the last one's seconds, and ten minutes more.
+  `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it.
+- `BranchGRPOProcessDown`: a process doesn't answer Prometheus. Look at its node and its log; a worker that has died
+  is replaced by itself.
+- `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs tell why; most often memory: lower
+  `rollout.batch_limit` or `rollout.trees_per_task`.
+- `BranchGRPOScoreFailures`: a reward model raised, or gave what is no score. Its replica's log has the error; after
+  six attempts at a request the run stops.
+- `BranchGRPOScoringQueueGrows`: a reward model is slower than the rollouts. `branchgrpo scale RUN --reward
+  NAME=COUNT`, or a larger `batch_pictures`.
+- `BranchGRPORewardNotANumber`: a reward's mean or deviation is not a number. Mend the reward model.
+- `BranchGRPORewardFlat`: all leaves score alike: nothing can be learned. The task is solved, or the reward is broken,
+  or `schedule.eta` is too small to make samples differ.
+- `BranchGRPORewardCollapses`: a mean reward has fallen by two standard deviations of its leaves. Resume from an
+  earlier checkpoint with a lower learning rate or clip range, or a `learner.kl_weight`.
+- `BranchGRPOLogprobsDiffer`: learner and sampler disagree about log-probabilities. Stop: ratios start from 1 no more;
+  look for different precisions or a policy adapter that draws noise.
 
 ## Series
 
