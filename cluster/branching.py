@@ -1,6 +1,7 @@
 """Which schedule an iteration has: the recipe's, or one whose splits go where siblings have differed most."""
 
 import json
+import math
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -14,13 +15,15 @@ from ..proto.schedule import Schedule
 from ..proto.settings import RunSettings
 
 FILE = "branching.json"
+MOST_PLACES = 100_000
+"""For all splits together; a few seconds at the start of a run."""
 Rewards = Mapping[str, npt.NDArray[np.float64]]
 
 
 class Branching:
     """Decides the schedule of every iteration, and with `schedule.adapt` learns from the rewards of its trees.
 
-    A split is worth what its siblings differ by: the variance between the fused rewards of a parent's children, as a
+    A split is worth what its siblings differ by: the variance between the mean rewards below a parent's children, as a
     share of the variance of the tree's leaves, averaged over parents, trees and, with a decay, iterations. Of all
     places for the splits within the budget of forward passes, those with the largest sum are taken. What is known of a
     step fades while it isn't split, towards the best that is known: so every step is tried, and tried again.
@@ -36,19 +39,24 @@ class Branching:
         self._worth: dict[int, float] = {}
         self._seen: dict[int, int] = {}
         """Iteration in which each step was last split."""
-        self._places: list[tuple[int, ...]] = []
         self._children: list[int] = []
         if self._adapt:
             first = settings.schedule.build(1, settings.seed)
             self._children = list(first.splits.values())
-            budget = self._adapt.forward_passes or first.forward_passes
-            self._places = [
-                places
-                for places in combinations(range(first.grid_steps - 1), len(self._children))
-                if self._split_at(places).build(1, settings.seed).forward_passes <= budget
-            ]
-            if not self._places:
-                raise InputError(f"schedule.adapt.forward_passes is {budget}; no tree with these splits is so cheap")
+            self._budget = self._adapt.forward_passes or first.forward_passes
+            steps, count = first.grid_steps - 1, len(self._children)
+            if math.comb(steps, count) > MOST_PLACES:
+                raise InputError(
+                    f"schedule.adapt would choose from {math.comb(steps, count)} places for {count} splits in {steps} "
+                    f"steps; at most {MOST_PLACES} can be"
+                )
+            self._places = np.array(list(combinations(range(steps), count)))
+            cheapest = self._split_at(self._places[-1], 1)
+            if cheapest.forward_passes > self._budget:
+                raise InputError(
+                    f"schedule.adapt.forward_passes is {self._budget}; the cheapest tree with these splits takes "
+                    f"{cheapest.forward_passes}"
+                )
 
     def schedule(self, iteration: int) -> Schedule:
         """Of an iteration. Must be asked for in order."""
@@ -61,9 +69,14 @@ class Branching:
         self._pending = [entry for entry in self._pending if entry[0] > known]
         if not self._worth:
             return settings.schedule.build(iteration, settings.seed)
-        score = np.array([self._score(step, known) for step in range(max(map(max, self._places)) + 1)])
-        best = max(self._places, key=lambda places: (round(float(score[list(places)].sum()), 12), places))
-        return self._split_at(best).build(iteration, settings.seed)
+        score = np.array([self._score(step, known) for step in range(self._places.max() + 1)])
+        totals = score[self._places].sum(axis=1).round(12)
+        # The best first; of equals the latest, which are the cheapest. What is left at last is the cheapest of all.
+        for place in np.lexsort((np.arange(len(totals)), totals))[::-1]:
+            schedule = self._split_at(self._places[place], iteration)
+            if schedule.forward_passes <= self._budget:
+                return schedule
+        return self._split_at(self._places[-1], iteration)
 
     def learn(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves, tree by tree."""
@@ -102,9 +115,10 @@ class Branching:
         trust = self._adapt.decay ** (iteration - self._seen[step])
         return trust * self._worth[step] + (1 - trust) * best
 
-    def _split_at(self, places: Sequence[int]) -> Any:
-        splits = dict(zip(places, self._children, strict=True))
-        return self.settings.schedule.model_copy(update={"splits": splits})
+    def _split_at(self, places: Sequence[int], iteration: int) -> Schedule:
+        splits = {int(place): children for place, children in zip(places, self._children, strict=True)}
+        changed = self.settings.schedule.model_copy(update={"splits": splits})
+        return changed.build(iteration, self.settings.seed)
 
 
 def sibling_variance(schedule: Schedule, trees: Sequence[npt.NDArray[np.float64]]) -> dict[int, float]:

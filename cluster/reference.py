@@ -16,7 +16,9 @@ from ..proto.settings import ScheduleSettings
 HEADER = """# Recipe reference
 
 A recipe is a YAML file of the settings below. `branchgrpo train recipe.yaml key=value ...` replaces settings by their
-dotted name. An unknown key is an error. This page is made from `proto/settings.py` by `make docs`.
+dotted name. An unknown key is an error. With `base: other.yaml` a recipe starts from another one: it says only what
+differs, but `schedule` and `rewards` replace the whole section. This page is made from `proto/settings.py` by
+`make docs`.
 """
 
 

@@ -23,6 +23,7 @@ from ..proto.errors import InputError, RunFailed
 from ..proto.recipe import save_recipe
 from ..proto.settings import RunSettings
 from ..rollout_workers.policies.load import EMBEDDED, find_policy
+from .branching import Branching
 from .prompts import read_prompts
 from .train import check_rewards
 
@@ -68,6 +69,7 @@ def check(settings: RunSettings) -> None:
             f"policy.pretrained is '{policy.pretrained}'; it must be one of {sorted(EMBEDDED)} or an absolute path to "
             "a pipeline folder that the cluster sees"
         )
+    Branching(settings)
     if not any(reward.scorer for reward in settings.rewards.values()):
         check_rewards(settings)
     read_prompts(settings.prompts.train, "prompts.train")

@@ -11,6 +11,7 @@ from ..proto.settings import RunSettings
 from ..reward_service.scorers import reward_models
 from ..rollout_workers.policies.load import find_policy
 from . import pictures
+from .branching import Branching
 from .console import RunDisplay
 from .loop import Loop
 from .prompts import prompts_of, read_prompts
@@ -27,6 +28,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     after SIGTERM or Ctrl-C.
     """
     check_rewards(settings)
+    Branching(settings)
     find_policy(settings.policy)
     train_prompts = read_prompts(settings.prompts.train, "prompts.train")
     held_out: list[str] = []

@@ -42,18 +42,18 @@ def edge_weights(
     schedule: Schedule,
     kind: Literal["edge", "depth"],
     kept: npt.NDArray[np.bool_] | None = None,
-    stds: Sequence[float] | None = None,
+    noise: Sequence[float] | None = None,
 ) -> FloatArray:
     """Share of every node's edge in one tree's objective, float64 [nodes]; the shares of `kept` edges add up to 1.
 
-    `edge`: every kept edge counts the same, so depths with many nodes weigh more; `depth`: every depth the same. With
-    `stds`, float [steps], an edge counts in proportion to the noise of its step as well (TempFlow-GRPO). None is
-    kept if `kept` is all false; by default all trained edges are.
+    `edge`: every kept edge counts the same, so depths with many nodes weigh more; `depth`: every depth the same. By
+    default all trained edges are kept. Each share is then multiplied by the factor of its step in `noise`, float
+    [steps], as in TempFlow-GRPO; so it matters which steps are trained, and the sum may be another.
     """
     kept = schedule.trained if kept is None else kept
     weights = kept.astype(np.float64)
     if kind == "depth":
         weights /= np.maximum(np.bincount(schedule.depth, weights=weights), 1)[schedule.depth]
-    if stds is not None:
-        weights *= np.array([0.0, *stds])[schedule.depth]
-    return weights / total if (total := weights.sum()) else weights
+    if total := weights.sum():
+        weights /= total
+    return weights if noise is None else weights * np.array([0.0, *noise])[schedule.depth]

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from ..proto.errors import InputError
 from ..proto.settings import AdvantageSettings, PruningSettings
 from ..proto.tree import FloatArray, Tree
 from .advantages import depth_advantages, edge_weights
@@ -28,12 +29,12 @@ def tree_credit(
     settings: AdvantageSettings,
     pruning: PruningSettings,
     iteration: int,
-    stds: Sequence[float],
+    noise: Sequence[float],
 ) -> Credit:
     """Credit of a scored tree of an iteration (the first is 1).
 
-    `rewards` are the factors of the rewards in their sum, `stds` the noise of every step. Raises ValueError for a tree
-    with scores missing.
+    `rewards` are the factors of the rewards in their sum, `noise` the relative noise of every step. Raises ValueError
+    for a tree with scores missing, and InputError if pruning keeps no edge.
     """
     if not tree.scored(rewards):
         raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
@@ -56,5 +57,7 @@ def tree_credit(
             np.zeros(schedule.nodes),
         )
     kept = kept_edges(values, schedule, pruning, iteration)
-    weights = edge_weights(schedule, settings.edge_weight, kept, stds if settings.noise_weight else None)
+    if not kept.any():
+        raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")
+    weights = edge_weights(schedule, settings.edge_weight, kept, noise if settings.noise_weight else None)
     return Credit(advantages.clip(-settings.clip, settings.clip), weights)

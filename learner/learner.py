@@ -12,7 +12,7 @@ from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tree import Conditioning, Tree
 from ..rollout_workers.expansion import KeptForward
-from ..rollout_workers.kernels import Transitions
+from ..rollout_workers.kernels import Transitions, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from .credit import Credit, tree_credit
 from .ema import WeightAverage
@@ -141,8 +141,9 @@ class Learner:
         """Forward and backward for all micro-batches of the window."""
         trees, self._update.window = self._update.window, []
         schedule = trees[0].schedule
-        transitions = Transitions.of(schedule, self.policy.sigmas(schedule.grid_steps))
-        credits = [self._credit(tree, transitions) for tree in trees]
+        sigmas = self.policy.sigmas(schedule.grid_steps)
+        transitions, noise = Transitions.of(schedule, sigmas), relative_noise(schedule, sigmas)
+        credits = [self._credit(tree, noise) for tree in trees]
         if self.kept is None:
             rows = self._forward_and_backward(trees, credits, transitions)
         else:
@@ -159,9 +160,7 @@ class Learner:
         self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions
     ) -> list[Row]:
         """Work on this rank's share of the rows that there are, and return them all."""
-        # With a KL term, edges without an advantage have a gradient too.
-        skip = self.settings.learner.skip_zero_advantage and not self.reference
-        rows = pick_rows(trees, credits, skip_zero_advantage=skip)
+        rows = pick_rows(trees, credits, skip_zero_advantage=self._skips)
         batches = micro_batches(
             rows,
             trees,
@@ -178,23 +177,30 @@ class Learner:
     def _backward_only(self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions) -> list[Row]:
         """The backward passes of the forward passes that the rollouts of `trees` have left; returns their rows."""
         assert self.kept is not None
-        own, every = {tree.number: i for i, tree in enumerate(trees)}, []
-        by_parent = {(row.tree, row.parent): row for row in pick_rows(trees, credits, skip_zero_advantage=False)}
+        own = {tree.number: i for i, tree in enumerate(trees)}
+        every = pick_rows(trees, credits, skip_zero_advantage=self._skips)
+        by_parent = {(row.tree, row.parent): row for row in every}
         while self.kept:
             forward = self.kept.pop()
-            rows = [
-                by_parent[own[int(tree)], int(node)] for tree, node in zip(forward.trees, forward.nodes, strict=True)
-            ]
-            batch = assemble(rows, trees, credits).to(self.policy.device)
-            self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, forward.velocity))
-            every += rows
+            pairs = enumerate(zip(forward.trees, forward.nodes, strict=True))
+            places = {i: by_parent.get((own[int(tree)], int(node))) for i, (tree, node) in pairs}
+            picked = {i: row for i, row in places.items() if row}
+            if picked:
+                batch = assemble(list(picked.values()), trees, credits).to(self.policy.device)
+                velocity = forward.velocity[list(picked)]
+                self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, velocity))
         return every
 
-    def _credit(self, tree: Tree, transitions: Transitions) -> Credit:
+    @property
+    def _skips(self) -> bool:
+        """Whether edges without an advantage are left out. With a KL term they have a gradient too."""
+        return self.settings.learner.skip_zero_advantage and not self.reference
+
+    def _credit(self, tree: Tree, noise: Sequence[float]) -> Credit:
         settings = self.settings
         rewards = {name: reward.weight for name, reward in settings.rewards.items()}
         iteration = self.version + 1  # every iteration ends with a new version
-        return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, transitions.std.tolist())
+        return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         return self.policy.velocity(latents, sigma, conditioning, self.engine.module)

@@ -20,7 +20,8 @@ def kept_edges(values: FloatArray, schedule: Schedule, settings: PruningSettings
         kept &= _kept_by_width(values, schedule, width)
     if (depth := settings.depth) and depth.applies(iteration):
         first = first_pruned_depth(schedule, depth, iteration)
-        kept &= (schedule.depth < first) | (schedule.depth >= first + depth.window)
+        depths = schedule.levels[schedule.depth]
+        kept &= (depths < first) | (depths >= first + depth.window)
     return kept
 
 
@@ -46,8 +47,8 @@ def _kept_by_width(values: FloatArray, schedule: Schedule, settings: WidthPrunin
 
 
 def first_pruned_depth(schedule: Schedule, settings: DepthPruningSettings, iteration: int) -> int:
-    """Depth at which the window begins in an iteration; the child of step i lies at depth i + 1."""
-    deepest = schedule.trained_depths[-1] + 1 - settings.window if settings.start is None else settings.start
+    """Depth at which the window begins in an iteration; the child of step i of the grid lies at depth i + 1."""
+    deepest = settings.deepest(schedule)
     if settings.mode == "fixed":
         return deepest
     shallowest = min(settings.stop, deepest)

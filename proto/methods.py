@@ -15,6 +15,8 @@ import numpy as np
 
 from .schedule import Kernel, Schedule, tree_schedule
 
+LOTS = 4
+"""Stream of random numbers, beside those of `rollout_workers/noise.py`, from which schedules draw lots."""
 INDEPENDENT = math.inf
 """Sibling spread of children whose noises have nothing in common."""
 
@@ -109,7 +111,7 @@ def tempflow_grpo(
     Without `split_step` the split moves on by a step with every iteration. Its loss weights are
     `advantage.noise_weight`.
     """
-    start = (iteration - 1) % (steps - 1) if split_step is None else split_step
+    start = (iteration - 1) % max(steps - 1, 1) if split_step is None else split_step
     return _windowed(steps, start, 1, {start: children}, INDEPENDENT, kernel, eta, ode_stride)
 
 
@@ -242,7 +244,8 @@ def _drawn(places: int, iteration: int, seed: int) -> int:
     """A number below `places`, which depends on seed and iteration alone."""
     if places < 1:
         raise ValueError("window is as long as the steps; the last step is deterministic, so it must be shorter")
-    return int(np.random.Generator(np.random.Philox(key=[seed, iteration])).integers(places))
+    lots = np.random.Philox(key=[seed, iteration], counter=[0, 0, 0, LOTS])
+    return int(np.random.Generator(lots).integers(places))
 
 
 def _placed(splits: Mapping[int, int] | str, steps: int) -> Mapping[int, int]:

@@ -17,13 +17,18 @@ from .errors import InputError
 from .files import write_text
 from .settings import RunSettings
 
+WHOLE = ("schedule", "rewards")
+"""Sections that a recipe doesn't share with its base: another method has other settings."""
+
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """Settings from the YAML file `path`, with overrides such as `learner.clip_range=1e-3`.
 
-    An override replaces what the file says for its key. A recipe with a `base` starts from that recipe, and its own
-    keys, which may be dotted, are overrides. Relative prompt files are looked up from the folder of the recipe that
-    names them. Raises InputError with one line per mistake.
+    An override replaces what the file says for its key. A recipe with a `base` starts from that recipe: its sections
+    replace what they name in the base's, and `schedule` and `rewards` the whole section; keys may be dotted. Relative
+    prompt files are looked up from the folder of the recipe that names them.
+
+    Raises InputError with one line per mistake.
     """
     try:
         recipe = _recipe(path)
@@ -60,7 +65,7 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
         if file := OmegaConf.select(base, prompts):
             OmegaConf.update(base, prompts, str(base_path.resolve().parent / str(file)))
     for key, value in recipe.items():
-        OmegaConf.update(base, str(key), value, merge=False)
+        OmegaConf.update(base, str(key), value, merge=key not in WHOLE)
     return base
 
 

@@ -196,7 +196,7 @@ class AdvantageSettings(Settings):
     edge_weight: Literal["edge", "depth"] = "edge"
     """`edge`: every trained edge counts the same. `depth`: every trained depth counts the same."""
     noise_weight: bool = False
-    """Weight the edges of a step in proportion to its noise too (TempFlow-GRPO)."""
+    """Weight the edges of a step in proportion to its noise too, relative to the mean of all steps (TempFlow-GRPO)."""
     clip: PositiveFloat = 5.0
     """Largest absolute advantage."""
 
@@ -223,7 +223,10 @@ class WidthPruningSettings(PrunedIterations):
 
 
 class DepthPruningSettings(PrunedIterations):
-    """A window of depths whose edges stay out of the backward pass. The edge of step i leads to depth i + 1."""
+    """A window of depths whose edges stay out of the backward pass. The edge of step i leads to depth i + 1.
+
+    With `ode_stride` too: steps are those of the grid.
+    """
 
     mode: Literal["fixed", "sliding"]
     """Whether the window moves."""
@@ -237,6 +240,11 @@ class DepthPruningSettings(PrunedIterations):
     """Iterations between two moves by one depth."""
     stop: PositiveInt = 9
     """First depth of the window at its shallowest."""
+
+    def deepest(self, schedule: Schedule) -> int:
+        """First depth of the window at its deepest."""
+        last = int(schedule.levels[schedule.trained_depths[-1]])
+        return last + 1 - self.window if self.start is None else self.start
 
 
 class PruningSettings(Settings):
@@ -297,7 +305,7 @@ class LearnerSettings(Settings):
     `plain`, or placement `colocated` with one rank), one update per iteration, no pruning."""
     skip_zero_advantage: bool = True
     """Leave out edges whose advantage is exactly zero: the gradient is the same. An update without any other edge makes
-    no step."""
+    no step. With `kl_weight` none is left out."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
     lora: LoraSettings | None = None
@@ -473,6 +481,11 @@ class RunSettings(Settings):
             raise ValueError(
                 f"pruning.depth.window is {self.pruning.depth.window} of {len(schedule.trained_depths)} trained "
                 "depths; it must leave some"
+            )
+        if (depth := self.pruning.depth) and depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
+            raise ValueError(
+                f"pruning.depth.stop is {depth.stop}, and the window begins at depth {depth.deepest(schedule)} at its "
+                "deepest: it couldn't slide"
             )
         if self.staleness and (self.execution, self.placement) != ("ray", "separate"):
             raise ValueError(

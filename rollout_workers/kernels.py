@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import torch
 
-from ..proto.schedule import DETERMINISTIC, Kernel, Schedule
+from ..proto.schedule import DETERMINISTIC, Kernel, Schedule, Step
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,19 @@ def multistep(s_before: float, s: float, s_next: float) -> Transition:
     # The clean state is taken as (1 + extrapolated) * (x - s * v) - extrapolated * the one before.
     own = pull * (1 + extrapolated)
     return Transition(s_next / s + own, -s * own, c=-pull * extrapolated)
+
+
+def relative_noise(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
+    """Noise of every step over the mean of what its kernel would have at all steps of the grid but the last."""
+
+    def std(step: Step, level: int) -> float:
+        return transition(step.kernel, sigmas[level], sigmas[level + 1], step.eta, sigmas[1]).std
+
+    noise = []
+    for level, step in zip(schedule.levels, schedule.steps, strict=False):
+        everywhere = [std(step, other) for other in range(schedule.grid_steps - 1)]
+        noise.append(std(step, int(level)) / (sum(everywhere) / len(everywhere)) if step.stochastic else 0.0)
+    return noise
 
 
 @dataclass(frozen=True)

@@ -13,6 +13,8 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..proto.methods import LOTS
+
 if TYPE_CHECKING:
     import torch
 
@@ -28,6 +30,8 @@ class Stream(IntEnum):
     """What the children of a node have in common."""
     PROMPTS = 3
     """The order of prompts, which belongs to no node."""
+    SCHEDULE = LOTS
+    """Lots that schedules draw (`proto/methods.py`)."""
 
 
 def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:

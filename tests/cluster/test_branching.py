@@ -9,6 +9,7 @@ import pytest
 import torch
 from branchgrpo.cluster.branching import Branching, sibling_variance
 from branchgrpo.cluster.plain import PlainLoop
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
@@ -59,11 +60,29 @@ def test_splits_move_to_where_the_reward_is_decided_and_stay_within_the_budget(r
     assert played(settings, 60, gains) == schedules
 
 
+def test_the_budget_holds_in_every_iteration_though_a_window_slides(run_settings: Settings) -> None:
+    mix = {
+        "method": "branch_grpo_mix",
+        "steps": 12,
+        "window": 2,
+        "window_stride": 2,
+        "window_every": 3,
+        "ode_stride": 3,
+    }
+    settings = run_settings({"schedule": {**mix, "splits": {0: 2, 3: 2, 6: 2}, "adapt": {}}})
+    schedules = played(settings, 20, {1: 1.0, 5: 1.0})
+    assert max(schedule.forward_passes for schedule in schedules) <= schedules[0].forward_passes
+    assert len({tuple(schedule.splits) for schedule in schedules}) > 3
+
+
 def test_a_budget_bounds_every_tree_and_one_too_small_is_refused(run_settings: Settings) -> None:
     cheapest = branch_grpo(steps=12, splits={8: 2, 9: 2, 10: 2}).forward_passes
     settings = run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest}}})
     assert {tuple(schedule.splits) for schedule in played(settings, 4, {})[1:]} == {(8, 9, 10)}
-    with pytest.raises(ValueError, match=f"forward_passes is {cheapest - 1}"):
+    many = {"schedule": {"steps": 60, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "adapt": {}}}
+    with pytest.raises(InputError, match="choose from 455126 places for 4 splits in 59 steps"):
+        Branching(run_settings(many))
+    with pytest.raises(InputError, match=f"forward_passes is {cheapest - 1}; the cheapest .* takes {cheapest}"):
         Branching(run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest - 1}}}))
 
 

@@ -1,12 +1,15 @@
 """Pruning, weights and several rewards against hand-computed trees."""
 
+import math
+
 import numpy as np
 import pytest
 from branchgrpo.learner.advantages import depth_advantages, edge_weights
 from branchgrpo.learner.credit import tree_credit
 from branchgrpo.learner.fusion import fuse
 from branchgrpo.learner.pruning import first_pruned_depth, kept_edges
-from branchgrpo.proto.methods import branch_grpo, dance_grpo
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, tempflow_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import (
     AdvantageSettings,
@@ -15,6 +18,7 @@ from branchgrpo.proto.settings import (
     WidthPruningSettings,
 )
 from branchgrpo.proto.tree import Tree
+from branchgrpo.rollout_workers.kernels import relative_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -86,7 +90,7 @@ def test_pruning_keeps_to_its_iterations() -> None:
 
 @settings(max_examples=40, deadline=None)
 @given(schedules, st.integers(0, 999), st.sampled_from(["parent_top1", "extreme"]), st.booleans())
-def test_pruning_changes_no_kept_edge_and_the_denominator_ignores_advantages(
+def test_every_kept_edge_counts_the_same_whatever_its_advantage(
     schedule: Schedule, seed: int, mode: str, equal: bool
 ) -> None:
     rng = np.random.default_rng(seed)
@@ -120,14 +124,43 @@ def test_edge_softmax_weighs_a_node_s_own_children_level_by_level() -> None:
 
 def test_weights_by_depth_and_noise_by_hand() -> None:
     keep = SMALL.trained & (np.arange(SMALL.nodes) != 14)
-    stds = [0.4, 0.2, 0.1, 0.0]
+    noise = [4.0, 2.0, 1.0, 0.0]
     by_depth = edge_weights(SMALL, "depth", keep)
     assert by_depth[[1, 3, 9, 14]] == pytest.approx([1 / 6, 1 / 18, 1 / 15, 0])
-    by_noise = edge_weights(SMALL, "edge", keep, stds)
-    total = 2 * 0.4 + 6 * 0.2 + 5 * 0.1
-    assert by_noise[[1, 3, 9, 14]] == pytest.approx([0.4 / total, 0.2 / total, 0.1 / total, 0])
-    both = edge_weights(SMALL, "depth", keep, stds)
-    assert both[[1, 3, 9]] == pytest.approx([0.2 / 0.7, 0.2 / 6 / 0.7, 0.1 / 5 / 0.7])
+    by_noise = edge_weights(SMALL, "edge", keep, noise)
+    assert by_noise[[1, 3, 9, 14]] == pytest.approx([4 / 13, 2 / 13, 1 / 13, 0])
+    both = edge_weights(SMALL, "depth", keep, noise)
+    assert both[[1, 3, 9]] == pytest.approx([4 / 6, 2 / 18, 1 / 15])
+
+
+def test_a_step_that_is_trained_alone_weighs_what_its_noise_is_to_the_others() -> None:
+    """TempFlow-GRPO trains one step in an iteration: over a sweep its trees weigh 1 on average."""
+    sigmas = [1 - i / 10 for i in range(11)]
+    totals = []
+    for iteration in range(1, 10):
+        schedule = tempflow_grpo(iteration=iteration, ode_stride=3)
+        noise = relative_noise(schedule, sigmas)
+        totals.append(edge_weights(schedule, "edge", None, noise).sum())
+    levels = [0.7 * math.sqrt(s / (1 - (sigmas[1] if s == 1 else s))) for s in sigmas[:9]]
+    assert totals == pytest.approx([level / np.mean(levels) for level in levels])
+    assert np.mean(totals) == pytest.approx(1)
+
+
+def test_pruning_that_keeps_no_edge_is_refused() -> None:
+    tree = Tree(0, "p", SMALL)
+    tree.logprobs, tree.rewards = np.zeros(SMALL.nodes), {"r": LEAVES}
+    pruning = PruningSettings(depth=DepthPruningSettings(mode="fixed", window=9, start=1))
+    with pytest.raises(InputError, match="keeps none of the 14 trained edges of iteration 3"):
+        tree_credit(tree, {"r": 1.0}, AdvantageSettings(), pruning, 3, [1.0] * 4)
+
+
+def test_depths_are_those_of_the_grid_also_with_strides() -> None:
+    schedule = branch_grpo_mix(ode_stride=5)  # step 9 leads to node depth 8, and to depth 10 of the grid
+    values = np.zeros(schedule.nodes)
+    pruning = PruningSettings(depth=DepthPruningSettings(mode="fixed", window=1, start=10))
+    dropped = schedule.trained & ~kept_edges(values, schedule, pruning, 1)
+    assert set(schedule.levels[schedule.depth[dropped]]) == {10}
+    assert dropped.sum() == 16
 
 
 def test_several_rewards_are_added_before_or_after_normalising() -> None:

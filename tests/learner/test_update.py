@@ -295,12 +295,21 @@ def test_gradients_are_clipped_to_the_norm_asked_for(run_settings: Settings, sam
         torch.testing.assert_close(moments[1][name], moment * 1e-3 / norms[0], atol=1e-9, rtol=1e-3)
 
 
-def test_skipping_zero_advantages_changes_no_gradient(run_settings: Settings, sample: Sample) -> None:
+@pytest.mark.parametrize("pruned", [False, True])
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_skipping_zero_advantages_changes_no_gradient(
+    run_settings: Settings, sample: Sample, pruned: bool, keep_graph: bool
+) -> None:
+    if pruned and keep_graph:
+        pytest.skip("kept graphs are for schedules without pruning")
     moments, stats = [], []
     for skip in (True, False):
-        settings = run_settings({"learner.skip_zero_advantage": skip})
+        changes = {"pruning.width": {"mode": "parent_top1"}} if pruned else {}
+        if keep_graph:
+            changes = {"learner.keep_graph": True, "learner.updates_per_iteration": 1, "prompts.per_iteration": 2}
+        settings = run_settings({**changes, "learner.skip_zero_advantage": skip})
         learner = Learner(load_policy(settings.policy), settings)
-        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept)
         trees[1].rewards["ocr"][:] = 0.25
         stats.append(update(learner, trees))
         moments.append(first_moments(learner).values())
@@ -310,11 +319,17 @@ def test_skipping_zero_advantages_changes_no_gradient(run_settings: Settings, sa
         torch.testing.assert_close(one, other, atol=1e-9, rtol=1e-4)
 
 
-def test_an_update_without_a_single_edge_makes_no_step(run_settings: Settings, sample: Sample) -> None:
-    settings = run_settings()
+@pytest.mark.parametrize("keep_graph", [False, True])
+def test_an_update_without_a_single_edge_makes_no_step(
+    run_settings: Settings, sample: Sample, keep_graph: bool
+) -> None:
+    changes = {"learner.updates_per_iteration": 1, "prompts.per_iteration": 2, "learner.keep_graph": keep_graph}
+    settings = run_settings(changes)
     learner = Learner(load_policy(settings.policy), settings)
     before = {name: value.clone() for name, value in learner.engine.weights().items()}
-    stats = update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), rewards="equal"))
+    trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), rewards="equal", kept=learner.kept)
+    stats = update(learner, trees)
+    assert not learner.kept
     assert (stats.edges, stats.rows) == (0, 0)
     assert stats.skipped_edges == 2 * settings.schedule.build().trained_edges
     assert all(torch.equal(before[name], value) for name, value in learner.engine.weights().items())

@@ -60,6 +60,8 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule.splits=many", "schedule.splits is 'many': input should be 'early', 'dense'"),
         ("pruning.depth={mode: fixed, window: 15}", "pruning.depth.window is 15 of 15 trained depths"),
         ("learner.keep_graph=true", "no pruning; learner.updates_per_iteration is 2"),
+        ("pruning.depth={mode: sliding, stop: 12}", "stop is 12, and the window begins at depth 12 at its deepest"),
+        ("schedule={method: tempflow_grpo, steps: 1}", "of 1 steps"),
         ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
         ("name=a/b", "'a/b' can't name a folder"),
@@ -107,10 +109,13 @@ def test_every_setting_is_documented() -> None:
 def test_a_recipe_starts_from_its_base(tmp_path: Path) -> None:
     (tmp_path / "deeper").mkdir()
     recipe = tmp_path / "deeper" / "mine.yaml"
-    recipe.write_text(f"base: {GLYPHS}\nname: mine\nschedule: {{steps: 12}}\nlearner.clip_range: 0.5\n")
+    recipe.write_text(
+        f"base: {GLYPHS}\nname: mine\nschedule: {{steps: 12}}\nlearner: {{clip_range: 0.5}}\npolicy.height: 48\n"
+    )
     (tmp_path / "again.yaml").write_text("base: deeper/mine.yaml\nname: again\n")
     base, mine, again = (load_recipe(path) for path in (GLYPHS, recipe, tmp_path / "again.yaml"))
     assert (mine.name, mine.schedule.steps, mine.schedule.eta, mine.learner.clip_range) == ("mine", 12, None, 0.5)
+    assert (mine.policy.height, mine.policy.width) == (48, 64)
     assert mine.learner.model_copy(update={"clip_range": base.learner.clip_range}) == base.learner
     assert mine.prompts == again.prompts == base.prompts
     assert again == mine.model_copy(update={"name": "again"})
