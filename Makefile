@@ -34,6 +34,7 @@ check: setup
 bench: setup
 	$(RUN)/python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.methods --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.fast_steps --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.on_ray --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
 

@@ -62,9 +62,17 @@ def iteration_row() -> list[Panel]:
     for phase, color in PHASE_COLORS.items():
         paint(phases, phase, color)
     return [
-        figure("Iterations", "Iterations done.", "none", value(run.ITERATION)),
-        figure("Updates", "Optimizer steps since the run's (last) start.", "none", total(learner.UPDATES)),
-        figure("Seconds per iteration", "Mean since the run's (last) start.", "s", mean_seconds),
+        figure("Iterations", "Iterations done.", "none", value(run.ITERATION), width=3),
+        figure(
+            "Since the last iteration",
+            "Time since the last iteration ended, or the run began. Far above the seconds of an iteration the run has "
+            "stalled.",
+            "s",
+            f"time() - {value(run.LAST_PROGRESS)}",
+            width=3,
+        ),
+        figure("Updates", "Optimizer steps since the run's (last) start.", "none", total(learner.UPDATES), width=3),
+        figure("Seconds per iteration", "Mean since the run's (last) start.", "s", mean_seconds, width=3),
         figure(
             "Edges kept",
             "Share of the trained edges that entered the gradient since the run's (last) start; the others had an "

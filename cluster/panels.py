@@ -65,7 +65,9 @@ def _by(labels: str) -> str:
 # Panels -----------------------------------------------------------------------------------------------------------
 
 
-def figure(title: str, description: str, unit: str, query: str, limits: Mapping[float, str] | None = None) -> Panel:
+def figure(
+    title: str, description: str, unit: str, query: str, limits: Mapping[float, str] | None = None, width: int = 4
+) -> Panel:
     """One number. `limits` are the values from which it has another colour than green."""
     return (
         stat.Panel()
@@ -79,7 +81,7 @@ def figure(title: str, description: str, unit: str, query: str, limits: Mapping[
         .thresholds(thresholds(limits or {}))
         .unit(unit)
         .height(4)
-        .span(4)
+        .span(width)
     )
 
 

@@ -10,8 +10,8 @@ import torch
 
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
+from ..proto.tensors import KeptForward
 from ..proto.tree import Conditioning, Tree
-from ..rollout_workers.expansion import KeptForward
 from ..rollout_workers.kernels import Transitions, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from .credit import Credit, tree_credit

@@ -1,4 +1,4 @@
-"""Tensors on their way between processes.
+"""Tensors on their way between processes and components.
 
 PyTorch is imported where there are tensors: whoever only passes things on does without it, its seconds and its memory.
 """
@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 import numpy as np
+
+from .schedule import IntArray
 
 if TYPE_CHECKING:
     import torch
@@ -38,3 +40,15 @@ class Packed:
             warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
             bits = torch.from_numpy(self.bits)
         return bits.view(torch.bfloat16) if self.dtype == "bfloat16" else bits
+
+
+@dataclass(frozen=True)
+class KeptForward:
+    """A forward pass of a rollout with its graph, so that a learner with the same weights needs the backward only."""
+
+    trees: IntArray
+    """Number of each row's tree within the iteration, int64 [rows]."""
+    nodes: IntArray
+    """Each row's node, int64 [rows]."""
+    velocity: torch.Tensor
+    """[rows, *latent_shape]."""

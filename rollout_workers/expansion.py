@@ -13,6 +13,7 @@ import torch
 
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
+from ..proto.tensors import KeptForward
 from ..proto.tree import Conditioning, Subtree, Task
 from .kernels import Transitions
 from .noise import Stream, gaussian, sibling_noise
@@ -25,7 +26,7 @@ def expand(
     conditionings: list[Conditioning],
     settings: RolloutSettings,
     observe: Callable[[int], None] = lambda rows: None,
-    kept: "list[KeptForward] | None" = None,
+    kept: list[KeptForward] | None = None,
 ) -> Iterator[Subtree]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
@@ -35,18 +36,6 @@ def expand(
     """
     growth = _Growth(policy, task, conditionings, settings, observe, kept)
     return growth.grow(growth.start())
-
-
-@dataclass(frozen=True)
-class KeptForward:
-    """A forward pass of a rollout with its graph, so that a learner with the same weights needs the backward only."""
-
-    trees: IntArray
-    """Number of each row's tree within the iteration, int64 [rows]."""
-    nodes: IntArray
-    """Each row's node, int64 [rows]."""
-    velocity: torch.Tensor
-    """[rows, *latent_shape]."""
 
 
 @dataclass(frozen=True)

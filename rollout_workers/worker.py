@@ -6,8 +6,9 @@ from functools import lru_cache
 import torch
 
 from ..proto.settings import RolloutSettings
+from ..proto.tensors import KeptForward
 from ..proto.tree import Conditioning, Subtree, Task
-from .expansion import KeptForward, expand
+from .expansion import expand
 from .policies.base import Policy, load_weights
 
 ENCODED_PROMPTS = 256

@@ -17,8 +17,8 @@ import torch
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.tensors import KeptForward
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.expansion import KeptForward
 from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
