@@ -44,12 +44,15 @@ METHODS: dict[str, dict[str, Any]] = {
     "branch_grpo_mix": {"schedule": {"method": "branch_grpo_mix", **TREE}},
     "branch_grpo_mix, stride 2": {"schedule": {"method": "branch_grpo_mix", **TREE, "ode_stride": 2}},
     "branch_grpo_mix, stride 5": {"schedule": {"method": "branch_grpo_mix", **TREE, "ode_stride": 5}},
+    "branch_grpo_mix, stride 5, graph kept": {
+        "schedule": {"method": "branch_grpo_mix", **TREE, "ode_stride": 5},
+        "learner": {"keep_graph": True},
+    },
     "mix_grpo, stride 5": {
         "schedule": {"method": "mix_grpo", **TREE, "group": 16, "window_start": 4, "ode_stride": 5},
         "normaliser": "group",
     },
 }
-BEST = "branch_grpo_mix, stride 5"
 
 
 def variant(name: str, given: dict[str, Any]) -> Variant:
@@ -141,8 +144,8 @@ def main(
         figures = (f"{line['ceiling']:.2f}", f"{line['measured']:.2f}", f"{line['share of ceiling']:.0%}")
         table.add_row(line["method"], str(line["F"]), f"{line['R']:.0f}", *figures, published)
     console.print(table)
-    best = next(line for line in lines if line["method"] == BEST)
-    console.print(f"{BEST}: {best['measured']:.2f} times as fast as dance_grpo (to reach: 5); others 90 % of ceiling")
+    best = max(lines, key=lambda line: line["measured"])
+    console.print(f"best: {best['method']}, {best['measured']:.2f} times as fast as dance_grpo (to reach: 5)")
     report = {
         "date": date.today().isoformat(),
         "threads": torch.get_num_threads(),

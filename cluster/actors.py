@@ -18,7 +18,8 @@ from ..proto.metrics import start_exporter
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tensors import Packed
-from ..proto.transport import PartHeader, RemoteTree, States, states_of
+from ..proto.tracing import span, start_tracing
+from ..proto.transport import PartHeader, RemoteTree, States, part_id, states_of
 from ..proto.tree import Task
 from .messages import ProcessInfo, Published
 
@@ -48,6 +49,7 @@ class _Process:
         torch.set_num_threads(self._threads)
 
     def _ready(self, component: str) -> ProcessInfo:
+        start_tracing(self.settings.trace_folder, component, self._pool)
         host, (name, namespace), pool = ray.util.get_node_ip_address(), self._directory, self._pool
         exporter = start_exporter(
             host, lambda address: ray.get_actor(name, namespace).register.remote(address, component, pool)
@@ -80,16 +82,22 @@ class _Sampling(_Process):
             metrics.FORWARD_ROWS.observe(rows)
 
         counted = time.perf_counter()
-        for part in self.worker.sample(task, observe):
-            metrics.EDGES_SAMPLED.inc(int((part.nodes >= task.schedule.roots).sum()))
-            metrics.LEAVES_SAMPLED.inc(len(part.leaves))
-            yield part.media
-            yield states_of(part)
-            yield PartHeader.of(part, forwards)
-            forwards.clear()
-            metrics.SAMPLING_SECONDS.inc((now := time.perf_counter()) - counted)
-            counted = now
+        with span("task", iteration=task.iteration, trees=task.trees):
+            for part in self.worker.sample(task, observe):
+                metrics.EDGES_SAMPLED.inc(int((part.nodes >= task.schedule.roots).sum()))
+                metrics.LEAVES_SAMPLED.inc(len(part.leaves))
+                given = time.perf_counter()
+                with span("hand over", part=part_id(task.iteration, part.tree, part.leaves)):
+                    yield part.media
+                    yield states_of(part)
+                    yield PartHeader.of(part, forwards)
+                forwards.clear()
+                now = time.perf_counter()
+                metrics.HANDING_OVER_SECONDS.inc(now - given)
+                metrics.SAMPLING_SECONDS.inc(now - counted)
+                counted = now
         metrics.TASKS.inc()
+        metrics.TREES_SAMPLED.inc(len(task.trees))
 
     def draw(self, task: Task, weights: Published) -> Iterator[npt.NDArray[np.uint8] | int]:
         """The pictures of an evaluation's task, uint8 [n, height, width, 3], and their number."""
@@ -100,8 +108,9 @@ class _Sampling(_Process):
     def _use(self, weights: Published) -> None:
         """Take up a version of the weights, unless it is the present one."""
         if weights.version != self.worker.weights_version:
-            packed: Weights = ray.get(weights.reference)
-            self.worker.load({name: value.tensor() for name, value in packed.items()}, weights.version)
+            with span("load weights", version=weights.version):
+                packed: Weights = ray.get(weights.reference)
+                self.worker.load({name: value.tensor() for name, value in packed.items()}, weights.version)
 
 
 class RolloutActor(_Sampling):
@@ -169,9 +178,10 @@ class LearnerActor(_Process):
         from ..learner import metrics
 
         start = time.perf_counter()
-        for tree in trees:
-            self.learner.take(tree.tree(ray.get))
-        stats = self.learner.update() if update else None
+        with span("learn", iteration=self.learner.version + 1, trees=[tree.number for tree in trees]):
+            for tree in trees:
+                self.learner.take(tree.tree(_fetched))
+            stats = self.learner.update() if update else None
         metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
         if stats:
             self._count(stats)
@@ -196,8 +206,9 @@ class LearnerActor(_Process):
 
     def publish(self) -> tuple[int, Weights | None]:
         """A new version, and from rank 0 its weights."""
-        weights, _ = self.learner.publish()
-        return self._version(), self._packed(weights)
+        with span("publish", version=self.learner.version + 1):
+            weights, _ = self.learner.publish()
+            return self._version(), self._packed(weights)
 
     def weights(self) -> tuple[int, Weights | None]:
         """The present version, and from rank 0 its weights."""
@@ -260,6 +271,12 @@ class ColocatedActor(LearnerActor, _Sampling):
 
     def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
         return None
+
+
+def _fetched(states: Any) -> States:
+    with span("fetch"):
+        fetched: States = ray.get(states)
+        return fetched
 
 
 def _observe_micro_batch(rows: int) -> None:

@@ -223,6 +223,28 @@ def scale(
 
 
 @app.command()
+def trace(
+    run: Run,
+    iteration: Annotated[int | None, typer.Option(help="Iteration to look at. Default: the newest.")] = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: trace/iteration-N.json in the run folder.")
+    ] = None,
+) -> None:
+    """Show where an iteration's seconds went: its critical path, and who was idle.
+
+    Writes a trace of all processes too, to be opened at https://ui.perfetto.dev or in chrome://tracing.
+
+    Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
+    """
+    from . import trace as traces
+    from .run_folder import RunFolder
+
+    found = traces.read(RunFolder.open(run).path, iteration)
+    traces.show(found, Console())
+    typer.echo(f"for https://ui.perfetto.dev: {traces.write_chrome(found, run, out)}")
+
+
+@app.command()
 def serve_rewards(
     recipe: Recipe,
     overrides: Overrides = None,

@@ -21,7 +21,8 @@ import numpy.typing as npt
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
-from ..proto.transport import PartHeader
+from ..proto.tracing import span, start_tracing
+from ..proto.transport import PartHeader, part_id
 from ..proto.tree import Task
 from . import metrics
 from .branching import Branching
@@ -66,6 +67,13 @@ class Controller:
     async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> IterationReport:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
         start = time.perf_counter()
+        with span("iteration", iteration=number):
+            iteration, updates = await self._iterate(number, prompts, upcoming)
+        return self._report(iteration, updates, time.perf_counter() - start)
+
+    async def _iterate(
+        self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None
+    ) -> tuple[Iteration, list[UpdateStats]]:
         # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
         weights = self.published[0 if self.settings.staleness else -1]
         iteration = self._ahead or self._sample(number, prompts, weights)
@@ -74,9 +82,9 @@ class Controller:
             self._ahead = self._sample(number + 1, upcoming, self.published[-1])
         updates = await self._learn(iteration)
         self.branching.learn(number, iteration.schedule, iteration.rewards)
-        with iteration.timeline.phase("publishing"):
+        with iteration.timeline.phase("publishing", iteration=number):
             self.published.append(await self.pools.learner.publish())
-        return self._report(iteration, updates, time.perf_counter() - start)
+        return iteration, updates
 
     def _sample(self, number: int, prompts: Sequence[str], weights: Published) -> Iteration:
         """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
@@ -98,7 +106,7 @@ class Controller:
             num_returns="streaming", _generator_backpressure_num_objects=BACKPRESSURE_OBJECTS
         ).remote(task, iteration.weights, self.published[-1].version)
         try:
-            with iteration.timeline.phase("rollout"):
+            with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
                 async for header, media, states in parts_of(stream):
                     forwards += header.forwards
                     if tree := trees.get(header.tree):
@@ -116,8 +124,9 @@ class Controller:
         iteration.forwards += forwards
 
     async def _score(self, iteration: Iteration, tree: Growing, header: PartHeader, media: Any) -> None:
-        request = f"{self.settings.name}/{iteration.number}/{tree.number}/{header.leaves[0]}"
-        with iteration.timeline.phase("scoring"), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
+        part = part_id(iteration.number, tree.number, header.leaves)
+        request = f"{self.settings.name}/{part}"
+        with iteration.timeline.phase("scoring", part=part), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
             prompts = [tree.prompt] * len(header.leaves)
             reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
         iteration.first_score_time = min(iteration.first_score_time, time.time())
@@ -134,11 +143,11 @@ class Controller:
         """Take up windows of consecutive trees as soon as they are scored, and make the updates."""
         trees, updates = len(iteration.prompts), []
         for begin, end, last in self._windows():
-            with iteration.timeline.phase("waiting"):
+            with iteration.timeline.phase("waiting", iteration=iteration.number, trees=[begin, end]):
                 # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
                 needed = trees if self.settings.placement == "colocated" else end
                 await asyncio.gather(*(iteration.ready(number) for number in range(begin, needed)))
-            with iteration.timeline.phase("learning"):
+            with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
                 window = [iteration.take(number) for number in range(begin, end)]
                 stats = await self.pools.learner.take(window, update=last)
             updates += [stats] if stats else []
@@ -208,6 +217,7 @@ class Controller:
 
     async def start(self, http_host: str, http_port: int) -> str:
         """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server."""
+        start_tracing(self.settings.trace_folder, "controller", "controller")
         address = await serve_http(self, http_host, http_port, metrics.REGISTRY)
         metrics.LAST_PROGRESS.set_to_current_time()
         self._clock = asyncio.create_task(self._keep_counting())

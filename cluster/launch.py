@@ -135,7 +135,14 @@ class Pools:
     async def _deploy(self) -> None:
         """Bring the Serve application to the sizes that are wanted."""
         threads = {model: threads_of(pool, self.settings) for model, pool in self._rewards.items()}
-        target = application(self._application, self.settings.rewards, self._rewards, self._directory, threads)
+        target = application(
+            self._application,
+            self.settings.rewards,
+            self._rewards,
+            self._directory,
+            threads,
+            self.settings.trace_folder,
+        )
         await asyncio.to_thread(
             serve.run, target, name=self._application, route_prefix=f"/{self._application}", logging_config=QUIET
         )

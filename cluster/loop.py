@@ -13,6 +13,7 @@ import numpy.typing as npt
 from ..proto.schedule import Schedule
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
+from ..proto.tracing import span
 from ..proto.tree import Task
 from .evaluation import Evaluation
 
@@ -87,11 +88,12 @@ class Stopwatch:
     seconds: dict[str, float] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Add the time spent inside to phase `name`."""
+    def phase(self, name: str, **attributes: Any) -> Iterator[None]:
+        """Add the time spent inside to phase `name`, and to the trace, there with `attributes`."""
         start = time.perf_counter()
         try:
-            yield
+            with span(name, **attributes):
+                yield
         finally:
             self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
 

@@ -59,7 +59,7 @@ class RayLoop:
                     num_cpus=0,
                     scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
                 )
-                .remote(self.settings, name, NAMESPACE)
+                .remote(self.settings.model_copy(update={"runs": self.settings.runs.resolve()}), name, NAMESPACE)
             )
         except ValueError as error:
             raise InputError(

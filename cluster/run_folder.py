@@ -8,6 +8,7 @@ evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each
 samples/               grids of sampled leaves
 tensorboard/           event files
+trace/                 what each process did when
 checkpoints/           iteration-000010/ and so on
 export/                the trained model in diffusers' format
 summary.json, before_after.png, reward_curve.png

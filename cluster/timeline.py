@@ -5,6 +5,9 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
+from typing import Any
+
+from ..proto.tracing import span as traced
 
 Span = list[float]
 """Start and end; one that still goes on ends at infinity."""
@@ -17,12 +20,13 @@ class Timeline:
     spans: dict[str, list[Span]] = field(default_factory=dict)
 
     @contextmanager
-    def phase(self, name: str) -> Iterator[None]:
-        """Note the time spent inside as a span of phase `name`."""
+    def phase(self, name: str, **attributes: Any) -> Iterator[None]:
+        """Note the time spent inside as a span of phase `name`, in the trace too, there with `attributes`."""
         span = [time.time(), math.inf]
         self.spans.setdefault(name, []).append(span)
         try:
-            yield
+            with traced(name, **attributes):
+                yield
         finally:
             span[1] = time.time()
 

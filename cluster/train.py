@@ -8,6 +8,7 @@ from pathlib import Path
 from ..proto.errors import InputError
 from ..proto.files import write_text
 from ..proto.settings import RunSettings
+from ..proto.tracing import span, start_tracing, stop_tracing
 from ..reward_service.scorers import reward_models
 from ..rollout_workers.policies.load import find_policy
 from . import pictures
@@ -68,12 +69,14 @@ def _go(
     finally:
         with display.waiting("ending processes"):
             loop.close()
+        stop_tracing()
 
 
 def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
     if settings.execution == "plain":
         from .plain import PlainLoop
 
+        start_tracing(settings.trace_folder, "plain", "plain")
         return PlainLoop(settings)
     from .ray_loop import RayLoop
 
@@ -114,9 +117,10 @@ class _Run:
         drawn, upcoming = (
             prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed) for i in (iteration, iteration + 1)
         )
-        report = self.loop.iterate(
-            iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
-        )
+        with span("iteration", iteration=iteration):
+            report = self.loop.iterate(
+                iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
+            )
         seconds = time.perf_counter() - start
         self.log.iteration(report, seconds)
         self.display.iteration(report, seconds)

@@ -1,7 +1,6 @@
 """From the scores of leaves to a value for every node above them."""
 
 import numpy as np
-from scipy.special import logsumexp
 
 from ..proto.schedule import Schedule
 from ..proto.tree import FloatArray
@@ -25,7 +24,7 @@ def fuse(
         children = slice(schedule.first_node[depth + 1], schedule.first_node[depth + 2])
         shape = (schedule.nodes_per_depth[depth], schedule.steps[depth].children)
         through = (mass + beta * logprobs[children]).reshape(shape)
-        total = logsumexp(through, axis=1)
+        total = np.logaddexp.reduce(through, axis=1)
         values[parents] = (np.exp(through - total[:, None]) * values[children].reshape(shape)).sum(axis=1)
         mass = np.zeros(len(total)) if per_edge else total
     return values

@@ -11,6 +11,7 @@ import torch
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tensors import KeptForward
+from ..proto.tracing import span
 from ..proto.tree import Conditioning, Tree
 from ..rollout_workers.kernels import Transitions, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
@@ -99,9 +100,10 @@ class Learner:
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update
             stats.learning_rate = self.engine.learning_rate
-            stats.gradient_norm = self.engine.step()
-            if self.average:
-                self.average.update(self.engine.master_weights())
+            with span("optimizer step"):
+                stats.gradient_norm = self.engine.step()
+                if self.average:
+                    self.average.update(self.engine.master_weights())
         return stats
 
     def publish(self) -> tuple[dict[str, torch.Tensor], int]:
@@ -170,8 +172,9 @@ class Learner:
             ranks=self.engine.ranks,
         )
         for batch in batches:
-            batch = batch.to(self.policy.device)
-            self._backward(transitions, batch, predicted_means(self._velocity, transitions, batch))
+            with span("forward and backward", rows=len(batch.states)):
+                batch = batch.to(self.policy.device)
+                self._backward(transitions, batch, predicted_means(self._velocity, transitions, batch))
         return rows
 
     def _backward_only(self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions) -> list[Row]:
@@ -186,9 +189,10 @@ class Learner:
             places = {i: by_parent.get((own[int(tree)], int(node))) for i, (tree, node) in pairs}
             picked = {i: row for i, row in places.items() if row}
             if picked:
-                batch = assemble(list(picked.values()), trees, credits).to(self.policy.device)
-                velocity = forward.velocity[list(picked)]
-                self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, velocity))
+                with span("backward", rows=len(picked)):
+                    batch = assemble(list(picked.values()), trees, credits).to(self.policy.device)
+                    velocity = forward.velocity[list(picked)]
+                    self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, velocity))
         return every
 
     @property

@@ -343,6 +343,8 @@ class LoggingSettings(Settings):
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of the controller's HTTP server (Prometheus' service discovery `/sd`, `/status`); null for any that is
     free."""
+    trace: bool = True
+    """Write what every process did when into the run folder, for `branchgrpo trace`; its newest 32 MB at most."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     wandb_project: str | None = None
@@ -505,6 +507,11 @@ class RunSettings(Settings):
                 "advantage would be 0; use 'group' or split somewhere"
             )
         return self
+
+    @property
+    def trace_folder(self) -> Path | None:
+        """Where processes write their spans; None if they don't."""
+        return self.runs / self.name / "trace" if self.logging.trace else None
 
     def _check_kept_graphs(self) -> None:
         learner, plain = self.learner, self.execution == "plain"

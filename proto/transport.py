@@ -47,6 +47,11 @@ class PartHeader:
         return cls(part.tree, part.nodes, part.logprobs.cpu().numpy(), part.leaves, names, tuple(forwards))
 
 
+def part_id(iteration: int, tree: int, leaves: IntArray) -> str:
+    """What a part is called in score requests and in the trace."""
+    return f"{iteration}/{tree}/{leaves[0]}"
+
+
 def states_of(part: Subtree) -> dict[str, Packed]:
     """The bulk of a `Subtree`."""
     import torch

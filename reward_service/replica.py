@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from ..proto.scoring import ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
+from ..proto.tracing import span
 from . import metrics
 from .scorers import Scorers
 
@@ -30,13 +31,14 @@ class Replica:
         """The reply to each request, or the reason why it can't be scored: one bad request spoils no other."""
         start, count = time.perf_counter(), sum(len(pictures) for pictures in media)
         try:
-            requests = list(zip(media, prompts, ids, strict=True))
-            if self.settings.deterministic or len(requests) == 1:
-                return [await asyncio.to_thread(self._one, *request) for request in requests]
-            try:
-                return await asyncio.to_thread(self._together, media, prompts, ids)
-            except Exception:  # find out which of them it was
-                return [await asyncio.to_thread(self._one, *request) for request in requests]
+            with span("score", pictures=count, requests=list(ids)):
+                requests = list(zip(media, prompts, ids, strict=True))
+                if self.settings.deterministic or len(requests) == 1:
+                    return [await asyncio.to_thread(self._one, *request) for request in requests]
+                try:
+                    return await asyncio.to_thread(self._together, media, prompts, ids)
+                except Exception:  # find out which of them it was
+                    return [await asyncio.to_thread(self._one, *request) for request in requests]
         finally:
             metrics.BATCH_PICTURES.labels(self.model).observe(count)
             metrics.SCORING_SECONDS.labels(self.model).observe(time.perf_counter() - start)

@@ -5,6 +5,7 @@ be using it.
 """
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,6 +19,7 @@ from .. import __version__
 from ..proto.metrics import start_exporter
 from ..proto.scoring import ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
+from ..proto.tracing import start_tracing
 from . import metrics
 from .client import RewardClient
 from .http import face
@@ -41,8 +43,10 @@ class ServedReplica:
         rewards: Mapping[str, RewardSettings],
         settings: RewardPoolSettings,
         directory: tuple[str, str],
+        trace: Path | None,
     ) -> None:
-        """`directory` is name and namespace of the actor that keeps the list of exporters."""
+        """`directory` is name and namespace of the actor with the list of exporters; `trace`, a folder for spans."""
+        start_tracing(trace, "reward", model)
         self._replica = Replica(model, rewards, settings)
         metrics.export(model)
         self._waiting = metrics.REQUESTS_WAITING.labels(model)
@@ -74,9 +78,11 @@ def application(
     pools: Mapping[str, RewardPoolSettings],
     directory: tuple[str, str],
     threads: Mapping[str, int],
+    trace: Path | None = None,
 ) -> Application:
     """The Serve application `run`: every reward model of `rewards`, behind one HTTP face.
 
+    `trace` is a folder for spans.
     Its processes get the environment (packages, variables) of the caller's.
     """
     # Serve's controller, which starts them, may be another user's and have another environment.
@@ -84,7 +90,7 @@ def application(
     models = reward_models(rewards)
     replicas = {
         model: _deployment(model, pools[model], runtime_env).bind(
-            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory
+            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory, trace
         )
         for model, given in models.items()
     }

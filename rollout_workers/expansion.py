@@ -14,6 +14,7 @@ import torch
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tensors import KeptForward
+from ..proto.tracing import span
 from ..proto.tree import Conditioning, Subtree, Task
 from .kernels import Transitions
 from .noise import Stream, gaussian, sibling_noise
@@ -102,7 +103,9 @@ class _Growth:
             for begin in range(0, size, limit):
                 yield from self.grow(frontier.part(begin, begin + limit))
         else:
-            yield from self.grow(self._step(frontier))
+            with span("forward", rows=size, depth=frontier.depth):
+                children = self._step(frontier)
+            yield from self.grow(children)
 
     @torch.no_grad()
     def _step(self, parents: _Frontier) -> _Frontier:
@@ -166,8 +169,9 @@ class _Growth:
     @torch.no_grad()
     def _finish(self, leaves: _Frontier) -> Iterator[Subtree]:
         """Decode the leaves and hand out all that is pending of their trees."""
-        pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
-        media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+        with span("decode", leaves=len(leaves.states)):
+            pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
+            media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
             pending, self.pending[tree] = self.pending[tree], _Pending()

@@ -11,6 +11,11 @@ FORWARD_ROWS = Histogram(
 EDGES_SAMPLED = Counter("branchgrpo_edges_sampled", "Transitions that were sampled.")
 LEAVES_SAMPLED = Counter("branchgrpo_leaves_sampled", "Leaves that were sampled and decoded.")
 TASKS = Counter("branchgrpo_tasks", "Tasks that were sampled to their end.")
+TREES_SAMPLED = Counter("branchgrpo_trees_sampled", "Trees that were sampled to their last leaf.")
+HANDING_OVER_SECONDS = Counter(
+    "branchgrpo_handing_over_seconds",
+    "Seconds in which workers put parts into the object store and waited for room there.",
+)
 SAMPLING_SECONDS = Counter("branchgrpo_sampling_seconds", "Seconds spent on tasks, waiting for the reader included.")
 WEIGHTS_VERSION = Gauge("branchgrpo_worker_weights_version", "Version of the weights that a worker samples with.")
 WEIGHTS_STALENESS = Gauge("branchgrpo_worker_weights_staleness", "Updates of the weights that a worker is behind.")

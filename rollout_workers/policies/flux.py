@@ -36,6 +36,7 @@ class FluxPolicy:
             reason = " ".join(str(error).split())
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.network = self.pipeline.transformer
+        self.device = device
         self._settings = settings
         self._grid = 2 ** len(vae["block_out_channels"])  # pixels per patch of 2 x 2 latents
         for name, size in (("height", settings.height), ("width", settings.width)):
@@ -44,10 +45,6 @@ class FluxPolicy:
         for part in (self.pipeline.vae, self.pipeline.text_encoder, self.pipeline.text_encoder_2):
             if part is not None:
                 part.requires_grad_(False)
-
-    @property
-    def device(self) -> torch.device:
-        return self.network.device
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -1,0 +1,69 @@
+"""Spans of work: who computed, moved data or waited, and when.
+
+Code anywhere says `with span("forward", rows=8): ...`. Where `start_tracing` was called, every span becomes a line of
+JSON in a file of this process; elsewhere it is nothing. `branchgrpo trace` reads the files.
+"""
+
+import atexit
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from logging import INFO, LogRecord
+from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
+from pathlib import Path
+from queue import SimpleQueue
+from typing import Any
+
+FILE_BYTES = 16_000_000
+"""A process keeps its newest spans, in two files of at most this size."""
+
+_process: dict[str, str] = {}
+_queue: QueueHandler | None = None
+_listener: QueueListener | None = None
+
+
+def start_tracing(folder: Path | None, component: str, pool: str) -> None:
+    """Write the spans of this process into `folder` from now on, in a thread of its own; nowhere if that is None."""
+    global _queue, _listener
+    stop_tracing()
+    if folder is None:
+        return
+    process = f"{pool} {socket.gethostname()}:{os.getpid()}"
+    _process.update(component=component, pool=pool, process=process)
+    folder.mkdir(parents=True, exist_ok=True)
+    path = folder / f"{process.replace(' ', '-').replace(':', '-')}.jsonl"
+    file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=1)
+    spans: SimpleQueue[LogRecord] = SimpleQueue()
+    _listener = QueueListener(spans, file)
+    _listener.start()
+    _queue = QueueHandler(spans)
+
+
+@atexit.register
+def stop_tracing() -> None:
+    """Write what is left, and trace no more."""
+    global _queue, _listener
+    listener, _listener, _queue = _listener, None, None
+    if listener:
+        listener.stop()
+        for handler in listener.handlers:
+            handler.close()
+
+
+@contextmanager
+def span(name: str, **attributes: Any) -> Iterator[None]:
+    """Note the time spent inside; `attributes` are whatever JSON can hold."""
+    if not _queue:
+        yield
+        return
+    start, began = time.time(), time.perf_counter()
+    try:
+        yield
+    finally:
+        end = start + time.perf_counter() - began
+        if queue := _queue:
+            line = json.dumps({**_process, "name": name, "start": start, "end": end, "attributes": attributes})
+            queue.emit(LogRecord("", INFO, "", 0, line, None, None))
