@@ -41,7 +41,7 @@ bench: setup
 docs: setup
 	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md
 	$(RUN)/python -m branchgrpo.cluster.series > docs/metrics.md
-	$(RUN)/python -m branchgrpo.cluster.dashboard > cluster/dashboards/branchgrpo.json
+	$(RUN)/python -m branchgrpo.cluster.boards cluster/grafana/dashboards
 
 clean:
 	rm -rf .venv build

@@ -183,6 +183,10 @@ class LearnerActor(_Process):
                 self.learner.take(tree.tree(_fetched))
             stats = self.learner.update() if update else None
         metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
+        if self.learner.policy.device.type == "cuda":
+            import torch
+
+            metrics.DEVICE_MEMORY.set(torch.cuda.max_memory_allocated(self.learner.policy.device))
         if stats:
             self._count(stats)
         return stats
@@ -193,6 +197,8 @@ class LearnerActor(_Process):
 
         metrics.GRADIENT_NORM.set(stats.gradient_norm)
         metrics.CLIP_FRACTION.set(stats.clip_fraction)
+        metrics.RATIO.labels("min").set(stats.ratio_min)
+        metrics.RATIO.labels("max").set(stats.ratio_max)
         metrics.KL.set(stats.kl)
         metrics.LEARNING_RATE.set(stats.learning_rate)
         if self._updates % self.settings.learner.updates_per_iteration == 0:

@@ -223,6 +223,50 @@ def scale(
 
 
 @app.command()
+def monitor(
+    run: Annotated[Path, typer.Argument(help="Folder of a run that is going on, such as runs/glyphs.")],
+    port: Annotated[int, typer.Option(help="Port of Prometheus.")] = 9090,
+    grafana_port: Annotated[int, typer.Option(help="Port of Grafana.")] = 3000,
+    ray_dashboard: Annotated[
+        str | None, typer.Option(help="Ray's dashboard, to have Ray's own metrics too: http://head:8265.")
+    ] = None,
+) -> None:
+    """Start Prometheus, and Grafana where it is installed, for a run; Ctrl-C ends them.
+
+    Example: [bold]branchgrpo monitor runs/glyphs[/bold]
+    """
+    from .monitor import monitor as watch
+    from .run_folder import RunFolder
+    from .whereabouts import Whereabouts
+
+    folder = RunFolder.open(run).path
+    where = Whereabouts.find(str(folder), None)
+    watch(folder, where.http or "", port, grafana_port, ray_dashboard, Console())
+
+
+@app.command()
+def draw_dashboards(
+    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
+    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("dashboards"),
+    prometheus: Annotated[str, typer.Option(help="Prometheus that scrapes the run.")] = "http://127.0.0.1:9090",
+    minutes: Annotated[float, typer.Option(help="How far to look back.")] = 30,
+) -> None:
+    """Draw the dashboards of a run as pictures, where there is no Grafana to show them.
+
+    Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
+    """
+    import time
+
+    from .drawing import Prometheus, draw
+
+    end = time.time()
+    with Console().status("drawing"):
+        paths = draw(Prometheus(prometheus), Path(run).name, end - 60 * minutes, end, out)
+    for path in paths:
+        typer.echo(f"drawn: {path}")
+
+
+@app.command()
 def trace(
     run: Run,
     iteration: Annotated[int | None, typer.Option(help="Iteration to look at. Default: the newest.")] = None,

@@ -8,6 +8,7 @@ references; the controller itself holds headers and scores.
 import asyncio
 import logging
 import os
+import shutil
 import time
 from collections import deque
 from collections.abc import Callable, Coroutine, Sequence
@@ -17,6 +18,7 @@ from typing import Any
 
 import numpy as np
 import numpy.typing as npt
+import ray
 
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
@@ -204,13 +206,14 @@ class Controller:
             forward_passes=sum(rows for _, rows in iteration.forwards),
             updates=updates,
             media=[iteration.media[number] for number in sorted(iteration.media)],
+            diversity=float(iteration.diversity.mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),
         )
         self.iterations_done = iteration.number
         self._count_seconds(iteration)
         self._going_on.remove(iteration)
-        metrics.note_iteration(report, seconds, self.published[-1].version)
+        metrics.note_iteration(report, self.settings.rewards, seconds, self.published[-1].version)
         return report
 
     # Around the loop --------------------------------------------------------------------------------------------
@@ -237,6 +240,10 @@ class Controller:
             return media, dict(reply.scores)
 
         return list(await asyncio.gather(*map(one, evaluation_tasks(self.settings, prompts, weights.version))))
+
+    def note_evaluation(self, means: dict[str, float]) -> None:
+        """Export what came of an evaluation."""
+        metrics.note_evaluation(means, self.settings.rewards)
 
     async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:
         """Reference to the pictures of an evaluation's task."""
@@ -283,9 +290,15 @@ class Controller:
         """Have the counters of seconds grow while a phase goes on, not only when it has ended."""
         while True:
             self.pools.workers.count_idle()
+            metrics.OBJECT_STORE_USED.set(await asyncio.to_thread(_object_store_used))
+            metrics.DISK_USED.set(self._disk_used())
             for iteration in self._going_on:
                 self._count_seconds(iteration)
             await asyncio.sleep(1)
+
+    def _disk_used(self) -> float:
+        usage = shutil.disk_usage(self.settings.runs)
+        return usage.used / (usage.used + usage.free)
 
     def _count_seconds(self, iteration: Iteration) -> None:
         """Bring the counters of seconds up to now."""
@@ -314,6 +327,12 @@ class Controller:
             "trees_in_flight": self._in_flight,
             "pools": await self.pools.status(),
         }
+
+
+def _object_store_used() -> float:
+    """Share of all nodes' object stores that is in use."""
+    total, free = (have().get("object_store_memory", 0.0) for have in (ray.cluster_resources, ray.available_resources))
+    return 1 - free / total if total else 0.0
 
 
 def _seconds(timeline: Timeline) -> dict[str, float]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -14,6 +15,7 @@ from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Task
 from ..reward_service.scorers import Scorers
+from ..rollout_workers.diversity import Diversity
 
 if TYPE_CHECKING:
     from ..rollout_workers.worker import RolloutWorker
@@ -24,22 +26,35 @@ ITERATION = 0
 
 @dataclass(frozen=True)
 class Evaluation:
-    """One picture per prompt and its scores."""
+    """Pictures and their scores."""
 
     prompts: Sequence[str]
+    """Of each picture."""
     media: npt.NDArray[np.uint8]
     """uint8 [n, height, width, 3]."""
     rewards: dict[str, npt.NDArray[np.float64]]
     """By reward, float64 [n]."""
 
     def means(self) -> dict[str, float]:
-        return {name: float(values.mean()) for name, values in self.rewards.items()}
+        """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
+        means = {name: float(values.mean()) for name, values in self.rewards.items()}
+        samples: dict[str, Diversity] = defaultdict(Diversity)
+        for prompt, picture in zip(self.prompts, self.media, strict=True):
+            samples[prompt].add(picture[None])
+        if several := [own.value() for own in samples.values() if own.pictures > 1]:
+            means["diversity"] = float(np.mean(several))
+        return means
+
+
+def sampled_prompts(prompts: Sequence[str], settings: RunSettings) -> list[str]:
+    """The prompt of every picture of an evaluation: each as often as it is sampled."""
+    return [prompt for prompt in prompts for _ in range(settings.evaluation.samples)]
 
 
 def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
     """The tasks of an evaluation, each with as many pictures as a training task has leaves.
 
-    The start of prompt i depends on `evaluation.seed` and i alone.
+    `prompts` has one for every picture. The start of picture i depends on `evaluation.seed` and i alone.
     """
     schedule = settings.schedule.build()
     size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * schedule.leaves)
@@ -64,7 +79,8 @@ def evaluate(
     prompts: Sequence[str],
     progress: Callable[[float], None] = lambda share: None,
 ) -> Evaluation:
-    """Sample every prompt once with the `ode` kernel and score it by all rewards of the run."""
+    """Sample the prompts with the `ode` kernel and score them by all rewards of the run."""
+    prompts = sampled_prompts(prompts, settings)
     media: list[npt.NDArray[np.uint8]] = []
     rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
     for task in evaluation_tasks(settings, prompts, worker.weights_version):

@@ -39,6 +39,8 @@ class IterationReport:
     media: list[Any]
     """Leaves of the first trees, each uint8 [leaves, height, width, 3]; in a controller's report, references to parts
     of them."""
+    diversity: float
+    """Of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     first_score: float = 1.0

@@ -1,7 +1,10 @@
 """What the controller of a run counts."""
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 
+from ..proto.settings import RewardSettings
 from .loop import IterationReport
 
 REGISTRY = CollectorRegistry()
@@ -47,9 +50,31 @@ QUEUE_LENGTH = Gauge(
 )
 REWARD = Gauge(
     "branchgrpo_reward",
-    "Rewards of the last iteration's leaves: mean, std, min, max.",
-    ["reward", "statistic"],
+    "Rewards of the last iteration's leaves: mean, std, min, max. kind: trained, or held_out (weight 0).",
+    ["reward", "kind", "statistic"],
     registry=REGISTRY,
+)
+DIVERSITY = Gauge(
+    "branchgrpo_diversity",
+    "How much leaves of one tree differ in the last iteration: a channel's deviation over them, from 0 to 1.",
+    registry=REGISTRY,
+)
+EVALUATION_REWARD = Gauge(
+    "branchgrpo_evaluation_reward",
+    "Mean reward of the last evaluation's pictures. kind: trained, or held_out (weight 0).",
+    ["reward", "kind"],
+    registry=REGISTRY,
+)
+EVALUATION_DIVERSITY = Gauge(
+    "branchgrpo_evaluation_diversity",
+    "How much samples of one prompt differ in the last evaluation; only with evaluation.samples above 1.",
+    registry=REGISTRY,
+)
+OBJECT_STORE_USED = Gauge(
+    "branchgrpo_object_store_used_ratio", "Share of the object stores of all nodes that is in use.", registry=REGISTRY
+)
+DISK_USED = Gauge(
+    "branchgrpo_disk_used_ratio", "Share of the disk that the run folder is on that is in use.", registry=REGISTRY
 )
 SCORING_HIDDEN = Gauge(
     "branchgrpo_scoring_hidden_ratio",
@@ -68,7 +93,23 @@ RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent a
 RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"], registry=REGISTRY)
 
 
-def note_iteration(report: IterationReport, seconds: float, version: int) -> None:
+def kind(reward: RewardSettings) -> str:
+    """Whether a reward is trained on, or held out to tell whether training on the others misleads."""
+    return "trained" if reward.weight else "held_out"
+
+
+def note_evaluation(means: Mapping[str, float], rewards: Mapping[str, RewardSettings]) -> None:
+    """Export what came of an evaluation."""
+    for name, mean in means.items():
+        if name == "diversity":
+            EVALUATION_DIVERSITY.set(mean)
+        else:
+            EVALUATION_REWARD.labels(name, kind(rewards[name])).set(mean)
+
+
+def note_iteration(
+    report: IterationReport, rewards: Mapping[str, RewardSettings], seconds: float, version: int
+) -> None:
     """Export what a finished iteration was."""
     ITERATION.set(report.iteration)
     LAST_PROGRESS.set_to_current_time()
@@ -76,7 +117,8 @@ def note_iteration(report: IterationReport, seconds: float, version: int) -> Non
     LAST_ITERATION_SECONDS.set(seconds)
     for name, values in report.rewards.items():
         for statistic in ("mean", "std", "min", "max"):
-            REWARD.labels(name, statistic).set(float(getattr(values, statistic)()))
+            REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))
+    DIVERSITY.set(report.diversity)
     SCORING_HIDDEN.set(report.scoring_hidden)
     FIRST_SCORE.set(report.first_score)
     PUBLISHED_VERSION.set(version)

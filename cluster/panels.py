@@ -20,6 +20,8 @@ from prometheus_client.metrics import MetricWrapperBase
 from .series import series_name
 
 PROMETHEUS = DataSourceRef(type_val="prometheus", uid="${datasource}")
+SEVERAL = {"$pool", "$reward"}
+"""Variables that may have several values."""
 GAP_MS = 300_000
 """Curves are drawn across gaps up to this long: means have no value while nothing happens."""
 
@@ -34,7 +36,10 @@ Panel = stat.Panel | timeseries.Panel
 def of_run(metric: MetricWrapperBase | str, part: str = "", **labels: str) -> str:
     """A series of the chosen run; `part` is `_sum`, `_count` or `_bucket` of a histogram."""
     name = metric if isinstance(metric, str) else series_name(metric)
-    wanted = [f'{label}="{value}"' for label, value in {"run": "$run", **labels}.items()]
+    # A variable that may have several values becomes a regular expression.
+    wanted = [
+        f'{label}{"=~" if value in SEVERAL else "="}"{value}"' for label, value in {"run": "$run", **labels}.items()
+    ]
     return f"{name}{part}{{{', '.join(wanted)}}}"
 
 
@@ -51,6 +56,11 @@ def total(metric: MetricWrapperBase, part: str = "", by: str = "", **labels: str
 def rate(metric: MetricWrapperBase, part: str = "", by: str = "", **labels: str) -> str:
     """How fast a counter grows per second, over all processes."""
     return f"sum{_by(by)} (rate({of_run(metric, part, **labels)}[$__rate_interval]))"
+
+
+def quantile(share: float, histogram: MetricWrapperBase, by: str = "") -> str:
+    """Quantile of what a histogram was told of late, as far as its buckets tell."""
+    return f"histogram_quantile({share}, {rate(histogram, '_bucket', f'{by}, le'.removeprefix(', '))})"
 
 
 def mean(histogram: MetricWrapperBase, by: str = "") -> str:

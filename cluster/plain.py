@@ -49,6 +49,7 @@ class PlainLoop:
         schedule = self.branching.schedule(iteration)
         trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        diversity = np.zeros(len(trees))
         leaves_done = 0
         for task in training_tasks(self.settings, iteration, prompts, schedule, self.worker.weights_version):
             with watch.phase("rollout"):
@@ -56,6 +57,7 @@ class PlainLoop:
             for part in watch.drawn("rollout", parts):
                 tree = trees[part.tree]
                 tree.add(part)
+                diversity[part.tree] += part.diversity or 0.0
                 with watch.phase("scoring"):
                     request = ScoreRequest(part.media, [tree.prompt] * len(part.media), list(self.settings.rewards))
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
@@ -81,6 +83,7 @@ class PlainLoop:
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             media=[np.concatenate(media[number]) for number in sorted(media)],
+            diversity=float(diversity.mean()),
         )
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:

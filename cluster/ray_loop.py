@@ -22,7 +22,7 @@ from ..proto.settings import RunSettings
 from ..reward_service.service import QUIET
 from .connect import connect
 from .controller import Controller
-from .evaluation import Evaluation
+from .evaluation import Evaluation, sampled_prompts
 from .launch import application_name
 from .loop import IterationReport, Progress
 from .operate import NAMESPACE, controller_name, unwrapped
@@ -87,10 +87,13 @@ class RayLoop:
         return replace(report, media=media)
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
-        parts = self._call(self._controller.evaluate.remote(list(prompts)))
+        prompts = sampled_prompts(prompts, self.settings)
+        parts = self._call(self._controller.evaluate.remote(prompts))
         media = np.concatenate([ray.get(reference) for reference, _ in parts])
         rewards = {name: np.concatenate([scores[name] for _, scores in parts]) for name in self.settings.rewards}
-        return Evaluation(prompts, media, rewards)
+        evaluation = Evaluation(prompts, media, rewards)
+        self._call(self._controller.note_evaluation.remote(evaluation.means()))
+        return evaluation
 
     def save(self, folder: Path) -> None:
         with whole(folder) as temporary:

@@ -88,6 +88,7 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
             name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()
         },
+        "diversity": report.diversity,
         "leaves": int(next(iter(report.rewards.values())).size),
         "forward_passes": report.forward_passes,
         "scoring_hidden": report.scoring_hidden,
@@ -99,6 +100,8 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "reference_rows": sum(update.reference_rows for update in report.updates),
         "kl": float(np.mean([update.kl for update in report.updates])),
         "logprob_abs_diff": report.updates[0].logprob_abs_diff,
+        "ratio_min": min(update.ratio_min for update in report.updates),
+        "ratio_max": max(update.ratio_max for update in report.updates),
         "clip_fraction": float(np.mean([update.clip_fraction for update in report.updates])),
         "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
         "learning_rate": report.updates[-1].learning_rate,

@@ -30,6 +30,7 @@ class Growing:
     media: list[Any] = field(default_factory=list)
     """References to pictures that are kept to be looked at."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
+    diversity: float = 0.0
     nodes: int = 0
     leaves: int = 0
     """Leaves that have all their scores."""
@@ -37,6 +38,7 @@ class Growing:
     def add(self, header: PartHeader, states: Any) -> None:
         self.parts.append((header, states))
         self.nodes += len(header.nodes)
+        self.diversity += header.diversity or 0.0
 
     def add_scores(self, header: PartHeader, reply: ScoreReply) -> None:
         for name, values in reply.scores.items():
@@ -61,6 +63,8 @@ class Iteration:
         self.counted: dict[Counter, float] = {}
         """Seconds of this iteration that counters have already."""
         self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
+        self.diversity = np.zeros(len(prompts))
+        """Of the leaves of each tree."""
         every = settings.logging.samples_every
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
         """First trees whose pictures are kept to be looked at."""
@@ -83,6 +87,7 @@ class Iteration:
         """Hand a tree over to whoever waits for it."""
         if not self._trees[tree.number].done():
             self.rewards[tree.number] = tree.rewards
+            self.diversity[tree.number] = tree.diversity
             if tree.media:
                 self.media[tree.number] = tree.media
             self._trees[tree.number].set_result(

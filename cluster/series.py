@@ -41,15 +41,7 @@ Every series gets these labels from the service discovery: `run`, the run's name
 model. `up{run="mine"}` tells which processes answer. Every process also exports its memory and CPU time
 (`process_resident_memory_bytes`, `process_cpu_seconds_total`).
 
-## Import the dashboard
-
-In Grafana 10.1 or newer: Dashboards, New, Import, upload `cluster/dashboards/branchgrpo.json`; choose the Prometheus
-data source and the run at its top. In Grafana's settings of that data source, the scrape interval must be that of
-prometheus.yml, or rates over short times stay empty.
-
-The dashboard has three rows. **Iteration**: how long iterations take, and in which phases. **Reward**: each reward's
-mean and spread, and the figures that tell whether learning is sound. **Pools**: how many processes there are, whether
-they wait, and what they get done. It is made by `cluster/dashboard.py`; `make docs` writes it anew.
+[Operating](operating.md) tells how to look at all this: `branchgrpo monitor`, the dashboards, a runbook.
 
 ## Alerts
 
@@ -71,6 +63,12 @@ they wait, and what they get done. It is made by `cluster/dashboard.py`; `make d
   or `schedule.eta` is too small to make samples differ.
 - `BranchGRPORewardCollapses`: a mean reward has fallen by two standard deviations of its leaves. Resume from an
   earlier checkpoint with a lower learning rate or clip range, or a `learner.kl_weight`.
+- `BranchGRPORewardHacked`: in an hour the reward that is trained on has risen by half a deviation, and a held-out one
+  has fallen by as much, or diversity to less than half. Look at `samples/` in the run folder; train on several rewards,
+  add a `learner.kl_weight`, or stop at an earlier checkpoint.
+- `BranchGRPOObjectStoreNearlyFull`: lower `rollout.trees_in_flight` or `rollout.parts_in_scoring`, or give Ray a larger
+  store.
+- `BranchGRPODiskNearlyFull`: lower `checkpoint.keep`, remove old runs.
 - `BranchGRPOLogprobsDiffer`: learner and sampler disagree about log-probabilities. Stop: ratios start from 1 no more;
   look for different precisions or a policy adapter that draws noise.
 

@@ -32,7 +32,7 @@ SHIPPED = (
     "*.py",
     "benchmarks/*.py",
     "cluster/*.py",
-    "cluster/dashboards/*.json",
+    "cluster/grafana/**/*",
     "cluster/prometheus/*.yaml",
     "learner/*.py",
     "proto/*.py",

@@ -67,16 +67,16 @@ class Engine:
 
     def summed(self, value: torch.Tensor) -> float:
         """Sum of a scalar over all ranks. Collective."""
-        return self._reduced(value, torch.distributed.ReduceOp.SUM)
+        return float(self._reduced(value, torch.distributed.ReduceOp.SUM))
 
-    def largest(self, value: torch.Tensor) -> float:
-        """Largest of a scalar over all ranks. Collective."""
-        return self._reduced(value, torch.distributed.ReduceOp.MAX)
+    def largest(self, values: torch.Tensor) -> torch.Tensor:
+        """Largest of each value over all ranks. Collective."""
+        return self._reduced(values, torch.distributed.ReduceOp.MAX)
 
-    def _reduced(self, value: torch.Tensor, how: torch.distributed.ReduceOp.RedOpType) -> float:
-        value = value.clone()
-        torch.distributed.all_reduce(value, how)
-        return float(value)
+    def _reduced(self, values: torch.Tensor, how: torch.distributed.ReduceOp.RedOpType) -> torch.Tensor:
+        values = values.clone()
+        torch.distributed.all_reduce(values, how)
+        return values
 
     def backward(self, loss: torch.Tensor) -> None:
         """Add the gradient of `loss` to that of the update."""

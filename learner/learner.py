@@ -33,7 +33,7 @@ class _Update:
     clipped: list[torch.Tensor] = field(default_factory=list)
     """Of each micro-batch: number of clipped edges, on the device."""
     differences: list[torch.Tensor] = field(default_factory=list)
-    """Of each micro-batch: largest difference to the sampler's log-probability."""
+    """Of each micro-batch: by how much log-probabilities are above and below the sampler's, at most; float32 [2]."""
     divergences: list[torch.Tensor] = field(default_factory=list)
     """Of each micro-batch: its share of the trees' KL to the reference policy."""
 
@@ -96,7 +96,9 @@ class Learner:
         stats = update.stats
         if stats.edges:
             stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
-            stats.logprob_abs_diff = self.engine.largest(torch.stack(update.differences).max())
+            differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
+            stats.logprob_abs_diff = float(differences.max())
+            stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update
             stats.learning_rate = self.engine.learning_rate
@@ -225,7 +227,8 @@ class Learner:
         self.engine.backward(loss * self.engine.ranks / self.trees_per_update)
         self.observe(len(batch.states))
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
-        self._update.differences.append((logprobs.detach() - batch.logprobs).abs().max())
+        difference = logprobs.detach() - batch.logprobs
+        self._update.differences.append(torch.stack([difference.max(), -difference.min()]))
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -16,11 +16,17 @@ LEARNING_SECONDS = Counter(
     "branchgrpo_learning_seconds", "Seconds of this rank in forward and backward passes and steps."
 )
 GRADIENT_NORM = Gauge("branchgrpo_gradient_norm", "Norm of the last update's gradient, before clipping.")
+RATIO = Gauge(
+    "branchgrpo_ratio", "Smallest and largest ratio of probabilities, new to old, in the last update.", ["statistic"]
+)
 CLIP_FRACTION = Gauge("branchgrpo_clip_fraction", "Share of the last update's edges whose gradient was clipped away.")
 LOGPROB_ABS_DIFF = Gauge(
     "branchgrpo_logprob_abs_diff",
     "Largest difference between learner's and sampler's log-probabilities in an iteration's first update.",
 )
 KL = Gauge("branchgrpo_kl", "KL divergence to the policy before training, in the last update; 0 if not asked for.")
+DEVICE_MEMORY = Gauge(
+    "branchgrpo_device_memory_peak_bytes", "Most memory of this rank's GPU that PyTorch has held; 0 without a GPU."
+)
 LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")

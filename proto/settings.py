@@ -174,7 +174,8 @@ class RewardSettings(Settings):
     """One reward."""
 
     weight: float = 1.0
-    """Factor in the sum of rewards. With 0 the reward is watched, not trained on."""
+    """Factor in the sum of rewards. With 0 the reward is held out: watched, not trained on, it tells whether training
+    on the others misleads."""
     scorer: str | None = None
     """`module:callable` that loads a scorer of your own; null takes the built-in one of this name."""
 
@@ -326,6 +327,8 @@ class EvaluationSettings(Settings):
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
+    samples: PositiveInt = 1
+    """Pictures of each prompt. With more than one, how much they differ is told too."""
 
 
 class CheckpointSettings(Settings):

@@ -20,6 +20,10 @@ class UpdateStats:
     """Parent states that went through the reference policy."""
     kl: float = 0.0
     """KL divergence to the reference policy, by the edges' weights; 0 if it isn't asked for."""
+    ratio_min: float = 1.0
+    """Smallest exp(new - old log-probability) of its edges."""
+    ratio_max: float = 1.0
+    """Largest of them."""
     clip_fraction: float = 0.0
     """Share of edges whose gradient clipping took away."""
     logprob_abs_diff: float = 0.0

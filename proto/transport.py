@@ -38,13 +38,16 @@ class PartHeader:
     leaves: IntArray
     conditioning: tuple[str, ...]
     """Names of the conditioning tensors that come with the states."""
+    diversity: float | None
+    """Of all the tree's leaves, with its last part only."""
     forwards: tuple[tuple[float, int], ...] = ()
     """Forward passes since the last part: when each ended (Unix seconds) and its rows."""
 
     @classmethod
     def of(cls, part: Subtree, forwards: Sequence[tuple[float, int]] = ()) -> PartHeader:
         names = tuple(part.conditioning or ())
-        return cls(part.tree, part.nodes, part.logprobs.cpu().numpy(), part.leaves, names, tuple(forwards))
+        logprobs = part.logprobs.cpu().numpy()
+        return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, tuple(forwards))
 
 
 def part_id(iteration: int, tree: int, leaves: IntArray) -> str:
@@ -92,6 +95,7 @@ def received(header: PartHeader, media: npt.NDArray[np.uint8], fetch: Callable[[
         leaves=header.leaves,
         media=media,
         conditioning=_Conditioning(states, header.conditioning) if header.conditioning else None,
+        diversity=header.diversity,
     )
 
 

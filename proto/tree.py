@@ -52,6 +52,8 @@ class Subtree:
     """Decoded leaves, uint8 [m, height, width, 3]."""
     conditioning: Conditioning | None = None
     """The prompt's conditioning, in the first part of a tree only."""
+    diversity: float | None = None
+    """Of all the tree's leaves, in its last part only."""
 
 
 @dataclass

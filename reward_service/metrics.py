@@ -15,6 +15,12 @@ SCORING_SECONDS = Histogram(
     ["model"],
     buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
 )
+REQUEST_SECONDS = Histogram(
+    "branchgrpo_scoring_request_seconds",
+    "Seconds of a request in a replica: waiting for its batch, and the batch.",
+    ["model"],
+    buckets=(0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30),
+)
 REQUESTS_WAITING = Gauge(
     "branchgrpo_scoring_requests_waiting", "Requests in a replica that have no score yet.", ["model"]
 )
@@ -23,5 +29,5 @@ FAILURES = Counter("branchgrpo_scoring_failures", "Requests that a replica could
 
 def export(model: str) -> None:
     """Export the series of a model from now on, before there is anything to count."""
-    for metric in (LEAVES_SCORED, BATCH_PICTURES, SCORING_SECONDS, REQUESTS_WAITING, FAILURES):
+    for metric in (LEAVES_SCORED, BATCH_PICTURES, SCORING_SECONDS, REQUEST_SECONDS, REQUESTS_WAITING, FAILURES):
         metric.labels(model)

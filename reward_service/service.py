@@ -49,7 +49,7 @@ class ServedReplica:
         start_tracing(trace, "reward", model)
         self._replica = Replica(model, rewards, settings)
         metrics.export(model)
-        self._waiting = metrics.REQUESTS_WAITING.labels(model)
+        self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
         self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
         self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
         name, namespace = directory
@@ -68,7 +68,7 @@ class ServedReplica:
 
     async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply | str:
         """The model's rewards of one request, or the reason why it can't be scored."""
-        with self._waiting.track_inprogress():
+        with self._waiting.track_inprogress(), self._seconds.time():
             return await self.score_batch(media, prompts, id)
 
 

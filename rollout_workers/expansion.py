@@ -16,6 +16,7 @@ from ..proto.settings import RolloutSettings
 from ..proto.tensors import KeptForward
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Subtree, Task
+from .diversity import Diversity
 from .kernels import Transitions
 from .noise import Stream, gaussian, sibling_noise
 from .policies.base import Policy, collate
@@ -87,6 +88,7 @@ class _Growth:
         self.batched_conditioning = collate(conditionings)
         self.pending = [_Pending() for _ in task.trees]
         self.first_part = [True] * len(task.trees)
+        self.diversity = [Diversity() for _ in task.trees]
 
     def start(self) -> _Frontier:
         """The roots of all trees."""
@@ -175,6 +177,8 @@ class _Growth:
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
             pending, self.pending[tree] = self.pending[tree], _Pending()
+            diversity = self.diversity[tree]
+            diversity.add(media[begin:end])
             nodes = np.concatenate(pending.nodes)
             order = np.argsort(nodes)
             yield Subtree(
@@ -185,6 +189,7 @@ class _Growth:
                 leaves=numbers[begin:end],
                 media=media[begin:end],
                 conditioning=self.conditionings[tree] if self.first_part[tree] else None,
+                diversity=diversity.value() if diversity.pictures == self.schedule.leaves else None,
             )
             self.first_part[tree] = False
 

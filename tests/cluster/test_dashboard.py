@@ -19,7 +19,7 @@ from urllib.parse import urlencode
 
 import pytest
 from branchgrpo.cluster import metrics as run
-from branchgrpo.cluster.dashboard import content
+from branchgrpo.cluster.boards import BOARDS, content
 from branchgrpo.cluster.loop import IterationReport
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.cluster.ray_loop import RayLoop
@@ -30,18 +30,21 @@ from branchgrpo.reward_service import metrics as scoring
 from branchgrpo.rollout_workers import metrics as sampling
 from prometheus_client.metrics import MetricWrapperBase
 
-DASHBOARD = Path(__file__).parents[2] / "cluster" / "dashboards" / "branchgrpo.json"
-PANELS = [panel for panel in json.loads(DASHBOARD.read_text())["panels"] if panel["type"] != "row"]
+FOLDER = Path(__file__).parents[2] / "cluster" / "grafana" / "dashboards"
+FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOARDS}
+PANELS = [panel for board in FILES.values() for panel in board["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 SERIES = {series.name: series for module in EXPORTED_BY.values() for series in series_of(module)}
-VARIABLES = {"$run": "run", "$reward": "ocr", "$__rate_interval": "15s", "$__range": "10m"}
+VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".*", "$__rate_interval": "15s", "$__range": "10m"}
 ITERATIONS = 6
 LEFT_OUT: set[str] = set()
 """Series that the dashboard doesn't show, on purpose."""
 
 
-def test_the_committed_dashboard_is_that_of_the_code() -> None:
-    assert DASHBOARD.read_text() == content(), "run `make docs`"
+def test_the_committed_dashboards_are_those_of_the_code() -> None:
+    assert {path.name for path in FOLDER.iterdir()} == {f"{name}.json" for name in BOARDS}
+    for name in BOARDS:
+        assert (FOLDER / f"{name}.json").read_text() == content(name), "run `make docs`"
 
 
 def test_queries_name_series_that_exist_with_labels_that_they_have() -> None:
@@ -50,7 +53,7 @@ def test_queries_name_series_that_exist_with_labels_that_they_have() -> None:
             series = SERIES.get(re.sub("_(bucket|sum|count)$", "", name)) or SERIES.get(name)
             known = {"run", "component", "pool", "instance", *(series.labels if series else ())}
             assert series or name == "up", f"{title}: {name}"
-            assert set(re.findall(r"(\w+)=", matchers)) <= known, f"{title}: {matchers}"
+            assert set(re.findall(r"(\w+)=~?", matchers)) <= known, f"{title}: {matchers}"
 
 
 def test_every_series_is_shown() -> None:
@@ -59,9 +62,11 @@ def test_every_series_is_shown() -> None:
     assert hidden == LEFT_OUT
 
 
-def test_panels_have_places_and_names_of_their_own() -> None:
-    content = json.loads(DASHBOARD.read_text())["panels"]
+@pytest.mark.parametrize("name", BOARDS)
+def test_panels_have_places_and_names_of_their_own(name: str) -> None:
+    content = FILES[name]["panels"]
     assert max(Counter(panel["id"] for panel in content).values()) == 1
+    assert max(Counter(panel["title"] for panel in content).values()) == 1
     for panel in content:
         place = panel["gridPos"]
         assert place["x"] + place["w"] <= 24, panel["title"]
@@ -70,11 +75,21 @@ def test_panels_have_places_and_names_of_their_own() -> None:
         beside = a["x"] + a["w"] <= b["x"] or b["x"] + b["w"] <= a["x"]
         above = a["y"] + a["h"] <= b["y"] or b["y"] + b["h"] <= a["y"]
         assert beside or above, f"{one['title']} lies on {other['title']}"
-    for panel in PANELS:
+    for panel in (panel for panel in content if panel["type"] != "row"):
         assert panel["description"]
         assert panel["fieldConfig"]["defaults"]["unit"]
         assert all(target["legendFormat"] for target in panel["targets"])
         assert max(Counter(target["refId"] for target in panel["targets"]).values()) == 1
+
+
+def test_dashboards_lead_to_each_other_with_the_same_variables() -> None:
+    for board in FILES.values():
+        (link,) = board["links"]
+        assert (link["type"], link["includeVars"], link["keepTime"]) == ("dashboards", True, True)
+        assert set(link["tags"]) <= set(board["tags"])
+        variables = [variable["name"] for variable in board["templating"]["list"]]
+        assert variables == ["datasource", "run", "pool", "reward"]
+    assert len({board["uid"] for board in FILES.values()}) == len(BOARDS)
 
 
 class Prometheus:

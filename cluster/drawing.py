@@ -1,0 +1,165 @@
+"""The dashboards as pictures, for where there is no Grafana: their own queries, drawn with matplotlib."""
+
+import json
+import math
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib.dates as dates
+import matplotlib.pyplot as plt
+import requests
+from matplotlib.axes import Axes
+from matplotlib.ticker import Formatter, FuncFormatter, ScalarFormatter
+
+from ..proto.errors import InputError
+from ..proto.files import whole
+from .monitor import DASHBOARDS, SCRAPE_SECONDS
+
+POINTS = 240
+"""Of each curve."""
+UNIT_INCHES = (0.66, 0.34)
+"""Width and height of a dashboard's grid cell."""
+
+Variables = Mapping[str, str]
+Series = tuple[str, list[float], list[float]]
+"""Legend, times and values."""
+
+
+class Prometheus:
+    """The query API of a Prometheus server."""
+
+    def __init__(self, url: str) -> None:
+        self.url = url.rstrip("/")
+
+    def series(self, query: str, start: float, end: float) -> list[dict[str, Any]]:
+        """Raises InputError if the server can't be reached or doesn't take the query."""
+        step = max(SCRAPE_SECONDS, (end - start) / POINTS)
+        asked: dict[str, str | float] = {"query": query, "start": start, "end": end, "step": step}
+        try:
+            answer = requests.get(f"{self.url}/api/v1/query_range", params=asked, timeout=30)
+            answer.raise_for_status()
+        except requests.RequestException as error:
+            raise InputError(f"--prometheus is '{self.url}', which doesn't answer: {error}") from error
+        return list(answer.json()["data"]["result"])
+
+
+def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) -> list[Path]:
+    """A picture of each dashboard from Unix time `start` to `end`, in the folder `out`; returns where they are."""
+    variables = {
+        "run": run,
+        "pool": ".*",
+        "reward": ".*",
+        "__rate_interval": f"{math.ceil(max(4 * SCRAPE_SECONDS, (end - start) / POINTS + SCRAPE_SECONDS))}s",
+        "__range": f"{math.ceil(end - start)}s",
+    }
+    out.mkdir(parents=True, exist_ok=True)
+    paths = []
+    for file in sorted(DASHBOARDS.glob("*.json")):
+        board = json.loads(file.read_text())
+        path = out / f"{file.stem}.png"
+        _draw_board(board, prometheus, variables, start, end, path)
+        paths.append(path)
+    return paths
+
+
+def _draw_board(
+    board: Mapping[str, Any], prometheus: Prometheus, variables: Variables, start: float, end: float, path: Path
+) -> None:
+    places = [panel["gridPos"] for panel in board["panels"]]
+    rows = max(place["y"] + place["h"] for place in places)
+    width, height = 24 * UNIT_INCHES[0], rows * UNIT_INCHES[1] + 0.6
+    figure = plt.figure(figsize=(width, height))
+    figure.suptitle(f"{board['title']}, run {variables['run']}", x=0.01, y=1 - 0.2 / height, ha="left", fontsize=15)
+    for panel in board["panels"]:
+        place = panel["gridPos"]
+        left, bottom = place["x"] / 24, 1 - (0.6 + (place["y"] + place["h"]) * UNIT_INCHES[1]) / height
+        size = place["w"] / 24, place["h"] * UNIT_INCHES[1] / height
+        if panel["type"] == "row":
+            figure.text(0.01, bottom, panel["title"], fontsize=13, weight="bold")
+            continue
+        # Room for title, ticks and legend within the panel's cell.
+        box = (left + 0.1 * size[0], bottom + 0.28 * size[1], 0.86 * size[0], 0.56 * size[1])
+        found = [series for target in panel["targets"] for series in _series(prometheus, target, variables, start, end)]
+        if panel["type"] == "stat":
+            _draw_figure(figure.add_axes(box), panel, found)
+        else:
+            _draw_curves(figure.add_axes(box), panel, found, (start, end))
+    with whole(path) as temporary:
+        figure.savefig(temporary, dpi=80, format="png")
+    plt.close(figure)
+
+
+def _series(
+    prometheus: Prometheus, target: Mapping[str, Any], variables: Variables, start: float, end: float
+) -> list[Series]:
+    query = target["expr"]
+    for name, value in variables.items():
+        query = query.replace(f"${name}", value)
+    series = []
+    for found in prometheus.series(query, start, end):
+        legend = target["legendFormat"]
+        for label in re.findall(r"\{\{(\w+)\}\}", legend):
+            legend = legend.replace(f"{{{{{label}}}}}", found["metric"].get(label, ""))
+        times, values = zip(*((float(time), float(value)) for time, value in found["values"]), strict=True)
+        series.append((legend, list(times), list(values)))
+    return series
+
+
+def _draw_figure(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> None:
+    axes.axis("off")
+    axes.set_title(panel["title"], fontsize=9)
+    text = "no data"
+    if found and math.isfinite(value := found[0][2][-1]):
+        text = _format(panel)(value, None)
+    axes.text(0.5, 0.4, text, ha="center", va="center", fontsize=18, color="tab:green")
+
+
+def _draw_curves(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series], span: tuple[float, float]) -> None:
+    stacked = panel["fieldConfig"]["defaults"]["custom"].get("stacking", {}).get("mode") == "normal"
+    moments = [[time / 86400 for time in times] for _, times, _ in found]  # days, matplotlib's unit
+    if stacked and len({len(times) for _, times, _ in found}) == 1:
+        axes.stackplot(moments[0], [values for *_, values in found], labels=[name for name, *_ in found], alpha=0.6)
+    else:
+        for when, (name, _, values) in zip(moments, found, strict=True):
+            axes.plot(when, values, label=name, linewidth=1.3)
+    axes.set_title(panel["title"], fontsize=9, loc="left")
+    axes.set_xlim(span[0] / 86400, span[1] / 86400)
+    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
+    axes.yaxis.set_major_formatter(_axis_format(panel))
+    if panel["fieldConfig"]["defaults"].get("min") == 0:
+        axes.set_ylim(bottom=0)
+    axes.tick_params(labelsize=7)
+    axes.grid(alpha=0.3)
+    axes.spines[["top", "right"]].set_visible(False)
+    if found:
+        axes.legend(fontsize=6, ncols=4, loc="upper left", bbox_to_anchor=(0, -0.13), frameon=False)
+    else:
+        axes.text(0.5, 0.5, "no data", transform=axes.transAxes, ha="center")
+
+
+def _format(panel: Mapping[str, Any]) -> FuncFormatter:
+    """How values of the panel's unit are written."""
+    unit = panel["fieldConfig"]["defaults"]["unit"]
+
+    def write(value: float, _: object) -> str:
+        match unit:
+            case "percentunit":
+                return f"{value:.0%}"
+            case "s":
+                return f"{value:.3g} s"
+            case "bytes":
+                return f"{value / 2**20:.0f} MiB"
+            case "sci":
+                return f"{value:.1e}"
+            case _:
+                return f"{value:.4g}"
+
+    return FuncFormatter(write)
+
+
+def _axis_format(panel: Mapping[str, Any]) -> Formatter:
+    plain = panel["fieldConfig"]["defaults"]["unit"] in ("none", "short", "ops")
+    return ScalarFormatter(useOffset=False) if plain else _format(panel)

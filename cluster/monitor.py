@@ -1,0 +1,155 @@
+"""Prometheus and Grafana for a run: started with the right settings where they are installed."""
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+
+import yaml
+from rich.console import Console
+
+from ..proto.errors import InputError
+from ..proto.files import write_text
+from .stop import StopRequest
+
+HERE = Path(str(files("branchgrpo.cluster")))
+DASHBOARDS = HERE / "grafana" / "dashboards"
+SCRAPE_SECONDS = 5
+"""The rates in the dashboards need two scrapes; Grafana's data source must know this interval."""
+RAY_TOKEN = Path("~/.ray/auth_token")
+"""Where Ray keeps its token, unless RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN says otherwise."""
+NO_PROMETHEUS = (
+    "Prometheus isn't installed: `apt install prometheus`, or https://prometheus.io/download; then run this again. One "
+    "that runs elsewhere needs what is in {config}"
+)
+NO_GRAFANA = (
+    "Grafana isn't installed (https://grafana.com/grafana/download): import the dashboards in {dashboards} into one "
+    "that is, or draw them: branchgrpo draw-dashboards {run} --prometheus {prometheus}"
+)
+
+
+def monitor(run: Path, http: str, port: int, grafana_port: int, ray_dashboard: str | None, console: Console) -> None:
+    """Run Prometheus and Grafana for the run in a folder until SIGTERM or Ctrl-C. `http` is its controller's URL.
+
+    Raises InputError without Prometheus, or when a port can't be had.
+    """
+    folder = run / "monitoring"
+    config = write_config(folder, http, ray_dashboard)
+    if not shutil.which("prometheus"):
+        raise InputError(NO_PROMETHEUS.format(config=config))
+    prometheus = f"http://127.0.0.1:{port}"
+    must_be_free("--port", port)
+    with StopRequest().listening() as stop, process(prometheus_command(folder, config, port)) as server:
+        servers = [server]
+        console.print(f"Prometheus: {prometheus} (targets: {prometheus}/targets, alerts: {prometheus}/alerts)")
+        if program := shutil.which("grafana") or shutil.which("grafana-server"):
+            must_be_free("--grafana-port", grafana_port)
+            with process(*grafana_command(program, folder, prometheus, grafana_port)) as grafana:
+                console.print(f"Grafana: http://127.0.0.1:{grafana_port}/dashboards")
+                _wait([*servers, grafana], stop)
+        else:
+            hint = NO_GRAFANA.format(dashboards=DASHBOARDS, run=run, prometheus=prometheus)
+            console.print(hint, soft_wrap=True, highlight=False, markup=False)
+            _wait(servers, stop)
+
+
+def write_config(folder: Path, http: str, ray_dashboard: str | None) -> Path:
+    """Write prometheus.yml and the alert rules into `folder`; returns where the first is."""
+    write_text(folder / "alerts.yaml", (HERE / "prometheus" / "alerts.yaml").read_text())
+    content = prometheus_config(http, ray_dashboard, _ray_token(folder) if ray_dashboard else None)
+    path = folder / "prometheus.yml"
+    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    return path
+
+
+def prometheus_config(http: str, ray_dashboard: str | None = None, ray_token: Path | None = None) -> dict[str, Any]:
+    """Settings of a Prometheus that scrapes a run, and Ray's own metrics beside it if its dashboard is named."""
+
+    def job(name: str, url: str, **more: Any) -> dict[str, Any]:
+        discovery = {"url": url, "refresh_interval": f"{SCRAPE_SECONDS}s", **more}
+        return {"job_name": name, "http_sd_configs": [discovery]}
+
+    jobs = [job("branchgrpo", f"{http}/sd")]
+    if ray_dashboard:
+        token = {"authorization": {"credentials_file": str(ray_token)}} if ray_token else {}
+        jobs.append(job("ray", f"{ray_dashboard.rstrip('/')}/api/prometheus/sd", **token))
+    return {
+        "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},
+        "rule_files": ["alerts.yaml"],
+        "scrape_configs": jobs,
+    }
+
+
+def _ray_token(folder: Path) -> Path | None:
+    """File with Ray's token, if there is one."""
+    if token := os.environ.get("RAY_AUTH_TOKEN"):
+        path = folder / "ray-token"
+        path.touch(mode=0o600)
+        path.write_text(token)
+        return path.resolve()
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or RAY_TOKEN).expanduser()
+    return path if path.is_file() else None
+
+
+def prometheus_command(folder: Path, config: Path, port: int) -> list[str]:
+    return [
+        "prometheus",
+        f"--config.file={config}",
+        f"--storage.tsdb.path={folder / 'prometheus'}",
+        f"--web.listen-address=127.0.0.1:{port}",
+        "--log.level=warn",
+    ]
+
+
+def grafana_command(program: str, folder: Path, prometheus: str, port: int) -> tuple[list[str], dict[str, str]]:
+    """Command and environment of a Grafana that shows the dashboards to everybody on this machine."""
+    environment = {
+        "GF_SERVER_HTTP_ADDR": "127.0.0.1",
+        "GF_SERVER_HTTP_PORT": str(port),
+        "GF_PATHS_DATA": str((folder / "grafana").resolve()),
+        "GF_PATHS_LOGS": str((folder / "grafana" / "log").resolve()),
+        "GF_PATHS_PROVISIONING": str(HERE / "grafana" / "provisioning"),
+        "GF_AUTH_ANONYMOUS_ENABLED": "true",
+        "GF_LOG_LEVEL": "warn",
+        "BRANCHGRPO_DASHBOARDS": str(DASHBOARDS),
+        "BRANCHGRPO_PROMETHEUS": prometheus,
+    }
+    home = os.environ.get("GF_PATHS_HOME", "/usr/share/grafana")
+    server = [] if Path(program).name == "grafana-server" else ["server"]
+    return [program, *server, f"--homepath={home}"], environment
+
+
+def must_be_free(option: str, port: int) -> None:
+    """Raises InputError for a port that something listens on."""
+    try:
+        socket.create_server(("127.0.0.1", port)).close()
+    except OSError as error:
+        raise InputError(f"{option} is {port}, which can't be had: {error.strerror}; name another") from error
+
+
+@contextmanager
+def process(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+    """A process that ends with the block. Signals to the group are for us: in a session of its own it gets none."""
+    started = subprocess.Popen(command, env={**os.environ, **(environment or {})}, start_new_session=True)
+    try:
+        yield started
+    finally:
+        started.send_signal(signal.SIGTERM)
+        started.wait(30)
+
+
+def _wait(servers: list[subprocess.Popen[bytes]], stop: StopRequest) -> None:
+    """Until somebody asks to stop. Raises InputError if a server ends by itself."""
+    waiting = threading.Event()
+    while stop.signum is None:
+        for server in servers:
+            if server.poll() is not None:
+                raise InputError("a server has ended by itself; it says why above")
+        waiting.wait(0.2)
