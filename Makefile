@@ -36,6 +36,7 @@ bench: setup
 	$(RUN)/python -m branchgrpo.benchmarks.methods --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.fast_steps --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.on_ray --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.watching --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
 
 docs: setup

@@ -11,7 +11,7 @@ import matplotlib.dates as dates
 import matplotlib.pyplot as plt
 import requests
 from matplotlib.axes import Axes
-from matplotlib.ticker import Formatter, FuncFormatter, ScalarFormatter
+from matplotlib.ticker import Formatter, FuncFormatter, MaxNLocator, ScalarFormatter
 
 from ..proto.errors import InputError
 from ..proto.files import whole
@@ -21,6 +21,9 @@ POINTS = 240
 """Of each curve."""
 UNIT_INCHES = (0.66, 0.34)
 """Width and height of a dashboard's grid cell."""
+
+GRAFANA_COLORS = {"light-blue": "lightskyblue", "text": "gray"}
+"""Names that matplotlib doesn't know."""
 
 Variables = Mapping[str, str]
 Series = tuple[str, list[float], list[float]]
@@ -34,22 +37,30 @@ class Prometheus:
         self.url = url.rstrip("/")
 
     def series(self, query: str, start: float, end: float) -> list[dict[str, Any]]:
-        """Raises InputError if the server can't be reached or doesn't take the query."""
+        """Series of a query, each with its labels and values."""
         step = max(SCRAPE_SECONDS, (end - start) / POINTS)
-        asked: dict[str, str | float] = {"query": query, "start": start, "end": end, "step": step}
+        return list(self._ask("query_range", query=query, start=start, end=end, step=step)["result"])
+
+    def first(self, label: str, run: str) -> str:
+        """The first value that a label has in a run; `none` where it has none."""
+        values = self._ask(f"label/{label}/values", **{"match[]": f'{{run="{run}", {label}!=""}}'})
+        return str(next(iter(values), "none"))
+
+    def _ask(self, path: str, **asked: str | float) -> Any:
+        """Raises InputError if the server can't be reached or doesn't take the query."""
         try:
-            answer = requests.get(f"{self.url}/api/v1/query_range", params=asked, timeout=30)
+            answer = requests.get(f"{self.url}/api/v1/{path}", params=asked, timeout=30)
             answer.raise_for_status()
         except requests.RequestException as error:
             raise InputError(f"--prometheus is '{self.url}', which doesn't answer: {error}") from error
-        return list(answer.json()["data"]["result"])
+        return answer.json()["data"]
 
 
 def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) -> list[Path]:
     """A picture of each dashboard from Unix time `start` to `end`, in the folder `out`; returns where they are."""
     variables = {
         "run": run,
-        "pool": ".*",
+        "pool": ".+",
         "reward": ".*",
         "__rate_interval": f"{math.ceil(max(4 * SCRAPE_SECONDS, (end - start) / POINTS + SCRAPE_SECONDS))}s",
         "__range": f"{math.ceil(end - start)}s",
@@ -81,7 +92,11 @@ def _draw_board(
             continue
         # Room for title, ticks and legend within the panel's cell.
         box = (left + 0.1 * size[0], bottom + 0.28 * size[1], 0.86 * size[0], 0.56 * size[1])
-        found = [series for target in panel["targets"] for series in _series(prometheus, target, variables, start, end)]
+        values = dict(variables)
+        if repeated := panel.get("repeat"):  # Grafana has one for each of them; this one is for the first
+            values[repeated] = prometheus.first(repeated, variables["run"])
+        found = [series for target in panel["targets"] for series in _series(prometheus, target, values, start, end)]
+        panel = {**panel, "title": _filled(panel["title"], values)}
         if panel["type"] == "stat":
             _draw_figure(figure.add_axes(box), panel, found)
         else:
@@ -94,17 +109,30 @@ def _draw_board(
 def _series(
     prometheus: Prometheus, target: Mapping[str, Any], variables: Variables, start: float, end: float
 ) -> list[Series]:
-    query = target["expr"]
-    for name, value in variables.items():
-        query = query.replace(f"${name}", value)
     series = []
-    for found in prometheus.series(query, start, end):
+    for found in prometheus.series(_filled(target["expr"], variables), start, end):
         legend = target["legendFormat"]
         for label in re.findall(r"\{\{(\w+)\}\}", legend):
             legend = legend.replace(f"{{{{{label}}}}}", found["metric"].get(label, ""))
         times, values = zip(*((float(time), float(value)) for time, value in found["values"]), strict=True)
         series.append((legend, list(times), list(values)))
     return series
+
+
+def _filled(text: str, variables: Variables) -> str:
+    for name, value in variables.items():
+        text = text.replace(f"${name}", value)
+    return text
+
+
+def _colors(panel: Mapping[str, Any]) -> dict[str, str]:
+    """Colours that the dashboard gives to some curves, by legend."""
+    return {
+        override["matcher"]["options"]: GRAFANA_COLORS.get(color := given["value"]["fixedColor"], color)
+        for override in panel["fieldConfig"]["overrides"]
+        for given in override["properties"]
+        if given["id"] == "color"
+    }
 
 
 def _draw_figure(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) -> None:
@@ -117,17 +145,20 @@ def _draw_figure(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series]) 
 
 
 def _draw_curves(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series], span: tuple[float, float]) -> None:
+    colors = _colors(panel)
     stacked = panel["fieldConfig"]["defaults"]["custom"].get("stacking", {}).get("mode") == "normal"
     moments = [[time / 86400 for time in times] for _, times, _ in found]  # days, matplotlib's unit
     if stacked and len({len(times) for _, times, _ in found}) == 1:
-        axes.stackplot(moments[0], [values for *_, values in found], labels=[name for name, *_ in found], alpha=0.6)
+        names = [name for name, *_ in found]
+        chosen = [colors.get(name, f"C{i}") for i, name in enumerate(names)]
+        axes.stackplot(moments[0], [values for *_, values in found], labels=names, colors=chosen, alpha=0.6)
     else:
         for when, (name, _, values) in zip(moments, found, strict=True):
-            axes.plot(when, values, label=name, linewidth=1.3)
+            axes.plot(when, values, label=name, linewidth=1.3, color=colors.get(name))
     axes.set_title(panel["title"], fontsize=9, loc="left")
     axes.set_xlim(span[0] / 86400, span[1] / 86400)
-    axes.xaxis.set_major_locator(dates.AutoDateLocator(maxticks=5))
-    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M"))
+    axes.xaxis.set_major_locator(MaxNLocator(5))
+    axes.xaxis.set_major_formatter(dates.DateFormatter("%H:%M:%S" if span[1] - span[0] < 600 else "%H:%M"))
     axes.yaxis.set_major_formatter(_axis_format(panel))
     if panel["fieldConfig"]["defaults"].get("min") == 0:
         axes.set_ylim(bottom=0)
@@ -147,7 +178,7 @@ def _format(panel: Mapping[str, Any]) -> FuncFormatter:
     def write(value: float, _: object) -> str:
         match unit:
             case "percentunit":
-                return f"{value:.0%}"
+                return f"{100 * value:.3g} %"
             case "s":
                 return f"{value:.3g} s"
             case "bytes":

@@ -8,7 +8,6 @@ import subprocess
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +18,7 @@ from ..proto.errors import InputError
 from ..proto.files import write_text
 from .stop import StopRequest
 
-HERE = Path(str(files("branchgrpo.cluster")))
+HERE = Path(__file__).parent
 DASHBOARDS = HERE / "grafana" / "dashboards"
 SCRAPE_SECONDS = 5
 """The rates in the dashboards need two scrapes; Grafana's data source must know this interval."""

@@ -33,12 +33,17 @@ POLL_SECONDS = 0.25
 
 
 class RayLoop:
-    """A run on the Ray at `address` (default: RAY_ADDRESS), or on one that is started here and ended with the run."""
+    """A run on the Ray at `address` (default: RAY_ADDRESS), or on one that is started here and ended with the run.
+
+    A Ray that this process is connected to already is used, and left as it is.
+    """
 
     def __init__(self, settings: RunSettings, folder: Path, address: str | None) -> None:
         """Raises InputError for pools that can't be placed, or a name that is taken there."""
         self.settings, self._folder = settings, folder
-        connect(address)
+        self._connects = not ray.is_initialized()
+        if self._connects:
+            connect(address)
         self._controller: Any = None
         try:
             self._launch()
@@ -115,7 +120,8 @@ class RayLoop:
             except (ray.exceptions.RayError, TimeoutError) as error:
                 logging.getLogger(__name__).warning("the controller could not end its pools: %s", error)
             ray.kill(self._controller)
-        ray.shutdown()
+        if self._connects:
+            ray.shutdown()
 
     def _call(self, answer: Any) -> Any:
         """What a call of the controller returns, or the exception that went wrong in whichever process."""

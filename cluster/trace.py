@@ -149,22 +149,25 @@ def critical_path(trace: IterationTrace) -> list[Step]:
     ends = [one for one in parts if one.end <= trace.end + SLACK_SECONDS]
     at = max(ends, key=attrgetter("end"), default=None)
     steps: list[Step] = []
-    reached, after = trace.end, "end"
+    after: Span | None
+    reached, after = trace.end, None
     while at and at.end > trace.start:
         begin, end = max(at.start, trace.start), min(at.end, reached)
         if reached > end:
-            steps.append(Step(f"{_label(at)} → {after}", end, reached))
+            same = after is not None and after.process == at.process
+            between = f"{at.pool}: other work" if same else f"{_label(at)} → {_label(after)}"
+            steps.append(Step(between, end, reached))
         if end > begin:
             steps.append(Step(_label(at), begin, end))
-        reached, after = min(begin, end), _label(at)
+        reached, after = min(begin, end), at
         at = before(at)
     if reached > trace.start:
-        steps.append(Step(f"start → {after}", trace.start, reached))
+        steps.append(Step(f"start → {_label(after)}", trace.start, reached))
     return steps[::-1]
 
 
-def _label(span: Span) -> str:
-    return f"{span.pool}: {span.name}"
+def _label(span: Span | None) -> str:
+    return f"{span.pool}: {span.name}" if span else "end"
 
 
 def _inside(inner: Span, outer: Span) -> bool:
@@ -243,9 +246,7 @@ def show(trace: IterationTrace, console: Console) -> None:
         share = use.idle / (use.processes * trace.seconds)
         table.add_row(use.pool, str(use.processes), f"{use.idle:.2f}", f"{share:.0%}", f"{use.waited:.2f} s")
     console.print(table)
-    console.print(
-        "a → b: time between a's end and b's beginning: on its way, waiting for its turn, or work without a span"
-    )
+    console.print("a → b: on the way from one process to the other, or waiting for its turn there")
 
 
 # For Perfetto -----------------------------------------------------------------------------------------------------

@@ -97,7 +97,7 @@ class Learner:
         if stats.edges:
             stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
             differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
-            stats.logprob_abs_diff = float(differences.max())
+            stats.logprob_abs_diff = float(differences.max().abs())
             stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update

@@ -35,7 +35,7 @@ FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOA
 PANELS = [panel for board in FILES.values() for panel in board["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 SERIES = {series.name: series for module in EXPORTED_BY.values() for series in series_of(module)}
-VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".*", "$__rate_interval": "15s", "$__range": "10m"}
+VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".+", "$__rate_interval": "15s", "$__range": "10m"}
 ITERATIONS = 6
 LEFT_OUT: set[str] = set()
 """Series that the dashboard doesn't show, on purpose."""
