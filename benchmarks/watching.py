@@ -1,8 +1,8 @@
 """What watching a run costs: spans and scraped metrics against neither.
 
-Two runs of the demo's recipe on one Ray take turns, iteration by iteration, over the same prompts with the same seed: both
-do the same work. One writes spans and has every process scraped each second; the other does neither. What a
-single span costs is measured too.
+Two runs of the demo's recipe on one Ray take turns, iteration by iteration, over the same prompts with the same seed:
+both do the same work. One writes spans and has every process scraped each second; the other does neither. What a single
+span costs is measured too.
 
     python -m branchgrpo.benchmarks.watching --out build/bench
 """

@@ -77,7 +77,8 @@ def prometheus_config(http: str, ray_dashboard: str | None = None, ray_token: Pa
 
     jobs = [job("branchgrpo", f"{http}/sd")]
     if ray_dashboard:
-        token = {"authorization": {"credentials_file": str(ray_token)}} if ray_token else {}
+        # The type is the default, which Prometheus 2.42 forgets in service discoveries.
+        token = {"authorization": {"type": "Bearer", "credentials_file": str(ray_token)}} if ray_token else {}
         jobs.append(job("ray", f"{ray_dashboard.rstrip('/')}/api/prometheus/sd", **token))
     return {
         "global": {"scrape_interval": f"{SCRAPE_SECONDS}s", "evaluation_interval": f"{SCRAPE_SECONDS}s"},

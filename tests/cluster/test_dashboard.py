@@ -1,11 +1,13 @@
-"""The dashboard shows what a run exports: each of its queries finds data in a Prometheus that scrapes one."""
+"""`branchgrpo monitor` and the dashboards: each of their queries finds data of a real run in a real Prometheus."""
 
 import json
 import math
 import re
 import shutil
-import socket
+import signal
 import subprocess
+import sys
+import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -17,28 +19,40 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import urlencode
 
+import matplotlib.pyplot as plt
 import pytest
+import ray
+import requests
+from branchgrpo.cluster import drawing
 from branchgrpo.cluster import metrics as run
 from branchgrpo.cluster.boards import BOARDS, content
+from branchgrpo.cluster.drawing import draw
 from branchgrpo.cluster.loop import IterationReport
+from branchgrpo.cluster.monitor import SCRAPE_SECONDS, process, prometheus_command, write_config
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
 from branchgrpo.learner import metrics as learner
+from branchgrpo.proto.metrics import FORGET_SECONDS
+from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service import metrics as scoring
 from branchgrpo.rollout_workers import metrics as sampling
 from prometheus_client.metrics import MetricWrapperBase
+
+from .conftest import end, free_port, reachable, started
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "grafana" / "dashboards"
 FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOARDS}
 PANELS = [panel for board in FILES.values() for panel in board["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 SERIES = {series.name: series for module in EXPORTED_BY.values() for series in series_of(module)}
-VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".+", "$__rate_interval": "15s", "$__range": "10m"}
-ITERATIONS = 6
+VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".+", "$__rate_interval": "20s", "$__range": "10m"}
+ITERATIONS = 4
+SCRAPES = 3
+"""In which a change of pools must be seen: one may just have been, and the service discovery is asked as often."""
 LEFT_OUT: set[str] = set()
-"""Series that the dashboard doesn't show, on purpose."""
+"""Series that the dashboards don't show, on purpose."""
 
 
 def test_the_committed_dashboards_are_those_of_the_code() -> None:
@@ -105,6 +119,12 @@ class Prometheus:
         except urllib.error.HTTPError as error:
             raise AssertionError(f"{parameters}: {error.read().decode()}") from error
 
+    def ready(self) -> bool:
+        try:
+            return bool(urllib.request.urlopen(f"{self.url}/-/ready", timeout=10).status == 200)
+        except OSError:
+            return False
+
     def now(self, query: str) -> list[float]:
         """Present values of a query's series."""
         return [float(series["value"][1]) for series in self.ask("query", query=query)]
@@ -112,49 +132,34 @@ class Prometheus:
     def until(self, true: Callable[[], bool], seconds: float = 60) -> None:
         limit = time.monotonic() + seconds
         while not true():
-            assert time.monotonic() < limit, self.ask("query", query="up")
+            assert time.monotonic() < limit
             time.sleep(0.5)
 
 
 @contextmanager
-def scraping(discovery: str, folder: Path) -> Iterator[Prometheus]:
-    """A Prometheus that scrapes what the service discovery names, every second."""
-    program = shutil.which("prometheus")
-    assert program, "there is no prometheus; install Debian's package prometheus"
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        address = f"127.0.0.1:{listener.getsockname()[1]}"
-    config = folder / "prometheus.json"  # which is YAML
-    discoveries = [{"url": discovery, "refresh_interval": "1s"}]
-    job = {"job_name": "branchgrpo", "scrape_interval": "1s", "scrape_timeout": "1s", "http_sd_configs": discoveries}
-    config.write_text(json.dumps({"scrape_configs": [job]}))
-    process = subprocess.Popen(
-        [
-            program,
-            f"--config.file={config}",
-            f"--storage.tsdb.path={folder / 'prometheus'}",
-            f"--web.listen-address={address}",
-            "--log.level=warn",
-        ]
-    )
-    prometheus = Prometheus(f"http://{address}")
+def monitored(run: Path, log: Path) -> Iterator[Prometheus]:
+    """`branchgrpo monitor` for the run in a folder; with the block it gets Ctrl-C."""
+    port = free_port()
+    command = [sys.executable, "-m", "branchgrpo", "monitor", str(run), "--port", str(port)]
+    prometheus = Prometheus(f"http://127.0.0.1:{port}")
+    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as monitor:
 
-    def ready() -> bool:
-        assert process.poll() is None, "prometheus has ended"
+        def ready() -> bool:
+            assert monitor.poll() is None, log.read_text()
+            return prometheus.ready()
+
         try:
-            return bool(urllib.request.urlopen(f"{prometheus.url}/-/ready", timeout=10).status == 200)
-        except OSError:
-            return False
-
-    try:
-        prometheus.until(ready)
-        yield prometheus
-    finally:
-        process.terminate()
-        process.wait(30)
+            prometheus.until(ready)
+            yield prometheus
+        finally:
+            monitor.send_signal(signal.SIGINT)
+            assert monitor.wait(60) == 0, log.read_text()
+    assert not prometheus.ready()
 
 
 @pytest.mark.slow
-def test_every_query_finds_data_of_a_real_run(
+@pytest.mark.timeout(600)
+def test_monitor_shows_a_real_run_while_it_is_scaled(
     run_settings: Callable[..., RunSettings], tmp_path: Path, head: str
 ) -> None:
     small = {"cpus": 0.5, "threads": 1}
@@ -163,25 +168,101 @@ def test_every_query_finds_data_of_a_real_run(
             "execution": "ray",
             "threads": 1,
             "prompts.per_iteration": 16,
-            "pools": {"rollout_workers": {**small, "count": 2}, "learner": small, "rewards": {"ocr": small}},
+            "evaluation.samples": 2,
+            "pools": {
+                "rollout_workers": {**small, "count": 2},
+                "learner": small,
+                "rewards": {"ocr": {**small, "replicas": 2}},
+            },
         }
     )
     prompts = read_prompts(settings.prompts.train, "prompts.train")
-    (tmp_path / "run").mkdir()
-    with closing(RayLoop(settings, tmp_path / "run", head)) as loop:
-        discovery = json.loads((tmp_path / "run" / "ray.json").read_text())["http"] + "/sd"
-        with scraping(discovery, tmp_path) as prometheus:
-            start = time.time()
-            prometheus.until(lambda: len(prometheus.now("up == 1")) == 5)
-            reports = [
-                loop.iterate(i, prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed))
-                for i in range(1, ITERATIONS + 1)
-            ]
-            end = time.time()
-            prometheus.until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 5)
-            assert_queries_find_data(prometheus, start, time.time())
-            assert_components_export_their_own(prometheus)
-            assert_counts_are_right(prometheus, settings, reports)
+    folder = tmp_path / "run"
+    save_recipe(settings, folder)
+
+    def iterate(loop: RayLoop, number: int) -> IterationReport:
+        return loop.iterate(number, prompts_of(number, prompts, settings.prompts.per_iteration, settings.seed))
+
+    with (
+        closing(RayLoop(settings, folder, head)) as loop,
+        monitored(folder, tmp_path / "monitor.log") as prometheus,
+    ):
+        start = time.time()
+        prometheus.until(lambda: components(prometheus) == {"controller": 1, "rollout": 2, "learner": 1, "reward": 2})
+        reports = [iterate(loop, i) for i in range(1, ITERATIONS + 1)]
+        end = time.time()
+        prometheus.until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 6)
+        assert_components_export_their_own(prometheus)
+        assert_counts_are_right(prometheus, settings, reports)
+        assert prometheus.now("branchgrpo_diversity")[0] == pytest.approx(reports[-1].diversity)
+
+        evaluation = loop.evaluate(prompts[:3])
+        ray.get(loop._controller.scale.remote(3, {"ocr": 1}))
+        scaled = {"controller": 1, "rollout": 3, "learner": 1, "reward": 1}
+        prometheus.until(lambda: components(prometheus) == scaled, seconds=FORGET_SECONDS + SCRAPES * SCRAPE_SECONDS)
+        for number in range(ITERATIONS + 1, 2 * ITERATIONS + 1):
+            iterate(loop, number)
+        everyone = f"count(branchgrpo_tasks_total > 0 and timestamp(branchgrpo_tasks_total) > {end})"
+        prometheus.until(lambda: prometheus.now(everyone) == [3])
+        assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means()["diversity"])]
+        assert_queries_find_data(prometheus, start, time.time())
+        assert_alert_rules_are_evaluated(prometheus)
+        pictures = draw(drawing.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")
+        assert [path.name for path in pictures] == sorted(f"{name}.png" for name in BOARDS)
+        assert all(plt.imread(path).std() > 0 for path in pictures)
+
+
+@pytest.mark.slow
+def test_ray_s_own_metrics_are_found_with_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    token = tmp_path / "token"
+    token.write_text("a" * 64)
+    monkeypatch.setenv("RAY_AUTH_MODE", "token")
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    port, dashboard, agent = free_port(), free_port(), free_port()
+    address = f"http://127.0.0.1:{dashboard}"
+    temporary = Path(tempfile.mkdtemp(prefix="ray-"))  # sockets lie there: a short name
+    head = started(
+        "--head",
+        "--node-ip-address=127.0.0.1",
+        f"--port={port}",
+        f"--dashboard-port={dashboard}",
+        f"--dashboard-agent-listen-port={agent}",
+        f"--temp-dir={temporary}",
+        "--num-cpus=1",
+        "--object-store-memory=100000000",
+    )
+    try:
+        assert reachable(dashboard)
+        assert requests.get(f"{address}/api/prometheus/sd", timeout=30).status_code == 401
+        server_port = free_port()
+        prometheus = Prometheus(f"http://127.0.0.1:{server_port}")
+        config = write_config(tmp_path, "http://127.0.0.1:9", address)
+        with process(prometheus_command(tmp_path, config, server_port)):
+            prometheus.until(prometheus.ready)
+            prometheus.until(lambda: len(prometheus.now('up{job="ray"} == 1')) > 0)
+            prometheus.until(lambda: len(prometheus.now("ray_object_store_memory")) > 0)
+    finally:
+        end(head)
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def components(prometheus: Prometheus) -> dict[str, int]:
+    """How many processes of each component answer, of those that the service discovery names."""
+    up = prometheus.ask("query", query='count by (component) (up{run="run"} == 1)')
+    return {series["metric"]["component"]: int(series["value"][1]) for series in up}
+
+
+def assert_alert_rules_are_evaluated(prometheus: Prometheus) -> None:
+    with urllib.request.urlopen(f"{prometheus.url}/api/v1/rules", timeout=10) as answer:
+        (group,) = json.load(answer)["data"]["groups"]
+    assert {rule["health"] for rule in group["rules"]} == {"ok"}
+    firing = {
+        alert["labels"]["alertname"]
+        for rule in group["rules"]
+        for alert in rule["alerts"]
+        if alert["state"] == "firing"
+    }
+    assert firing <= {"BranchGRPODiskNearlyFull"}  # which may be so here
 
 
 def assert_queries_find_data(prometheus: Prometheus, start: float, end: float) -> None:
@@ -189,7 +270,7 @@ def assert_queries_find_data(prometheus: Prometheus, start: float, end: float) -
     for title, query in QUERIES:
         for name, value in VARIABLES.items():
             query = query.replace(name, value)
-        found = prometheus.ask("query_range", query=query, start=start, end=end, step="1s")
+        found = prometheus.ask("query_range", query=query, start=start, end=end, step="5s")
         assert found, f"{title}: {query} finds nothing"
         for series in found:
             values = [float(value) for _, value in series["values"]]
@@ -197,11 +278,10 @@ def assert_queries_find_data(prometheus: Prometheus, start: float, end: float) -
 
 
 def assert_components_export_their_own(prometheus: Prometheus) -> None:
-    up = prometheus.ask("query", query='count by (component) (up{run="run"} == 1)')
-    processes = {series["metric"]["component"]: series["value"][1] for series in up}
-    assert processes == {"controller": "1", "rollout": "2", "learner": "1", "reward": "1"}
     for component, module in EXPORTED_BY.items():
         for series in series_of(module):
+            if "evaluation" in series.name:  # there has been none yet
+                continue
             name = f"{series.name}_sum" if series.kind == "histogram" else series.name
             found = prometheus.ask("query", query=f"count by (component) ({name})")
             assert [one["metric"] for one in found] == [{"component": component}], name

@@ -3,7 +3,6 @@
 import io
 import os
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -22,6 +21,8 @@ from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from PIL import Image
+
+from .conftest import free_port
 
 Settings = Callable[..., RunSettings]
 SMALL = {"cpus": 0.25, "threads": 1}
@@ -180,8 +181,3 @@ def test_rewards_are_served_to_anyone(tmp_path: Path) -> None:
     finally:
         process.kill()
     until(lambda: not any(psutil.pid_exists(pid) for pid in family), log, seconds=20)
-
-
-def free_port() -> int:
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
