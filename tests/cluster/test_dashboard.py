@@ -32,6 +32,7 @@ from branchgrpo.cluster.monitor import SCRAPE_SECONDS, process, prometheus_comma
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
+from branchgrpo.cluster.trace import critical_path, read
 from branchgrpo.learner import metrics as learner
 from branchgrpo.proto.metrics import FORGET_SECONDS
 from branchgrpo.proto.recipe import save_recipe
@@ -177,7 +178,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         }
     )
     prompts = read_prompts(settings.prompts.train, "prompts.train")
-    folder = tmp_path / "run"
+    folder = settings.runs / settings.name
     save_recipe(settings, folder)
 
     def iterate(loop: RayLoop, number: int) -> IterationReport:
@@ -210,6 +211,14 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         pictures = draw(drawing.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")
         assert [path.name for path in pictures] == sorted(f"{name}.png" for name in BOARDS)
         assert all(plt.imread(path).std() > 0 for path in pictures)
+    found = read(folder, ITERATIONS)
+    assert {span.component for span in found.spans} == {"controller", "rollout", "reward", "learner"}
+    rows = sum(span.attributes["rows"] for span in found.spans if span.name == "forward")
+    assert rows == reports[-1].forward_passes
+    steps = critical_path(found)
+    assert steps[0].start == found.start
+    assert steps[-1].end == found.end
+    assert {"rollout_workers: forward", "ocr: score"} <= {step.name for step in steps}
 
 
 @pytest.mark.slow

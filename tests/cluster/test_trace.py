@@ -1,17 +1,24 @@
 """What `branchgrpo trace` makes of spans: a path whose pieces are known, idle time, lines that nest."""
 
 import json
+from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from branchgrpo.cluster import trace
+from branchgrpo.cluster.console import RunDisplay
+from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.cluster.trace import Span, chrome, critical_path, idle, innermost, lanes, read
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import LoggingSettings, RunSettings
 from branchgrpo.proto.tracing import span, start_tracing, stop_tracing
 from hypothesis import given
 from hypothesis import strategies as st
+from rich.console import Console
 
 START = 1000.0
 PROCESSES = {
@@ -163,3 +170,24 @@ def covers(found: trace.IterationTrace) -> bool:
 
 def test_the_path_covers_the_iteration(found: trace.IterationTrace) -> None:
     assert covers(found)
+
+
+def test_a_run_in_one_process_is_traced_unless_it_is_told_not_to_be(
+    run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    settings = run_settings({"iterations": 2, "evaluation.samples": 2})
+    display = RunDisplay(Console(quiet=True))
+    folder = train(settings, display)
+    found = read(folder, 2)
+    assert covers(found)
+    line = RunFolder.open(folder).lines("metrics")[1]
+    assert sum(one.attributes["rows"] for one in found.spans if one.name == "forward") == line["forward_passes"]
+    assert {one.component for one in found.spans} == {"plain"}
+    assert 0 < found.seconds < line["seconds"] + 0.1
+    first = RunFolder.open(folder).evaluation(0)
+    assert list(first.prompts) == [prompt for prompt in ("000", "003", "006") for _ in range(2)]
+    pairs = (first.media / 255).reshape(3, 2, *first.media.shape[1:])
+    expected = np.sqrt(pairs.var(axis=1, ddof=1).reshape(3, -1).mean(axis=1)).mean()
+    assert first.means()["diversity"] == pytest.approx(expected, rel=1e-9)
+    silent = train(settings.model_copy(update={"name": "silent", "logging": LoggingSettings(trace=False)}), display)
+    assert not (silent / "trace").exists()

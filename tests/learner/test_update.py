@@ -455,7 +455,9 @@ def test_published_weights_make_another_worker_the_same(
     bound = 1e-5 if precision == "float32" else 1e-3
     assert first.logprob_abs_diff < bound
     assert update(learner, fresh).logprob_abs_diff < bound
-    assert update(learner, stale).logprob_abs_diff > 10 * bound
+    far = update(learner, stale)
+    assert far.logprob_abs_diff > 10 * bound
+    assert far.logprob_abs_diff == pytest.approx(max(math.log(far.ratio_max), -math.log(far.ratio_min)), rel=1e-4)
 
 
 def test_ema_follows_its_formula(run_settings: Settings, sample: Sample) -> None:
