@@ -253,15 +253,17 @@ def draw_dashboards(
 ) -> None:
     """Draw the dashboards of a run as pictures, where there is no Grafana to show them.
 
+    Where Chromium is installed, there are pictures of Prometheus' pages too.
+
     Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
     """
     import time
 
-    from .drawing import Prometheus, draw
+    from .drawing import Prometheus, draw, photograph
 
-    end = time.time()
+    end, server = time.time(), Prometheus(prometheus)
     with Console().status("drawing"):
-        paths = draw(Prometheus(prometheus), Path(run).name, end - 60 * minutes, end, out)
+        paths = draw(server, Path(run).name, end - 60 * minutes, end, out) + photograph(server, out)
     for path in paths:
         typer.echo(f"drawn: {path}")
 

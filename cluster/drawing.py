@@ -2,7 +2,10 @@
 
 import json
 import math
+import os
 import re
+import shutil
+import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +25,7 @@ POINTS = 240
 UNIT_INCHES = (0.66, 0.34)
 """Width and height of a dashboard's grid cell."""
 
+PAGES = ("targets", "alerts")
 GRAFANA_COLORS = {"light-blue": "lightskyblue", "text": "gray"}
 """Names that matplotlib doesn't know."""
 
@@ -71,6 +75,22 @@ def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) 
         board = json.loads(file.read_text())
         path = out / f"{file.stem}.png"
         _draw_board(board, prometheus, variables, start, end, path)
+        paths.append(path)
+    return paths
+
+
+def photograph(prometheus: Prometheus, out: Path) -> list[Path]:
+    """Pictures of Prometheus' own pages in the folder `out`, where Chromium is installed; returns where they are."""
+    browser = shutil.which("chromium") or shutil.which("google-chrome")
+    paths = []
+    for page in PAGES if browser else ():
+        path = out / f"prometheus_{page}.png"
+        with whole(path) as temporary:
+            options = [f"--screenshot={temporary.resolve()}", "--window-size=1300,900", "--virtual-time-budget=8000"]
+            # As root Chromium runs without its sandbox or not at all; it opens nothing but our own Prometheus.
+            alone = ["--no-sandbox"] if os.geteuid() == 0 else []
+            command = [str(browser), "--headless", "--disable-gpu", *alone, *options, f"{prometheus.url}/{page}"]
+            subprocess.run(command, check=True, capture_output=True, timeout=120)
         paths.append(path)
     return paths
 

@@ -210,7 +210,9 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         assert_alert_rules_are_evaluated(prometheus)
         pictures = draw(drawing.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")
         assert [path.name for path in pictures] == sorted(f"{name}.png" for name in BOARDS)
-        assert all(plt.imread(path).std() > 0 for path in pictures)
+        pages = drawing.photograph(drawing.Prometheus(prometheus.url), tmp_path / "pictures")
+        assert [path.name for path in pages] == ["prometheus_targets.png", "prometheus_alerts.png"]
+        assert all(plt.imread(path).std() > 0 for path in [*pictures, *pages])
     found = read(folder, ITERATIONS)
     assert {span.component for span in found.spans} == {"controller", "rollout", "reward", "learner"}
     rows = sum(span.attributes["rows"] for span in found.spans if span.name == "forward")

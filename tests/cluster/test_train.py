@@ -131,6 +131,7 @@ def started(settings: RunSettings, folder: Path, until: Path) -> subprocess.Pope
     return process
 
 
+@pytest.mark.slow
 def test_sigterm_makes_a_checkpoint_to_go_on_from(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({**GLYPHS, "iterations": 50, "checkpoint.every": 50, "schedule.splits": {0: 2}})
     folder = settings.runs / settings.name

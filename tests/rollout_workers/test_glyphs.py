@@ -46,6 +46,7 @@ def test_clean_words_can_be_read_and_scribbled_ones_can_not() -> None:
     assert scribbled <= 0.05
 
 
+@pytest.mark.slow
 def test_pretraining_is_seeded(tmp_path: Path) -> None:
     first, second, other = (
         pretrain(tmp_path / name, seed=seed, vae_steps=2, clean_steps=2, scribbled_steps=1, pictures_per_word=1)
