@@ -1,5 +1,6 @@
 # make demo   creates .venv, installs, and runs the main job
-# make test   creates .venv, installs, and runs the tests but the slow ones (make test-slow; needs Debian's prometheus and chromium)
+# make test   creates .venv, installs, and runs the tests but the slow ones
+# make test-slow   runs those; needs Debian's prometheus and chromium
 PYTHON ?= python3.11
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers

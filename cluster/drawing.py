@@ -84,12 +84,17 @@ def photograph(prometheus: Prometheus, out: Path) -> list[Path]:
     browser = shutil.which("chromium") or shutil.which("google-chrome")
     paths = []
     for page in PAGES if browser else ():
+        # Debian's Prometheus has its pages elsewhere.
+        urls = (f"{prometheus.url}{place}/{page}" for place in ("", "/classic"))
+        url = next((url for url in urls if requests.get(url, timeout=30).ok), None)
+        if url is None:
+            continue
         path = out / f"prometheus_{page}.png"
         with whole(path) as temporary:
             options = [f"--screenshot={temporary.resolve()}", "--window-size=1300,900", "--virtual-time-budget=8000"]
             # As root Chromium runs without its sandbox or not at all; it opens nothing but our own Prometheus.
             alone = ["--no-sandbox"] if os.geteuid() == 0 else []
-            command = [str(browser), "--headless", "--disable-gpu", *alone, *options, f"{prometheus.url}/{page}"]
+            command = [str(browser), "--headless", "--disable-gpu", *alone, *options, url]
             subprocess.run(command, check=True, capture_output=True, timeout=120)
         paths.append(path)
     return paths

@@ -47,7 +47,7 @@ def monitor(run: Path, http: str, port: int, grafana_port: int, ray_dashboard: s
     must_be_free("--port", port)
     with StopRequest().listening() as stop, process(prometheus_command(folder, config, port)) as server:
         servers = [server]
-        console.print(f"Prometheus: {prometheus} (targets: {prometheus}/targets, alerts: {prometheus}/alerts)")
+        console.print(f"Prometheus: {prometheus} (with its targets and alerts)")
         if program := shutil.which("grafana") or shutil.which("grafana-server"):
             must_be_free("--grafana-port", grafana_port)
             with process(*grafana_command(program, folder, prometheus, grafana_port)) as grafana:

@@ -50,8 +50,8 @@ model. `up{run="mine"}` tells which processes answer. Every process also exports
 
 - `BranchGRPOIterationStalled`: no iteration has ended for three times the last one's seconds, and ten minutes more.
   `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it.
-- `BranchGRPOProcessDown`: a process doesn't answer Prometheus. Look at its node and its log; a worker that has died
-  is replaced by itself.
+- `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and the controller does (without it the run has ended).
+  Look at its node and its log; a worker that has died is replaced by itself.
 - `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs tell why; most often memory: lower
   `rollout.batch_limit` or `rollout.trees_per_task`.
 - `BranchGRPOScoreFailures`: a reward model raised, or gave what is no score. Its replica's log has the error; after
