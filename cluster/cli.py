@@ -296,9 +296,15 @@ def serve_rewards(
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    token_file: Annotated[
+        Path | None,
+        typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
+    ] = None,
     address: Cluster = None,
 ) -> None:
     """Serve the reward models of a recipe over HTTP, for any trainer.
+
+    On other addresses than 127.0.0.1 only to those who send the token.
 
     Example: [bold]branchgrpo serve-rewards recipes/glyphs.yaml --port 8000[/bold], then
     http://127.0.0.1:8000/docs
@@ -309,7 +315,15 @@ def serve_rewards(
     console = Console()
     with console.status("starting"):
         from .serve_rewards import serve
-    serve(settings, host, port, address, console)
+    serve(settings, host, port, _token(token_file), address, console)
+
+
+def _token(file: Path | None) -> str | None:
+    """The token of a file or of the environment. Raises InputError for an empty one."""
+    token = os.environ.get("BRANCHGRPO_TOKEN") if file is None else file.read_text().strip()
+    if token is not None and not token:
+        raise InputError(f"{'BRANCHGRPO_TOKEN' if file is None else file} is empty; it must hold the token")
+    return token
 
 
 @app.command()

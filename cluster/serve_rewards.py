@@ -2,6 +2,7 @@
 
 import asyncio
 import threading
+from ipaddress import ip_address
 from typing import Any
 
 import ray
@@ -38,11 +39,19 @@ class RewardDirectory:
         return {name: str(app.status) for name, app in status.applications.items()}
 
 
-def serve(settings: RunSettings, host: str, port: int, address: str | None, console: Console) -> None:
-    """Serve the recipe's rewards until SIGTERM or Ctrl-C.
+def serve(
+    settings: RunSettings, host: str, port: int, token: str | None, address: str | None, console: Console
+) -> None:
+    """Serve the recipe's rewards until SIGTERM or Ctrl-C, to those who know the `token`.
 
-    Raises InputError for models that can't be placed, or when the port can't be had.
+    Raises InputError for models that can't be placed, when the port can't be had, or for a `host` that others reach
+    without a token.
     """
+    if token is None and not _is_loopback(host):
+        raise InputError(
+            f"--host is '{host}', which others can reach; set BRANCHGRPO_TOKEN (or --token-file) so that only those "
+            "who know the token are answered, or listen on 127.0.0.1"
+        )
     name = f"branchgrpo-rewards-{settings.name}"
     with StopRequest().listening() as stop, connected(address) as ray_of_its_own:
         check_room(reward_demands(settings), free_nodes())
@@ -55,6 +64,7 @@ def serve(settings: RunSettings, host: str, port: int, address: str | None, cons
             pools,
             (name, NAMESPACE),
             {model: threads_of(pool, settings) for model, pool in pools.items()},
+            token=token,
         )
         route = "/" if ray_of_its_own else f"/{name}"
         try:
@@ -76,6 +86,13 @@ def serve(settings: RunSettings, host: str, port: int, address: str | None, cons
         finally:
             ray_serve.delete(name)
             ray.kill(directory)
+
+
+def _is_loopback(host: str) -> bool:
+    try:
+        return host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _start_directory(name: str) -> Any:

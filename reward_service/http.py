@@ -5,8 +5,7 @@ safetensors bytes of a `ScoreRequest`, answered with those of a `ScoreReply`. Wh
 answered by a 4xx that says what, and a score that could not be made by a 503: a score is never made up. It knows
 nothing of where the scores come from.
 
-What one request can make the process hold is a few times `max_bytes`. How many are held at once is the server's to
-limit.
+What one request can make the process hold is a few times `max_bytes`, and `max_requests` are held at once.
 """
 
 import asyncio
@@ -19,7 +18,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO
 
 import numpy as np
-from fastapi import FastAPI, Request, Response
+from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
@@ -30,6 +29,7 @@ from starlette.types import Message
 
 from ..proto.arrays import decode
 from ..proto.scoring import ScoreReply, ScoreRequest
+from .gate import RETRY, Gate
 from .uploads import Pictures, opened
 
 FORM = "multipart/form-data"
@@ -88,21 +88,27 @@ def face(
     max_pictures: int = 256,
     max_bytes: int = 64 * 2**20,
     max_pixels: int = 4096 * 4096,
+    max_requests: int = 32,
+    max_seconds: float = 300.0,
+    token: str | None = None,
 ) -> FastAPI:
     """The application that answers `POST /v1/score` by `score`, `GET /v1/rewards` and `GET /healthz`.
 
     `rewards` are those that `score` gives. `max_pictures` are accepted per request and `max_pixels` per picture;
     `max_bytes` is the most that a body may have, and the most that its pictures may take as uint8 once decoded. What
-    `score` raises, or a reply of its that is not whole and finite, is answered by a 503.
+    `score` raises, or a reply of its that is not whole and finite, or not there after `max_seconds`, is answered by a
+    503. With a `token` all but the health check ask for it; of more than `max_requests` at once the rest get a 429.
     """
     limits = _Limits(pictures=max_pictures, bytes=max_bytes, pixels=max_pixels)
     app = FastAPI(title="Reward service", version="1", description="Scores pictures by how well they do their prompts.")
+    gate = Gate(token, max_requests)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
 
     @app.post(
         "/v1/score",
         summary="Score pictures",
+        dependencies=[Depends(gate.known), Depends(gate.room)],
         description=_description(limits),
         response_model=Scored,
         responses={200: _ANSWER, **{status: {"model": Refusal, "description": why} for status, why in _WHY.items()}},
@@ -121,14 +127,14 @@ def face(
             asked = await asyncio.to_thread(_from_bytes, await body.body(), rewards, limits)
         else:
             raise HTTPException(415, f"Content-Type is '{kind[:80]}'; accepted are {', '.join((FORM, *BINARY))}")
-        reply = await _scored(score, asked)
+        reply = await _scored(score, asked, max_seconds)
         accept = request.headers.get("accept", "")
         if kind == FORM or ("application/json" in accept and kind not in accept):
             scores = {name: values.tolist() for name, values in reply.scores.items()}
             return JSONResponse(Scored(id=reply.id, scores=scores).model_dump())
         return Response(reply.to_bytes(), media_type=kind)
 
-    @app.get("/v1/rewards", summary="The rewards served")
+    @app.get("/v1/rewards", summary="The rewards served", dependencies=[Depends(gate.known)])
     async def rewards_served() -> list[str]:
         return list(rewards)
 
@@ -163,13 +169,19 @@ def _bounded(request: Request, most: int) -> Request:
     return Request(request.scope, receive)
 
 
-async def _scored(score: Callable[[ScoreRequest], Awaitable[ScoreReply]], asked: ScoreRequest) -> ScoreReply:
+async def _scored(
+    score: Callable[[ScoreRequest], Awaitable[ScoreReply]], asked: ScoreRequest, max_seconds: float
+) -> ScoreReply:
     try:
-        return (await score(asked)).check(asked.rewards, len(asked.media))
+        async with asyncio.timeout(max_seconds):
+            reply = await score(asked)
+        return reply.check(asked.rewards, len(asked.media))
+    except TimeoutError as error:
+        raise HTTPException(503, f"no score was made in {max_seconds:g} seconds; try again", RETRY) from error
     except Exception as error:  # the request is sound, so that whatever is raised here is the service's fault
         logging.getLogger(__name__).exception("no score was made")
         cause = " ".join("".join(traceback.format_exception_only(error)).split())[-300:]
-        raise HTTPException(503, f"no score was made, by the service's fault: {cause}") from error
+        raise HTTPException(503, f"no score was made, by the service's fault: {cause}", RETRY) from error
 
 
 async def _form(body: Request, max_files: int, max_fields: int) -> FormData:
@@ -282,10 +294,12 @@ def _sentence(errors: Sequence[Any]) -> str:
 
 _WHY = {
     400: "The body is not what its Content-Type says: a malformed form or safetensors.",
+    401: "There is no bearer token, or a wrong one.",
     413: "Too many bytes, pictures or pixels.",
     415: f"The Content-Type is none of {', '.join((FORM, *BINARY))}.",
     422: "What the body holds can't be scored: not a picture, a wrong shape, an unknown reward, too few prompts.",
-    503: "The reward models failed; no score was made.",
+    429: "Too many requests at once. Retry-After says when to try again.",
+    503: "The reward models failed, or took too long; no score was made.",
 }
 _BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
 _ANSWER: dict[str, Any] = {

@@ -30,6 +30,8 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
 FACE = "http"
 """Name of the deployment that answers HTTP."""
+ARRIVING = 1000
+"""Requests that Serve lets through to the HTTP face, which answers those that it has no room for itself."""
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
 
@@ -79,10 +81,11 @@ def application(
     directory: tuple[str, str],
     threads: Mapping[str, int],
     trace: Path | None = None,
+    token: str | None = None,
 ) -> Application:
     """The Serve application `run`: every reward model of `rewards`, behind one HTTP face.
 
-    `trace` is a folder for spans.
+    `trace` is a folder for spans; `token`, what HTTP requests must bear.
     Its processes get the environment (packages, variables) of the caller's.
     """
     # Serve's controller, which starts them, may be another user's and have another environment.
@@ -102,12 +105,13 @@ def application(
         async def score(request: ScoreRequest) -> ScoreReply:
             return await client.score(request.media, request.prompts, request.rewards, request.id)
 
-        return face(score, names)
+        return face(score, names, token=token)
 
     ingress = serve.deployment(serve.ingress(build)(Face)).options(
         name=FACE,
         version=__version__,
         _internal=True,
+        max_ongoing_requests=ARRIVING,
         ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
     )
     return ingress.bind(list(replicas.values()))

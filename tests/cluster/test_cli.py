@@ -120,3 +120,15 @@ def test_wrong_targets_are_refused(
     status, error = call(*given, capsys=capsys, monkeypatch=monkeypatch)
     assert status == 2
     assert message in error.replace("\n", "")
+
+
+def test_rewards_are_not_served_to_others_without_a_token(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.delenv("BRANCHGRPO_TOKEN", raising=False)
+    serve = ("serve-rewards", GLYPHS, "--host", "0.0.0.0")
+    status, error = call(*serve, capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, "--host is '0.0.0.0'" in error) == (2, True)
+    (tmp_path / "token").write_text("\n")
+    status, error = call(*serve, "--token-file", str(tmp_path / "token"), capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, "is empty" in error) == (2, True)

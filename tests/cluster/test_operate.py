@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -143,26 +144,30 @@ def test_two_runs_on_one_cluster_do_not_touch_each_other(
 
 
 @pytest.mark.slow
-def test_rewards_are_served_to_anyone(tmp_path: Path) -> None:
+def test_rewards_are_served_to_anyone_who_knows_the_token(tmp_path: Path) -> None:
     recipe = Path(__file__).parents[2] / "recipes" / "glyphs.yaml"
     port = free_port()
-    process = started(tmp_path, "serve-rewards", str(recipe), "--port", str(port), "name=served")
+    process = started(
+        tmp_path, "serve-rewards", str(recipe), "--port", str(port), "name=served", BRANCHGRPO_TOKEN="secret"
+    )
     log, url = tmp_path / "log", f"http://127.0.0.1:{port}"
     try:
         until(lambda: "/v1/score" in log.read_text() or process.poll() is not None, log)
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         assert httpx.get(f"{url}/healthz").status_code == 200
-        assert httpx.get(f"{url}/v1/rewards").json() == ["ocr", "ocr_exact"]
+        assert httpx.get(f"{url}/v1/rewards").status_code == 401
+        client = httpx.Client(headers={"Authorization": "Bearer secret"}, timeout=60)
+        assert client.get(f"{url}/v1/rewards").json() == ["ocr", "ocr_exact"]
         assert "/v1/score" in httpx.get(f"{url}/openapi.json").json()["paths"]
         media = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), np.uint8)
         media[0] = 255
         request = ScoreRequest(media, ["123"] * 5, ["ocr", "ocr_exact"], "x")
-        answer = httpx.post(
-            f"{url}/v1/score",
-            content=request.to_bytes(),
-            headers={"content-type": "application/x-safetensors"},
-            timeout=60,
-        )
+
+        def post() -> httpx.Response:
+            kind = {"content-type": "application/x-safetensors"}
+            return client.post(f"{url}/v1/score", content=request.to_bytes(), headers=kind)
+
+        answer = post()
         assert answer.status_code == 200
         expected = Scorers({"ocr": RewardSettings(), "ocr_exact": RewardSettings()}).score(request)
         reply = ScoreReply.from_bytes(answer.content)
@@ -171,9 +176,15 @@ def test_rewards_are_served_to_anyone(tmp_path: Path) -> None:
         png = io.BytesIO()
         Image.fromarray(media[0]).save(png, format="PNG")
         form = {"prompt": "123", "reward": "beauty"}
-        wrong = httpx.post(f"{url}/v1/score", files={"media": ("a.png", png.getvalue())}, data=form, timeout=60)
+        wrong = client.post(f"{url}/v1/score", files={"media": ("a.png", png.getvalue())}, data=form)
         assert wrong.status_code == 422
         assert "beauty" in wrong.json()["error"]
+        with ThreadPoolExecutor(100) as together:
+            answers = list(together.map(lambda _: post(), range(100)))
+        assert {answer.status_code for answer in answers} <= {200, 429}
+        assert all(answer.content == answers[0].content for answer in answers if answer.status_code == 200)
+        assert all(answer.headers["retry-after"] for answer in answers if answer.status_code == 429)
+        assert post().status_code == 200
         discovery = log.read_text().split("discovery at")[1].split()[0]
         assert {target["labels"]["component"] for target in httpx.get(discovery).json()} >= {"reward"}
         process.send_signal(signal.SIGTERM)

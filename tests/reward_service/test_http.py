@@ -9,6 +9,7 @@ import zlib
 from collections.abc import Iterator
 from typing import Any
 
+import httpx
 import numpy as np
 import pytest
 from branchgrpo.proto.arrays import encode
@@ -414,7 +415,7 @@ def test_what_is_served_and_documented(ocr: TestClient) -> None:
         "ocr",
         "ocr_exact",
     ]
-    assert set(post["responses"]) == {"200", "400", "413", "415", "422", "503"}
+    assert set(post["responses"]) == {"200", "400", "401", "413", "415", "422", "429", "503"}
     assert set(post["responses"]["200"]["content"]) == {"application/json", *BINARY}
     assert "curl" in post["description"]
 
@@ -427,3 +428,61 @@ def test_validation_errors_of_added_paths_have_the_same_shape() -> None:
         return number
 
     refused(TestClient(app).get("/added?number=x"), 422, "number", "'x'", "integer")
+
+
+def test_only_those_with_the_token_are_answered() -> None:
+    client = TestClient(face(mean, ["mean"], token="secret"))
+    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+    assert client.get("/healthz").status_code == 200
+    for headers in (
+        {},
+        {"authorization": "Bearer wrong"},
+        {"authorization": "Basic secret"},
+        {"authorization": b"Bearer \xe9"},
+    ):
+        for answer in (post_bytes(client, body, **headers), client.get("/v1/rewards", headers=headers)):
+            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
+            assert "Authorization: Bearer TOKEN" in answer.json()["error"]
+    known = {"authorization": "Bearer secret"}
+    assert post_bytes(client, body, **known).status_code == 200
+    assert client.get("/v1/rewards", headers=known).json() == ["mean"]
+
+
+def test_more_requests_than_there_is_room_for_are_refused_and_then_taken() -> None:
+    async def ask() -> None:
+        inside, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(request: ScoreRequest) -> ScoreReply:
+            inside.release()
+            await go.wait()
+            return await mean(request)
+
+        transport = httpx.ASGITransport(face(slow, ["mean"], max_requests=3))
+        body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+
+            async def post() -> httpx.Response:
+                return await client.post("/v1/score", content=body, headers={"content-type": BINARY[0]})
+
+            first = [asyncio.create_task(post()) for _ in range(3)]
+            for _ in first:
+                await inside.acquire()
+            refused = await asyncio.gather(*(post() for _ in range(20)))
+            assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(429, "1")}
+            assert "3 requests are being worked on" in refused[0].json()["error"]
+            go.set()
+            assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
+            assert (await post()).status_code == 200
+
+    asyncio.run(ask())
+
+
+def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
+    async def never(request: ScoreRequest) -> ScoreReply:
+        await asyncio.Event().wait()
+        raise AssertionError
+
+    client = TestClient(face(never, ["mean"], max_seconds=0.05))
+    answer = post_bytes(client, ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes())
+    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
+    assert "0.05 seconds" in answer.json()["error"]
