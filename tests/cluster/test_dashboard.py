@@ -23,12 +23,13 @@ import matplotlib.pyplot as plt
 import pytest
 import ray
 import requests
+import yaml
 from branchgrpo.cluster import drawing
 from branchgrpo.cluster import metrics as run
 from branchgrpo.cluster.boards import BOARDS, content
 from branchgrpo.cluster.drawing import draw
 from branchgrpo.cluster.loop import IterationReport
-from branchgrpo.cluster.monitor import SCRAPE_SECONDS, process, prometheus_command, write_config
+from branchgrpo.cluster.monitor import SCRAPE_SECONDS, grafana_command, process, prometheus_command, write_config
 from branchgrpo.cluster.prompts import prompts_of, read_prompts
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
@@ -105,6 +106,24 @@ def test_dashboards_lead_to_each_other_with_the_same_variables() -> None:
         variables = [variable["name"] for variable in board["templating"]["list"]]
         assert variables == ["datasource", "run", "pool", "reward"]
     assert len({board["uid"] for board in FILES.values()}) == len(BOARDS)
+
+
+def test_grafana_is_told_of_prometheus_and_of_the_dashboards(tmp_path: Path) -> None:
+    command, variables = grafana_command("/usr/bin/grafana", tmp_path, "http://127.0.0.1:9090", 3000)
+    assert command[:2] == ["/usr/bin/grafana", "server"]
+    provisioning = Path(variables["GF_PATHS_PROVISIONING"])
+
+    def provisioned(kind: str) -> Any:
+        text = (provisioning / kind / "branchgrpo.yaml").read_text()
+        for name, value in variables.items():  # as Grafana does
+            text = text.replace(f"${name}", value)
+        return yaml.safe_load(text)
+
+    (provider,) = provisioned("dashboards")["providers"]
+    assert {path.name for path in Path(provider["options"]["path"]).iterdir()} == {f"{name}.json" for name in BOARDS}
+    (source,) = provisioned("datasources")["datasources"]
+    assert (source["type"], source["url"]) == ("prometheus", "http://127.0.0.1:9090")
+    assert source["jsonData"]["timeInterval"] == f"{SCRAPE_SECONDS}s"
 
 
 class Prometheus:
