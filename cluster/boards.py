@@ -76,8 +76,8 @@ def idle_share() -> timeseries.Panel:
     return curves(
         "Idle share",
         "Share of a pool's time without work: workers without a task, learner ranks without trees, replicas without "
-        "pictures. The pool that is never idle is the bottleneck: give it more processes. One that is idle most of the "
-        "time can do with fewer.",
+        "pictures; colocated processes are in both pools, and idle while they wait for scores. The pool that is never "
+        "idle is the bottleneck: give it more processes. One that is idle most of the time can do with fewer.",
         "percentunit",
         ("{{pool}}", workers),
         ("{{pool}}", replicas),
@@ -105,6 +105,19 @@ def staleness() -> timeseries.Panel:
             "1.",
             "none",
             ("{{instance}}", value(sampling.WEIGHTS_STALENESS, by="instance")),
+        ).axis_soft_max(1)
+    )
+
+
+def scoring_errors() -> timeseries.Panel:
+    return steps(
+        curves(
+            "Errors of scoring",
+            "Since the run's (last) start: requests that a replica could not score, and requests sent again. 0 is "
+            "good; after six attempts at a request the run stops.",
+            "none",
+            ("{{model}} failures", total(scoring.FAILURES, by="model")),
+            ("{{model}} retries", total(run.RETRIES, by="model")),
         ).axis_soft_max(1)
     )
 
@@ -375,23 +388,12 @@ def rewards() -> Rows:
                 "percentunit",
                 ("{{model}}", busy),
             ),
-            steps(
-                curves(
-                    "Errors",
-                    "Since the run's (last) start: requests that a replica could not score, and requests sent again. "
-                    "0 is good; after six attempts at a request the run stops.",
-                    "none",
-                    ("{{model}} failures", total(scoring.FAILURES, by="model")),
-                    ("{{model}} retries", total(run.RETRIES, by="model")),
-                    width=12,
-                ).axis_soft_max(1)
-            ),
+            scoring_errors(),
             curves(
                 "Standard deviation of rewards",
                 "Over the last iteration's leaves. Near 0 all leaves are alike, and there is nothing to learn from.",
                 "short",
                 ("{{reward}}", value(run.REWARD, by="reward", statistic="std", reward="$reward")),
-                width=12,
             ),
         ],
     }
@@ -499,15 +501,7 @@ def faults() -> Rows:
                     ("{{pool}}", total(run.RESTARTS, by="pool", pool="$pool")),
                 ).axis_soft_max(1)
             ),
-            steps(
-                curves(
-                    "Retries and failures of scoring",
-                    "Since the run's (last) start. 0 is good.",
-                    "none",
-                    ("{{model}} retries", total(run.RETRIES, by="model")),
-                    ("{{model}} failures", total(scoring.FAILURES, by="model")),
-                ).axis_soft_max(1)
-            ),
+            scoring_errors(),
             steps(
                 curves(
                     "Processes that answer",
@@ -522,11 +516,12 @@ def faults() -> Rows:
             limited(
                 curves(
                     "Object store",
-                    "Share in use, of all nodes. Back-pressure keeps it bounded: level. Full, Ray spills to disk.",
+                    "Share in use, on the node where it is largest. Back-pressure keeps it bounded: level. From 80 % "
+                    "Ray spills to disk.",
                     "percentunit",
                     ("used", value(run.OBJECT_STORE_USED)),
                 ).max(1),
-                NEARLY_FULL,
+                {0.6: "yellow", 0.75: "red"},
             ),
             limited(
                 curves(
@@ -597,7 +592,9 @@ def choice(name: str, label: str, query: str) -> dashboard.QueryVariable:
 
 def some(variable: dashboard.QueryVariable) -> dashboard.QueryVariable:
     """Any number of values; at first all."""
-    return variable.multi(True).include_all(True).current(VariableOption(True, ["All"], ["$__all"]))
+    # What has no such label is left out. "All" is more than the values that Grafana finds: a colocated process is in
+    # two pools and tells Prometheus one.
+    return variable.multi(True).include_all(True).all_value(".+").current(VariableOption(True, ["All"], ["$__all"]))
 
 
 def content(name: str) -> str:

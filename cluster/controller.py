@@ -69,7 +69,7 @@ class Controller:
     async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> IterationReport:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
         start = time.perf_counter()
-        with span("iteration", iteration=number):
+        with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number, prompts, upcoming)
         return self._report(iteration, updates, time.perf_counter() - start)
 
@@ -290,21 +290,26 @@ class Controller:
         """Have the counters of seconds grow while a phase goes on, not only when it has ended."""
         while True:
             self.pools.workers.count_idle()
-            metrics.OBJECT_STORE_USED.set(await asyncio.to_thread(_object_store_used))
-            metrics.DISK_USED.set(self._disk_used())
+            try:
+                store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
+            except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
+                logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)
+            else:
+                metrics.OBJECT_STORE_USED.set(store)
+                metrics.DISK_USED.set(disk)
             for iteration in self._going_on:
                 self._count_seconds(iteration)
             await asyncio.sleep(1)
 
-    def _disk_used(self) -> float:
-        usage = shutil.disk_usage(self.settings.runs)
-        return usage.used / (usage.used + usage.free)
-
     def _count_seconds(self, iteration: Iteration) -> None:
         """Bring the counters of seconds up to now."""
-        ranks, waiting = self.settings.pools.learner.count, iteration.timeline.seconds("waiting")
-        totals = {metrics.PHASE_SECONDS.labels(name): spent for name, spent in _seconds(iteration.timeline).items()}
-        totals[metrics.IDLE_SECONDS.labels("learner")] = waiting * ranks
+        ranks, seconds = self.settings.pools.learner.count, _seconds(iteration.timeline)
+        totals = {metrics.PHASE_SECONDS.labels(name): spent for name, spent in seconds.items()}
+        if self.settings.placement == "colocated":  # while others sample, a rank samples too
+            for pool in ("learner", "rollout_workers"):
+                totals[metrics.IDLE_SECONDS.labels(pool)] = seconds["waiting"] * ranks
+        else:
+            totals[metrics.IDLE_SECONDS.labels("learner")] = iteration.timeline.seconds("waiting") * ranks
         for counter, total in totals.items():
             if (more := total - iteration.counted.get(counter, 0.0)) > 0:
                 counter.inc(more)
@@ -329,10 +334,13 @@ class Controller:
         }
 
 
-def _object_store_used() -> float:
-    """Share of all nodes' object stores that is in use."""
-    total, free = (have().get("object_store_memory", 0.0) for have in (ray.cluster_resources, ray.available_resources))
-    return 1 - free / total if total else 0.0
+def _storage_used(folder: Path) -> tuple[float, float]:
+    """Shares in use: of the object store, on the node where it is largest, and of the disk that a folder is on."""
+    name, free = "object_store_memory", ray._private.state.available_resources_per_node()
+    totals = {node["NodeID"]: node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]}
+    shares = [1 - free[node].get(name, 0.0) / total for node, total in totals.items() if total and node in free]
+    disk = shutil.disk_usage(folder)
+    return max(shares, default=0.0), disk.used / (disk.used + disk.free)
 
 
 def _seconds(timeline: Timeline) -> dict[str, float]:

@@ -25,6 +25,7 @@ POINTS = 240
 UNIT_INCHES = (0.66, 0.34)
 """Width and height of a dashboard's grid cell."""
 
+NOTHING = "none"
 PAGES = ("targets", "alerts")
 GRAFANA_COLORS = {"light-blue": "lightskyblue", "text": "gray"}
 """Names that matplotlib doesn't know."""
@@ -46,9 +47,9 @@ class Prometheus:
         return list(self._ask("query_range", query=query, start=start, end=end, step=step)["result"])
 
     def first(self, label: str, run: str) -> str:
-        """The first value that a label has in a run; `none` where it has none."""
+        """The first value that a label has in a run; NOTHING where it has none."""
         values = self._ask(f"label/{label}/values", **{"match[]": f'{{run="{run}", {label}!=""}}'})
-        return str(next(iter(values), "none"))
+        return str(next(iter(values), NOTHING))
 
     def _ask(self, path: str, **asked: str | float) -> Any:
         """Raises InputError if the server can't be reached or doesn't take the query."""
@@ -69,6 +70,8 @@ def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) 
         "__rate_interval": f"{math.ceil(max(4 * SCRAPE_SECONDS, (end - start) / POINTS + SCRAPE_SECONDS))}s",
         "__range": f"{math.ceil(end - start)}s",
     }
+    if prometheus.first("component", run) == NOTHING:
+        raise InputError(f"the Prometheus at {prometheus.url} knows no run '{run}'")
     out.mkdir(parents=True, exist_ok=True)
     paths = []
     for file in sorted(DASHBOARDS.glob("*.json")):
@@ -95,7 +98,10 @@ def photograph(prometheus: Prometheus, out: Path) -> list[Path]:
             # As root Chromium runs without its sandbox or not at all; it opens nothing but our own Prometheus.
             alone = ["--no-sandbox"] if os.geteuid() == 0 else []
             command = [str(browser), "--headless", "--disable-gpu", *alone, *options, url]
-            subprocess.run(command, check=True, capture_output=True, timeout=120)
+            try:
+                subprocess.run(command, check=True, capture_output=True, timeout=120)
+            except subprocess.SubprocessError as error:
+                raise InputError(f"{browser} could not picture {url}: {error}") from error
         paths.append(path)
     return paths
 

@@ -1,5 +1,6 @@
 """What the controller of a run counts."""
 
+import math
 from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -70,8 +71,12 @@ EVALUATION_DIVERSITY = Gauge(
     "How much samples of one prompt differ in the last evaluation; only with evaluation.samples above 1.",
     registry=REGISTRY,
 )
+for _gauge in (DIVERSITY, EVALUATION_DIVERSITY):  # 0 would be a value
+    _gauge.set(math.nan)
 OBJECT_STORE_USED = Gauge(
-    "branchgrpo_object_store_used_ratio", "Share of the object stores of all nodes that is in use.", registry=REGISTRY
+    "branchgrpo_object_store_used_ratio",
+    "Share of the object store that is in use, on the node where it is largest.",
+    registry=REGISTRY,
 )
 DISK_USED = Gauge(
     "branchgrpo_disk_used_ratio", "Share of the disk that the run folder is on that is in use.", registry=REGISTRY

@@ -15,7 +15,7 @@ import yaml
 from rich.console import Console
 
 from ..proto.errors import InputError
-from ..proto.files import write_text
+from ..proto.files import whole, write_text
 from .stop import StopRequest
 
 HERE = Path(__file__).parent
@@ -45,7 +45,7 @@ def monitor(run: Path, http: str, port: int, grafana_port: int, ray_dashboard: s
         raise InputError(NO_PROMETHEUS.format(config=config))
     prometheus = f"http://127.0.0.1:{port}"
     must_be_free("--port", port)
-    with StopRequest().listening() as stop, process(prometheus_command(folder, config, port)) as server:
+    with StopRequest().listening(signal.SIGHUP) as stop, process(prometheus_command(folder, config, port)) as server:
         servers = [server]
         console.print(f"Prometheus: {prometheus} (with its targets and alerts)")
         if program := shutil.which("grafana") or shutil.which("grafana-server"):
@@ -90,12 +90,12 @@ def prometheus_config(http: str, ray_dashboard: str | None = None, ray_token: Pa
 def _ray_token(folder: Path) -> Path | None:
     """File with Ray's token, if there is one."""
     if token := os.environ.get("RAY_AUTH_TOKEN"):
-        path = folder / "ray-token"
-        path.touch(mode=0o600)
-        path.write_text(token)
-        return path.resolve()
+        with whole(folder / "ray-token") as path:
+            path.touch(mode=0o600)
+            path.write_text(token)
+        return (folder / "ray-token").resolve()
     path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or RAY_TOKEN).expanduser()
-    return path if path.is_file() else None
+    return path.resolve() if path.is_file() else None
 
 
 def prometheus_command(folder: Path, config: Path, port: int) -> list[str]:
@@ -141,8 +141,12 @@ def process(command: list[str], environment: dict[str, str] | None = None) -> It
     try:
         yield started
     finally:
-        started.send_signal(signal.SIGTERM)
-        started.wait(30)
+        started.terminate()
+        try:
+            started.wait(30)
+        except subprocess.TimeoutExpired:
+            started.kill()
+            started.wait()
 
 
 def _wait(servers: list[subprocess.Popen[bytes]], stop: StopRequest) -> None:

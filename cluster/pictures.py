@@ -27,10 +27,12 @@ def before_after(
         axes = half.subplots(rows, columns, squeeze=False).ravel()
         for axis in axes:
             axis.axis("off")
-        shown = zip(axes, evaluation.prompts, evaluation.media, evaluation.rewards[reward], strict=False)
-        for axis, prompt, picture, score in shown:
-            axis.imshow(picture, interpolation="nearest")
-            axis.set_title(f"{_short(prompt)}  {score:.2f}", fontsize=7, pad=2)
+        firsts: dict[str, int] = {}  # of several samples of a prompt
+        for i, prompt in enumerate(evaluation.prompts):
+            firsts.setdefault(prompt, i)
+        for axis, (prompt, i) in zip(axes, firsts.items(), strict=False):
+            axis.imshow(evaluation.media[i], interpolation="nearest")
+            axis.set_title(f"{_short(prompt)}  {evaluation.rewards[reward][i]:.2f}", fontsize=7, pad=2)
     _save(figure, path)
 
 

@@ -43,7 +43,7 @@ class WorkerPool:
         may_be_replaced: bool = True,
     ) -> None:
         """`launch` starts an actor, `setup` waits until it is ready. Workers that hold more than they can be given
-        again may not be replaced."""
+        again may not be replaced. They have other work too, so what time they are idle isn't counted here."""
         self.name, self._launch, self._setup, self._may_be_replaced = name, launch, setup, may_be_replaced
         self.workers: list[Worker] = []
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
@@ -122,7 +122,8 @@ class WorkerPool:
 
     def _count_idle(self, worker: Worker) -> None:
         now = time.monotonic()
-        metrics.IDLE_SECONDS.labels(self.name).inc(now - worker.idle_since)
+        if self._may_be_replaced:
+            metrics.IDLE_SECONDS.labels(self.name).inc(now - worker.idle_since)
         worker.idle_since = now
 
     def _release(self, worker: Worker) -> None:

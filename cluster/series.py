@@ -50,8 +50,8 @@ model. `up{run="mine"}` tells which processes answer. Every process also exports
 
 - `BranchGRPOIterationStalled`: no iteration has ended for three times the last one's seconds, and ten minutes more.
   `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it.
-- `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and the controller does (without it the run has ended).
-  Look at its node and its log; a worker that has died is replaced by itself.
+- `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and others of the run do (where none does, the run has
+  ended). Look at its node and its log; a worker that has died is replaced by itself.
 - `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs tell why; most often memory: lower
   `rollout.batch_limit` or `rollout.trees_per_task`.
 - `BranchGRPOScoreFailures`: a reward model raised, or gave what is no score. Its replica's log has the error; after
@@ -66,8 +66,8 @@ model. `up{run="mine"}` tells which processes answer. Every process also exports
 - `BranchGRPORewardHacked`: in an hour the reward that is trained on has risen by half a deviation, and a held-out one
   has fallen by as much, or diversity to less than half. Look at `samples/` in the run folder; train on several rewards,
   add a `learner.kl_weight`, or stop at an earlier checkpoint.
-- `BranchGRPOObjectStoreNearlyFull`: lower `rollout.trees_in_flight` or `rollout.parts_in_scoring`, or give Ray a larger
-  store.
+- `BranchGRPOObjectStoreNearlyFull`: a node's is above 75 %; Ray spills to disk from 80 %. Lower
+  `rollout.trees_in_flight` or `rollout.parts_in_scoring`, or give Ray a larger store.
 - `BranchGRPODiskNearlyFull`: lower `checkpoint.keep`, remove old runs.
 - `BranchGRPOLogprobsDiffer`: learner and sampler disagree about log-probabilities. Stop: ratios start from 1 no more;
   look for different precisions or a policy adapter that draws noise.

@@ -22,13 +22,15 @@ class StopRequest:
     signum: int | None = None
 
     @contextmanager
-    def listening(self) -> Iterator["StopRequest"]:
+    def listening(self, *also: int) -> Iterator["StopRequest"]:
+        """Within the block signals are noted; those named too."""
+
         def note(signum: int, frame: FrameType | None) -> None:
             if self.signum is not None:
                 raise KeyboardInterrupt
             self.signum = signum
 
-        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT)}
+        before = {signum: signal.signal(signum, note) for signum in (signal.SIGTERM, signal.SIGINT, *also)}
         try:
             yield self
         finally:

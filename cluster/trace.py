@@ -6,7 +6,7 @@ handed over, the learner takes the trees whose parts are scored, workers load th
 
 import json
 from collections import defaultdict
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
@@ -76,6 +76,8 @@ class IterationTrace:
     start: float
     end: float
     spans: Sequence[Span]
+    processes: Mapping[str, int] = field(default_factory=dict)
+    """How many there were of each pool, also of those that did nothing."""
 
     @property
     def seconds(self) -> float:
@@ -100,12 +102,13 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
     marks = {span.attributes["iteration"]: span for span in sorted(_named(spans, "iteration"), key=attrgetter("end"))}
     if not marks:
         raise InputError(f"{run} has no trace of a finished iteration; runs write one with logging.trace=true")
-    number = max(marks) if iteration is None else iteration
+    number = max(marks, key=lambda number: marks[number].end) if iteration is None else iteration
     if number not in marks:
         raise InputError(f"--iteration is {number}; the trace of {run} has {min(marks)} to {max(marks)}")
     mark = marks[number]
     inside = [span for span in spans if span.end > mark.start and span.start < mark.end]
-    return IterationTrace(number, mark.start, mark.end, sorted(inside, key=attrgetter("start", "end")))
+    processes = mark.attributes.get("processes", {})
+    return IterationTrace(number, mark.start, mark.end, sorted(inside, key=attrgetter("start", "end")), processes)
 
 
 def _lines(folder: Path) -> Iterable[Span]:
@@ -146,7 +149,9 @@ def critical_path(trace: IterationTrace) -> list[Step]:
         candidates = [one for one in own + needed if one.start < span.start]
         return max(candidates, key=attrgetter("end"), default=None)
 
-    ends = [one for one in parts if one.end <= trace.end + SLACK_SECONDS]
+    # Workers may be sampling ahead: the iteration ends with its weights. In one process it ends with whatever is last.
+    published = [one for one in parts if one.name == "publish" and one.attributes["version"] == trace.number]
+    ends = published or [one for one in parts if one.end <= trace.end + SLACK_SECONDS]
     at = max(ends, key=attrgetter("end"), default=None)
     steps: list[Step] = []
     after: Span | None
@@ -214,6 +219,8 @@ class PoolUse:
 def idle(trace: IterationTrace) -> list[PoolUse]:
     """The pools of an iteration, those with the least idle time first."""
     pools: dict[str, dict[str, list[Span]]] = defaultdict(lambda: defaultdict(list))
+    for pool in trace.processes:
+        pools[pool] = defaultdict(list)
     for span in trace.spans:
         if span.component != DIRECTING and span.name != "iteration":
             pools[span.pool][span.process].append(span)
@@ -225,7 +232,8 @@ def idle(trace: IterationTrace) -> list[PoolUse]:
             handing = length([[start, end] for span, start, end in clipped if span.name in WAITS], trace.end)
             idle += trace.seconds - length([[start, end] for _, start, end in clipped], trace.end) + handing
             waited += handing
-        uses.append(PoolUse(pool, len(processes), idle, waited))
+        unseen = max(trace.processes.get(pool, 0) - len(processes), 0)
+        uses.append(PoolUse(pool, len(processes) + unseen, idle + unseen * trace.seconds, waited))
     return sorted(uses, key=lambda use: use.idle / use.processes)
 
 

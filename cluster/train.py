@@ -167,7 +167,7 @@ def summary(folder: RunFolder, settings: RunSettings) -> dict[str, object]:
     return {
         "name": settings.name,
         "iterations": settings.iterations,
-        "evaluation_prompts": len(folder.evaluation(0).prompts) if 0 in evaluations else 0,
+        "evaluation_prompts": len(set(folder.evaluation(0).prompts)) if 0 in evaluations else 0,
         "before": evaluations.get(0),
         "after": evaluations.get(settings.iterations),
         "training_seconds": sum(line["seconds"] for line in metrics),

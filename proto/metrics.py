@@ -7,6 +7,7 @@ keeps telling the run's directory that it is alive, so that Prometheus finds it 
 import logging
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -58,6 +59,13 @@ class ExporterDirectory:
 
     def targets(self) -> list[dict[str, object]]:
         """One entry per live exporter: its address, and labels that say what it is."""
+        return [{"targets": [address], "labels": labels} for address, labels in sorted(self._alive().items())]
+
+    def processes(self) -> dict[str, int]:
+        """How many live exporters each pool has."""
+        return Counter(labels["pool"] for labels in self._alive().values() if "pool" in labels)
+
+    def _alive(self) -> dict[str, dict[str, str]]:
         limit = time.monotonic() - FORGET_SECONDS
         self._heard = {address: heard for address, heard in self._heard.items() if heard[0] > limit}
-        return [{"targets": [address], "labels": labels} for address, (_, labels) in sorted(self._heard.items())]
+        return {address: labels for address, (_, labels) in self._heard.items()}

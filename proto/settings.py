@@ -463,6 +463,8 @@ class RunSettings(Settings):
     def _something_is_trained_on(cls, rewards: dict[str, RewardSettings]) -> dict[str, RewardSettings]:
         if all(reward.weight == 0 for reward in rewards.values()):
             raise ValueError(f"all of {sorted(rewards)} have weight 0; at least one must be trained on")
+        if "diversity" in rewards:
+            raise ValueError("'diversity' is the name of a figure beside the rewards; name the reward otherwise")
         return rewards
 
     @model_validator(mode="after")

@@ -11,7 +11,7 @@ import socket
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from logging import INFO, LogRecord
+from logging import INFO, LogRecord, getLogger
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
 from queue import SimpleQueue
@@ -26,16 +26,24 @@ _listener: QueueListener | None = None
 
 
 def start_tracing(folder: Path | None, component: str, pool: str) -> None:
-    """Write the spans of this process into `folder` from now on, in a thread of its own; nowhere if that is None."""
+    """Write the spans of this process into `folder` from now on, in a thread of its own; nowhere if that is None.
+
+    A folder that can't be written to is warned of, and nothing is traced. It is made, what it lies in isn't: on a node
+    that doesn't share the run folder spans would be written where nobody reads them.
+    """
     global _queue, _listener
     stop_tracing()
     if folder is None:
         return
     process = f"{pool} {socket.gethostname()}:{os.getpid()}"
     _process.update(component=component, pool=pool, process=process)
-    folder.mkdir(parents=True, exist_ok=True)
     path = folder / f"{process.replace(' ', '-').replace(':', '-')}.jsonl"
-    file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=1)
+    try:
+        folder.mkdir(exist_ok=True)
+        file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=1)
+    except OSError as error:
+        getLogger(__name__).warning("%s is not traced: %s", process, error)
+        return
     spans: SimpleQueue[LogRecord] = SimpleQueue()
     _listener = QueueListener(spans, file)
     _listener.start()

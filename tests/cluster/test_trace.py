@@ -36,7 +36,7 @@ def made(process: str, name: str, start: float, end: float, **attributes: Any) -
 
 
 SPANS = [
-    made("c", "iteration", 0, 10, iteration=3),
+    made("c", "iteration", 0, 10, iteration=3, processes={"rollout_workers": 3, "ocr": 1, "hps": 2, "learner": 1}),
     made("c", "scoring", 3, 7, part="3/0/14"),
     made("w0", "load weights", 0.5, 1, version=2),
     made("w0", "task", 1, 4, iteration=3, trees=[0]),
@@ -85,10 +85,18 @@ def test_the_critical_path_leads_through_what_each_span_waited_for(found: trace.
     ]
 
 
+def test_the_path_of_an_iteration_ends_with_its_weights_though_workers_sample_ahead(tmp_path: Path) -> None:
+    ahead = [made("w1", "task", 5, 9.8, iteration=4, trees=[0]), made("w1", "forward", 5, 9.8, rows=4)]
+    write(tmp_path / "trace", [*SPANS, *ahead])
+    names = [step.name for step in critical_path(read(tmp_path, 3))]
+    assert names[-3:] == ["learner: forward and backward", "learner: publish", "learner: publish → end"]
+
+
 def test_idle_time_is_what_no_span_covers_and_what_was_spent_handing_over(found: trace.IterationTrace) -> None:
     uses = {use.pool: (use.processes, round(use.idle, 6), round(use.waited, 6)) for use in idle(found)}
     assert uses == {
-        "rollout_workers": (2, (10 - 3.5 + 1) + (10 - 1.5 + 0.5), 1.5),
+        "rollout_workers": (3, (10 - 3.5 + 1) + (10 - 1.5 + 0.5) + 10, 1.5),
+        "hps": (2, 20, 0),
         "ocr": (1, 10 - 4.4, 0),
         "learner": (1, 10 - 2, 0),
     }
@@ -148,9 +156,21 @@ def test_a_process_writes_its_spans_and_a_torn_line_costs_only_itself(tmp_path: 
     assert (forward.attributes, forward.pool) == ({"rows": 2}, "rollout_workers")
 
 
+def test_a_folder_that_can_not_be_written_to_is_warned_of(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    start_tracing(tmp_path / "nowhere" / "trace", "rollout", "rollout_workers")
+    with span("forward"):
+        pass
+    assert "is not traced" in caplog.text
+    assert not (tmp_path / "nowhere").exists()
+
+
 def test_the_last_of_several_attempts_at_an_iteration_counts(tmp_path: Path) -> None:
-    write(tmp_path / "trace", [made("c", "iteration", 0, 10, iteration=1), made("c", "iteration", 20, 25, iteration=1)])
+    spans = [
+        made("c", "iteration", start, end, iteration=i) for start, end, i in ((0, 10, 1), (10, 12, 2), (20, 25, 1))
+    ]
+    write(tmp_path / "trace", spans)
     assert read(tmp_path, 1).seconds == 5
+    assert read(tmp_path, None).number == 1
 
 
 def test_an_iteration_that_is_not_there_is_named(tmp_path: Path) -> None:
