@@ -50,11 +50,13 @@ class _Process:
 
     def _ready(self, component: str) -> ProcessInfo:
         start_tracing(self.settings.trace_folder, component, self._pool)
-        host, (name, namespace), pool = ray.util.get_node_ip_address(), self._directory, self._pool
+        node, (name, namespace), pool = ray.util.get_node_ip_address(), self._directory, self._pool
         exporter = start_exporter(
-            host, lambda address: ray.get_actor(name, namespace).register.remote(address, component, pool)
+            self.settings.logging.metrics_host,
+            node,
+            lambda address: ray.get_actor(name, namespace).register.remote(address, component, pool),
         )
-        return ProcessInfo(os.getpid(), host, exporter)
+        return ProcessInfo(os.getpid(), node, ray.get_runtime_context().get_node_id(), exporter)
 
 
 class _Sampling(_Process):

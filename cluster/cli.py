@@ -218,8 +218,8 @@ def scale(
     if rollout_workers is None and not counts:
         raise InputError("nothing to change; give --rollout-workers or --reward")
     with Console().status("scaling"):
-        call_controller(where, "scale", rollout_workers, counts)
-    typer.echo("scaled")
+        starting = call_controller(where, "scale", rollout_workers, counts)
+    typer.echo(f"{starting} workers have no room yet, and start when there is some" if starting else "scaled")
 
 
 @app.command()

@@ -3,6 +3,7 @@
 import json
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
+from pathlib import Path
 
 from rich.console import Console
 from rich.progress import (
@@ -16,6 +17,7 @@ from rich.progress import (
 )
 from rich.table import Table
 
+from .checkpoints import DAMAGED
 from .loop import IterationReport
 from .run_folder import RunFolder
 
@@ -67,6 +69,24 @@ class RunDisplay:
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
         rewards = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         self.console.print(f"evaluation after iteration {iteration}: {rewards}", style="bold", highlight=False)
+
+    def lost(self, error: Exception, done: int) -> None:
+        """A process was lost, and the run goes on from the checkpoint of iteration `done`."""
+        self._warn(f"{error}\nsetting all processes up again, from {f'iteration {done}' if done else 'the beginning'}")
+
+    def damaged(self, aside: Path, why: str) -> None:
+        """A checkpoint can't be used, and was set aside."""
+        self._warn(
+            f"checkpoint {aside.name.removeprefix(DAMAGED)} is damaged ({why}), and is now {aside}; taking the one "
+            "before"
+        )
+
+    def full(self, error: BaseException) -> None:
+        """The disk is full, and the run waits."""
+        self._warn(f"the disk is full, waiting for room: {error}")
+
+    def _warn(self, text: str) -> None:
+        self.console.print(text, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
     def finished(self, folder: RunFolder) -> None:
         """Before and after as a table, and where the results lie."""

@@ -19,7 +19,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+from ray.exceptions import ObjectLostError
 
+from ..proto.errors import RunFailed
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -33,7 +35,7 @@ from .launch import Pools
 from .loop import IterationReport
 from .messages import Published
 from .operate import serve_http
-from .pool import Worker
+from .pool import ATTEMPTS, Worker
 from .sampling import Growing, Iteration, parts_of
 from .timeline import Timeline
 
@@ -63,6 +65,7 @@ class Controller:
         self.server: asyncio.Task[None] | None = None
         self.progress = ("starting", 0.0)
         self.iterations_done = 0
+        self._learner_leaves = False
 
     # The loop ---------------------------------------------------------------------------------------------------
 
@@ -71,7 +74,9 @@ class Controller:
         start = time.perf_counter()
         with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number, prompts, upcoming)
-        return self._report(iteration, updates, time.perf_counter() - start)
+        seconds = time.perf_counter() - start
+        self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
+        return self._report(iteration, updates, seconds)
 
     async def _iterate(
         self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None
@@ -98,12 +103,26 @@ class Controller:
 
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
         await self._room_for(len(task.trees))
-        await self.pools.workers.run(partial(self._stream, iteration, task))
+        for _ in range(ATTEMPTS):
+            try:
+                scoring = await self.pools.workers.run(partial(self._stream, iteration, task))
+                await asyncio.gather(*scoring)
+                return
+            except ObjectLostError as error:
+                logging.getLogger(__name__).warning(
+                    "pictures were lost with their node, %s again: %s", task.trees, error
+                )
+        raise RunFailed(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
 
-    async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> None:
-        """One worker's attempt at a task: every part goes to the rewards as soon as it is there."""
-        trees, scoring = iteration.growing(task), []
+    async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> list[asyncio.Task[None]]:
+        """One worker's attempt at a task: every part goes to the rewards as soon as it is there.
+
+        Returns what scores the parts, and goes on.
+        """
+        trees: dict[int, Growing] = iteration.growing(task)
+        scoring: list[asyncio.Task[None]] = []
         forwards: list[tuple[float, int]] = []
+        start, held_up = time.monotonic(), 0.0
         stream = worker.actor.sample.options(
             num_returns="streaming", _generator_backpressure_num_objects=BACKPRESSURE_OBJECTS
         ).remote(task, iteration.weights, self.published[-1].version)
@@ -115,15 +134,19 @@ class Controller:
                         tree.add(header, states)
                         if tree.number < iteration.shown:
                             tree.media.append(media)
+                        asked = time.monotonic()
                         await self._in_scoring.acquire()  # while too much waits for scores, the worker pauses
-                        scoring.append(self._start(self._score(iteration, tree, header, media), iteration.fail))
+                        held_up += time.monotonic() - asked
+                        scoring.append(self._start(self._score(iteration, tree, header, media), lambda _: None))
                         # Not in `_score`: one that is cancelled before it has begun would never give it back.
                         scoring[-1].add_done_callback(lambda _: self._in_scoring.release())
         except BaseException:
             for attempt in scoring:
                 attempt.cancel()
             raise
-        iteration.forwards += forwards
+        iteration.task_seconds[task.trees] = time.monotonic() - start - held_up
+        iteration.forwards[task.trees] = forwards
+        return scoring
 
     async def _score(self, iteration: Iteration, tree: Growing, header: PartHeader, media: Any) -> None:
         part = part_id(iteration.number, tree.number, header.leaves)
@@ -203,12 +226,13 @@ class Controller:
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.rewards]) for name in names},
             seconds=_seconds(timeline),
-            forward_passes=sum(rows for _, rows in iteration.forwards),
+            forward_passes=sum(rows for _, rows in iteration.every_forward()),
             updates=updates,
             media=[iteration.media[number] for number in sorted(iteration.media)],
             diversity=float(iteration.diversity.mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),
+            learner_leaves=self._learner_leaves,
         )
         self.iterations_done = iteration.number
         self._count_seconds(iteration)
@@ -218,12 +242,18 @@ class Controller:
 
     # Around the loop --------------------------------------------------------------------------------------------
 
-    async def start(self, http_host: str, http_port: int) -> str:
-        """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server."""
+    async def start(self, recoveries: int) -> str:
+        """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server.
+
+        `recoveries` is how often the run has been set up again.
+        """
         start_tracing(self.settings.trace_folder, "controller", "controller")
-        address = await serve_http(self, http_host, http_port, metrics.REGISTRY)
+        log = self.settings.logging
+        node = ray.util.get_node_ip_address()
+        address = await serve_http(self, log.metrics_host, node, log.metrics_port or 0, metrics.REGISTRY)
+        metrics.RECOVERIES.set(recoveries)
         metrics.LAST_PROGRESS.set_to_current_time()
-        self._clock = asyncio.create_task(self._keep_counting())
+        self._watching = asyncio.create_task(self._watch())
         await self.pools.start()
         self.published.append(await self.pools.learner.weights())
         self.progress = ("ready", 0.0)
@@ -270,12 +300,13 @@ class Controller:
     async def export(self, folder: Path) -> None:
         await self.pools.learner.export(folder)
 
-    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> None:
-        """Change the size of pools. Raises InputError for one that can't be changed."""
-        await self.pools.scale(rollout_workers, rewards)
+    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
+        """Change the size of pools; returns how many workers wait for room. Raises InputError for one that can't be
+        changed."""
+        return await self.pools.scale(rollout_workers, rewards)
 
     async def close(self) -> None:
-        """End all processes of the run and delete its Serve application."""
+        """End all processes of the run but its reward models."""
         for task in list(self._background):
             task.cancel()
         await self.pools.close()
@@ -286,11 +317,16 @@ class Controller:
         """Note that a metrics exporter is alive."""
         self.exporters.register(address, component, pool)
 
-    async def _keep_counting(self) -> None:
-        """Have the counters of seconds grow while a phase goes on, not only when it has ended."""
+    async def _watch(self) -> None:
+        """Every second: kill what hangs, leave nodes that are about to go, and have the counters of seconds grow.
+
+        They grow while a phase goes on, not only when it has ended.
+        """
         while True:
             self.pools.workers.count_idle()
+            self.pools.kill_the_silent(self.exporters.silence)
             try:
+                self._learner_leaves = self.pools.leave(await asyncio.to_thread(_draining_nodes))
                 store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
             except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
                 logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)
@@ -332,6 +368,11 @@ class Controller:
             "trees_in_flight": self._in_flight,
             "pools": await self.pools.status(),
         }
+
+
+def _draining_nodes() -> set[str]:
+    """Ids of the nodes that are about to go, and have been told."""
+    return set(ray._private.state.state.get_draining_nodes())
 
 
 def _storage_used(folder: Path) -> tuple[float, float]:

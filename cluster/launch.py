@@ -1,6 +1,8 @@
 """The pools of a run: how its processes are launched, sized and ended."""
 
 import asyncio
+import logging
+from collections.abc import Callable, Collection
 from typing import Any
 
 import ray
@@ -17,6 +19,10 @@ from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .learner_group import LearnerGroup
 from .placement import reward_pools, threads_of
 from .pool import WorkerPool
+from .scaling import Observed, workers_wanted
+
+SCALING_SECONDS = 60
+"""How long a command that scales waits for new workers."""
 
 
 def application_name(run: str) -> str:
@@ -34,7 +40,9 @@ class Pools:
         exporters: ExporterDirectory,
     ) -> None:
         """`directory` is name and namespace of the actor that keeps the list of `exporters`."""
-        self.settings, self._directory = settings, directory
+        self.settings, self._directory, self._exporters = settings, directory, exporters
+        self._scales = settings.placement != "colocated"
+        """Whether the number of rollout workers is the run's to choose, where its recipe gives bounds."""
         self._rewards = reward_pools(settings)
         self._colocated = settings.placement == "colocated"
         self._start_learner()
@@ -63,9 +71,10 @@ class Pools:
         )
 
     async def start(self) -> None:
-        """Launch everything at once; returns when all is ready."""
-        sampling = [] if self._colocated else [self.workers.grow(self.settings.pools.rollout_workers.count)]
-        await asyncio.gather(self.learner.setup(), self._deploy(), *sampling)
+        """Launch everything at once; returns when all that the run needs at least is ready."""
+        least = 0 if self._colocated else self.settings.pools.rollout_workers.count
+        self.workers.resize(least)
+        await asyncio.gather(self.learner.setup(), self._deploy(), self.workers.up(min(least, 1)))
         metrics.PROCESSES.labels("learner").set(len(self.learner.actors))
         if self._colocated:
             for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):
@@ -74,11 +83,18 @@ class Pools:
         for model in models:
             metrics.RETRIES.labels(model)
         self.rewards = RewardClient(
-            self._application, models, retried=lambda model: metrics.RETRIES.labels(model).inc()
+            self._application,
+            models,
+            {model: pool.timeout_seconds for model, pool in self._rewards.items()},
+            retried=lambda model: metrics.RETRIES.labels(model).inc(),
         )
 
-    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> None:
-        """Change the number of rollout workers and of replicas. Raises InputError for what can't be changed."""
+    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
+        """Change the number of rollout workers and of replicas, which then stay as they are.
+
+        Returns how many workers haven't come up in a minute, for lack of room. Raises InputError for what can't be
+        changed.
+        """
         names = {reward: model for model, given in reward_models(self.settings.rewards).items() for reward in given}
         for reward, count in rewards.items():
             if reward not in names:
@@ -93,12 +109,39 @@ class Pools:
             if rollout_workers < 1:
                 raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
         if rollout_workers is not None:
-            await self.workers.resize(rollout_workers)
+            self._scales = False
+            self.workers.resize(rollout_workers)
         if rewards:
             for reward, count in rewards.items():
                 fixed = {"replicas": count, "max_replicas": None}
                 self._rewards[names[reward]] = self._rewards[names[reward]].model_copy(update=fixed)
             await self._deploy()
+        if rollout_workers is not None:
+            await self.workers.up(rollout_workers, SCALING_SECONDS)
+        return self.workers.starting
+
+    def adapt(self, observed: Observed) -> None:
+        """Have as many rollout workers as the run is best off with, by what an iteration was like."""
+        pool = self.settings.pools.rollout_workers
+        if self._scales and pool.max_count:
+            self.workers.resize(workers_wanted(observed, pool.count, pool.max_count))
+
+    def kill_the_silent(self, silence: Callable[[str], float]) -> None:
+        """Kill processes that hang, as if they had died. `silence`: seconds since an exporter gave a sign of life."""
+        limit = self.settings.pools.silent_seconds
+        workers = [(worker.actor, worker.info) for worker in self.workers.workers]
+        for actor, info in [*workers, *zip(self.learner.actors, self.learner.infos, strict=False)]:
+            if silence(info.exporter) > limit:
+                logging.getLogger(__name__).warning(
+                    "process %d on %s has given no sign of life for %.0f s and is killed", info.pid, info.node, limit
+                )
+                ray.kill(actor)
+                self._exporters.forget(info.exporter)
+
+    def leave(self, nodes: Collection[str]) -> bool:
+        """Have workers go from nodes that are about to go themselves. Returns whether a learner rank is on one."""
+        self.workers.leave(nodes)
+        return any(info.node_id in nodes for info in self.learner.infos)
 
     async def status(self) -> dict[str, Any]:
         """Every process, by pool."""
@@ -112,7 +155,8 @@ class Pools:
                     "state": "leaving" if worker.leaving else "busy" if worker.busy else "idle",
                 }
                 for worker in self.workers.workers
-            ],
+            ]
+            + [{"pid": "", "node": "", "state": "starting"}] * self.workers.starting,
             "learner": [{"pid": info.pid, "node": info.node, "state": "up"} for info in self.learner.infos],
             "rewards": {
                 model: {str(state): count for state, count in deployments[model].replica_states.items()}
@@ -122,11 +166,10 @@ class Pools:
         }
 
     async def close(self) -> None:
-        """End all processes and delete the Serve application."""
+        """End all processes; the Serve application stays."""
         self.workers.close()
         for actor in self.learner.actors:
             ray.kill(actor)
-        await asyncio.to_thread(serve.delete, self._application)
 
     @property
     def _application(self) -> str:
@@ -142,6 +185,7 @@ class Pools:
             self._directory,
             threads,
             self.settings.trace_folder,
+            self.settings.logging.metrics_host,
         )
         await asyncio.to_thread(
             serve.run, target, name=self._application, route_prefix=f"/{self._application}", logging_config=QUIET

@@ -43,6 +43,8 @@ class IterationReport:
     """Of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
+    learner_leaves: bool = False
+    """Whether a learner rank's node is about to go, so that it must be set up elsewhere."""
     first_score: float = 1.0
     """Share of the iteration's forward passes that were done when the first leaf was scored."""
 
@@ -66,6 +68,9 @@ class Loop(Protocol):
 
     def export(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
+
+    def restart(self) -> None:
+        """Set up everything anew, after something of it was lost; then `load`."""
 
     def close(self) -> None:
         """Give back whatever the loop holds. No other call may follow."""

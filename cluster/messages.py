@@ -19,5 +19,7 @@ class ProcessInfo:
 
     pid: int
     node: str
+    """Its address."""
+    node_id: str
     exporter: str
     """`host:port` of its metrics."""

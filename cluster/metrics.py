@@ -43,6 +43,12 @@ IDLE_SECONDS = Counter(
     registry=REGISTRY,
 )
 PROCESSES = Gauge("branchgrpo_processes", "Processes of a pool.", ["pool"], registry=REGISTRY)
+WANTED = Gauge(
+    "branchgrpo_processes_wanted",
+    "Processes that a pool should have; above branchgrpo_processes some wait for room or load their models.",
+    ["pool"],
+    registry=REGISTRY,
+)
 QUEUE_LENGTH = Gauge(
     "branchgrpo_queue_length",
     "What waits: tasks for a worker, parts for scores, trees for the learner.",
@@ -95,6 +101,11 @@ PUBLISHED_VERSION = Gauge(
     "branchgrpo_published_weights_version", "Newest version of the weights that was published.", registry=REGISTRY
 )
 RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"], registry=REGISTRY)
+RECOVERIES = Gauge(
+    "branchgrpo_recoveries",
+    "Times that all processes were set up again from a checkpoint, since the run was started or resumed.",
+    registry=REGISTRY,
+)
 RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"], registry=REGISTRY)
 
 

@@ -10,17 +10,19 @@ import prometheus_client
 import ray
 import uvicorn
 from fastapi import FastAPI
-from ray.exceptions import RayActorError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
 from rich.console import Console
 from rich.table import Table
 
-from ..proto.errors import InputError, RunFailed
-from ..proto.metrics import ExporterDirectory
+from ..proto.errors import InputError, ProcessLost
+from ..proto.metrics import ExporterDirectory, listening
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
 NAMESPACE = "branchgrpo"
 """Ray namespace in which controllers have their names."""
+LOST = (RayActorError, ObjectLostError)
+"""What Ray raises when a process died, or its node with all that lay there."""
 
 
 def controller_name(run: str) -> str:
@@ -39,14 +41,17 @@ class Watched(Protocol):
 
 async def serve_http(
     controller: Watched,
-    host: str,
+    metrics_host: str | None,
+    node: str,
     port: int,
     registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY,
 ) -> str:
     """Serve `/sd` (Prometheus' HTTP service discovery), `/metrics` and `/status`; returns `host:port`.
 
-    With port 0 a free one is taken. Raises InputError if the port can't be had.
+    It listens on the address `node`, or on `metrics_host`. With port 0 a free one is taken. Raises InputError if the
+    address can't be had.
     """
+    host, reached_at = listening(metrics_host, node)
     app = FastAPI(title="BranchGRPO run")
 
     @app.get("/sd")
@@ -63,11 +68,13 @@ async def serve_http(
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise InputError(f"logging.metrics_port is {port}, which can't be had on {host}: {error.strerror}") from error
+        raise InputError(
+            f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be had: {error.strerror}"
+        ) from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     server.capture_signals = _no_signals  # type: ignore[method-assign]  # they are Ray's in an actor
     controller.server = asyncio.create_task(server.serve(sockets=[listener]))
-    address = f"{host}:{listener.getsockname()[1]}"
+    address = f"{reached_at}:{listener.getsockname()[1]}"
     controller.exporters.keep(address, "controller")
     return address
 
@@ -104,17 +111,17 @@ def _named_controller(run: str) -> Any:
 def unwrapped(call: Callable[[], Result]) -> Result:
     """What `call` returns. An exception of another process is raised as it was there.
 
-    Raises RunFailed for a process that died.
+    Raises ProcessLost for a process that died, or what it held.
     """
     try:
         return call()
-    except RayTaskError as error:
+    except RayError as error:
         cause: BaseException = error
         while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
             cause = cause.cause
+        if isinstance(cause, LOST):
+            raise ProcessLost(f"a process of the run was lost: {' '.join(str(cause).split())[:300]}") from error
         raise cause from error
-    except RayActorError as error:
-        raise RunFailed(f"a process of the run died: {error}") from error
 
 
 def replica_counts(options: Sequence[str]) -> dict[str, int]:

@@ -40,10 +40,11 @@ def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
 def demands(settings: RunSettings) -> list[Demand]:
     """What every pool of the run needs at the start."""
     pools = settings.pools
-    sampling = [] if settings.placement == "colocated" else [("rollout_workers", pools.rollout_workers)]
-    fixed = [(f"pools.{name}", pool.count, pool) for name, pool in [("learner", pools.learner), *sampling]]
-    processes = [Demand(name, count, pool.demand(), pool.labels) for name, count, pool in fixed]
-    return [*processes, *reward_demands(settings)]
+    learner, workers = pools.learner, pools.rollout_workers
+    fixed = [Demand("pools.learner", learner.count, learner.demand(), learner.labels)]
+    if settings.placement == "separate":
+        fixed.append(Demand("pools.rollout_workers", workers.count, workers.demand(), workers.labels))
+    return [*fixed, *reward_demands(settings)]
 
 
 def reward_demands(settings: RunSettings) -> list[Demand]:
@@ -86,6 +87,24 @@ def check_room(wanted: Sequence[Demand], nodes: Sequence[Node]) -> None:
                 )
             for name, amount in demand.each.items():
                 free[node.name][name] -= amount
+
+
+def wait_for_room(wanted: Sequence[Demand], seconds: float) -> bool:
+    """Wait until the cluster has room for all pools at once; returns whether it has.
+
+    What is waited for is demand that Ray's autoscaler sees.
+    """
+    processes = [demand for demand in wanted for _ in range(demand.count) if demand.each]
+    if not processes:
+        return True
+    group = ray.util.placement_group(
+        [dict(demand.each) for demand in processes],
+        bundle_label_selector=[dict(demand.labels) for demand in processes],
+    )
+    try:
+        return bool(group.wait(seconds))
+    finally:
+        ray.util.remove_placement_group(group)
 
 
 def threads_of(pool: PoolSettings, settings: RunSettings) -> int:

@@ -11,13 +11,13 @@ import numpy.typing as npt
 import torch
 
 from ..learner.learner import Learner
-from ..proto.files import whole
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Tree
 from ..reward_service.scorers import Scorers
 from ..rollout_workers.policies.load import load_policy
 from ..rollout_workers.worker import RolloutWorker
+from . import checkpoints
 from .branching import Branching
 from .evaluation import Evaluation, evaluate
 from .loop import SHOWN_TREES, IterationReport, Progress, Stopwatch, training_tasks
@@ -28,9 +28,13 @@ class PlainLoop:
 
     def __init__(self, settings: RunSettings) -> None:
         """Loads all models. Raises ValueError for settings that don't fit them."""
+        self.settings = settings
+        self.restart()
+
+    def restart(self) -> None:
+        settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.settings = settings
         self.branching = Branching(settings)
         self.scorers = Scorers(settings.rewards, settings.threads)
         self.policy = load_policy(settings.policy)
@@ -90,7 +94,7 @@ class PlainLoop:
         return evaluate(self.worker, self.scorers, self.settings, prompts)
 
     def save(self, folder: Path) -> None:
-        with whole(folder) as temporary:
+        with checkpoints.written(folder) as temporary:
             self.learner.save(temporary)
             self.branching.save(temporary)
 

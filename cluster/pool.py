@@ -1,22 +1,26 @@
-"""A pool of rollout workers: work goes to whoever is free, the dead are replaced, and the pool can grow and shrink."""
+"""A pool of rollout workers: work goes to whoever is free, the dead are replaced, and the pool can grow and shrink.
+
+Nothing waits for a worker that isn't there yet. What is asked for is launched, and joins when Ray has found room for
+it: at once, or when a node joins the cluster. Until then Ray's autoscaler sees it as demand.
+"""
 
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 import ray
 from ray.exceptions import RayActorError
 
-from ..proto.errors import RunFailed
+from ..proto.errors import ProcessLost, RunFailed
 from . import metrics
 from .messages import ProcessInfo
 
 Result = TypeVar("Result")
 ATTEMPTS = 4
-"""Workers that may die over one piece of work before the run gives up."""
+"""Workers that may die over one piece of work, or one after the other while they start, before the run gives up."""
 
 
 @dataclass
@@ -46,11 +50,22 @@ class WorkerPool:
         again may not be replaced. They have other work too, so what time they are idle isn't counted here."""
         self.name, self._launch, self._setup, self._may_be_replaced = name, launch, setup, may_be_replaced
         self.workers: list[Worker] = []
+        self.wanted = 0
+        """Workers that there should be."""
+        self._starting: dict[Any, asyncio.Task[None]] = {}
+        self._died_starting = 0
         self._free: asyncio.Queue[Worker] = asyncio.Queue()
         self._numbers = 0
+        self._changed = asyncio.Event()
+        self._broken: BaseException | None = None
         self.gone: Callable[[ProcessInfo], None] = lambda info: None
         """Is told of every process that has left."""
         metrics.RESTARTS.labels(name)
+
+    @property
+    def starting(self) -> int:
+        """Workers that wait for room or load their models."""
+        return len(self._starting)
 
     def adopt(self, actor: Any, info: ProcessInfo) -> None:
         """Take in a process that is ready."""
@@ -59,27 +74,42 @@ class WorkerPool:
         self.workers.append(worker)
         self._free.put_nowait(worker)
         metrics.PROCESSES.labels(self.name).set(len(self.workers))
+        self._changed.set()
 
-    async def grow(self, count: int) -> None:
-        """Start `count` more workers and wait until they are ready."""
-        actors = [self._launch() for _ in range(count)]
-        try:
-            for actor, info in zip(actors, await asyncio.gather(*map(self._setup, actors)), strict=True):
-                self.adopt(actor, info)
-        except BaseException:
-            for actor in actors:
-                ray.kill(actor)
-            raise
-
-    async def resize(self, count: int) -> None:
-        """Grow at once, or let the newest workers go as soon as they have finished their present task."""
-        staying = [worker for worker in self.workers if not worker.leaving]
+    def resize(self, count: int) -> None:
+        """Have `count` workers: launch what is missing; or give up those that start, and let the newest go as soon as
+        they have finished their present task."""
+        self.wanted = count
+        metrics.WANTED.labels(self.name).set(count)
+        staying = self._staying()
+        for actor in list(self._starting)[max(0, count - len(staying)) :]:
+            self._starting.pop(actor).cancel()
+            ray.kill(actor)
         for worker in staying[count:]:
-            worker.leaving = True
-            if not worker.busy:
-                self._dismiss(worker)
-        if count > len(staying):
-            await self.grow(count - len(staying))
+            self._send_away(worker)
+        self._fill()
+
+    async def up(self, count: int, seconds: float | None = None) -> bool:
+        """Wait, for so many seconds at most, until `count` workers are ready; returns whether they are.
+
+        Raises what makes it impossible.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while len(self._staying()) < count:
+                    self._changed.clear()
+                    self._check()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def leave(self, nodes: Collection[str]) -> None:
+        """Let the workers on some nodes go as soon as they have finished their present task, and start others."""
+        for worker in self._staying():
+            if worker.info.node_id in nodes and self._may_be_replaced:
+                self._send_away(worker)
+        self._fill()
 
     async def run(self, work: Callable[[Worker], Awaitable[Result]]) -> Result:
         """What `work` returns of a free worker. If that dies, another does it again from the start."""
@@ -93,8 +123,10 @@ class WorkerPool:
                     "%s: process %d died, its task runs again: %s", self.name, pid, error
                 )
                 if not self._may_be_replaced:
-                    raise RunFailed(f"a process of {self.name} died, and learner state with it: {error}") from error
-                await self._replace(worker)
+                    raise ProcessLost(f"a process of {self.name} died, and learner state with it: {error}") from error
+                metrics.RESTARTS.labels(self.name).inc()
+                self._dismiss(worker)
+                self._fill()
             finally:
                 self._release(worker)
         raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs tell why")
@@ -107,13 +139,57 @@ class WorkerPool:
 
     def close(self) -> None:
         """End all processes."""
+        self.resize(0)
         for worker in list(self.workers):
             self._dismiss(worker)
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self.workers if not worker.leaving]
+
+    def _fill(self) -> None:
+        """Launch what is missing."""
+        for _ in range(self.wanted - len(self._staying()) - len(self._starting)):
+            actor = self._launch()
+            self._starting[actor] = asyncio.create_task(self._bring_up(actor))
+
+    async def _bring_up(self, actor: Any) -> None:
+        try:
+            info = await self._setup(actor)
+        except RayActorError as error:  # the process died, or its node
+            logging.getLogger(__name__).warning("%s: a process died while it started: %s", self.name, error)
+            self._died_starting += 1
+            metrics.RESTARTS.labels(self.name).inc()
+            if self._died_starting >= ATTEMPTS:
+                self._break(RunFailed(f"{ATTEMPTS} processes of {self.name} died while they started: {error}"))
+        except Exception as error:
+            self._break(error)
+        else:
+            self._died_starting = 0
+            self._starting.pop(actor)
+            self.adopt(actor, info)
+            return
+        self._starting.pop(actor)
+        ray.kill(actor)
+        if not self._broken:
+            self._fill()
+
+    def _break(self, error: BaseException) -> None:
+        """Have everybody who waits for a worker get `error`."""
+        self._broken = error
+        self._changed.set()
+        self._free.put_nowait(Worker(-1, None, ProcessInfo(0, "", "", "")))
+
+    def _check(self) -> None:
+        if self._broken:
+            raise self._broken
 
     async def _next_free(self) -> Worker:
         with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
             while True:
                 worker = await self._free.get()
+                if self._broken:
+                    self._free.put_nowait(worker)  # the next who waits is to see it too
+                self._check()
                 if worker in self.workers:
                     break
         self._count_idle(worker)
@@ -135,11 +211,10 @@ class WorkerPool:
         else:
             self._free.put_nowait(worker)
 
-    async def _replace(self, worker: Worker) -> None:
-        self._dismiss(worker)
-        metrics.RESTARTS.labels(self.name).inc()
-        if not worker.leaving:
-            await self.grow(1)
+    def _send_away(self, worker: Worker) -> None:
+        worker.leaving = True
+        if not worker.busy:
+            self._dismiss(worker)
 
     def _dismiss(self, worker: Worker) -> None:
         self.workers.remove(worker)

@@ -1,4 +1,5 @@
-"""The loop of a run on Ray, as its driver sees it: starts Ray and the controller, and passes calls on.
+"""The loop of a run on Ray, as its driver sees it: starts Ray and the controller, passes calls on, and notices when the
+controller is dead or hangs.
 
 What must not be lost (logs, pictures, checkpoints' names) stays with the driver; what must not pass through one process
 (pictures, states, weights) goes from where it is made to where it is used.
@@ -13,23 +14,29 @@ from typing import Any
 
 import numpy as np
 import ray
+import tenacity
 from ray import serve
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from ..proto.errors import InputError
-from ..proto.files import whole
+from ..proto.errors import InputError, ProcessLost, RunFailed
+from ..proto.files import is_full
 from ..proto.settings import RunSettings
 from ..reward_service.service import QUIET
+from . import checkpoints
 from .connect import connect
 from .controller import Controller
 from .evaluation import Evaluation, sampled_prompts
 from .launch import application_name
 from .loop import IterationReport, Progress
 from .operate import NAMESPACE, controller_name, unwrapped
-from .placement import check_room, demands, free_nodes
+from .placement import check_room, demands, free_nodes, wait_for_room
 from .whereabouts import AUTH_MODE, FILE, Whereabouts
 
 POLL_SECONDS = 0.25
+NAME_SECONDS = 30
+"""How long to wait for the controller of an earlier driver to be gone."""
+NODES_SECONDS = 600
+"""How long to wait for room, at least, when a run that has been going is set up again."""
 
 
 class RayLoop:
@@ -45,37 +52,64 @@ class RayLoop:
         if self._connects:
             connect(address)
         self._controller: Any = None
+        self._recoveries = 0
         try:
+            self._find_room()
             self._launch()
         except BaseException:
             self.close()
             raise
 
+    def restart(self) -> None:
+        """Set up all processes anew, but for the reward models, which Serve looks after."""
+        self._recoveries += 1
+        self._end_controller()
+        wanted = [demand for demand in demands(self.settings) if not demand.pool.startswith("pools.rewards")]
+        least = [replace(demand, count=1) if "rollout" in demand.pool else demand for demand in wanted]
+        seconds = max(NODES_SECONDS, self.settings.pools.wait_for_room_seconds)
+        if not wait_for_room(least, seconds):
+            raise RunFailed(f"in {seconds:g} s the cluster had no room for the processes that were lost; go on later")
+        self._launch()
+
+    def _find_room(self) -> None:
+        """Raises InputError if there is no room for the pools, and none comes in the time that the recipe allows."""
+        wanted, seconds = demands(self.settings), self.settings.pools.wait_for_room_seconds
+        if not (seconds and wait_for_room(wanted, seconds)):
+            check_room(wanted, free_nodes())
+
     def _launch(self) -> None:
-        check_room(demands(self.settings), free_nodes())
-        name = controller_name(self.settings.name)
-        context = ray.get_runtime_context()
         serve.start(proxy_location="Disabled", logging_config=QUIET)
+        self._controller = self._named_controller()
+        if not self._recoveries and application_name(self.settings.name) in serve.status().applications:
+            serve.delete(application_name(self.settings.name))  # left by a run that was killed
+        where = self._call(self._controller.start.remote(self._recoveries))
+        address = ray.get_runtime_context().gcs_address
+        Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
+
+    def _named_controller(self) -> Any:
+        """A new controller. Raises InputError if the run has one, which doesn't go in a while."""
+        name = controller_name(self.settings.name)
+        here = ray.get_runtime_context().get_node_id()
+        options = {
+            "name": name,
+            "num_cpus": 0,
+            "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
+        }
+        settings = self.settings.model_copy(update={"runs": self.settings.runs.resolve()})
         try:
-            self._controller = (
-                ray.remote(Controller)
-                .options(
-                    name=name,
-                    num_cpus=0,
-                    scheduling_strategy=NodeAffinitySchedulingStrategy(context.get_node_id(), soft=False),
-                )
-                .remote(self.settings.model_copy(update={"runs": self.settings.runs.resolve()}), name, NAMESPACE)
-            )
+            # The controller of a driver that was killed just now still has the name.
+            for attempt in tenacity.Retrying(
+                retry=tenacity.retry_if_exception_type(ValueError),
+                wait=tenacity.wait_fixed(1),
+                stop=tenacity.stop_after_delay(NAME_SECONDS),
+                reraise=True,
+            ):
+                with attempt:
+                    return ray.remote(Controller).options(**options).remote(settings, name, NAMESPACE)
         except ValueError as error:
             raise InputError(
                 f"a run named '{self.settings.name}' is going on on this cluster; take another name (name=...)"
             ) from error
-        if application_name(self.settings.name) in serve.status().applications:
-            serve.delete(application_name(self.settings.name))  # left by a run that was killed
-        host = ray.util.get_node_ip_address()
-        where = self._call(self._controller.start.remote(host, self.settings.logging.metrics_port or 0))
-        address = ray.get_runtime_context().gcs_address
-        Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
 
     def iterate(
         self,
@@ -85,25 +119,28 @@ class RayLoop:
         progress: Progress = lambda phase, share: None,
     ) -> IterationReport:
         answer = self._controller.iterate.remote(iteration, list(prompts), upcoming and list(upcoming))
-        while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
-            progress(*self._call(self._controller.progress_now.remote()))
-        report: IterationReport = self._call(answer)
-        media = [np.concatenate(ray.get(parts)) for parts in report.media]
+        report: IterationReport = self._call(answer, progress)
+        media = [np.concatenate(parts) for parts in unwrapped(lambda: [ray.get(parts) for parts in report.media])]
         return replace(report, media=media)
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         prompts = sampled_prompts(prompts, self.settings)
         parts = self._call(self._controller.evaluate.remote(prompts))
-        media = np.concatenate([ray.get(reference) for reference, _ in parts])
+        media = np.concatenate(unwrapped(lambda: ray.get([reference for reference, _ in parts])))
         rewards = {name: np.concatenate([scores[name] for _, scores in parts]) for name in self.settings.rewards}
         evaluation = Evaluation(prompts, media, rewards)
         self._call(self._controller.note_evaluation.remote(evaluation.means()))
         return evaluation
 
     def save(self, folder: Path) -> None:
-        with whole(folder) as temporary:
-            temporary.mkdir()
-            self._call(self._controller.save.remote(temporary.resolve()))
+        try:
+            with checkpoints.written(folder) as temporary:
+                self._call(self._controller.save.remote(temporary))
+        except OSError as error:
+            if is_full(error) and self.settings.pools.learner.count > 1:
+                # The other ranks wait for the one that has failed.
+                raise ProcessLost(f"no checkpoint could be written: {error}") from error
+            raise
 
     def load(self, folder: Path) -> None:
         self._call(self._controller.load.remote(folder.resolve()))
@@ -114,15 +151,41 @@ class RayLoop:
     def close(self) -> None:
         """End the run's processes, its Serve application, and Ray if it was started here."""
         (self._folder / FILE).unlink(missing_ok=True)
-        if self._controller is not None:
-            try:
-                ray.get(self._controller.close.remote(), timeout=60)
-            except (ray.exceptions.RayError, TimeoutError) as error:
-                logging.getLogger(__name__).warning("the controller could not end its pools: %s", error)
-            ray.kill(self._controller)
+        self._end_controller()
+        name = application_name(self.settings.name)
+        try:
+            if name in serve.status().applications:
+                serve.delete(name)
+        except ray.exceptions.RayError as error:
+            logging.getLogger(__name__).warning("the reward models could not be ended: %s", error)
         if self._connects:
             ray.shutdown()
 
-    def _call(self, answer: Any) -> Any:
-        """What a call of the controller returns, or the exception that went wrong in whichever process."""
+    def _end_controller(self) -> None:
+        """End the controller, and with it all processes that it has launched."""
+        if self._controller is None:
+            return
+        try:
+            ray.get(self._controller.close.remote(), timeout=30)
+        except ray.exceptions.RayError as error:  # it is dead or hangs; Ray ends what it has launched
+            logging.getLogger(__name__).debug("the controller could not end its pools: %s", error)
+        ray.kill(self._controller)
+        self._controller = None
+
+    def _call(self, answer: Any, progress: Progress = lambda phase, share: None) -> Any:
+        """What a call of the controller returns, or the exception that went wrong in whichever process.
+
+        Raises ProcessLost if the controller is dead or gives no sign of life.
+        """
+        while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
+            progress(*self._progress())
         return unwrapped(lambda: ray.get(answer))
+
+    def _progress(self) -> tuple[str, float]:
+        limit = self.settings.pools.silent_seconds
+        try:
+            now: tuple[str, float] = unwrapped(lambda: ray.get(self._controller.progress_now.remote(), timeout=limit))
+        except ray.exceptions.GetTimeoutError as error:
+            ray.kill(self._controller)
+            raise ProcessLost(f"the controller has given no sign of life for {limit:g} s") from error
+        return now

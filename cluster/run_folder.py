@@ -9,7 +9,7 @@ evaluations/           the pictures of each
 samples/               grids of sampled leaves
 tensorboard/           event files
 trace/                 what each process did when
-checkpoints/           iteration-000010/ and so on
+checkpoints/           iteration-000010/ and so on; damaged-iteration-000010/ is never loaded
 export/                the trained model in diffusers' format
 summary.json, before_after.png, reward_curve.png
 """
@@ -17,7 +17,7 @@ summary.json, before_after.png, reward_curve.png
 import json
 import platform
 import shutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from hashlib import sha256
 from importlib import metadata
@@ -30,6 +30,7 @@ from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
+from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .evaluation import Evaluation
 from .prompts import read_prompts
 
@@ -37,6 +38,7 @@ PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "r
 
 MAY_CHANGE = (
     "runs",
+    "resume",
     "iterations",
     "evaluation.every",
     "checkpoint",
@@ -129,11 +131,36 @@ class RunFolder:
         found = (self.path / "checkpoints").glob("iteration-*")
         return sorted(int(folder.name.removeprefix("iteration-")) for folder in found)
 
+    @property
+    def done(self) -> int:
+        """Iteration of the newest checkpoint; 0 if there is none."""
+        return max(self.checkpoints(), default=0)
+
     def newest_checkpoint(self) -> Path:
         """Raises InputError if there is none."""
         if not (found := self.checkpoints()):
             raise InputError(f"{self.path} holds no checkpoint yet")
         return self.checkpoint(found[-1])
+
+    def newest_whole_checkpoint(self, damaged: Callable[[Path, str], None]) -> int:
+        """Iteration of the newest checkpoint that is as it was written; 0 if none was ever made.
+
+        Newer ones are set aside; `damaged` is told where, and what is wrong. Raises InputError if none is whole.
+        """
+        found = self.checkpoints()
+        for iteration in reversed(found):
+            try:
+                check(self.checkpoint(iteration))
+            except DamagedCheckpoint as error:
+                damaged(set_aside(self.checkpoint(iteration)), str(error))
+            else:
+                return iteration
+        if found:
+            raise InputError(
+                f"no checkpoint of {self.path} is whole; what is left lies in checkpoints/{DAMAGED}*. Remove the run "
+                "folder to begin anew"
+            )
+        return 0
 
     def drop_old_checkpoints(self, keep: int) -> None:
         for iteration in self.checkpoints()[:-keep]:

@@ -36,10 +36,11 @@ class RunLog:
     def iteration(self, report: IterationReport, seconds: float) -> None:
         """Log a finished iteration that took `seconds` in all."""
         line = iteration_line(report, seconds)
-        self._folder.append("metrics", line)
+        # First what may be told twice, should the disk be full and this be called again.
         self._scalars(
             report.iteration, {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
         )
+        self._folder.append("metrics", line)
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
         self._scalars(iteration, {f"evaluation/{name}": value for name, value in means.items()})

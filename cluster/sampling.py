@@ -1,8 +1,9 @@
 """The trees of one iteration, from the tasks that sample them to the scores that complete them."""
 
 import asyncio
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -16,6 +17,7 @@ from ..proto.tree import FloatArray, Task
 from . import metrics
 from .loop import SHOWN_TREES, training_tasks
 from .messages import Published
+from .scaling import Observed
 from .timeline import Timeline
 
 
@@ -69,8 +71,10 @@ class Iteration:
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
         """First trees whose pictures are kept to be looked at."""
         self.media: dict[int, list[Any]] = {}
-        self.forwards: list[tuple[float, int]] = []
-        """Forward passes: when each ended, and its rows."""
+        self.forwards: dict[tuple[int, ...], list[tuple[float, int]]] = {}
+        """By the trees of a task, its forward passes: when each ended, and its rows."""
+        self.task_seconds: dict[tuple[int, ...], float] = {}
+        """By the trees of a task, what sampling them took, without the time for which scoring held it up."""
         self.first_score_time = float("inf")
         self.leaves_scored = 0
         self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
@@ -115,10 +119,20 @@ class Iteration:
         metrics.QUEUE_LENGTH.labels("trees").dec()
         return tree
 
+    def every_forward(self) -> Iterator[tuple[float, int]]:
+        """All forward passes, each once, though a task may have been sampled twice."""
+        return chain.from_iterable(self.forwards.values())
+
+    def observed(self, workers: int, seconds: float) -> Observed:
+        """What this iteration of so many `seconds` tells of its `workers`."""
+        waited = self.timeline.seconds("waiting") * self.timeline.hidden("waiting", behind="rollout")
+        task_seconds = float(np.mean(list(self.task_seconds.values())))
+        return Observed(workers, len(self.tasks), task_seconds, seconds, waited)
+
     def first_score_share(self) -> float:
         """Share of the forward passes that had ended when the first leaf was scored."""
-        total = sum(rows for _, rows in self.forwards)
-        done = sum(rows for ended, rows in self.forwards if ended <= self.first_score_time)
+        total = sum(rows for _, rows in self.every_forward())
+        done = sum(rows for ended, rows in self.every_forward() if ended <= self.first_score_time)
         return done / total if total else 1.0
 
 

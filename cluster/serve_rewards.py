@@ -26,9 +26,9 @@ class RewardDirectory:
         self.exporters = ExporterDirectory(name)
         self.server: asyncio.Task[None] | None = None
 
-    async def start(self, host: str, port: int) -> str:
+    async def start(self, metrics_host: str | None, node: str, port: int) -> str:
         """Serve `/sd`; returns `host:port`."""
-        return await serve_http(self, host, port)
+        return await serve_http(self, metrics_host, node, port)
 
     def register(self, address: str, component: str, pool: str) -> None:
         self.exporters.register(address, component, pool)
@@ -64,15 +64,15 @@ def serve(
             pools,
             (name, NAMESPACE),
             {model: threads_of(pool, settings) for model, pool in pools.items()},
+            metrics_host=settings.logging.metrics_host,
             token=token,
         )
         route = "/" if ray_of_its_own else f"/{name}"
         try:
             with console.status("loading reward models"):
+                log, node = settings.logging, ray.util.get_node_ip_address()
                 where = unwrapped(
-                    lambda: ray.get(
-                        directory.start.remote(ray.util.get_node_ip_address(), settings.logging.metrics_port or 0)
-                    )
+                    lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0))
                 )
                 ray_serve.run(target, name=name, route_prefix=route, logging_config=QUIET)
             url = f"http://{host}:{port}{route.rstrip('/')}"

@@ -1,18 +1,25 @@
-"""A run from recipe to exported model."""
+"""A run from recipe to exported model.
+
+What trains may die; what stands here starts it again. Whenever a process is lost, all processes of the run are set up
+anew from the newest checkpoint, with the same code that resumes a run. What was done since is done again, and gives the
+same, for every iteration is a pure function of the state before it.
+"""
 
 import json
 import time
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..proto.errors import InputError
-from ..proto.files import write_text
+from ..proto.errors import InputError, ProcessLost
+from ..proto.files import Result, check_free, when_there_is_room, write_text
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..reward_service.scorers import reward_models
 from ..rollout_workers.policies.load import find_policy
 from . import pictures
 from .branching import Branching
+from .checkpoints import size
 from .console import RunDisplay
 from .loop import Loop
 from .prompts import prompts_of, read_prompts
@@ -20,9 +27,12 @@ from .run_folder import RunFolder
 from .run_log import RunLog
 from .stop import Stopped, StopRequest
 
+FRUITLESS = 3
+"""Times in a row that a run is set up again without having made a new checkpoint."""
+
 
 def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, address: str | None = None) -> Path:
-    """Run (or go on with) the recipe and return the run folder.
+    """Run the recipe, or go on with it, and return the run folder.
 
     With `execution: ray` on the cluster at `address`, or on a Ray that is started for this run and ended with it. What
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
@@ -38,7 +48,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     if settings.logging.wandb_project and find_spec("wandb") is None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
     with StopRequest().listening() as stop:
-        if resume:
+        if resume or (settings.resume == "auto" and (settings.runs / settings.name).exists()):
             _go(RunFolder.resume(settings), settings, display, stop, address, train_prompts, held_out)
         else:
             with RunFolder.create(settings) as folder:
@@ -62,13 +72,28 @@ def _go(
     prompts: list[str],
     held_out: list[str],
 ) -> None:
-    with display.waiting("starting the loop and loading models"):
-        loop = _loop(settings, folder, address)
+    """Run to the end, however often processes are lost on the way, unless it gets no further."""
+    loop, reached, fruitless = None, folder.done, 0
     try:
-        _Run(loop, folder, settings, display, stop).go(prompts, held_out)
+        while True:
+            try:
+                with display.waiting("starting the loop and loading models"):
+                    if loop is None:
+                        loop = _loop(settings, folder, address)
+                    else:
+                        loop.restart()
+                return _Run(loop, folder, settings, display, stop).go(prompts, held_out)
+            except ProcessLost as error:
+                reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1
+                if fruitless > FRUITLESS:
+                    raise
+                display.lost(error, reached)
+                if stop.signum is not None and reached:
+                    raise Stopped(stop.signum, reached) from error
     finally:
         with display.waiting("ending processes"):
-            loop.close()
+            if loop is not None:
+                loop.close()
         stop_tracing()
 
 
@@ -90,10 +115,9 @@ class _Run:
         self, loop: Loop, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
-        done = folder.checkpoints()
-        self.done = done[-1] if done else 0
-        folder.forget_after(self.done if done else -1)
-        if done:
+        self.done = folder.newest_whole_checkpoint(display.damaged)
+        folder.forget_after(self.done or -1)
+        if self.done:
             with display.waiting("loading the checkpoint"):
                 loop.load(folder.checkpoint(self.done))
         self.log = RunLog(folder, settings, self.done + 1)
@@ -122,34 +146,60 @@ class _Run:
                 iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
             )
         seconds = time.perf_counter() - start
-        self.log.iteration(report, seconds)
+        self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)
         if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
-            pictures.sample_grid(self.folder.path / "samples" / f"iteration-{iteration:06d}.png", report.media)
+            grid = self.folder.path / "samples" / f"iteration-{iteration:06d}.png"
+            self._write(lambda: pictures.sample_grid(grid, report.media))
         last, stopped_by = iteration == settings.iterations, self.stop.signum
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-        if last or stopped_by or iteration % settings.checkpoint.every == 0:
-            self.loop.save(self.folder.checkpoint(iteration))
-            self.folder.drop_old_checkpoints(settings.checkpoint.keep)
+        if last or stopped_by or report.learner_leaves or iteration % settings.checkpoint.every == 0:
+            self._save(iteration)
         if stopped_by and not last:
             raise Stopped(stopped_by, iteration)
+        if report.learner_leaves and not last:
+            raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
+
+    def _save(self, iteration: int) -> None:
+        """Make a checkpoint, once there is room for one as large as the last."""
+        path = self.folder.checkpoint(iteration)
+        expected = size(self.folder.checkpoint(found[-1])) if (found := self.folder.checkpoints()) else 0
+
+        def save() -> None:
+            check_free(self.folder.path, expected)
+            self.loop.save(path)
+
+        self._write(save)
+        self.folder.drop_old_checkpoints(self.settings.checkpoint.keep)
+
+    def _write(self, write: Callable[[], Result]) -> Result:
+        """What `write` returns, as soon as the disk has room for it."""
+        return when_there_is_room(
+            write,
+            self.settings.checkpoint.wait_for_disk_seconds,
+            self.display.full,
+            lambda: self.stop.signum is not None,
+        )
 
     def _evaluate(self, iteration: int, held_out: list[str]) -> None:
         if held_out:
             with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
                 evaluation = self.loop.evaluate(held_out)
-            self.folder.add_evaluation(iteration, evaluation)
+            self._write(lambda: self.folder.add_evaluation(iteration, evaluation))
             self.log.evaluation(iteration, evaluation.means())
             self.display.evaluation(iteration, evaluation.means())
 
     def _finish(self, held_out: list[str]) -> None:
         """The last evaluation, pictures, export and summary."""
-        folder, settings = self.folder, self.settings
-        if not any(line["iteration"] == settings.iterations for line in folder.lines("evaluations")):
-            self._evaluate(settings.iterations, held_out)
+        if not any(line["iteration"] == self.settings.iterations for line in self.folder.lines("evaluations")):
+            self._evaluate(self.settings.iterations, held_out)
         with self.display.waiting("exporting"):
-            self.loop.export(folder.path / "export")
+            self._write(lambda: self._write_results(held_out))
+
+    def _write_results(self, held_out: list[str]) -> None:
+        folder, settings = self.folder, self.settings
+        self.loop.export(folder.path / "export")
         metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
         pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
         if held_out:

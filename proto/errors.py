@@ -7,3 +7,7 @@ class InputError(ValueError):
 
 class RunFailed(RuntimeError):
     """A run can't go on, through no mistake in its settings; the message says why."""
+
+
+class ProcessLost(RunFailed):
+    """A process of a run died or hangs, or what it held is lost; the run can be set up again from a checkpoint."""

@@ -1,12 +1,17 @@
 """Files that are there whole or not at all: written under a temporary name, then renamed."""
 
+import errno
 import os
 import shutil
 import uuid
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TypeVar
 
+import tenacity
+
+Result = TypeVar("Result")
 PARTIAL = ".partial-"
 """What names of unfinished files and folders begin with."""
 
@@ -16,12 +21,13 @@ def whole(path: Path) -> Iterator[Path]:
     """A temporary path beside `path` for a file or folder, renamed to `path` when the block ends well.
 
     What stands at `path` is replaced. If the block raises, nothing of it stays; if the process is killed, `sweep`
-    removes what it left.
+    removes what it left. A full disk is told by an OSError, whatever the block raised for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _aside(path)
     try:
-        yield temporary
+        with _telling_full_disk(temporary.parent):
+            yield temporary
         if path.is_dir():
             remove(path)
         os.replace(temporary, path)
@@ -40,10 +46,49 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def is_full(error: BaseException) -> bool:
+    """Whether an error tells of a disk without room."""
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+
+
+def check_free(folder: Path, size: int) -> None:
+    """Raises the OSError of a full disk if that of `folder` has less than `size` bytes free."""
+    if (free := shutil.disk_usage(folder).free) < size:
+        raise OSError(errno.ENOSPC, f"{size} bytes are needed and {free} free", str(folder))
+
+
+def when_there_is_room(
+    write: Callable[[], Result], seconds: float, waiting: Callable[[BaseException], None], given_up: Callable[[], bool]
+) -> Result:
+    """What `write` returns; while the disk is full it is tried again, for so many seconds or until `given_up`.
+
+    `waiting` is told the error before each wait. Raises the OSError of the last attempt.
+    """
+    return tenacity.Retrying(
+        retry=tenacity.retry_if_exception(is_full),
+        wait=tenacity.wait_exponential(max=10),
+        stop=lambda state: given_up() or tenacity.stop_after_delay(seconds)(state),
+        before_sleep=lambda state: waiting(state.outcome.exception()),  # type: ignore[arg-type, union-attr]
+        reraise=True,
+    )(write)
+
+
 def sweep(folder: Path) -> None:
     """Delete what killed processes left unfinished anywhere below `folder`."""
     for path in sorted(folder.rglob(f"{PARTIAL}*")):
         _delete(path)
+
+
+@contextmanager
+def _telling_full_disk(folder: Path) -> Iterator[None]:
+    """What is raised inside because the disk of `folder` is full, as an OSError: PyTorch and safetensors have errors of
+    their own for it."""
+    try:
+        yield
+    except Exception as error:
+        if not is_full(error) and ("No space left" in str(error) or shutil.disk_usage(folder).free < 2**16):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
+        raise
 
 
 def _aside(path: Path) -> Path:

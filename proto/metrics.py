@@ -18,13 +18,23 @@ FORGET_SECONDS = 3 * HEARTBEAT_SECONDS
 """An exporter that hasn't been heard of for so long is gone."""
 
 
-def start_exporter(host: str, register: Callable[[str], object]) -> str:
-    """Serve this process's metrics on a free port of `host`; returns `host:port`.
+def listening(metrics_host: str | None, node: str) -> tuple[str, str]:
+    """Where to listen on the node with address `node`, and at which address others reach that.
+
+    `metrics_host` is the setting of this name.
+    """
+    host = metrics_host or node
+    return host, node if host in ("0.0.0.0", "::") else host
+
+
+def start_exporter(metrics_host: str | None, node: str, register: Callable[[str], object]) -> str:
+    """Serve this process's metrics on a free port of the address `node`, or of `metrics_host`; returns `host:port`.
 
     `register` is told the address now and every `HEARTBEAT_SECONDS`, from a thread of its own.
     """
+    host, reached_at = listening(metrics_host, node)
     server, _ = prometheus_client.start_http_server(0, addr=host)
-    address = f"{host}:{server.server_port}"
+    address = f"{reached_at}:{server.server_port}"
 
     def announce() -> None:
         while True:
@@ -54,6 +64,11 @@ class ExporterDirectory:
         # Its series tell of pools: with a `pool` of its own Prometheus would rename theirs.
         self._heard[address] = (float("inf"), {"run": self.run, "component": component})
 
+    def silence(self, address: str) -> float:
+        """Seconds since the exporter at `address` was last heard of; 0 if it never was."""
+        heard, _ = self._heard.get(address, (float("inf"), {}))
+        return max(0.0, time.monotonic() - heard)
+
     def forget(self, address: str) -> None:
         self._heard.pop(address, None)
 
@@ -67,5 +82,4 @@ class ExporterDirectory:
 
     def _alive(self) -> dict[str, dict[str, str]]:
         limit = time.monotonic() - FORGET_SECONDS
-        self._heard = {address: heard for address, heard in self._heard.items() if heard[0] > limit}
-        return {address: labels for address, (_, labels) in self._heard.items()}
+        return {address: labels for address, (heard, labels) in self._heard.items() if heard > limit}

@@ -332,17 +332,23 @@ class EvaluationSettings(Settings):
 
 
 class CheckpointSettings(Settings):
-    """What is kept to resume from."""
+    """What is kept to go on from."""
 
-    every: PositiveInt = 10
-    """Iterations between checkpoints. One is made at the end, and when the run is stopped."""
+    every: PositiveInt = 1
+    """Iterations between checkpoints: the most that a fault can cost. One is made at the end, and when the run is
+    stopped."""
     keep: PositiveInt = 2
-    """Newest checkpoints to keep."""
+    """Newest checkpoints to keep. With 2 there is one to go back to when the newest is damaged."""
+    wait_for_disk_seconds: NonNegativeFloat = 3600
+    """How long the run waits, when the disk of its folder is full, for somebody to make room."""
 
 
 class LoggingSettings(Settings):
     """Logs beside the JSON lines, which are always written."""
 
+    metrics_host: str | None = None
+    """Address on which metrics exporters and the controller's HTTP server listen: `127.0.0.1`, `0.0.0.0`; null for
+    each node's own address."""
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
     """Port of the controller's HTTP server (Prometheus' service discovery `/sd`, `/status`); null for any that is
     free."""
@@ -382,6 +388,22 @@ class WorkerPoolSettings(PoolSettings):
     """Number of processes."""
 
 
+class RolloutPoolSettings(PoolSettings):
+    """The rollout workers."""
+
+    count: PositiveInt = 1
+    """Number of processes; the least number with `max_count`."""
+    max_count: PositiveInt | None = None
+    """Most processes: after every iteration the run chooses between `count` and this the fewest with which an iteration
+    takes hardly longer. null doesn't scale."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> "RolloutPoolSettings":
+        if self.max_count is not None and self.max_count < self.count:
+            raise ValueError(f"max_count is {self.max_count}; it must be at least count, {self.count}")
+        return self
+
+
 class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
@@ -393,6 +415,8 @@ class RewardPoolSettings(PoolSettings):
     """Most pictures in one call of the model; requests of several trees and workers are put together."""
     batch_wait_seconds: NonNegativeFloat = 0.01
     """How long a batch waits to be filled."""
+    timeout_seconds: PositiveFloat = 300
+    """How long a request may take before it is sent again."""
     deterministic: bool = False
     """Score each request by itself: for models whose floats depend on the batch, where results must not depend on the
     order of arrival."""
@@ -407,10 +431,15 @@ class RewardPoolSettings(PoolSettings):
 class PoolsSettings(Settings):
     """The pools of a run on Ray."""
 
-    rollout_workers: WorkerPoolSettings = WorkerPoolSettings()
+    rollout_workers: RolloutPoolSettings = RolloutPoolSettings()
     learner: WorkerPoolSettings = WorkerPoolSettings()
     rewards: dict[str, RewardPoolSettings] = {}
     """Reward model -> its replicas. A model that gives several rewards goes by the first of them in the recipe."""
+    wait_for_room_seconds: NonNegativeFloat = 0
+    """How long to wait at the start for nodes with room for the pools, such as Ray's autoscaler brings. With 0 a run
+    for which there is no room now is refused."""
+    silent_seconds: Annotated[float, Field(ge=20)] = 60
+    """How long a process may give no sign of life before it is held to hang, and is killed."""
 
 
 class RunSettings(Settings):
@@ -420,6 +449,10 @@ class RunSettings(Settings):
     """Name of the run and of its folder."""
     runs: Path = Path("runs")
     """Folder in which run folders are made. A relative path starts where the command is run."""
+    resume: Literal["never", "auto"] = "never"
+    """`auto`: go on with the run of this name where there is one, from its newest checkpoint, so that the same command
+    can be given again when the cluster was lost. `never`: a run that exists is an error, unless the command has
+    --resume."""
     seed: Seed = 0
     """Seed of all noise and of the order of prompts."""
     iterations: PositiveInt = 300

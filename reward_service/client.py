@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 import tenacity
 from ray import serve
-from ray.exceptions import RayError
+from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from ..proto.errors import RunFailed
 from ..proto.scoring import ScoreReply
@@ -25,9 +25,15 @@ class RewardClient:
     """Sends each request to every model that gives one of the rewards asked for."""
 
     def __init__(
-        self, application: str, models: Mapping[str, Any], retried: Callable[[str], None] = lambda model: None
+        self,
+        application: str,
+        models: Mapping[str, Any],
+        timeouts: Mapping[str, float],
+        retried: Callable[[str], None] = lambda model: None,
     ) -> None:
-        """`models`: model -> its rewards (names, or a mapping by name). `retried` is told the model of each retry."""
+        """`models`: model -> its rewards (names, or a mapping by name). `timeouts`: model -> seconds of an attempt.
+        `retried` is told the model of each retry."""
+        self._timeouts = timeouts
         self._models = {model: tuple(rewards) for model, rewards in models.items()}
         self._handles = {model: serve.get_deployment_handle(model, application) for model in models}
         self._retried = retried
@@ -35,7 +41,7 @@ class RewardClient:
     async def score(self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str) -> ScoreReply:
         """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
 
-        Raises ScoringFailed.
+        Raises ScoringFailed, and ObjectLostError if what `media` refers to is no more.
         """
         asked = [model for model, given in self._models.items() if set(given) & set(rewards)]
         replies = await asyncio.gather(*(self._score(model, media, list(prompts), id) for model in asked))
@@ -50,18 +56,34 @@ class RewardClient:
             async for attempt in tenacity.AsyncRetrying(
                 stop=tenacity.stop_after_attempt(ATTEMPTS),
                 wait=tenacity.wait_exponential(0.2, max=5),
-                retry=tenacity.retry_if_exception_type((RayError, ScoringFailed)),
+                retry=tenacity.retry_if_exception(_may_pass),
                 before_sleep=lambda state: self._retried(model),
                 reraise=True,
             ):
                 with attempt:
-                    reply = await self._handles[model].score.remote(media, prompts, id)
+                    async with asyncio.timeout(self._timeouts[model]):
+                        reply = await self._handles[model].score.remote(media, prompts, id)
                     if isinstance(reply, str):
                         raise ScoringFailed(reply)
                     if reply.id != id:
                         raise ScoringFailed(f"the reply is to request '{reply.id}'")
-        except (RayError, ScoringFailed) as error:
+        except (RayError, ScoringFailed, TimeoutError) as error:
+            if lost := _lost(error):
+                raise lost from error
             raise ScoringFailed(
-                f"reward model '{model}' gave no score for request '{id}' in {ATTEMPTS} attempts: {error}"
+                f"reward model '{model}' gave no score for request '{id}' in {ATTEMPTS} attempts: "
+                f"{str(error) or 'it took too long'}"
             ) from error
         return reply
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may do better."""
+    return isinstance(error, (RayError, ScoringFailed, TimeoutError)) and not _lost(error)
+
+
+def _lost(error: BaseException) -> ObjectLostError | None:
+    """The loss of the pictures, if that is what an error is about."""
+    while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
+        error = error.cause
+    return error if isinstance(error, ObjectLostError) else None

@@ -46,8 +46,10 @@ class ServedReplica:
         settings: RewardPoolSettings,
         directory: tuple[str, str],
         trace: Path | None,
+        metrics_host: str | None,
     ) -> None:
-        """`directory` is name and namespace of the actor with the list of exporters; `trace`, a folder for spans."""
+        """`directory` is name and namespace of the actor with the list of exporters; `trace`, a folder for spans;
+        `metrics_host`, the address that metrics are served on, if not the node's own."""
         start_tracing(trace, "reward", model)
         self._replica = Replica(model, rewards, settings)
         metrics.export(model)
@@ -56,6 +58,7 @@ class ServedReplica:
         self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
         name, namespace = directory
         start_exporter(
+            metrics_host,
             ray.util.get_node_ip_address(),
             lambda address: ray.get_actor(name, namespace).register.remote(address, "reward", model),
         )
@@ -81,11 +84,12 @@ def application(
     directory: tuple[str, str],
     threads: Mapping[str, int],
     trace: Path | None = None,
+    metrics_host: str | None = None,
     token: str | None = None,
 ) -> Application:
     """The Serve application `run`: every reward model of `rewards`, behind one HTTP face.
 
-    `trace` is a folder for spans; `token`, what HTTP requests must bear.
+    `trace` is a folder for spans; `metrics_host`, where metrics are served; `token`, what HTTP requests must bear.
     Its processes get the environment (packages, variables) of the caller's.
     """
     # Serve's controller, which starts them, may be another user's and have another environment.
@@ -93,14 +97,14 @@ def application(
     models = reward_models(rewards)
     replicas = {
         model: _deployment(model, pools[model], runtime_env).bind(
-            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory, trace
+            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory, trace, metrics_host
         )
         for model, given in models.items()
     }
     names = list(rewards)
 
     def build() -> FastAPI:
-        client = RewardClient(run, models)
+        client = RewardClient(run, models, {model: pools[model].timeout_seconds for model in models})
 
         async def score(request: ScoreRequest) -> ScoreReply:
             return await client.score(request.media, request.prompts, request.rewards, request.id)
@@ -149,6 +153,9 @@ def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any
         _internal=True,
         # A batch can't fill unless as many requests are let in.
         max_ongoing_requests=WAITING_BATCHES * pool.batch_pictures,
+        # A replica that hangs is replaced after three checks.
+        health_check_period_s=5,
+        health_check_timeout_s=10,
         ray_actor_options=actor,
         **size,
     )
