@@ -222,6 +222,44 @@ def scale(
     typer.echo(f"{starting} workers have no room yet, and start when there is some" if starting else "scaled")
 
 
+Seconds = Annotated[float, typer.Option("--seconds", help="How long its processes may take to move elsewhere.")]
+
+
+@app.command()
+def drain(
+    address: Annotated[str, typer.Option(help="The cluster (host:port).")] = "auto",
+    node_name: Annotated[str | None, typer.Option(help="Name of the node. Default: the one of this machine.")] = None,
+    seconds: Seconds = 60,
+) -> None:
+    """Take a node out of use before its machine goes: runs move their processes off it.
+
+    A hook for what gives notice of the end, such as a preStop hook of Kubernetes.
+
+    Example: [bold]branchgrpo drain --seconds 90[/bold]
+    """
+    from .node import drain as empty
+
+    left = empty(address, node_name, seconds)
+    typer.echo(f"still there: {', '.join(left)}" if left else "drained")
+
+
+@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
+def node(
+    context: typer.Context,
+    address: Annotated[str, typer.Argument(help="The cluster's head (host:port).")],
+    seconds: Seconds = 60,
+) -> None:
+    """Make this machine a node of a Ray cluster; SIGTERM (notice that it will be taken away) drains it first.
+
+    What else is given goes to `ray start`.
+
+    Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
+    """
+    from .node import join
+
+    raise typer.Exit(join(address, seconds, context.args))
+
+
 @app.command()
 def monitor(
     run: Annotated[Path, typer.Argument(help="Folder of a run that is going on, such as runs/glyphs.")],

@@ -24,6 +24,7 @@ import pytest
 import ray
 import requests
 import yaml
+from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
 from branchgrpo.cluster import drawing
 from branchgrpo.cluster import metrics as run
 from branchgrpo.cluster.boards import BOARDS, content
@@ -41,8 +42,6 @@ from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service import metrics as scoring
 from branchgrpo.rollout_workers import metrics as sampling
 from prometheus_client.metrics import MetricWrapperBase
-
-from .conftest import end, free_port, reachable, started
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "grafana" / "dashboards"
 FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOARDS}

@@ -17,13 +17,12 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
+from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from PIL import Image
-
-from .conftest import free_port
 
 Settings = Callable[..., RunSettings]
 SMALL = {"cpus": 0.25, "threads": 1}

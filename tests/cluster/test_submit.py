@@ -22,6 +22,7 @@ import ray
 import requests
 import safetensors.torch
 import torch
+from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.connect import connected
 from branchgrpo.cluster.run_folder import RunFolder
@@ -32,8 +33,6 @@ from branchgrpo.proto.settings import RunSettings
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_nodes, list_objects
 from ray.util.state.exception import RayStateApiException
-
-from .conftest import end, free_port, reachable, started
 
 Settings = Callable[..., RunSettings]
 Submit = Callable[..., subprocess.Popen[str]]

@@ -1,0 +1,376 @@
+"""Faults at seeded random moments of real runs on a cluster of three nodes: what each costs, and what it leaves.
+
+Every run is checked to finish with the same weights and the same figures of every iteration as one that was left in
+peace, and to leave no process, no Serve application and no shared memory.
+
+    python -m branchgrpo.benchmarks.chaos --faults 44 --seed 0 --out build/bench
+"""
+
+import json
+import os
+import random
+import shutil
+import signal
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, Any
+
+import psutil
+import safetensors.torch
+import torch
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ..cluster.run_folder import RunFolder
+from ..proto.errors import RunFailed
+from ..proto.files import write_text
+from .faults import FOLDER, REWARD_FAULTS
+from .nodes import end, free_port, reachable, started
+
+RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
+FAULTS_PER_RUN = 6
+RECOVERY_SECONDS = 240
+"""A run that has not gone on after so long has failed."""
+DISK_BYTES = 192 * 2**20
+LASTS = {"disk": 4.0}
+"""Seconds that a fault lasts which doesn't end by itself."""
+OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_score")
+"""Figures of an iteration that tell of time, and so differ between runs."""
+SMALL = {"cpus": 1, "threads": 1}
+
+
+class Nodes:
+    """A head and two nodes for workers, which come back when they were killed."""
+
+    def __init__(self, faults: Path) -> None:
+        self._environment = {**os.environ, FOLDER: str(faults), "RAY_AUTH_MODE": "disabled"}
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.head = self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", '--resources={"head": 100}')
+        if not reachable(port):
+            raise RunFailed("Ray's head didn't start")
+        self.workers = [self._worker(), self._worker()]
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")
+        return started(*(size if "--head" in options else size[:2]), *options, environment=self._environment)
+
+    def _worker(self) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", '--resources={"work": 100}')
+
+    def kill_one(self, chance: random.Random) -> None:
+        """SIGKILL to the raylet of a worker node; a new node joins."""
+        place = chance.randrange(len(self.workers))
+        victim = self.workers[place]
+        (raylet,) = [p for p in psutil.Process(victim.pid).children(recursive=True) if p.name() == "raylet"]
+        raylet.kill()
+        self.workers[place] = self._worker()
+        end(victim)
+
+    def processes(self, title: str) -> list[psutil.Process]:
+        """Ray's worker processes whose title begins with `ray::` and `title`."""
+        found = []
+        for node in (self.head, *self.workers):
+            with suppress(psutil.NoSuchProcess):
+                found += psutil.Process(node.pid).children(recursive=True)
+        return [process for process in found if _title(process).startswith(f"ray::{title}")]
+
+    def close(self) -> None:
+        for node in (*self.workers, self.head):
+            end(node)
+
+
+def _title(process: psutil.Process) -> str:
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""
+
+
+@dataclass
+class Run:
+    """A run as a process of its own, which is submitted again when it is killed."""
+
+    name: str
+    folder: Path
+    nodes: Nodes
+    command: list[str]
+    log: Path
+    driver: subprocess.Popen[bytes] = field(init=False)
+
+    def __post_init__(self) -> None:
+        self.submit()
+
+    def submit(self) -> None:
+        with self.log.open("ab") as log:
+            self.driver = subprocess.Popen(
+                self.command,
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+                env={**os.environ, "RAY_AUTH_MODE": "disabled"},
+            )
+
+    def lines(self) -> list[dict[str, Any]]:
+        with suppress(FileNotFoundError):
+            return RunFolder(self.folder).lines("metrics")
+        return []
+
+    @property
+    def done(self) -> int:
+        return max((int(line["iteration"]) for line in self.lines()), default=0)
+
+    def until(self, reached: Callable[[], bool], what: str, seconds: float = RECOVERY_SECONDS) -> None:
+        """Wait until it is so. Raises RunFailed, with the end of the log, if the run ends before or takes too long."""
+        limit = time.monotonic() + seconds
+        while not reached():
+            if self.driver.poll() is not None or time.monotonic() > limit:
+                raise RunFailed(
+                    f"{self.name}: {what}: exit status {self.driver.poll()}\n{self.log.read_text()[-3000:]}"
+                )
+            time.sleep(0.02)
+
+
+@dataclass
+class Chaos:
+    """Brings about the faults."""
+
+    nodes: Nodes
+    faults: Path
+    disk: Path | None
+    chance: random.Random
+
+    def kinds(self) -> dict[str, Callable[[Run], None]]:
+        """Fault -> what brings it about."""
+        kinds: dict[str, Callable[[Run], None]] = {
+            "rollout worker killed": lambda run: self._signal("RolloutActor", signal.SIGKILL),
+            "rollout worker hangs": lambda run: self._signal("RolloutActor", signal.SIGSTOP),
+            "reward replica killed": lambda run: self._signal("ServeReplica", signal.SIGKILL),
+            "learner rank killed": lambda run: self._signal("LearnerActor", signal.SIGKILL),
+            "controller killed": lambda run: self._signal("controller-", signal.SIGKILL),
+            "worker node killed": lambda run: self.nodes.kill_one(self.chance),
+            "driver killed": self._kill_driver,
+            "checkpoint truncated": self._truncate,
+            **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in REWARD_FAULTS},  # type: ignore[misc]
+        }
+        return {**kinds, "disk full": self._fill_disk} if self.disk else kinds
+
+    def _signal(self, title: str, signum: signal.Signals) -> None:
+        limit = time.monotonic() + RECOVERY_SECONDS
+        while not (found := self.nodes.processes(title)) and time.monotonic() < limit:
+            time.sleep(0.05)
+        self.chance.choice(sorted(found, key=lambda process: process.pid)).send_signal(signum)
+
+    def _kill_driver(self, run: Run) -> None:
+        run.driver.kill()
+        run.driver.wait()
+        run.submit()
+
+    def _truncate(self, run: Run) -> None:
+        """Cut the newest checkpoint short, then lose the controller, so that the checkpoint is wanted."""
+        folder = RunFolder(run.folder)
+        run.until(lambda: len(folder.checkpoints()) > 1, "two checkpoints")
+        newest = folder.checkpoint(folder.done)
+        file = self.chance.choice(sorted(path for path in newest.rglob("*.*t*") if path.stat().st_size > 1))
+        os.truncate(file, file.stat().st_size // 2)
+        self._signal("controller-", signal.SIGKILL)
+
+    def _fill_disk(self, run: Run) -> None:
+        assert self.disk
+        filler = self.disk / "filler"
+        with suppress(OSError), filler.open("wb") as file:
+            while True:
+                file.write(bytes(2**16))
+        with suppress(OSError), filler.open("ab", buffering=0) as file:
+            while True:
+                file.write(b"0")
+        time.sleep(LASTS["disk"])
+        filler.unlink()
+
+
+@contextmanager
+def small_disk(folder: Path) -> Iterator[Path | None]:
+    """A disk that is soon full, or None where none can be mounted."""
+    mount = ["mount", "-t", "tmpfs", "-o", f"size={DISK_BYTES}", "tmpfs", str(folder)]
+    folder.mkdir()
+    if shutil.which("mount") is None or subprocess.run(mount, capture_output=True).returncode:
+        yield None
+        return
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", "--lazy", str(folder)], check=True)
+
+
+def overrides(name: str, runs: Path, iterations: int) -> list[str]:
+    """The demo's recipe as a short run with processes of their own on every node."""
+    pool = ",".join(f"{key}: {value}" for key, value in SMALL.items())
+    return [
+        f"name={name}",
+        f"runs={runs}",
+        f"iterations={iterations}",
+        "resume=auto",
+        "threads=1",
+        "placement=separate",
+        "staleness=0",
+        "prompts.per_iteration=4",
+        "rollout.trees_per_task=1",
+        "learner.window_trees=2",
+        "evaluation.prompts=4",
+        "checkpoint.every=1",
+        "checkpoint.wait_for_disk_seconds=120",
+        "logging.samples_every=2",
+        f"pools.rollout_workers={{{pool}, count: 2, resources: {{work: 1}}}}",
+        f"pools.learner={{{pool}, resources: {{work: 1}}}}",
+        f"pools.rewards.ocr={{{pool}, deterministic: true, resources: {{head: 1}}}}",
+        "pools.silent_seconds=20",
+        "pools.wait_for_room_seconds=120",
+        "rewards.ocr.scorer=branchgrpo.benchmarks.faults:troubled_ocr",
+        "rewards.ocr_exact.scorer=branchgrpo.benchmarks.faults:troubled_ocr",
+    ]
+
+
+def figures(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
+    """What every iteration came to but for its times, and the last weights."""
+    run = RunFolder(folder)
+    lines = [{key: value for key, value in line.items() if key not in OWN_FIGURES} for line in run.lines("metrics")]
+    return lines, safetensors.torch.load_file(run.newest_checkpoint() / "weights.safetensors")
+
+
+def check_same(run: Run, expected: Path, iterations: int) -> None:
+    """Raises RunFailed unless the run has come to the same as the one in `expected`."""
+    (lines, weights), (true_lines, true_weights) = figures(run.folder), figures(expected)
+    if [line["iteration"] for line in lines] != list(range(1, iterations + 1)):
+        raise RunFailed(f"{run.name}: iterations are {[line['iteration'] for line in lines]}")
+    for line, true in zip(lines, true_lines, strict=True):
+        if different := [key for key in true if line[key] != true[key]]:
+            raise RunFailed(f"{run.name}: iteration {line['iteration']} has other {different}")
+    if any(not torch.equal(weights[name], true_weights[name]) for name in true_weights):
+        raise RunFailed(f"{run.name}: other weights")
+
+
+def check_gone(nodes: Nodes, name: str) -> None:
+    """Raises RunFailed if a finished run has left a process or a Serve replica."""
+    titles = ("RolloutActor", "LearnerActor", "controller-", f"ServeReplica:branchgrpo-{name}")
+    limit = time.monotonic() + 30
+    while left := [_title(process) for title in titles for process in nodes.processes(title)]:
+        if time.monotonic() > limit:
+            raise RunFailed(f"{name} has left {left}")
+        time.sleep(0.2)
+
+
+def chaotic(run: Run, plan: list[str], chaos: Chaos, console: Console) -> list[tuple[str, float]]:
+    """Bring the planned faults about, each once the run has recovered from the one before; returns what each cost.
+
+    That is the time from the fault to the end of the iteration that it hit, whichever time it was made.
+    """
+    run.until(lambda: run.done >= 1, "the first iteration")
+    costs = []
+    for kind in plan:
+        typical = statistics.median(line["seconds"] for line in run.lines())
+        time.sleep(chaos.chance.uniform(0, typical))
+        before, start = run.done, time.monotonic()
+        chaos.kinds()[kind](run)
+        hit = time.time()
+        run.until(
+            lambda before=before, hit=hit: any(  # type: ignore[misc]
+                line["iteration"] == before + 1 and line["started"] + line["seconds"] > hit for line in run.lines()
+            ),
+            f"after '{kind}' in iteration {before + 1}",
+        )
+        costs.append((kind, time.monotonic() - start))
+        console.print(f"{run.name}: {kind} in iteration {before + 1}: {costs[-1][1]:.1f} s", highlight=False)
+    return costs
+
+
+def plans(kinds: list[str], faults: int, chance: random.Random) -> list[list[str]]:
+    """The faults of each run: every kind as often as any other, in random order."""
+    every = [kind for _ in range(-(-faults // len(kinds))) for kind in chance.sample(kinds, len(kinds))][:faults]
+    return [every[first : first + FAULTS_PER_RUN] for first in range(0, faults, FAULTS_PER_RUN)]
+
+
+def main(
+    out: Annotated[Path, typer.Option(help="Folder for chaos.json.")] = Path("build/bench"),
+    faults: Annotated[int, typer.Option(help="Number of faults.")] = 44,
+    seed: Annotated[int, typer.Option(help="Seed of their order, moments and victims.")] = 0,
+    only: Annotated[list[str] | None, typer.Option(help="Kinds of faults to choose from. Default: all.")] = None,
+) -> None:
+    """Bring faults about in real runs, and check that they change nothing but the time.
+
+    Example: python -m branchgrpo.benchmarks.chaos --faults 44 --seed 0
+    """
+    console, chance = Console(), random.Random(seed)
+    shared_memory = set(os.listdir("/dev/shm"))
+    iterations = 2 * FAULTS_PER_RUN + 2
+    with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary, "disk")) as disk:
+        runs, faulty = disk or Path(temporary), Path(temporary, "faults")
+        faulty.mkdir()
+        nodes = Nodes(faulty)
+        try:
+
+            def run(name: str) -> Run:
+                command = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE), "--address", nodes.address]
+                return Run(
+                    name,
+                    runs / name,
+                    nodes,
+                    [*command, *overrides(name, runs, iterations)],
+                    Path(temporary, f"{name}.log"),
+                )
+
+            peaceful = run("peaceful")
+            peaceful.until(lambda: (runs / "peaceful" / "summary.json").exists(), "the end", 4 * RECOVERY_SECONDS)
+            peaceful.driver.wait()
+            undisturbed = statistics.median(line["seconds"] for line in peaceful.lines())
+            chaos = Chaos(nodes, faulty, disk, chance)
+            if not disk:
+                console.print("no disk can be mounted here, so that none gets full", style="yellow")
+            kinds = only or list(chaos.kinds())
+            costs: list[tuple[str, float]] = []
+            for number, plan in enumerate(plans(kinds, faults, chance)):
+                disturbed = run(f"run-{number}")
+                costs += chaotic(disturbed, plan, chaos, console)
+                limit = time.monotonic() + RECOVERY_SECONDS
+                while disturbed.driver.poll() is None and time.monotonic() < limit:
+                    time.sleep(0.1)
+                if disturbed.driver.poll() != 0:
+                    raise RunFailed(f"{disturbed.name} hasn't ended well:\n{disturbed.log.read_text()[-3000:]}")
+                check_same(disturbed, peaceful.folder, iterations)
+                check_gone(nodes, disturbed.name)
+                console.print(f"{disturbed.name}: the same weights and figures, nothing left", style="green")
+                shutil.rmtree(disturbed.folder)
+        finally:
+            nodes.close()
+    if left := set(os.listdir("/dev/shm")) - shared_memory:
+        raise RunFailed(f"shared memory is left: {sorted(left)}")
+    table = Table(
+        "fault", "times", "median s", "most s", title="from the fault to the end of the iteration that it hit"
+    )
+    by_kind = {kind: [seconds for name, seconds in costs if name == kind] for kind in kinds}
+    report = {
+        kind: {"times": len(spent), "median": statistics.median(spent), "most": max(spent)}
+        for kind, spent in by_kind.items()
+        if spent
+    }
+    for kind, row in report.items():
+        table.add_row(kind, str(row["times"]), f"{row['median']:.1f}", f"{row['most']:.1f}")
+    console.print(table)
+    console.print(f"{len(costs)} faults; an iteration left in peace takes {undisturbed:.1f} s")
+    write_text(
+        out / "chaos.json",
+        json.dumps({"faults": len(costs), "seed": seed, "iteration": undisturbed, "kinds": report}, indent=2) + "\n",
+    )
+    console.print(f"JSON: {out / 'chaos.json'}")
+
+
+if __name__ == "__main__":
+    typer.run(main)
