@@ -5,6 +5,7 @@ import shlex
 import shutil
 import subprocess
 from copy import deepcopy
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -12,13 +13,16 @@ from typing import Any
 import jsonpatch
 import pytest
 import yaml
-from branchgrpo.cluster.placement import Demand, Node, check_room, demands, reward_pools
-from branchgrpo.proto.errors import InputError
+from branchgrpo.cluster.placement import Demand, demands, reward_pools
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from jsonschema import ValidationError
 from kustomize import Manifest, Manifests, render
 from ray.autoscaler._private.kuberay.autoscaling_config import _derive_autoscaling_config_from_ray_cr
+from ray.autoscaler.v2.instance_manager.config import AutoscalingConfig
+from ray.autoscaler.v2.scheduler import ResourceDemandScheduler, SchedulingRequest
+from ray.core.generated.autoscaler_pb2 import ResourceRequest, ResourceRequestByCount
+from ray.core.generated.common_pb2 import LabelSelector, LabelSelectorConstraint, LabelSelectorOperator
 from schemas import check
 
 ROOT = Path(__file__).parents[2]
@@ -158,35 +162,57 @@ def test_kuberay_takes_the_job(size: str) -> None:
     assert int(yaml.safe_load(spec["runtimeEnvYAML"])["env_vars"]["RAY_JOB_STOP_WAIT_TIME_S"]) >= 3600
 
 
-@pytest.mark.parametrize("size", SIZES)
-def test_the_largest_size_of_every_pool_fits_its_group(size: str, tmp_path: Path) -> None:
-    settings, cluster = recipe_of(size, tmp_path), cluster_of(size)
-    pools, rewards = settings.pools, reward_pools(settings)
-    most = {"pools.learner": pools.learner.count, "pools.rollout_workers": pools.rollout_workers.max_count}
-    most |= {f"pools.rewards.{model}": pool.max_replicas or pool.replicas for model, pool in rewards.items()}
-    wanted = [
-        Demand(demand.pool, most[demand.pool] or demand.count, demand.each, demand.labels)
-        for demand in demands(settings)
+def launched(cluster: Manifest, wanted: list[Demand]) -> dict[str, int]:
+    """Group -> pods that Ray's autoscaler makes of an empty cluster for these processes."""
+    config = AutoscalingConfig(_derive_autoscaling_config_from_ray_cr(cluster), skip_content_hash=True)
+    requests = [
+        ResourceRequestByCount(
+            request=ResourceRequest(
+                resources_bundle=demand.each,
+                label_selectors=[
+                    LabelSelector(
+                        label_constraints=[
+                            LabelSelectorConstraint(
+                                label_key=key, operator=LabelSelectorOperator.LABEL_OPERATOR_IN, label_values=[value]
+                            )
+                            for key, value in demand.labels.items()
+                        ]
+                    )
+                ],
+            ),
+            count=demand.count,
+        )
+        for demand in wanted
     ]
+    reply = ResourceDemandScheduler().schedule(
+        SchedulingRequest(
+            disable_launch_config_check=True,
+            node_type_configs=config.get_node_type_configs(),
+            resource_requests=requests,
+        )
+    )
+    assert not reply.infeasible_resource_requests
+    return {launch.instance_type: launch.count for launch in reply.to_launch}
 
-    # What Ray's autoscaler reads in the cluster: resources, labels and the largest number of pods of each group.
-    groups = _derive_autoscaling_config_from_ray_cr(cluster)["available_node_types"]
-    nodes = [
-        Node(f"{name}-{number}", group["resources"], group["labels"])
-        for name, group in groups.items()
-        for number in range(group["max_workers"])
-    ]
-    check_room(wanted, nodes)
+
+@pytest.mark.parametrize("size", SIZES)
+def test_the_autoscaler_brings_what_the_recipe_asks_for(size: str, tmp_path: Path) -> None:
+    settings, cluster = recipe_of(size, tmp_path), cluster_of(size)
+    groups = {group["groupName"]: group for group in cluster["spec"]["workerGroupSpecs"]}
+    wanted = demands(settings)
+    group_of = {d.pool: next(group for setting, group in POOLS.items() if d.pool.startswith(setting)) for d in wanted}
     for demand in wanted:
-        group = next(group for setting, group in POOLS.items() if demand.pool.startswith(setting))
-        assert demand.labels == {"pool": group} == groups[group]["labels"]
-        others = [node for node in nodes if not node.name.startswith(group)]
-        with pytest.raises(InputError, match="wants nodes labelled"):
-            check_room([demand], others)
-        short = [node for node in nodes if node.name != f"{group}-{groups[group]['max_workers'] - 1}"]
-        with pytest.raises(InputError):  # no group is larger than its pool can be
-            check_room([demand], short)
-    assert groups["headgroup"]["resources"]["CPU"] == 0
+        assert demand.labels == {"pool": group_of[demand.pool]} == groups[group_of[demand.pool]]["labels"]
+        assert launched(cluster, [demand]).keys() == {group_of[demand.pool]}  # and no other group
+    assert launched(cluster, wanted).keys() == groups.keys()
+    assert cluster["spec"]["headGroupSpec"]["rayStartParams"]["num-cpus"] == "0"
+
+    most = {f"pools.rewards.{model}": pool.max_replicas for model, pool in reward_pools(settings).items()}
+    most["pools.rollout_workers"] = settings.pools.rollout_workers.max_count
+    largest = [replace(demand, count=most.get(demand.pool) or demand.count) for demand in wanted]
+    assert launched(cluster, largest) == {name: group["maxReplicas"] for name, group in groups.items()}
+    with pytest.raises(AssertionError):  # there is an end to it
+        launched(cluster, [replace(demand, count=demand.count + 64) for demand in largest])
 
 
 @pytest.mark.parametrize("size", SIZES)
