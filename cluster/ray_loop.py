@@ -35,6 +35,8 @@ from .whereabouts import AUTH_MODE, FILE, Whereabouts
 POLL_SECONDS = 0.25
 NAME_SECONDS = 30
 """How long to wait for the controller of an earlier driver to be gone."""
+START_SECONDS = 300
+"""How long a controller may take to begin."""
 NODES_SECONDS = 600
 """How long to wait for room, at least, when a run that has been going is set up again."""
 
@@ -82,7 +84,7 @@ class RayLoop:
         self._controller = self._named_controller()
         if not self._recoveries and application_name(self.settings.name) in serve.status().applications:
             serve.delete(application_name(self.settings.name))  # left by a run that was killed
-        where = self._call(self._controller.start.remote(self._recoveries))
+        where = self._call(self._controller.start.remote(self._recoveries), silent=START_SECONDS)
         address = ray.get_runtime_context().gcs_address
         Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
 
@@ -172,17 +174,16 @@ class RayLoop:
         ray.kill(self._controller)
         self._controller = None
 
-    def _call(self, answer: Any, progress: Progress = lambda phase, share: None) -> Any:
+    def _call(self, answer: Any, progress: Progress = lambda phase, share: None, silent: float | None = None) -> Any:
         """What a call of the controller returns, or the exception that went wrong in whichever process.
 
-        Raises ProcessLost if the controller is dead or gives no sign of life.
+        Raises ProcessLost if the controller is dead, or `silent` for longer than it may be.
         """
         while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
-            progress(*self._progress())
+            progress(*self._progress(silent or self.settings.pools.silent_seconds))
         return unwrapped(lambda: ray.get(answer))
 
-    def _progress(self) -> tuple[str, float]:
-        limit = self.settings.pools.silent_seconds
+    def _progress(self, limit: float) -> tuple[str, float]:
         try:
             now: tuple[str, float] = unwrapped(lambda: ray.get(self._controller.progress_now.remote(), timeout=limit))
         except ray.exceptions.GetTimeoutError as error:

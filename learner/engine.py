@@ -23,6 +23,8 @@ from ..rollout_workers.policies.base import trainable
 
 ENGINE, UNIVERSAL = "engine", "universal"
 """Folders of a checkpoint: what the ranks have saved, and the same for any number of ranks."""
+DATA_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
+"""PyTorch's variable that overrules `weights_only=False`."""
 
 
 class Engine:
@@ -134,7 +136,8 @@ class Engine:
         tag = self._universal(folder) if other else ENGINE
         # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
         self.module._config.load_universal_checkpoint = other
-        path, _ = self.module.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        with _data_only():
+            path, _ = self.module.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
         self.module._config.load_universal_checkpoint = False
         if path is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
@@ -144,7 +147,7 @@ class Engine:
         if self.rank == 0 and not (folder / UNIVERSAL).exists():
             from deepspeed.checkpoint.ds_to_universal import main
 
-            with whole(folder / UNIVERSAL) as temporary, redirect_stdout(None):
+            with whole(folder / UNIVERSAL) as temporary, redirect_stdout(None), _data_only():
                 main(
                     Namespace(
                         input_folder=str(folder / ENGINE),
@@ -164,6 +167,22 @@ def join_ranks(store: Any, device: torch.device, *, rank: int, ranks: int) -> No
     """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
+@contextmanager
+def _data_only() -> Iterator[None]:
+    """Within it PyTorch unpickles tensors, plain data and three harmless classes of DeepSpeed's, and refuses whatever
+    could run code. DeepSpeed asks for everything when it loads a checkpoint."""
+    from deepspeed.runtime.fp16.loss_scaler import LossScaler
+    from deepspeed.runtime.zero.config import ZeroStageEnum
+    from deepspeed.utils.tensor_fragment import fragment_address
+
+    os.environ[DATA_ONLY] = "1"
+    try:
+        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
+            yield
+    finally:
+        del os.environ[DATA_ONLY]
 
 
 def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:

@@ -2,6 +2,8 @@
 
 import math
 from collections.abc import Callable
+from pathlib import Path
+from pickle import UnpicklingError
 
 import numpy as np
 import pytest
@@ -506,3 +508,26 @@ def test_a_checkpoint_goes_on_bit_by_bit(run_settings: Settings, sample: Sample,
     for attribute in (lambda x: x.engine.weights(), lambda x: x.average.weights):
         for name, value in attribute(learner).items():
             assert torch.equal(attribute(resumed)[name], value)
+
+
+class Harm:
+    """Unpickled, it makes a file."""
+
+    def __init__(self, file: Path) -> None:
+        self.file = file
+
+    def __reduce__(self) -> tuple[object, ...]:
+        return Path.touch, (self.file,)
+
+
+@pytest.mark.parametrize("stage", [0, 1, 3])
+def test_a_checkpoint_runs_no_code(stage: int, run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings({"learner.zero_stage": stage})
+    learner = Learner(load_policy(settings.policy), settings)
+    (tmp_path / "checkpoint").mkdir()
+    learner.save(tmp_path / "checkpoint")
+    for file in (tmp_path / "checkpoint").rglob("*.pt"):
+        torch.save({**torch.load(file, weights_only=False), "more": Harm(tmp_path / "harm")}, file)
+    with pytest.raises(UnpicklingError, match="Weights only load failed"):
+        learner.load(tmp_path / "checkpoint")
+    assert not (tmp_path / "harm").exists()
