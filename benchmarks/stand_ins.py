@@ -18,6 +18,8 @@ from ..rollout_workers.policies.flux import FluxPolicy
 
 Scores = dict[str, npt.NDArray[np.float64]]
 Score = Callable[[npt.NDArray[np.uint8], Sequence[str]], Scores]
+PICTURE_SECONDS = 0.02
+"""What `picture_scorer` takes for a picture."""
 
 
 class InstantPolicy(FluxPolicy):
@@ -44,12 +46,51 @@ class SleepingPolicy(InstantPolicy):
     forward_seconds = 0.05
 
 
+class RowPolicy(InstantPolicy):
+    """A forward pass takes time for itself and for each of its rows; the learner's, with the backward pass, too."""
+
+    forward_seconds = 0.02
+    row_seconds = 0.01
+    learner_row_seconds = 0.02
+
+    def velocity(
+        self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
+    ) -> torch.Tensor:
+        if network is None:
+            time.sleep(self.forward_seconds + self.row_seconds * len(latents))
+            return -latents.float()
+        time.sleep(self.learner_row_seconds * len(latents))
+        # Every parameter has a gradient, which is zero.
+        return 0 * torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() - latents.float()
+
+
 def _constant(
     media: npt.NDArray[np.uint8], prompts: Sequence[str], seconds: float
 ) -> dict[str, npt.NDArray[np.float64]]:
     """The same score for everything, so that no edge has an advantage and the learner has nothing to do."""
     time.sleep(seconds)
     return {"constant": np.full(len(media), 0.5)}
+
+
+def _counting(media: npt.NDArray[np.uint8], prompts: Sequence[str], seconds: float) -> Scores:
+    """Scores that differ, so that every edge has an advantage."""
+    time.sleep(seconds * len(media))
+    return {"counting": np.arange(len(media)) / len(media)}
+
+
+def counting_scorer(threads: int | None) -> Score:
+    """Gives the reward `counting` at once."""
+    return partial(_counting, seconds=0.0)
+
+
+def picture_scorer(threads: int | None) -> Score:
+    """Gives the reward `counting`, after `PICTURE_SECONDS` for every picture."""
+    return partial(_counting, seconds=PICTURE_SECONDS)
+
+
+def another_scorer(threads: int | None) -> Score:
+    """Gives the reward `another` at once."""
+    return lambda media, prompts: {"another": np.full(len(media), 0.5)}
 
 
 def instant_scorer(threads: int | None) -> Score:
