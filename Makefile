@@ -39,6 +39,7 @@ bench: setup
 	$(RUN)/python -m branchgrpo.benchmarks.on_ray --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.watching --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.scaling --out build/bench
 
 docs: setup
 	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md
