@@ -106,7 +106,7 @@ def between_nodes() -> float:
     try:
         cluster.add_node(num_cpus=1, object_store_memory=STORE, resources={"other": 1})
 
-        @ray.remote(num_cpus=0, resources={"other": 1})
+        @ray.remote(num_cpus=0, resources={"other": 1})  # type: ignore[untyped-decorator]
         def fetched(reference: list[Any]) -> float:
             start = time.perf_counter()
             ray.get(reference[0])

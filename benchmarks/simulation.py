@@ -7,7 +7,7 @@ arguments give the same outcome.
 """
 
 import math
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from functools import lru_cache
@@ -217,7 +217,8 @@ class Replica:
         return scored
 
     def _form_batches(self) -> Steps:
-        pool, late = self._settings, None
+        pool = self._settings
+        late: tuple[int, simpy.Event] | None = None
         while True:
             batch = [late or (yield self._requests.get())]
             late, closing = None, self._env.timeout(pool.batch_wait_seconds)
@@ -227,10 +228,11 @@ class Replica:
                 if not request.triggered:
                     request.cancel()
                     break
-                if sum(pictures for pictures, _ in batch) + request.value[0] > pool.batch_pictures:
-                    late = request.value
+                came: tuple[int, simpy.Event] = request.value
+                if sum(pictures for pictures, _ in batch) + came[0] > pool.batch_pictures:
+                    late = came
                 else:
-                    batch.append(request.value)
+                    batch.append(came)
             self._env.process(self._score(batch))
 
     def _score(self, batch: Sequence[tuple[int, simpy.Event]]) -> Steps:
@@ -318,7 +320,7 @@ class Simulation:
         self.on_node: dict[tuple[int, int], simpy.Event] = {}
         """When a version of the weights is on a node."""
         self.newest = 0
-        self.spent: Counter[str] = Counter()
+        self.spent: defaultdict[str, float] = defaultdict(float)
         """Seconds of all workers and of all ranks, by what they did."""
         self.outcome = Outcome()
         env.run(env.process(self._iterate()))

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from branchgrpo.benchmarks.gaussian import GaussianPolicy
+from branchgrpo.benchmarks.simulated_and_real import SETTINGS, compare
 from branchgrpo.benchmarks.simulation import Cluster, Costs, Outcome, simulate, stretches
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
@@ -217,3 +218,10 @@ def test_tasks_of_one_shape_are_cut_up_once() -> None:
 
     same = Schedule(SCHEDULE.steps)
     assert stretches(same, 2, 4) is stretches(SCHEDULE, 2, 4)
+
+
+@pytest.mark.slow
+def test_a_real_run_takes_as_long_as_the_simulated_one() -> None:
+    """Loosely: other tests may be going on beside it."""
+    for comparison in compare(SETTINGS[0], workers=(1, 2), rounds=1):
+        assert comparison.ratio == pytest.approx(1, abs=0.25), comparison
