@@ -220,7 +220,9 @@ class Replica:
         pool = self._settings
         late: tuple[int, simpy.Event] | None = None
         while True:
-            batch = [late or (yield self._requests.get())]
+            if late is None:
+                late = yield self._requests.get()
+            batch: list[Any] = [late]
             late, closing = None, self._env.timeout(pool.batch_wait_seconds)
             while not late and sum(pictures for pictures, _ in batch) < pool.batch_pictures:
                 request = self._requests.get()
@@ -228,7 +230,7 @@ class Replica:
                 if not request.triggered:
                     request.cancel()
                     break
-                came: tuple[int, simpy.Event] = request.value
+                came: Any = request.value
                 if sum(pictures for pictures, _ in batch) + came[0] > pool.batch_pictures:
                     late = came
                 else:
