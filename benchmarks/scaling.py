@@ -288,7 +288,7 @@ def main(
         "counted": asdict(counted),
         "measured": measured,
         "real and simulated": [{**asdict(c), "ratio": c.ratio} for c in compared],
-        "simulated": [{**asdict(r), "limits": r.limits} for r in results],
+        "simulated": [{**vars(r), "outcome": vars(r.outcome), "limits": r.limits} for r in results],
         "GPUs at which the controller is busy": enough,
     }
     write_text(out / "scaling.json", json.dumps(report, indent=2) + "\n")
