@@ -223,6 +223,7 @@ def overrides(name: str, runs: Path, iterations: int) -> list[str]:
         "placement=separate",
         "staleness=0",
         "prompts.per_iteration=4",
+        "schedule.splits={0: 2, 3: 2}",
         "rollout.trees_per_task=1",
         "learner.window_trees=2",
         "evaluation.prompts=4",

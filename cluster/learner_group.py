@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+import ray
+
 from ..proto.stats import UpdateStats
 from ..proto.transport import RemoteTree
 from .messages import ProcessInfo, Published
@@ -23,7 +25,9 @@ class LearnerGroup:
         self.infos = await self._all("setup", meeting)
 
     async def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
-        stats = await self._all("take", list(trees), update)
+        # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
+        window = list(trees) if len(self.actors) == 1 else ray.put(list(trees))
+        stats = await self._all("take", window, update)
         return stats[0]
 
     async def publish(self) -> Published:
