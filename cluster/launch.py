@@ -187,9 +187,7 @@ class Pools:
             self.settings.trace_folder,
             self.settings.logging.metrics_host,
         )
-        await asyncio.to_thread(
-            serve.run, target, name=self._application, route_prefix=f"/{self._application}", logging_config=QUIET
-        )
+        await asyncio.to_thread(serve.run, target, name=self._application, route_prefix=None, logging_config=QUIET)
 
     def _remote(self, plain: type, pool: PoolSettings) -> Any:
         """`plain` as an actor with what the pool sets aside for it."""

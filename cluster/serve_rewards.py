@@ -1,7 +1,9 @@
 """The reward service alone, over HTTP, for trainers that aren't ours."""
 
 import asyncio
-import threading
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager, nullcontext
 from ipaddress import ip_address
 from typing import Any
 
@@ -11,7 +13,12 @@ from rich.console import Console
 
 from ..proto.errors import InputError
 from ..proto.metrics import ExporterDirectory
+from ..proto.scoring import ScoreReply, ScoreRequest
 from ..proto.settings import RunSettings
+from ..reward_service.client import RewardClient
+from ..reward_service.http import face
+from ..reward_service.scorers import reward_models
+from ..reward_service.server import listen, server
 from ..reward_service.service import QUIET, application
 from .connect import connected
 from .operate import NAMESPACE, serve_http, unwrapped
@@ -52,40 +59,55 @@ def serve(
             f"--host is '{host}', which others can reach; set BRANCHGRPO_TOKEN (or --token-file) so that only those "
             "who know the token are answered, or listen on 127.0.0.1"
         )
-    name = f"branchgrpo-rewards-{settings.name}"
-    with StopRequest().listening() as stop, connected(address) as ray_of_its_own:
+    with StopRequest().listening() as stop, listen(host, port) as listener, connected(address):
         check_room(reward_demands(settings), free_nodes())
-        directory = _start_directory(name)
-        ray_serve.start(proxy_location="HeadOnly", http_options={"host": host, "port": port}, logging_config=QUIET)
-        pools = reward_pools(settings)
-        target = application(
-            name,
-            settings.rewards,
-            pools,
-            (name, NAMESPACE),
-            {model: threads_of(pool, settings) for model, pool in pools.items()},
-            metrics_host=settings.logging.metrics_host,
-            token=token,
-        )
-        route = "/" if ray_of_its_own else f"/{name}"
-        try:
-            with console.status("loading reward models"):
-                log, node = settings.logging, ray.util.get_node_ip_address()
-                where = unwrapped(
-                    lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0))
-                )
-                ray_serve.run(target, name=name, route_prefix=route, logging_config=QUIET)
-            url = f"http://{host}:{port}{route.rstrip('/')}"
+        with deployed(settings, f"branchgrpo-rewards-{settings.name}", console) as (client, discovery):
+            url = f"http://{host}:{port}"
             console.print(f"rewards {', '.join(settings.rewards)} at {url}/v1/score", highlight=False, soft_wrap=True)
             console.print(
-                f"documentation at {url}/docs, metrics' service discovery at http://{where}/sd", highlight=False
+                f"documentation at {url}/docs, metrics' service discovery at {discovery}",
+                highlight=False,
+                soft_wrap=True,
             )
-            done = threading.Event()
-            while stop.signum is None:
-                done.wait(0.2)
-        finally:
-            ray_serve.delete(name)
-            ray.kill(directory)
+            asyncio.run(_answer(client, list(settings.rewards), token, listener, stop))
+
+
+@contextmanager
+def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tuple[RewardClient, str]]:
+    """The recipe's reward models as the Serve application `name`: a client, and the address of `/sd`."""
+    directory = _start_directory(name)
+    pools = reward_pools(settings)
+    threads = {model: threads_of(pool, settings) for model, pool in pools.items()}
+    try:
+        with console.status("loading reward models"):
+            log, node = settings.logging, ray.util.get_node_ip_address()
+            where = unwrapped(lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0)))
+            # No proxy of Serve's: it would show the cluster's other applications too.
+            ray_serve.start(proxy_location="Disabled", logging_config=QUIET)
+            target = application(
+                name, settings.rewards, pools, (name, NAMESPACE), threads, metrics_host=log.metrics_host
+            )
+            ray_serve.run(target, name=name, route_prefix=None, logging_config=QUIET)
+        timeouts = {model: pool.timeout_seconds for model, pool in pools.items()}
+        yield RewardClient(name, reward_models(settings.rewards), timeouts), f"http://{where}/sd"
+    finally:
+        ray_serve.delete(name)
+        ray.kill(directory)
+
+
+async def _answer(
+    client: RewardClient, rewards: list[str], token: str | None, listener: socket.socket, stop: StopRequest
+) -> None:
+    async def score(request: ScoreRequest) -> ScoreReply:
+        return await client.score(request.media, request.prompts, request.rewards, request.id)
+
+    answering = server(face(score, rewards, token=token))
+    answering.capture_signals = nullcontext  # type: ignore[method-assign]  # they are for `stop`
+    serving = asyncio.create_task(answering.serve(sockets=[listener]))
+    while stop.signum is None and not serving.done():
+        await asyncio.sleep(0.2)
+    answering.should_exit = True
+    await serving
 
 
 def _is_loopback(host: str) -> bool:

@@ -1,7 +1,9 @@
-"""Who may ask for scores over HTTP, and how many at once."""
+"""Who may ask for scores over HTTP, and how much is worked on at once."""
 
 import secrets
 from collections.abc import AsyncIterator
+from dataclasses import dataclass
+from threading import Lock
 from typing import Annotated
 
 from fastapi import Security
@@ -15,9 +17,11 @@ RETRY = {"Retry-After": "1"}
 class Gate:
     """Two dependencies of a FastAPI application, both at work before a request's body is read."""
 
-    def __init__(self, token: str | None, at_once: int) -> None:
-        """Without a `token` everybody may ask. `at_once` requests are worked on, more are refused."""
-        self._token, self._at_once, self._inside = token, at_once, 0
+    def __init__(self, token: str | None, at_once: int, bytes_at_once: int) -> None:
+        """Without a `token` everybody may ask. `at_once` requests are worked on, more are refused; they may hold
+        `bytes_at_once` together."""
+        self._token, self._at_once, self._bytes = token, at_once, bytes_at_once
+        self._inside, self._held, self._lock = 0, 0, Lock()
 
     def known(self, credentials: Credentials) -> None:
         """Raises HTTPException 401 for a request without the token."""
@@ -30,14 +34,40 @@ class Gate:
                 401, f"{why}; send the header Authorization: Bearer TOKEN", {"WWW-Authenticate": "Bearer"}
             )
 
-    async def room(self) -> AsyncIterator[None]:
+    async def room(self) -> AsyncIterator["Place"]:
         """Holds a place while a request is worked on. Raises HTTPException 429 where there is none."""
         if self._inside >= self._at_once:
             raise HTTPException(
                 429, f"{self._at_once} requests are being worked on, the most at once; try again", RETRY
             )
         self._inside += 1
+        place = Place(self)
         try:
-            yield
+            yield place
         finally:
             self._inside -= 1
+            self._hold(-place.held)
+
+    def _hold(self, count: int) -> None:
+        with self._lock:
+            if count > 0 and self._held + count > self._bytes:
+                raise HTTPException(
+                    429, f"the requests being worked on hold {self._held} bytes of {self._bytes}; try again", RETRY
+                )
+            self._held += count
+
+
+@dataclass
+class Place:
+    """What one of the requests that are worked on holds."""
+
+    gate: Gate
+    held: int = 0
+
+    def take(self, count: int) -> None:
+        """Notes that `count` bytes more are held, until the request is answered. From any thread.
+
+        Raises HTTPException 429 where all requests together would hold too much.
+        """
+        self.gate._hold(count)
+        self.held += count

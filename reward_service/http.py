@@ -5,17 +5,18 @@ safetensors bytes of a `ScoreRequest`, answered with those of a `ScoreReply`. Wh
 answered by a 4xx that says what, and a score that could not be made by a 503: a score is never made up. It knows
 nothing of where the scores come from.
 
-What one request can make the process hold is a few times `max_bytes`, and `max_requests` are held at once.
+Bodies and decoded pictures are counted as they come, so that all requests together hold `max_held` bytes of them; with
+the copies that decoders make, memory grows by up to five times that.
 """
 
 import asyncio
 import json
 import logging
-import traceback
-from collections.abc import Awaitable, Callable, Iterator, Sequence
+import secrets
+from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
-from typing import Any, BinaryIO
+from typing import Annotated, Any, BinaryIO, TypeVar
 
 import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
@@ -29,14 +30,24 @@ from starlette.types import Message
 
 from ..proto.arrays import decode
 from ..proto.scoring import ScoreReply, ScoreRequest
-from .gate import RETRY, Gate
+from .gate import RETRY, Gate, Place
 from .uploads import Pictures, opened
 
+Read = TypeVar("Read")
 FORM = "multipart/form-data"
 BINARY = ("application/x-safetensors", "application/octet-stream")
 MAX_ASPECT = 64
 """The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
 wide one would take all memory."""
+MAX_HEADER = 4 * 2**20
+"""Bytes of the JSON that safetensors begin with: it is parsed at one go, and everybody else waits."""
+MAX_PROMPT = 10_000
+"""Characters of a prompt."""
+MAX_ID = 200
+"""Characters of a request's id."""
+
+PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
+"""An id gets into logs and traces, where it must not begin a line of its own."""
 
 _FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
 
@@ -57,8 +68,8 @@ class Refusal(BaseModel):
 class _Facts(BaseModel):
     model_config = ConfigDict(extra="forbid", strict=True)
 
-    id: str = ""
-    prompts: list[str]
+    id: str = Field("", max_length=MAX_ID, pattern=PRINTABLE)
+    prompts: list[Annotated[str, Field(max_length=MAX_PROMPT)]]
     rewards: list[str]
 
 
@@ -89,6 +100,8 @@ def face(
     max_bytes: int = 64 * 2**20,
     max_pixels: int = 4096 * 4096,
     max_requests: int = 32,
+    max_held: int = 512 * 2**20,
+    max_upload_seconds: float = 30.0,
     max_seconds: float = 300.0,
     token: str | None = None,
 ) -> FastAPI:
@@ -97,34 +110,38 @@ def face(
     `rewards` are those that `score` gives. `max_pictures` are accepted per request and `max_pixels` per picture;
     `max_bytes` is the most that a body may have, and the most that its pictures may take as uint8 once decoded. What
     `score` raises, or a reply of its that is not whole and finite, or not there after `max_seconds`, is answered by a
-    503. With a `token` all but the health check ask for it; of more than `max_requests` at once the rest get a 429.
+    503; a body that is not there after `max_upload_seconds`, by a 408. With a `token` all but the health check want it.
+    Of more than `max_requests` at once, or of those whose bodies and pictures take more than `max_held` bytes together,
+    the rest get a 429.
     """
     limits = _Limits(pictures=max_pictures, bytes=max_bytes, pixels=max_pixels)
     app = FastAPI(title="Reward service", version="1", description="Scores pictures by how well they do their prompts.")
-    gate = Gate(token, max_requests)
+    gate = Gate(token, max_requests, max_held)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)
 
     @app.post(
         "/v1/score",
         summary="Score pictures",
-        dependencies=[Depends(gate.known), Depends(gate.room)],
+        dependencies=[Depends(gate.known)],
         description=_description(limits),
         response_model=Scored,
         responses={200: _ANSWER, **{status: {"model": Refusal, "description": why} for status, why in _WHY.items()}},
         openapi_extra={"requestBody": _request_body(rewards, limits)},
     )
-    async def score_pictures(request: Request) -> Response:
+    async def score_pictures(request: Request, place: Annotated[Place, Depends(gate.room)]) -> Response:
         kind = request.headers.get("content-type", "").split(";")[0].strip().lower()
-        body = _bounded(request, limits.bytes)
+        body = _bounded(request, limits.bytes, place)
         if kind == FORM:
-            form = await _form(body, max_files=max_pictures, max_fields=max_pictures + len(rewards) + 1)
+            max_fields = max_pictures + len(rewards) + 1
+            form = await _in_time(_form(body, max_files=max_pictures, max_fields=max_fields), max_upload_seconds)
             try:
-                asked = await asyncio.to_thread(_from_form, form, rewards, limits)
+                asked = await asyncio.to_thread(_from_form, form, rewards, limits, place)
             finally:
                 await form.close()
         elif kind in BINARY:
-            asked = await asyncio.to_thread(_from_bytes, await body.body(), rewards, limits)
+            data = await _in_time(body.body(), max_upload_seconds)
+            asked = await asyncio.to_thread(_from_bytes, data, rewards, limits, place)
         else:
             raise HTTPException(415, f"Content-Type is '{kind[:80]}'; accepted are {', '.join((FORM, *BINARY))}")
         reply = await _scored(score, asked, max_seconds)
@@ -145,7 +162,7 @@ def face(
     return app
 
 
-def _bounded(request: Request, most: int) -> Request:
+def _bounded(request: Request, most: int, place: Place) -> Request:
     """`request`, whose body is refused once it has more than `most` bytes, whatever its Content-Length says."""
     refusal = HTTPException(413, f"the body has more than {most} bytes, which is the most that is accepted")
     try:
@@ -164,9 +181,20 @@ def _bounded(request: Request, most: int) -> Request:
         seen += len(message.get("body", b""))
         if seen > most:
             raise refusal
+        place.take(len(message.get("body", b"")))
+        await asyncio.sleep(0)  # where the body is there already, all of it would be parsed before anything else
         return message
 
     return Request(request.scope, receive)
+
+
+async def _in_time(reading: Coroutine[Any, Any, Read], seconds: float) -> Read:
+    """What `reading` the body gives; a client that sends it drop by drop holds no place for ever."""
+    try:
+        async with asyncio.timeout(seconds):
+            return await reading
+    except TimeoutError as error:
+        raise HTTPException(408, f"the body was not whole after {seconds:g} seconds") from error
 
 
 async def _scored(
@@ -179,9 +207,11 @@ async def _scored(
     except TimeoutError as error:
         raise HTTPException(503, f"no score was made in {max_seconds:g} seconds; try again", RETRY) from error
     except Exception as error:  # the request is sound, so that whatever is raised here is the service's fault
-        logging.getLogger(__name__).exception("no score was made")
-        cause = " ".join("".join(traceback.format_exception_only(error)).split())[-300:]
-        raise HTTPException(503, f"no score was made, by the service's fault: {cause}", RETRY) from error
+        # What went wrong may tell of paths, addresses and keys: it is for those who read the log.
+        reference = secrets.token_hex(4)
+        logging.getLogger(__name__).exception("no score was made (%s)", reference)
+        why = f"no score was made, by the service's fault; its log has the cause under {reference}"
+        raise HTTPException(503, why, RETRY) from error
 
 
 async def _form(body: Request, max_files: int, max_fields: int) -> FormData:
@@ -194,7 +224,7 @@ async def _form(body: Request, max_files: int, max_fields: int) -> FormData:
         raise HTTPException(400, "the form's text is not in the charset that its Content-Type names") from error
 
 
-def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits) -> ScoreRequest:
+def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits, place: Place) -> ScoreRequest:
     if unknown := set(form) - {"media", "prompt", "reward", "id"}:
         raise HTTPException(422, f"unknown field {min(unknown)[:80]!r}; there are media, prompt, reward and id")
     parts = {name: form.getlist(name) for name in ("media", "prompt", "reward", "id")}
@@ -210,10 +240,13 @@ def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits) -> Score
     facts = _facts(json.dumps(named), rewards)
     if not files:
         raise HTTPException(422, "media is empty; a request holds at least one picture")
-    return _request(_pictures(files, limits), facts, limits)
+    return _request(_pictures(files, limits, place), facts, limits)
 
 
-def _from_bytes(data: bytes, rewards: Sequence[str], limits: _Limits) -> ScoreRequest:
+def _from_bytes(data: bytes, rewards: Sequence[str], limits: _Limits, place: Place) -> ScoreRequest:
+    if (header_bytes := int.from_bytes(data[:8], "little")) > MAX_HEADER and len(data) > MAX_HEADER:
+        raise HTTPException(413, f"the header takes {header_bytes} bytes; at most {MAX_HEADER} are accepted")
+    place.take(len(data))
     with _decoding(400, "the body", "it must be the safetensors of a score request"):
         arrays, header = decode(data)
     if "media" not in arrays or "request" not in header:
@@ -247,21 +280,22 @@ def _request(media: Pictures, facts: _Facts, limits: _Limits) -> ScoreRequest:
     return request
 
 
-def _pictures(files: Sequence[BinaryIO], limits: _Limits) -> Pictures:
+def _pictures(files: Sequence[BinaryIO], limits: _Limits, place: Place) -> Pictures:
     """The pictures of `files`, uint8 [n, height, width, 3]; none is decoded before its size is known and accepted."""
     read: list[Pictures] = []
-    for place, file in enumerate(files):
-        with _decoding(422, f"media[{place}]", _FILES):
+    for number, file in enumerate(files):
+        with _decoding(422, f"media[{number}]", _FILES):
             (count, height, width), pixels = opened(file)
         if read and (height, width) != read[0].shape[1:3]:
             first = " x ".join(map(str, read[0].shape[1:3]))
             raise HTTPException(
-                422, f"media[{place}] is {height} x {width} pixels; it must be {first}, the size of media[0]"
+                422, f"media[{number}] is {height} x {width} pixels; it must be {first}, the size of media[0]"
             )
         limits.check(sum(map(len, read)) + count, height, width)
-        with _decoding(422, f"media[{place}]", _FILES):
+        place.take(count * height * width * 3)
+        with _decoding(422, f"media[{number}]", _FILES):
             read.append(pixels())
-    return np.concatenate(read)
+    return read[0] if len(read) == 1 else np.concatenate(read)
 
 
 @contextmanager
@@ -295,10 +329,11 @@ def _sentence(errors: Sequence[Any]) -> str:
 _WHY = {
     400: "The body is not what its Content-Type says: a malformed form or safetensors.",
     401: "There is no bearer token, or a wrong one.",
+    408: "The body was not whole in time.",
     413: "Too many bytes, pictures or pixels.",
     415: f"The Content-Type is none of {', '.join((FORM, *BINARY))}.",
     422: "What the body holds can't be scored: not a picture, a wrong shape, an unknown reward, too few prompts.",
-    429: "Too many requests at once. Retry-After says when to try again.",
+    429: "Too many requests, or bytes of them, at once. Retry-After says when to try again.",
     503: "The reward models failed, or took too long; no score was made.",
 }
 _BYTES: dict[str, Any] = {"type": "string", "format": "binary"}
@@ -335,13 +370,18 @@ def _request_body(rewards: Sequence[str], limits: _Limits) -> dict[str, Any]:
             "maxItems": limits.pictures,
             "description": f"The pictures, all of one size; {_FILES}. Transparency is dropped.",
         },
-        "prompt": {"type": "array", "items": text, "minItems": 1, "description": "One per picture, in their order."},
+        "prompt": {
+            "type": "array",
+            "items": {**text, "maxLength": MAX_PROMPT},
+            "minItems": 1,
+            "description": "One per picture, in their order.",
+        },
         "reward": {
             "type": "array",
             "items": {"type": "string", "enum": list(rewards)},
             "description": "The rewards asked for; all if left out.",
         },
-        "id": {**text, "description": "Comes back with the scores."},
+        "id": {**text, "maxLength": MAX_ID, "pattern": PRINTABLE, "description": "Comes back with the scores."},
     }
     form = {
         "schema": {"type": "object", "required": ["media", "prompt"], "properties": properties},

@@ -1,4 +1,4 @@
-"""The reward models of a run as one Ray Serve application: a deployment per model, and its HTTP face.
+"""The reward models of a run as one Ray Serve application: a deployment per model. They are called by handles.
 
 The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
 be using it.
@@ -11,27 +11,20 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
-from fastapi import FastAPI
 from ray import serve
 from ray.serve import Application
 
 from .. import __version__
 from ..proto.metrics import start_exporter
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.scoring import ScoreReply
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import start_tracing
 from . import metrics
-from .client import RewardClient
-from .http import face
 from .replica import Replica, pictures_in
 from .scorers import reward_models
 
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
-FACE = "http"
-"""Name of the deployment that answers HTTP."""
-ARRIVING = 1000
-"""Requests that Serve lets through to the HTTP face, which answers those that it has no room for itself."""
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
 
@@ -85,11 +78,11 @@ def application(
     threads: Mapping[str, int],
     trace: Path | None = None,
     metrics_host: str | None = None,
-    token: str | None = None,
 ) -> Application:
-    """The Serve application `run`: every reward model of `rewards`, behind one HTTP face.
+    """The Serve application `run`: every reward model of `rewards`. `trace` is a folder for spans.
 
-    `trace` is a folder for spans; `metrics_host`, where metrics are served; `token`, what HTTP requests must bear.
+
+    `metrics_host` is where metrics are served, if not at the address of each node.
     Its processes get the environment (packages, variables) of the caller's.
     """
     # Serve's controller, which starts them, may be another user's and have another environment.
@@ -101,28 +94,14 @@ def application(
         )
         for model, given in models.items()
     }
-    names = list(rewards)
-
-    def build() -> FastAPI:
-        client = RewardClient(run, models, {model: pools[model].timeout_seconds for model in models})
-
-        async def score(request: ScoreRequest) -> ScoreReply:
-            return await client.score(request.media, request.prompts, request.rewards, request.id)
-
-        return face(score, names, token=token)
-
-    ingress = serve.deployment(serve.ingress(build)(Face)).options(
-        name=FACE,
-        version=__version__,
-        _internal=True,
-        max_ongoing_requests=ARRIVING,
-        ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
+    root = serve.deployment(Models).options(
+        version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
     )
-    return ingress.bind(list(replicas.values()))
+    return root.bind(list(replicas.values()))
 
 
-class Face:
-    """Answers HTTP; the models are behind it."""
+class Models:
+    """Holds an application together, as Serve wants it: every model is called by a handle of its own."""
 
     def __init__(self, models: list[Any]) -> None:
         self.models = models

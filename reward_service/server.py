@@ -1,0 +1,63 @@
+"""The HTTP server under a face: uvicorn, with limits on what comes before a request is one.
+
+Ray Serve's own proxy has none: a header of 200 MB from anybody kept it busy until it was taken for dead.
+"""
+
+import asyncio
+import socket
+
+import uvicorn
+from fastapi import FastAPI
+from uvicorn.protocols.http.h11_impl import H11Protocol
+
+from ..proto.errors import InputError
+
+HEAD_BYTES = 32 * 2**10
+"""The most that request line and headers may take."""
+IDLE_SECONDS = 10.0
+"""Connections on which no request is being answered are closed after this time to twice this time."""
+
+
+class Connection(H11Protocol):
+    """A connection that is closed when no request comes of it: neither a head nor an unwanted body may drip in."""
+
+    def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
+        super().connection_made(transport)
+        self._look(None)
+
+    def _look(self, seen: tuple[object, bool] | None) -> None:
+        if self.transport.is_closing():
+            return
+        idle = self.cycle is None or self.cycle.response_complete
+        if idle and seen == (self.cycle, idle):
+            self.transport.abort()
+        else:
+            self.loop.call_later(IDLE_SECONDS, self._look, (self.cycle, idle))
+
+
+def listen(host: str, port: int) -> socket.socket:
+    """A socket that listens; port 0 takes a free one. Raises InputError if it can't be had."""
+    try:
+        family = socket.AF_INET6 if ":" in host else socket.AF_INET
+        return socket.create_server((host, port), family=family, backlog=2048)
+    except OSError as error:
+        raise InputError(f"--port is {port}, which can't be had on {host}: {error.strerror}") from error
+
+
+def server(app: FastAPI) -> uvicorn.Server:
+    """What answers HTTP by `app`, on sockets given to its `serve`."""
+    return uvicorn.Server(
+        uvicorn.Config(
+            app,
+            http=Connection,
+            ws="none",
+            lifespan="off",
+            log_config=None,
+            log_level="error",
+            access_log=False,
+            server_header=False,
+            h11_max_incomplete_event_size=HEAD_BYTES,
+            timeout_keep_alive=int(IDLE_SECONDS),
+            timeout_graceful_shutdown=10,
+        )
+    )
