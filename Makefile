@@ -1,11 +1,12 @@
 # make demo   creates .venv, installs, and runs the main job
 # make test   creates .venv, installs, and runs the tests but the slow ones
 # make test-slow   runs those; needs Debian's prometheus and chromium
+# make chaos  brings 44 faults about in real runs
 PYTHON ?= python3.11
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
-.PHONY: setup demo test test-slow check bench docs clean
+.PHONY: setup demo test test-slow check bench chaos docs clean
 
 setup: .venv/ready
 
@@ -40,6 +41,10 @@ bench: setup
 	$(RUN)/python -m branchgrpo.benchmarks.watching --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
 	$(RUN)/python -m branchgrpo.benchmarks.scaling --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.serving --out build/bench
+
+chaos: setup
+	$(RUN)/python -m branchgrpo.benchmarks.chaos --out build/bench $(ARGS)
 
 docs: setup
 	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md

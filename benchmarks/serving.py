@@ -1,4 +1,4 @@
-"""What serving a reward costs: pictures per second in this process, by handle and over HTTP; and 1,000 requests at once.
+"""What serving a reward costs: pictures per second in one process, by handle and over HTTP; then 1,000 requests at once.
 
 `branchgrpo serve-rewards` runs in a process of its own, with one replica of one thread, as many as the model has here.
 The four ways take turns, with enough requests under way that the replica never waits for the next one.
@@ -46,7 +46,7 @@ REWARDS = ("ocr",)
 BATCH = 64
 HEIGHT, WIDTH = 32, 64
 UNDER_WAY = 4
-"""Requests: one in the model, and the next ones on their way."""
+"""Requests: some in the model, and the next ones on their way."""
 CROWD = 1000
 """Connections with a request each, all at once."""
 
@@ -194,6 +194,7 @@ def main(
     """
     console, name, token = Console(), "bench", secrets.token_hex(8)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on this host alone, and two processes share this Ray
+    os.environ.setdefault("RAY_worker_niceness", "0")  # as this process, so that other load slows all ways alike
     with connected(None), served(name, token) as url:
         measured = asyncio.run(throughput(url, name, token, rounds, requests))
         answers = asyncio.run(crowd(url, token))

@@ -151,7 +151,12 @@ def face(
             return JSONResponse(Scored(id=reply.id, scores=scores).model_dump())
         return Response(reply.to_bytes(), media_type=kind)
 
-    @app.get("/v1/rewards", summary="The rewards served", dependencies=[Depends(gate.known)])
+    @app.get(
+        "/v1/rewards",
+        summary="The rewards served",
+        dependencies=[Depends(gate.known)],
+        responses={401: {"model": Refusal, "description": _WHY[401]}},
+    )
     async def rewards_served() -> list[str]:
         return list(rewards)
 
