@@ -1,4 +1,4 @@
-"""What serving a reward costs: pictures per second in one process, by handle and over HTTP; then 1,000 requests at once.
+"""What serving a reward costs: pictures per second in a process, by handle and over HTTP; then 1,000 requests at once.
 
 `branchgrpo serve-rewards` runs in a process of its own, with one replica of one thread, as many as the model has here.
 The four ways take turns, with enough requests under way that the replica never waits for the next one.
