@@ -102,7 +102,7 @@ async def _answer(
         return await client.score(request.media, request.prompts, request.rewards, request.id)
 
     answering = server(face(score, rewards, token=token))
-    answering.capture_signals = nullcontext  # type: ignore[method-assign]  # they are for `stop`
+    answering.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are for `stop`
     serving = asyncio.create_task(answering.serve(sockets=[listener]))
     while stop.signum is None and not serving.done():
         await asyncio.sleep(0.2)

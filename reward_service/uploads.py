@@ -9,6 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
+MAX_SCANS = 64
+"""Of a JPEG; a progressive one has about ten. Each takes the time of the whole picture, and 35 bytes."""
+
 Pictures = npt.NDArray[np.uint8]
 Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]
 """Number, height and width of the pictures that a file says it holds, and what decodes them."""
@@ -45,10 +48,14 @@ def _opened_array(file: BinaryIO) -> Opened:
 
 def _opened_image(file: BinaryIO) -> Opened:
     """The pixels as stored: transparency is dropped, and a rotation that the EXIF asks for is not made."""
+    scans = file.read().count(b"\xff\xda")  # of a JPEG: those two bytes stand nowhere else in what is compressed
+    file.seek(0)
     try:
         image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
     except UnidentifiedImageError as error:
         raise ValueError("it is none of them") from error
+    if image.format == "JPEG" and scans > MAX_SCANS:
+        raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are accepted")
 
     def pixels() -> Pictures:
         # Pillow clips 16-bit grays at 255 instead of scaling them

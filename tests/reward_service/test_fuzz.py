@@ -205,6 +205,12 @@ def png(*chunks: tuple[bytes, bytes], size: tuple[int, int] = (8, 8), depth: int
     return b"\x89PNG\r\n\x1a\n" + b"".join(chunk(*each) for each in [(b"IHDR", head), *chunks, (b"IEND", b"")])
 
 
+def redrawn(times: int) -> bytes:
+    """A JPEG whose last pass over the picture, a few bytes, is there many times."""
+    data = stored(IMAGE, "JPEG", progressive=True)
+    return data[:-2] + data[data.rindex(b"\xff\xda") : -2] * times + data[-2:]
+
+
 ROWS = zlib.compress((b"\0" + bytes(24)) * 8)
 ZEROS = zlib.compress(bytes(50 * 2**20), 9)
 FRAMES = [Image.fromarray(RNG.integers(0, 256, (8, 8, 3), np.uint8)) for _ in range(3)]
@@ -239,6 +245,7 @@ PICTURES = {
     "gray JPEG": (stored(IMAGE.convert("L"), "JPEG"), 200),
     "turned": (stored(IMAGE, "JPEG", exif=EXIF), 200),
     "progressive": (stored(IMAGE, "JPEG", progressive=True), 200),
+    "JPEG that is drawn 1,000 times": (redrawn(1000), 422),
     "GIF": (stored(IMAGE, "GIF"), 422),
     "TIFF": (stored(IMAGE, "TIFF"), 422),
     "zip": (b"PK\x03\x04" + bytes(100), 422),

@@ -482,6 +482,67 @@ def test_more_requests_than_there_is_room_for_are_refused_and_then_taken() -> No
     asyncio.run(ask())
 
 
+def test_requests_that_would_hold_too_many_bytes_together_are_refused_and_then_taken() -> None:
+    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+
+    async def ask() -> None:
+        inside, go = asyncio.Semaphore(0), asyncio.Event()
+
+        async def slow(request: ScoreRequest) -> ScoreReply:
+            inside.release()
+            await go.wait()
+            return await mean(request)
+
+        # A body in safetensors counts twice: as it came, and as an array.
+        transport = httpx.ASGITransport(face(slow, ["mean"], max_held=5 * len(body)))
+        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
+
+            async def post() -> httpx.Response:
+                return await client.post("/v1/score", content=body, headers={"content-type": BINARY[0]})
+
+            for _ in range(2):  # what was held is free again
+                go.clear()
+                first = [asyncio.create_task(post()) for _ in range(2)]
+                for _ in first:
+                    await inside.acquire()
+                refused = await post()
+                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
+                assert f"hold {4 * len(body)} bytes" in refused.json()["error"]
+                go.set()
+                assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
+
+    asyncio.run(ask())
+
+
+def test_bodies_are_read_in_turns() -> None:
+    """A body that is there at once, as from a proxy's queue, keeps no other request waiting until all is parsed."""
+    turns: list[int] = []
+
+    async def scenario() -> None:
+        messages = 0
+
+        async def receive() -> dict[str, Any]:
+            nonlocal messages
+            messages += 1
+            return {"type": "http.request", "body": b"x" * 1000, "more_body": messages < 50}
+
+        async def others() -> None:
+            while messages < 50:
+                turns.append(messages)
+                await asyncio.sleep(0)
+
+        scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b""}
+        scope["headers"] = [(b"content-type", BINARY[0].encode())]
+
+        async def send(message: Any) -> None:
+            pass
+
+        await asyncio.gather(face(mean, ["mean"])(scope, receive, send), others())
+
+    asyncio.run(scenario())
+    assert len(set(turns)) > 40
+
+
 def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
     async def never(request: ScoreRequest) -> ScoreReply:
         await asyncio.Event().wait()

@@ -48,6 +48,11 @@ def test_target_is_the_quoted_text_or_all() -> None:
     assert target('say " "') == 'say " "'
 
 
+def test_target_of_a_long_prompt_takes_no_time() -> None:
+    for prompt in ('"' + "a" * 10**6, '"' + " a" * 10**6, '"' + " " * 10**6):  # hours, if it were quadratic
+        assert target(prompt) == prompt.strip()
+
+
 def test_an_unknown_reward_is_named() -> None:
     with pytest.raises(InputError, match="unknown reward 'beauty' in rewards; there are ocr, ocr_exact"):
         Scorers({"ocr": RewardSettings(), "beauty": RewardSettings()})
