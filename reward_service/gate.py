@@ -23,7 +23,7 @@ class Gate:
         self._token, self._at_once, self._bytes = token, at_once, bytes_at_once
         self._inside, self._held, self._lock = 0, 0, Lock()
 
-    def known(self, credentials: Credentials) -> None:
+    async def known(self, credentials: Credentials) -> None:
         """Raises HTTPException 401 for a request without the token."""
         if self._token is None:
             return
