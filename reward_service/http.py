@@ -49,6 +49,8 @@ MAX_ID = 200
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 """An id gets into logs and traces, where it must not begin a line of its own."""
 
+logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed form, which are answered
+
 _FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
 
 

@@ -493,7 +493,7 @@ def test_requests_that_would_hold_too_many_bytes_together_are_refused_and_then_t
             await go.wait()
             return await mean(request)
 
-        # A body in safetensors counts twice, as it came and as an array: the third request gets no further than its body.
+        # A body in safetensors counts twice, as it came and as an array: the third request gets no further than that.
         transport = httpx.ASGITransport(face(slow, ["mean"], max_held=5 * len(body)))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
 
