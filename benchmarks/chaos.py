@@ -309,6 +309,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.chaos --faults 44 --seed 0
     """
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left of this either
     console, chance = Console(), random.Random(seed)
     shared_memory = set(os.listdir("/dev/shm"))
     iterations = 2 * FAULTS_PER_RUN + 2

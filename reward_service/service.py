@@ -81,7 +81,6 @@ def application(
 ) -> Application:
     """The Serve application `run`: every reward model of `rewards`. `trace` is a folder for spans.
 
-
     `metrics_host` is where metrics are served, if not at the address of each node.
     Its processes get the environment (packages, variables) of the caller's.
     """

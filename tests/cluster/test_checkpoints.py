@@ -107,7 +107,7 @@ def test_room_is_asked_for_beforehand(tmp_path: Path) -> None:
 
 
 def test_other_libraries_errors_of_a_full_disk_are_seen(tmp_path: Path) -> None:
-    with pytest.raises(OSError) as told, whole(tmp_path / "file"):
+    with pytest.raises(OSError, match="No space left") as told, whole(tmp_path / "file"):
         raise RuntimeError("I/O error: No space left on device (os error 28)")
     assert is_full(told.value)
     with pytest.raises(RuntimeError, match="something else"), whole(tmp_path / "file"):
