@@ -45,6 +45,8 @@ LASTS = {"disk": 4.0}
 """Seconds that a fault lasts which doesn't end by itself."""
 OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_score")
 """Figures of an iteration that tell of time, and so differ between runs."""
+CONTROLLER = ("Controller", "controller-")
+"""Titles of the process: idle, and at work."""
 SMALL = {"cpus": 1, "threads": 1}
 
 
@@ -58,7 +60,14 @@ class Nodes:
         self.head = self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", '--resources={"head": 100}')
         if not reachable(port):
             raise RunFailed("Ray's head didn't start")
-        self.workers = [self._worker(), self._worker()]
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(2):  # one after the other: two at once get in each other's way
+            self.workers.append(self._worker())
+            limit = time.monotonic() + 60
+            while not _children(self.workers[-1], "ray::DashboardAgent"):
+                if self.workers[-1].poll() is not None or time.monotonic() > limit:
+                    raise RunFailed("a node of Ray's didn't start")
+                time.sleep(0.1)
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")
@@ -71,22 +80,30 @@ class Nodes:
         """SIGKILL to the raylet of a worker node; a new node joins."""
         place = chance.randrange(len(self.workers))
         victim = self.workers[place]
-        (raylet,) = [p for p in psutil.Process(victim.pid).children(recursive=True) if p.name() == "raylet"]
-        raylet.kill()
+        for process in psutil.Process(victim.pid).children():
+            if process.name() == "raylet":
+                process.kill()
         self.workers[place] = self._worker()
         end(victim)
 
-    def processes(self, title: str) -> list[psutil.Process]:
-        """Ray's worker processes whose title begins with `ray::` and `title`."""
-        found = []
-        for node in (self.head, *self.workers):
-            with suppress(psutil.NoSuchProcess):
-                found += psutil.Process(node.pid).children(recursive=True)
-        return [process for process in found if _title(process).startswith(f"ray::{title}")]
+    def processes(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
+        """Ray's worker processes whose title begins with `ray::` and `title`, or with one of them."""
+        titles = (title,) if isinstance(title, str) else title
+        wanted = tuple(f"ray::{name}" for name in titles)
+        return [process for node in (self.head, *self.workers) for process in _children(node, wanted)]
 
     def close(self) -> None:
         for node in (*self.workers, self.head):
             end(node)
+
+
+def _children(node: subprocess.Popen[bytes], titles: str | tuple[str, ...]) -> list[psutil.Process]:
+    """The processes of a node whose title begins so."""
+    try:
+        children = psutil.Process(node.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [child for child in children if _title(child).startswith(titles)]
 
 
 def _title(process: psutil.Process) -> str:
@@ -156,7 +173,7 @@ class Chaos:
             "rollout worker hangs": lambda run: self._signal("RolloutActor", signal.SIGSTOP),
             "reward replica killed": lambda run: self._signal("ServeReplica", signal.SIGKILL),
             "learner rank killed": lambda run: self._signal("LearnerActor", signal.SIGKILL),
-            "controller killed": lambda run: self._signal("controller-", signal.SIGKILL),
+            "controller killed": lambda run: self._signal(CONTROLLER, signal.SIGKILL),
             "worker node killed": lambda run: self.nodes.kill_one(self.chance),
             "driver killed": self._kill_driver,
             "checkpoint truncated": self._truncate,
@@ -164,9 +181,11 @@ class Chaos:
         }
         return {**kinds, "disk full": self._fill_disk} if self.disk else kinds
 
-    def _signal(self, title: str, signum: signal.Signals) -> None:
+    def _signal(self, title: str | tuple[str, ...], signum: signal.Signals) -> None:
         limit = time.monotonic() + RECOVERY_SECONDS
-        while not (found := self.nodes.processes(title)) and time.monotonic() < limit:
+        while not (found := self.nodes.processes(title)):
+            if time.monotonic() > limit:
+                raise RunFailed(f"there is no process {title}")
             time.sleep(0.05)
         self.chance.choice(sorted(found, key=lambda process: process.pid)).send_signal(signum)
 
@@ -182,7 +201,7 @@ class Chaos:
         newest = folder.checkpoint(folder.done)
         file = self.chance.choice(sorted(path for path in newest.rglob("*.*t*") if path.stat().st_size > 1))
         os.truncate(file, file.stat().st_size // 2)
-        self._signal("controller-", signal.SIGKILL)
+        self._signal(CONTROLLER, signal.SIGKILL)
 
     def _fill_disk(self, run: Run) -> None:
         assert self.disk
@@ -261,7 +280,7 @@ def check_same(run: Run, expected: Path, iterations: int) -> None:
 
 def check_gone(nodes: Nodes, name: str) -> None:
     """Raises RunFailed if a finished run has left a process or a Serve replica."""
-    titles = ("RolloutActor", "LearnerActor", "controller-", f"ServeReplica:branchgrpo-{name}")
+    titles = ("RolloutActor", "LearnerActor", CONTROLLER, f"ServeReplica:branchgrpo-{name}")
     limit = time.monotonic() + 30
     while left := [_title(process) for title in titles for process in nodes.processes(title)]:
         if time.monotonic() > limit:

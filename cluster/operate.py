@@ -120,7 +120,8 @@ def unwrapped(call: Callable[[], Result]) -> Result:
         while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
             cause = cause.cause
         if isinstance(cause, LOST):
-            raise ProcessLost(f"a process of the run was lost: {' '.join(str(cause).split())[:300]}") from error
+            facts = str(cause).split("The actor is dead because")[0]
+            raise ProcessLost(f"a process of the run was lost: {' '.join(facts.split())[:300]}") from error
         raise cause from error
 
 

@@ -1,0 +1,193 @@
+"""Nodes that come and go: brought by Ray's autoscaler, joining a run, and drained before they are taken away."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+import safetensors.torch
+import torch
+import yaml
+from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
+from branchgrpo.cluster.ray_loop import RayLoop
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.proto.settings import RunSettings
+
+Settings = Callable[..., RunSettings]
+LITTLE = {"cpus": 0.1, "threads": 1}
+ON_NODES = {**LITTLE, "resources": {"work": 1}}
+
+
+@contextmanager
+def head(*options: str, **environment: str) -> Iterator[str]:
+    """Address of a Ray on which nothing of ours that wants the resource `work` finds room."""
+    port = free_port()
+    size = ["--num-cpus=4", "--object-store-memory=200000000", "--include-dashboard=false"]
+    process = started(
+        "--head", "--node-ip-address=127.0.0.1", f"--port={port}", *size, *options, environment=os.environ | environment
+    )
+    try:
+        assert reachable(port)
+        yield f"127.0.0.1:{port}"
+    finally:
+        end(process)
+
+
+def until(reached: Callable[[], bool], seconds: float = 120) -> None:
+    limit = time.monotonic() + seconds
+    while not reached():
+        assert time.monotonic() < limit
+        time.sleep(0.2)
+
+
+def autoscaling(most: int) -> dict[str, Any]:
+    """Configuration of an autoscaler whose nodes are processes of this machine."""
+    kinds = {
+        "ray.head.default": {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0},
+        "worker": {"resources": {"CPU": 1, "work": 1}, "node_config": {}, "min_workers": 0, "max_workers": most},
+    }
+    return {
+        "cluster_name": "fake",
+        "max_workers": most,
+        "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": HEAD_ID},
+        "available_node_types": kinds,
+        "head_node_type": "ray.head.default",
+        "upscaling_speed": 1.0,
+        "idle_timeout_minutes": 60,
+        "auth": {},
+        **{key: {} for key in ("file_mounts", "docker")},
+        **{key: [] for key in LISTS},
+        "file_mounts_sync_continuously": False,
+    }
+
+
+LISTS = (
+    "initialization_commands",
+    "setup_commands",
+    "head_setup_commands",
+    "worker_setup_commands",
+    "head_start_ray_commands",
+    "worker_start_ray_commands",
+    "cluster_synced_files",
+    "rsync_exclude",
+    "rsync_filter",
+)
+HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
+
+
+@pytest.mark.slow
+def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better_off_with(
+    run_settings: Settings, tmp_path: Path
+) -> None:
+    """Nothing fits at first. A node comes for the one worker that must be; two more, since the learner waits."""
+    changes = {
+        "execution": "ray",
+        "threads": 1,
+        "policy.adapter": "branchgrpo.benchmarks.stand_ins:SleepingPolicy",
+        "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.stand_ins:instant_scorer"}},
+        "prompts.per_iteration": 12,
+        "rollout.trees_per_task": 1,
+        "pools": {
+            "rollout_workers": {**ON_NODES, "count": 1, "max_count": 3},
+            "learner": LITTLE,
+            "rewards": {"constant": LITTLE},
+        },
+    }
+    config = tmp_path / "autoscaling.yaml"
+    config.write_text(yaml.safe_dump(autoscaling(3)))
+    with head(
+        f"--autoscaling-config={config}",
+        AUTOSCALER_UPDATE_INTERVAL_S="1",
+        RAY_FAKE_CLUSTER="1",
+        RAY_enable_autoscaler_v2="1",
+        RAY_CLOUD_INSTANCE_ID=HEAD_ID,
+        RAY_OVERRIDE_NODE_ID_FOR_TESTING=HEAD_ID,
+    ) as address:
+        (tmp_path / "refused").mkdir()
+        with pytest.raises(InputError, match=r"pools.rollout_workers needs 1 x 0.1 CPU, 1 work; there is room for 0"):
+            RayLoop(run_settings(changes), tmp_path / "refused", address)
+        (tmp_path / "run").mkdir()
+        settings = run_settings({**changes, "pools.wait_for_room_seconds": 120})
+        with closing(RayLoop(settings, tmp_path / "run", address)) as loop:
+
+            def workers() -> list[str]:
+                status = ray.get(loop._controller.status.remote())
+                return [worker["state"] for worker in status["pools"]["rollout_workers"]]
+
+            assert len(workers()) == 1
+            loop.iterate(1, ["1"] * 12, None)
+            assert len(workers()) == 3, "twelve tasks one after the other are worth two more workers"
+            until(lambda: workers() == ["idle"] * 3)
+            assert sum(node["Alive"] for node in ray.nodes()) == 4
+            loop.iterate(2, ["1"] * 12, None)
+            assert len(workers()) == 3
+
+
+@pytest.mark.slow
+def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_path: Path) -> None:
+    """Workers and learner are all on one node; it gets SIGTERM when another has joined; everything moves there."""
+    settings = run_settings(
+        {
+            "threads": 1,
+            "iterations": 6,
+            "prompts.per_iteration": 24,
+            "pools": {
+                "rollout_workers": {**ON_NODES, "count": 2},
+                "learner": ON_NODES,
+                "rewards": {"ocr": {**LITTLE, "deterministic": True}},
+            },
+        }
+    )
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(dump_recipe(settings))
+    command = [sys.executable, "-m", "branchgrpo"]
+    plain = [*command, "train", str(recipe), "name=plain"]
+    subprocess.run(plain, check=True, capture_output=True)
+    size = ["--node-ip-address=127.0.0.1", "--num-cpus=4", '--resources={"work": 8}']
+    with head() as address:
+        doomed = subprocess.Popen([*command, "node", address, "--seconds", "120", *size])
+        other = None
+        try:
+            run, log = settings.runs / "moved", (tmp_path / "log").open("wb")
+            moved = [*command, "train", str(recipe), "name=moved", "execution=ray", "pools.wait_for_room_seconds=120"]
+            driver = subprocess.Popen([*moved, "--address", address], stdout=log, stderr=log)
+
+            def done() -> int:
+                lines = run / "metrics.jsonl"
+                return len(lines.read_text().splitlines()) if lines.exists() else 0
+
+            until(lambda: done() >= 1 or driver.poll() is not None)
+            other = started(f"--address={address}", *size)
+            ray.init(address, logging_level="error")
+            until(lambda: sum(node["Alive"] for node in ray.nodes()) == 3)
+            ray.shutdown()
+            doomed.send_signal(signal.SIGTERM)
+            assert doomed.wait(150) == 0
+            assert driver.wait(300) == 0, (tmp_path / "log").read_text()[-3000:]
+        finally:
+            for process in (doomed, driver):
+                process.kill()
+            if other:
+                end(other)
+    told = (tmp_path / "log").read_text()
+    assert "the node of a learner rank is about to go; there is a checkpoint" in told
+    assert "died" not in told, "nothing was lost"
+    weights = [
+        safetensors.torch.load_file(settings.runs / name / "checkpoints" / "iteration-000006" / "weights.safetensors")
+        for name in ("plain", "moved")
+    ]
+    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
+    lines = [
+        [json.loads(line)["rewards"] for line in (settings.runs / name / "metrics.jsonl").read_text().splitlines()]
+        for name in ("plain", "moved")
+    ]
+    assert lines[0] == lines[1]
