@@ -28,9 +28,9 @@ ON_NODES = {**LITTLE, "resources": {"work": 1}}
 
 
 @contextmanager
-def head(*options: str, **environment: str) -> Iterator[str]:
+def head(*options: str, port: int | None = None, **environment: str) -> Iterator[str]:
     """Address of a Ray on which nothing of ours that wants the resource `work` finds room."""
-    port = free_port()
+    port = port or free_port()
     size = ["--num-cpus=4", "--object-store-memory=200000000", "--include-dashboard=false"]
     process = started(
         "--head", "--node-ip-address=127.0.0.1", f"--port={port}", *size, *options, environment=os.environ | environment
@@ -49,7 +49,7 @@ def until(reached: Callable[[], bool], seconds: float = 120) -> None:
         time.sleep(0.2)
 
 
-def autoscaling(most: int) -> dict[str, Any]:
+def autoscaling(most: int, address: str) -> dict[str, Any]:
     """Configuration of an autoscaler whose nodes are processes of this machine."""
     kinds = {
         "ray.head.default": {"resources": {"CPU": 4}, "node_config": {}, "max_workers": 0},
@@ -58,29 +58,21 @@ def autoscaling(most: int) -> dict[str, Any]:
     return {
         "cluster_name": "fake",
         "max_workers": most,
-        "provider": {"type": "fake_multinode", "launch_multiple": True, "head_node_id": HEAD_ID},
+        "provider": {
+            "type": "external",
+            "module": "ray.autoscaler._private.fake_multi_node.node_provider.FakeMultiNodeProvider",
+            "launch_multiple": True,
+            "gcs_address": address,
+            "head_node_id": HEAD_ID,
+        },
         "available_node_types": kinds,
         "head_node_type": "ray.head.default",
-        "upscaling_speed": 1.0,
-        "idle_timeout_minutes": 60,
-        "auth": {},
-        **{key: {} for key in ("file_mounts", "docker")},
-        **{key: [] for key in LISTS},
-        "file_mounts_sync_continuously": False,
+        "file_mounts": {},
+        **{key: [] for key in ("setup_commands", "head_setup_commands", "worker_setup_commands")},
+        **{key: [] for key in ("initialization_commands", "cluster_synced_files")},
     }
 
 
-LISTS = (
-    "initialization_commands",
-    "setup_commands",
-    "head_setup_commands",
-    "worker_setup_commands",
-    "head_start_ray_commands",
-    "worker_start_ray_commands",
-    "cluster_synced_files",
-    "rsync_exclude",
-    "rsync_filter",
-)
 HEAD_ID = "fffffffffffffffffffffffffffffffffffffffffffffffffff00000"
 
 
@@ -102,10 +94,11 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
             "rewards": {"constant": LITTLE},
         },
     }
-    config = tmp_path / "autoscaling.yaml"
-    config.write_text(yaml.safe_dump(autoscaling(3)))
+    config, port = tmp_path / "autoscaling.yaml", free_port()
+    config.write_text(yaml.safe_dump(autoscaling(3, f"{ray.util.get_node_ip_address()}:{port}")))
     with head(
         f"--autoscaling-config={config}",
+        port=port,
         AUTOSCALER_UPDATE_INTERVAL_S="1",
         RAY_FAKE_CLUSTER="1",
         RAY_enable_autoscaler_v2="1",
