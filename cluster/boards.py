@@ -89,9 +89,11 @@ def processes() -> timeseries.Panel:
         curves(
             "Processes",
             "Processes of each pool; of a reward model, the replicas that answer Prometheus. Colocated learner ranks "
-            "are in both pools. It should be what the recipe, or the last `branchgrpo scale`, says.",
+            "are in both pools. It should be what the recipe, or the last `branchgrpo scale`, says. Rollout workers "
+            "that are wanted and not there wait for room, or load their models.",
             "none",
             ("{{pool}}", value(run.PROCESSES, by="pool", pool="$pool")),
+            ("{{pool}} wanted", value(run.WANTED, by="pool", pool="$pool")),
             ("{{pool}}", REPLICAS),
         )
     )
@@ -496,9 +498,11 @@ def faults() -> Rows:
             steps(
                 curves(
                     "Restarts",
-                    "Since the run's (last) start: processes that died and were replaced. Their logs tell why.",
+                    "Since the run's (last) start: processes that died and were replaced, and how often all were set "
+                    "up again from a checkpoint. Their logs, and the driver's, tell why.",
                     "none",
                     ("{{pool}}", total(run.RESTARTS, by="pool", pool="$pool")),
+                    ("from a checkpoint", value(run.RECOVERIES)),
                 ).axis_soft_max(1)
             ),
             scoring_errors(),

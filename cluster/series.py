@@ -52,6 +52,8 @@ model. `up{run="mine"}` tells which processes answer. Every process also exports
   `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it.
 - `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and others of the run do (where none does, the run has
   ended). Look at its node and its log; a worker that has died is replaced by itself.
+- `BranchGRPOSetUpAgain`: the run was set up again from a checkpoint three times in an hour, because a learner rank or
+  the controller died or hung. The driver's log tells which.
 - `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs tell why; most often memory: lower
   `rollout.batch_limit` or `rollout.trees_per_task`.
 - `BranchGRPOScoreFailures`: a reward model raised, or gave what is no score. Its replica's log has the error; after
