@@ -70,7 +70,7 @@ class _Rank:
 
 
 def on_one_node(parts: list[Subtree], states: States, task: Task, window: int) -> dict[str, float]:
-    """Bytes per second into and out of the object store, and the seconds to tell a rank of a tree."""
+    """Bytes per second into and out of the object store; seconds to write a tree, and to hand a window to a rank."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=STORE, logging_level="error")
     try:
         size = sum(packed.bits.nbytes for packed in states.values())
@@ -90,10 +90,12 @@ def on_one_node(parts: list[Subtree], states: States, task: Task, window: int) -
             RemoteTree(n, task.prompts[0], task.schedule, [(PartHeader.of(p), ray.put(n)) for p in parts], {})
             for n in range(window)
         ]
-        ray.get(rank.take.remote(trees))
+        written = _seconds(lambda: ray.put(trees)) / window
+        told = ray.put(trees)
+        ray.get(rank.take.remote(told))
         start = time.process_time()
-        ray.get([rank.take.remote(trees) for _ in range(CALLS)])
-        return {**store, "tree to rank": (time.process_time() - start) / CALLS / window}
+        ray.get([rank.take.remote(told) for _ in range(CALLS)])
+        return {**store, "window tree": written, "window rank": (time.process_time() - start) / CALLS}
     finally:
         ray.shutdown()
 
@@ -130,7 +132,7 @@ def prepared_picture(pixels: int, size: int) -> float:
     return _seconds(prepare)
 
 
-def _seconds(call: Callable[[], None], rounds: int = 7) -> float:
+def _seconds(call: Callable[[], object], rounds: int = 7) -> float:
     """The fastest, after one to warm up: what else the machine does only adds to it."""
     spent = []
     for _ in range(rounds + 1):

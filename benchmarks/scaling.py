@@ -38,6 +38,8 @@ MODES: dict[str, dict[str, Any]] = {
     "colocated": {"placement": "colocated"},
 }
 GIGA = 1e9
+WINDOWS = 16
+"""Most windows of an iteration."""
 
 
 @dataclass(frozen=True)
@@ -74,7 +76,7 @@ def recipe(gpus: int, workers: int, assumed: Assumed, changes: Mapping[str, Any]
             "rewards": {"hps": {}},
             "schedule": {"method": "branch_grpo", "steps": 20},
             "rollout": {"trees_per_task": 1, "batch_limit": 16},
-            "learner": {"window_trees": max(8, trees // 16), "rows_per_micro_batch": 8, "zero_stage": 2},
+            "learner": {"window_trees": max(8, trees // WINDOWS), "rows_per_micro_batch": 8, "zero_stage": 2},
             "pools": {
                 "rollout_workers": {"count": workers},
                 "learner": {"count": gpus if colocated else gpus - workers},
@@ -112,7 +114,8 @@ def costs_of(counted: Counted, measured: Mapping[str, float], assumed: Assumed, 
         latency=0.002,
         part_message=measured["part message"],
         score_reply=measured["score reply"],
-        tree_to_rank=measured["tree to rank"],
+        window_tree=measured["window tree"],
+        window_rank=measured["window rank"],
     )
 
 
@@ -126,7 +129,7 @@ def faster(costs: Costs) -> dict[str, Costs]:
         "rollout": halved("forward_row", "decode_picture"),
         "learner": halved("micro_batch", "learn_row", "update"),
         "rewards": halved("score_batch", "score_picture"),
-        "controller": halved("part_message", "score_reply", "tree_to_rank"),
+        "controller": halved("part_message", "score_reply", "window_tree", "window_rank"),
         "network": replace(costs, network=2 * costs.network),
         "object store": replace(costs, put=2 * costs.put, load_weights=costs.load_weights / 2),
     }
@@ -178,9 +181,9 @@ def best(gpus: int, mode: str, costs: Costs, assumed: Assumed, weights: str) -> 
 
 def enough_until(result: Simulated, costs: Costs, assumed: Assumed) -> float:
     """GPUs at which the controller would be busy all the time, with as many trees per GPU and seconds per iteration."""
-    per_gpu = assumed.trees_per_gpu * (costs.part_message + costs.score_reply)
-    per_square = assumed.trees_per_gpu * costs.tree_to_rank * result.ranks / result.gpus
-    return (-per_gpu + math.sqrt(per_gpu**2 + 4 * per_square * result.seconds)) / (2 * per_square)
+    per_tree = costs.part_message + costs.score_reply + costs.window_tree
+    per_rank = WINDOWS * costs.window_rank
+    return result.seconds / (assumed.trees_per_gpu * per_tree + per_rank * result.ranks / result.gpus)
 
 
 def measure(console: Console) -> tuple[Counted, dict[str, float]]:
@@ -214,7 +217,8 @@ def measure(console: Console) -> tuple[Counted, dict[str, float]]:
     table.add_row("controller: a part, without the reply", f"{1e3 * measured['part message']:.2f} ms")
     table.add_row("controller: a reply", f"{1e3 * reply:.2f} ms")
     table.add_row("controller: a part with one reward model", f"{1 / one:.0f} a second")
-    table.add_row("controller: a tree to a rank", f"{1e3 * measured['tree to rank']:.3f} ms")
+    table.add_row("controller: a tree of a window", f"{1e3 * measured['window tree']:.3f} ms")
+    table.add_row("controller: a window to a rank", f"{1e3 * measured['window rank']:.3f} ms")
     for name in ("put", "get", "between nodes"):
         table.add_row(f"object store: {name}", f"{measured[name] / GIGA:.2f} GB/s")
     table.add_row("a picture made ready for its scorer", f"{1e3 * measured['prepare']:.1f} ms")

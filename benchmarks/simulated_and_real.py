@@ -51,7 +51,8 @@ class Setting:
             "prompts": {**base.prompts.model_dump(), "per_iteration": 8},
             "schedule": {"steps": 6, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "eta": 0.7},
             "rollout": {"trees_per_task": 1, "batch_limit": 8},
-            "learner": {"window_trees": 2, "rows_per_micro_batch": 16, "zero_stage": 0},
+            # Few micro-batches: what the learner computes beside its sleep is not in the simulation.
+            "learner": {"window_trees": 2, "rows_per_micro_batch": 64, "zero_stage": 0},
             "rewards": {reward: {"scorer": f"branchgrpo.benchmarks.stand_ins:{self.scorer}"}},
             "pools": {
                 "rollout_workers": {**SHARE, "count": workers},

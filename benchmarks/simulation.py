@@ -61,8 +61,10 @@ class Costs:
     """Seconds of the controller for a part of a tree, from its arrival to the request to the rewards."""
     score_reply: float = 0.0
     """Seconds of the controller for a reward model's reply."""
-    tree_to_rank: float = 0.0
-    """Seconds of the controller to tell one learner rank of one tree."""
+    window_tree: float = 0.0
+    """Seconds of the controller to write down a tree of a window, once for all learner ranks."""
+    window_rank: float = 0.0
+    """Seconds of the controller to hand a window to one learner rank."""
 
 
 @dataclass(frozen=True)
@@ -425,7 +427,7 @@ class Simulation:
         for begin, end, last in self._windows():
             needed = len(iteration.trees) if self.colocated else end
             yield self.env.all_of(iteration.ready[begin:needed])
-            yield self.controller.serve(costs.tree_to_rank * ranks * (end - begin))
+            yield self.controller.serve(costs.window_tree * (end - begin) + costs.window_rank * ranks)
             yield self.env.timeout(costs.latency)
             since = self.env.now
             yield self.env.all_of(list(self._fetch(iteration.trees[begin:end])))

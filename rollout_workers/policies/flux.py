@@ -29,7 +29,11 @@ class FluxPolicy:
         absent = dict.fromkeys(("vae", "text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"))
         try:
             self.pipeline = FluxPipeline.from_pretrained(
-                folder, dtype=self.precision, local_files_only=True, **(absent if network_only else {})
+                folder,
+                dtype=self.precision,
+                local_files_only=True,
+                use_safetensors=True,  # of weights that are pickled nothing is loaded
+                **(absent if network_only else {}),
             ).to(device)
             vae = AutoencoderKL.load_config(folder, subfolder="vae", local_files_only=True)
         except (OSError, ValueError) as error:

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 
 import pytest
+import safetensors.torch
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import LoraSettings, PolicySettings
@@ -30,6 +31,15 @@ def test_an_unknown_family_is_named(policy_settings: PolicySettings, tmp_path: P
     index.write_text(json.dumps({**json.loads(index.read_text()), "_class_name": "OtherPipeline"}))
     with pytest.raises(InputError, match="of class OtherPipeline; supported pipelines are"):
         load_policy(policy_settings.model_copy(update={"pretrained": str(tmp_path / "other")}))
+
+
+def test_pickled_weights_are_not_loaded(policy_settings: PolicySettings, tmp_path: Path) -> None:
+    shutil.copytree(policy_settings.pretrained, tmp_path / "pickled")
+    (weights,) = (tmp_path / "pickled" / "transformer").glob("*.safetensors")
+    torch.save(safetensors.torch.load_file(weights), weights.with_suffix(".bin"))
+    weights.unlink()
+    with pytest.raises(InputError, match="pickled', which can't be loaded: .*safetensors"):
+        load_policy(policy_settings.model_copy(update={"pretrained": str(tmp_path / "pickled")}))
 
 
 def test_sigmas_fall_from_one_to_zero(tiny_policy: Policy) -> None:
