@@ -184,3 +184,34 @@ def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_pat
         for name in ("plain", "moved")
     ]
     assert lines[0] == lines[1]
+
+
+@pytest.mark.slow
+def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Path) -> None:
+    """A model that takes a second for each request gets a second replica."""
+    settings = run_settings(
+        {
+            "execution": "ray",
+            "threads": 1,
+            "policy.adapter": "branchgrpo.benchmarks.stand_ins:InstantPolicy",
+            "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.stand_ins:slow_scorer"}},
+            "prompts.per_iteration": 120,
+            "rollout.trees_per_task": 1,
+            "pools": {
+                "rollout_workers": LITTLE,
+                "learner": LITTLE,
+                "rewards": {"constant": {**LITTLE, "max_replicas": 2, "deterministic": True}},
+            },
+        }
+    )
+    (tmp_path / "run").mkdir()
+    with head() as address, closing(RayLoop(settings, tmp_path / "run", address)) as loop:
+
+        def replicas() -> int:
+            rewards = ray.get(loop._controller.status.remote())["pools"]["rewards"]
+            return int(rewards["constant"].get("RUNNING", 0))
+
+        assert replicas() == 1
+        answer = loop._controller.iterate.remote(1, ["1"] * 120, None)
+        until(lambda: replicas() == 2)
+        assert ray.get(answer).forward_passes == 120 * settings.schedule.build().forward_passes
