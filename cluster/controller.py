@@ -21,7 +21,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectLostError
 
-from ..proto.errors import RunFailed
+from ..proto.errors import InputError, RunFailed
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -242,15 +242,20 @@ class Controller:
 
     # Around the loop --------------------------------------------------------------------------------------------
 
-    async def start(self, recoveries: int) -> str:
+    async def start(self, recoveries: int, port: int) -> str:
         """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server.
 
-        `recoveries` is how often the run has been set up again.
+        `recoveries` is how often the run has been set up again; `port`, where the controller before was found, or 0. It
+        is taken again, if it can be had, so that Prometheus finds this one too.
         """
         start_tracing(self.settings.trace_folder, "controller", "controller")
-        log = self.settings.logging
-        node = ray.util.get_node_ip_address()
-        address = await serve_http(self, log.metrics_host, node, log.metrics_port or 0, metrics.REGISTRY)
+        log, node = self.settings.logging, ray.util.get_node_ip_address()
+        try:
+            address = await serve_http(self, log.metrics_host, node, log.metrics_port or port, metrics.REGISTRY)
+        except InputError:
+            if log.metrics_port:
+                raise
+            address = await serve_http(self, log.metrics_host, node, 0, metrics.REGISTRY)
         metrics.RECOVERIES.set(recoveries)
         metrics.LAST_PROGRESS.set_to_current_time()
         self._watching = asyncio.create_task(self._watch())

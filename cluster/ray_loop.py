@@ -54,7 +54,7 @@ class RayLoop:
         if self._connects:
             connect(address)
         self._controller: Any = None
-        self._recoveries = 0
+        self._recoveries, self._port = 0, 0
         try:
             self._find_room()
             self._launch()
@@ -84,7 +84,8 @@ class RayLoop:
         self._controller = self._named_controller()
         if not self._recoveries and application_name(self.settings.name) in serve.status().applications:
             serve.delete(application_name(self.settings.name))  # left by a run that was killed
-        where = self._call(self._controller.start.remote(self._recoveries), silent=START_SECONDS)
+        where = self._call(self._controller.start.remote(self._recoveries, self._port), silent=START_SECONDS)
+        self._port = int(where.rpartition(":")[2])
         address = ray.get_runtime_context().gcs_address
         Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
 
