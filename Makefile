@@ -1,7 +1,7 @@
 # make demo   creates .venv, installs, and runs the main job
 # make test   creates .venv, installs, and runs the tests but the slow ones
 # make test-slow   runs those; needs Debian's prometheus and chromium
-# make chaos  brings 44 faults about in real runs
+# make chaos  brings 42 faults about in real runs
 PYTHON ?= python3.11
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers

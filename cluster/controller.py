@@ -21,7 +21,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectLostError
 
-from ..proto.errors import InputError, RunFailed
+from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -104,15 +104,16 @@ class Controller:
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
         await self._room_for(len(task.trees))
         for _ in range(ATTEMPTS):
+            # What is lost here is the weights, with the learner's node; or it isn't known what.
+            scoring = await self.pools.workers.run(partial(self._stream, iteration, task))
             try:
-                scoring = await self.pools.workers.run(partial(self._stream, iteration, task))
                 await asyncio.gather(*scoring)
                 return
             except ObjectLostError as error:
                 logging.getLogger(__name__).warning(
-                    "pictures were lost with their node, %s again: %s", task.trees, error
+                    "pictures were lost with their node, trees %s again: %s", task.trees, error
                 )
-        raise RunFailed(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
+        raise ProcessLost(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
 
     async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> list[asyncio.Task[None]]:
         """One worker's attempt at a task: every part goes to the rewards as soon as it is there.

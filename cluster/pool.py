@@ -74,6 +74,8 @@ class WorkerPool:
         self.workers.append(worker)
         self._free.put_nowait(worker)
         metrics.PROCESSES.labels(self.name).set(len(self.workers))
+        if not self._may_be_replaced:  # it is another pool that wants them
+            metrics.WANTED.labels(self.name).set(len(self.workers))
         self._changed.set()
 
     def resize(self, count: int) -> None:
