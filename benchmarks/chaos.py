@@ -171,7 +171,9 @@ class Chaos:
         kinds: dict[str, Callable[[Run], None]] = {
             "rollout worker killed": lambda run: self._signal("RolloutActor", signal.SIGKILL),
             "rollout worker hangs": lambda run: self._signal("RolloutActor", signal.SIGSTOP),
-            "reward replica killed": lambda run: self._signal("ServeReplica", signal.SIGKILL),
+            "reward replica killed": lambda run: self._signal(
+                f"ServeReplica:branchgrpo-{run.name}:ocr", signal.SIGKILL
+            ),
             "learner rank killed": lambda run: self._signal("LearnerActor", signal.SIGKILL),
             "controller killed": lambda run: self._signal(CONTROLLER, signal.SIGKILL),
             "worker node killed": lambda run: self.nodes.kill_one(self.chance),
