@@ -40,7 +40,7 @@ RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 FAULTS_PER_RUN = 7
 RECOVERY_SECONDS = 400
 """A run that has not gone on after so long has failed."""
-DISK_BYTES = 192 * 2**20
+DISK_BYTES = 512 * 2**20
 LASTS = {"disk": 4.0}
 """Seconds that a fault lasts which doesn't end by itself."""
 OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_score")
