@@ -208,12 +208,9 @@ class Chaos:
     def _fill_disk(self, run: Run) -> None:
         assert self.disk
         filler = self.disk / "filler"
-        with suppress(OSError), filler.open("wb") as file:
+        with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
-                file.write(bytes(2**16))
-        with suppress(OSError), filler.open("ab", buffering=0) as file:
-            while True:
-                file.write(b"0")
+                file.write(bytes(2**12))
         time.sleep(LASTS["disk"])
         filler.unlink()
 
