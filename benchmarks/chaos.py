@@ -330,7 +330,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left of this either
     console, chance = Console(), random.Random(seed)
     shared_memory = set(os.listdir("/dev/shm"))
-    iterations = 2 * FAULTS_PER_RUN + 2
+    iterations = 2 * min(faults, FAULTS_PER_RUN) + 2
     with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary, "disk")) as disk:
         runs, faulty = disk or Path(temporary), Path(temporary, "faults")
         faulty.mkdir()
