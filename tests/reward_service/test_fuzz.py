@@ -415,6 +415,7 @@ def test_a_body_that_drips_in_gives_its_place_back(service: Service) -> None:
             connection.sendall(b"x")
             try:
                 answer = connection.recv(9999)
+                answer += connection.recv(9999)  # its head may come by itself
             except TimeoutError:
                 continue
     assert answer.startswith(b"HTTP/1.1 408 ")
