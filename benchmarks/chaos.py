@@ -165,17 +165,28 @@ class Chaos:
     faults: Path
     disk: Path | None
     chance: random.Random
+    struck: tuple[int, float] = (0, 0.0)
+    """Iterations that were done when the last fault struck, and when that was, in Unix seconds."""
+
+    def strike(self, run: Run, kind: str) -> None:
+        """Bring a fault about."""
+        self._note(run)
+        self.kinds()[kind](run)
+
+    def _note(self, run: Run) -> None:
+        """Note that a fault strikes now: some have to wait for their moment."""
+        self.struck = run.done, time.time()
 
     def kinds(self) -> dict[str, Callable[[Run], None]]:
         """Fault -> what brings it about."""
         kinds: dict[str, Callable[[Run], None]] = {
-            "rollout worker killed": lambda run: self._signal("RolloutActor", signal.SIGKILL),
-            "rollout worker hangs": lambda run: self._signal("RolloutActor", signal.SIGSTOP),
+            "rollout worker killed": lambda run: self._signal(run, "RolloutActor", signal.SIGKILL),
+            "rollout worker hangs": lambda run: self._signal(run, "RolloutActor", signal.SIGSTOP),
             "reward replica killed": lambda run: self._signal(
-                f"ServeReplica:branchgrpo-{run.name}:ocr", signal.SIGKILL
+                run, f"ServeReplica:branchgrpo-{run.name}:ocr", signal.SIGKILL
             ),
-            "learner rank killed": lambda run: self._signal("LearnerActor", signal.SIGKILL),
-            "controller killed": lambda run: self._signal(CONTROLLER, signal.SIGKILL),
+            "learner rank killed": lambda run: self._signal(run, "LearnerActor", signal.SIGKILL),
+            "controller killed": lambda run: self._signal(run, CONTROLLER, signal.SIGKILL),
             "worker node killed": lambda run: self.nodes.kill_one(self.chance),
             "driver killed": self._kill_driver,
             "checkpoint truncated": self._truncate,
@@ -183,12 +194,13 @@ class Chaos:
         }
         return {**kinds, "disk full": self._fill_disk} if self.disk else kinds
 
-    def _signal(self, title: str | tuple[str, ...], signum: signal.Signals) -> None:
+    def _signal(self, run: Run, title: str | tuple[str, ...], signum: signal.Signals) -> None:
         limit = time.monotonic() + RECOVERY_SECONDS
         while not (found := self.nodes.processes(title)):
             if time.monotonic() > limit:
                 raise RunFailed(f"there is no process {title}")
             time.sleep(0.05)
+        self._note(run)
         self.chance.choice(sorted(found, key=lambda process: process.pid)).send_signal(signum)
 
     def _kill_driver(self, run: Run) -> None:
@@ -203,7 +215,7 @@ class Chaos:
         newest = folder.checkpoint(folder.done)
         file = self.chance.choice(sorted(path for path in newest.rglob("*.*t*") if path.stat().st_size > 1))
         os.truncate(file, file.stat().st_size // 2)
-        self._signal(CONTROLLER, signal.SIGKILL)
+        self._signal(run, CONTROLLER, signal.SIGKILL)
 
     def _fill_disk(self, run: Run) -> None:
         assert self.disk
@@ -211,6 +223,7 @@ class Chaos:
         with suppress(OSError), filler.open("wb", buffering=0) as file:
             while True:
                 file.write(bytes(2**12))
+        self._note(run)
         time.sleep(LASTS["disk"])
         filler.unlink()
 
@@ -297,16 +310,15 @@ def chaotic(run: Run, plan: list[str], chaos: Chaos, console: Console) -> list[t
     for kind in plan:
         typical = statistics.median(line["seconds"] for line in run.lines())
         time.sleep(chaos.chance.uniform(0, typical))
-        before, start = run.done, time.monotonic()
-        chaos.kinds()[kind](run)
-        hit = time.time()
+        chaos.strike(run, kind)
+        before, hit = chaos.struck
         run.until(
             lambda before=before, hit=hit: any(  # type: ignore[misc]
                 line["iteration"] == before + 1 and line["started"] + line["seconds"] > hit for line in run.lines()
             ),
             f"after '{kind}' in iteration {before + 1}",
         )
-        costs.append((kind, time.monotonic() - start))
+        costs.append((kind, time.time() - hit))
         console.print(f"{run.name}: {kind} in iteration {before + 1}: {costs[-1][1]:.1f} s", highlight=False)
     return costs
 
