@@ -10,12 +10,13 @@ import prometheus_client
 import ray
 import uvicorn
 from fastapi import FastAPI
-from ray.exceptions import ObjectLostError, RayActorError, RayError, RayTaskError
+from ray.exceptions import ObjectLostError, RayActorError, RayError
 from rich.console import Console
 from rich.table import Table
 
 from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory, listening
+from ..reward_service.client import cause_of
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
@@ -116,9 +117,7 @@ def unwrapped(call: Callable[[], Result]) -> Result:
     try:
         return call()
     except RayError as error:
-        cause: BaseException = error
-        while isinstance(cause, RayTaskError) and isinstance(cause.cause, BaseException):
-            cause = cause.cause
+        cause = cause_of(error)
         if isinstance(cause, LOST):
             facts = str(cause).split("The actor is dead because")[0]
             raise ProcessLost(f"a process of the run was lost: {' '.join(facts.split())[:300]}") from error

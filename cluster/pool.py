@@ -54,7 +54,8 @@ class WorkerPool:
         """Workers that there should be."""
         self._starting: dict[Any, asyncio.Task[None]] = {}
         self._died_starting = 0
-        self._free: asyncio.Queue[Worker] = asyncio.Queue()
+        self._free: asyncio.Queue[Worker | None] = asyncio.Queue()
+        """Free workers, some of them dismissed meanwhile; None once the pool is broken."""
         self._numbers = 0
         self._changed = asyncio.Event()
         self._broken: BaseException | None = None
@@ -179,7 +180,7 @@ class WorkerPool:
         """Have everybody who waits for a worker get `error`."""
         self._broken = error
         self._changed.set()
-        self._free.put_nowait(Worker(-1, None, ProcessInfo(0, "", "", "")))
+        self._free.put_nowait(None)
 
     def _check(self) -> None:
         if self._broken:
@@ -189,10 +190,10 @@ class WorkerPool:
         with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
             while True:
                 worker = await self._free.get()
-                if self._broken:
-                    self._free.put_nowait(worker)  # the next who waits is to see it too
+                if worker is None:
+                    self._free.put_nowait(None)  # the next who waits is to see it too
                 self._check()
-                if worker in self.workers:
+                if worker and worker in self.workers:
                     break
         self._count_idle(worker)
         worker.busy = True

@@ -68,8 +68,8 @@ class RewardClient:
                     if reply.id != id:
                         raise ScoringFailed(f"the reply is to request '{reply.id}'")
         except (RayError, ScoringFailed, TimeoutError) as error:
-            if lost := _lost(error):
-                raise lost from error
+            if isinstance(cause := cause_of(error), ObjectLostError):
+                raise cause from error
             raise ScoringFailed(
                 f"reward model '{model}' gave no score for request '{id}' in {ATTEMPTS} attempts: "
                 f"{str(error) or 'it took too long'}"
@@ -77,13 +77,14 @@ class RewardClient:
         return reply
 
 
-def _may_pass(error: BaseException) -> bool:
-    """Whether another attempt may do better."""
-    return isinstance(error, (RayError, ScoringFailed, TimeoutError)) and not _lost(error)
-
-
-def _lost(error: BaseException) -> ObjectLostError | None:
-    """The loss of the pictures, if that is what an error is about."""
+def cause_of(error: BaseException) -> BaseException:
+    """What was raised in another process, through however many others it came here."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
-    return error if isinstance(error, ObjectLostError) else None
+    return error
+
+
+def _may_pass(error: BaseException) -> bool:
+    """Whether another attempt may do better: not if the pictures are lost."""
+    passing = isinstance(error, (RayError, ScoringFailed, TimeoutError))
+    return passing and not isinstance(cause_of(error), ObjectLostError)
