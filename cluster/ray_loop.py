@@ -55,6 +55,7 @@ class RayLoop:
             connect(address)
         self._controller: Any = None
         self._recoveries, self._port = 0, 0
+        self._serves = False
         try:
             self._find_room()
             self._launch()
@@ -81,6 +82,7 @@ class RayLoop:
 
     def _launch(self) -> None:
         serve.start(proxy_location="Disabled", logging_config=QUIET)
+        self._serves = True
         self._controller = self._named_controller()
         if not self._recoveries and application_name(self.settings.name) in serve.status().applications:
             serve.delete(application_name(self.settings.name))  # left by a run that was killed
@@ -157,12 +159,14 @@ class RayLoop:
         self._end_controller()
         name = application_name(self.settings.name)
         try:
-            if name in serve.status().applications:
+            # Before Serve is started here, it would ask the one of a cluster that this process was connected to before.
+            if self._serves and name in serve.status().applications:
                 serve.delete(name)
         except ray.exceptions.RayError as error:
             logging.getLogger(__name__).warning("the reward models could not be ended: %s", error)
-        if self._connects:
-            ray.shutdown()
+        finally:
+            if self._connects:
+                ray.shutdown()
 
     def _end_controller(self) -> None:
         """End the controller, and with it all processes that it has launched."""

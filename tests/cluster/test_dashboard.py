@@ -36,7 +36,6 @@ from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
 from branchgrpo.cluster.trace import critical_path, read
 from branchgrpo.learner import metrics as learner
-from branchgrpo.proto.metrics import FORGET_SECONDS
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service import metrics as scoring
@@ -50,8 +49,6 @@ QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in pa
 SERIES = {series.name: series for module in EXPORTED_BY.values() for series in series_of(module)}
 VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".+", "$__rate_interval": "20s", "$__range": "10m"}
 ITERATIONS = 4
-SCRAPES = 3
-"""In which a change of pools must be seen: one may just have been, and the service discovery is asked as often."""
 LEFT_OUT: set[str] = set()
 """Series that the dashboards don't show, on purpose."""
 
@@ -148,7 +145,7 @@ class Prometheus:
         """Present values of a query's series."""
         return [float(series["value"][1]) for series in self.ask("query", query=query)]
 
-    def until(self, true: Callable[[], bool], seconds: float = 60) -> None:
+    def until(self, true: Callable[[], bool], seconds: float = 180) -> None:
         limit = time.monotonic() + seconds
         while not true():
             assert time.monotonic() < limit
@@ -218,7 +215,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         evaluation = loop.evaluate(prompts[:3])
         ray.get(loop._controller.scale.remote(3, {"ocr": 1}))
         scaled = {"controller": 1, "rollout": 3, "learner": 1, "reward": 1}
-        prometheus.until(lambda: components(prometheus) == scaled, seconds=FORGET_SECONDS + SCRAPES * SCRAPE_SECONDS)
+        prometheus.until(lambda: components(prometheus) == scaled)
         for number in range(ITERATIONS + 1, 2 * ITERATIONS + 1):
             iterate(loop, number)
         everyone = f"count(branchgrpo_tasks_total > 0 and timestamp(branchgrpo_tasks_total) > {end})"
