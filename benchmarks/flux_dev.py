@@ -14,6 +14,7 @@ from ..proto.settings import LoraSettings, RolloutSettings
 from ..proto.transport import PartHeader, states_of
 from ..proto.tree import Conditioning, Subtree, Task
 from ..rollout_workers.policies.base import Network
+from ..rollout_workers.policies.flux import FluxPolicy
 from ..rollout_workers.worker import RolloutWorker
 
 PIXELS = 720
@@ -64,7 +65,9 @@ def count() -> Counted:
         parameters, full_bytes = sum(p.numel() for p in whole), sum(p.nbytes for p in whole)
         network.requires_grad_(False)
         lora = LoraSettings()
-        network.add_adapter(LoraConfig(r=lora.rank, target_modules=list(lora.target_modules)))
+        network.add_adapter(
+            LoraConfig(r=lora.rank, target_modules=lora.target_modules or list(FluxPolicy.lora_modules))
+        )
         adapters = [p for p in network.parameters() if p.requires_grad]
         vae = AutoencoderKL(
             down_block_types=["DownEncoderBlock2D"] * 4,

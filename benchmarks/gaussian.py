@@ -68,6 +68,11 @@ class GaussianPolicy:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return torch.zeros(len(latents), 1, 1, 3)
 
+    encoding = "gaussian"
+
+    def release_encoders(self) -> None:
+        """There are none."""
+
     def checkpoint_gradients(self) -> None:
         raise NotImplementedError
 

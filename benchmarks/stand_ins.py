@@ -37,7 +37,7 @@ class InstantPolicy(FluxPolicy):
         return -latents.float()
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return torch.full((len(latents), self._settings.height, self._settings.width, 3), 0.5)
+        return torch.full((len(latents), self.settings.height, self.settings.width, 3), 0.5)
 
 
 class SleepingPolicy(InstantPolicy):

@@ -66,7 +66,7 @@ class Runner:
         """One rollout and one update, timed. The advantages come from random scores, so that no edge has none."""
         variant, schedule = self.variant, self.variant.schedule
         prompts = tuple(f"{i:03d}" for i in range(variant.trees))
-        self._worker.encode(prompts)
+        self._worker.embeddings.of(prompts)
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
         gc.collect()
         self._decoder.seconds, start = 0.0, time.perf_counter()

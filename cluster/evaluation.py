@@ -31,7 +31,7 @@ class Evaluation:
     prompts: Sequence[str]
     """Of each picture."""
     media: npt.NDArray[np.uint8]
-    """uint8 [n, height, width, 3]."""
+    """uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
     rewards: dict[str, npt.NDArray[np.float64]]
     """By reward, float64 [n]."""
 

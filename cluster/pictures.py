@@ -14,6 +14,8 @@ from ..proto.files import whole
 from .evaluation import Evaluation
 
 matplotlib.use("Agg")
+CLIP_MILLISECONDS = 62
+"""For which each frame of a clip is shown: Wan makes 16 a second."""
 
 
 def before_after(
@@ -31,7 +33,7 @@ def before_after(
         for i, prompt in enumerate(evaluation.prompts):
             firsts.setdefault(prompt, i)
         for axis, (prompt, i) in zip(axes, firsts.items(), strict=False):
-            axis.imshow(evaluation.media[i], interpolation="nearest")
+            axis.imshow(still(evaluation.media[i]), interpolation="nearest")
             axis.set_title(f"{_short(prompt)}  {evaluation.rewards[reward][i]:.2f}", fontsize=7, pad=2)
     _save(figure, path)
 
@@ -57,12 +59,23 @@ def reward_curve(
 
 
 def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree."""
+    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree, or clips."""
     from diffusers.utils import make_image_grid  # takes seconds to import, and most of the time nobody asks
 
-    pictures = [Image.fromarray(leaf) for tree in media for leaf in tree]
+    pictures = [Image.fromarray(still(leaf)) for tree in media for leaf in tree]
     with whole(path) as temporary:
         make_image_grid(pictures, rows=len(media), cols=len(media[0])).save(temporary, format="PNG")
+
+
+def still(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """A picture as it is; of a clip the frame in its middle."""
+    return picture if picture.ndim == 3 else picture[len(picture) // 2]
+
+
+def save_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
+    """A picture as PNG; a clip as an animated one, which loses nothing either."""
+    frames = [Image.fromarray(frame) for frame in (picture[None] if picture.ndim == 3 else picture)]
+    frames[0].save(path, save_all=len(frames) > 1, append_images=frames[1:], duration=CLIP_MILLISECONDS, loop=0)
 
 
 def _short(prompt: str) -> str:

@@ -4,7 +4,6 @@ import json
 from pathlib import Path
 
 import safetensors.torch
-from PIL import Image
 
 from ..proto.errors import InputError
 from ..proto.files import whole
@@ -38,7 +37,7 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
         lines = []
         for i, (prompt, picture) in enumerate(zip(evaluation.prompts, evaluation.media, strict=True)):
             name = f"pictures/{i:06d}.png"
-            Image.fromarray(picture).save(temporary / name)
+            pictures.save_picture(temporary / name, picture)
             scores = {reward: float(values[i]) for reward, values in evaluation.rewards.items()}
             lines.append(json.dumps({"prompt": prompt, "picture": name, **scores}))
         (temporary / "scores.jsonl").write_text("\n".join(lines) + "\n")

@@ -15,7 +15,7 @@ from typing import Literal
 import numpy as np
 import numpy.typing as npt
 
-Kernel = Literal["ode", "dpm", "dance", "flow", "cps"]
+Kernel = Literal["ode", "dpm", "dance", "flow", "cps", "ddim"]
 DETERMINISTIC: tuple[Kernel, ...] = ("ode", "dpm")
 IntArray = npt.NDArray[np.int64]
 
@@ -46,8 +46,8 @@ class Step:
             raise ValueError(f"stride is {self.stride}; a step goes down by at least 1 noise level")
         if self.stochastic and not self.eta > 0:
             raise ValueError(f"eta is {self.eta}; the stochastic kernel '{self.kernel}' needs a value above 0")
-        if self.kernel == "cps" and self.eta > 1:
-            raise ValueError(f"eta is {self.eta}; the kernel 'cps' takes values up to 1")
+        if self.kernel in ("cps", "ddim") and self.eta > 1:
+            raise ValueError(f"eta is {self.eta}; the kernel '{self.kernel}' takes values up to 1")
         if self.children > 1 and not self.stochastic:
             raise ValueError("a split needs a stochastic kernel: the children of a deterministic step would be equal")
         if self.trained and not self.stochastic:

@@ -14,20 +14,21 @@ from .arrays import decode, encode
 class ScoreRequest:
     """Media to be scored by some rewards.
 
-    Raises ValueError for media that are not uint8 pictures, or whose number is not that of the prompts.
+    Raises ValueError for media that are not uint8 pictures or clips, or whose number is not that of the prompts.
     """
 
     media: npt.NDArray[np.uint8]
-    """Pictures, uint8 [n, height, width, 3]."""
+    """Pictures, uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
     prompts: Sequence[str]
     rewards: Sequence[str]
     """Names of the rewards asked for."""
     id: str = ""
 
     def __post_init__(self) -> None:
-        if self.media.dtype != np.uint8 or self.media.ndim != 4 or self.media.shape[-1] != 3:
+        if self.media.dtype != np.uint8 or self.media.ndim not in (4, 5) or self.media.shape[-1] != 3:
             raise ValueError(
-                f"media is {self.media.dtype} {list(self.media.shape)}; it must be uint8 [n, height, width, 3]"
+                f"media is {self.media.dtype} {list(self.media.shape)}; it must be uint8 [n, height, width, 3], or "
+                "[n, frames, height, width, 3] for clips"
             )
         if len(self.media) != len(self.prompts):
             raise ValueError(f"{len(self.media)} media came with {len(self.prompts)} prompts")

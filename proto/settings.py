@@ -54,14 +54,23 @@ class PolicySettings(Settings):
     """Height of the pictures, pixels."""
     width: PositiveInt = 720
     """Width of the pictures, pixels."""
+    frames: PositiveInt = 1
+    """Frames of a clip, for video models."""
     guidance_scale: float = 3.5
-    """Embedded guidance, for models that take it (FLUX.1-dev)."""
+    """Embedded guidance, for models that take it (FLUX.1-dev); for others classifier-free guidance, which takes every
+    state through the network twice. 1 is none."""
+    negative_prompt: str = ""
+    """What classifier-free guidance leads away from."""
+    shift: PositiveFloat | None = None
+    """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
     max_sequence_length: PositiveInt = 512
     """Length to which the T5 encoder pads or cuts a prompt, tokens."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and learner alike."""
     device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    compile: bool = False
+    """Compile the network (`torch.compile`): faster forward passes after minutes of compiling; needs a C++ compiler."""
     adapter: str | None = None
     """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""
 
@@ -120,8 +129,8 @@ class ScheduleSettings(Settings):
     """Iterations between two moves of the window."""
     window_end: Literal["stay", "restart"] | None = None
     """What the window does at the end: stay there, or begin anew."""
-    kernel: Literal["dance", "flow", "cps"] | None = None
-    """Transition of the stochastic steps, as in DanceGRPO, Flow-GRPO and coefficient-preserving sampling."""
+    kernel: Literal["dance", "flow", "cps", "ddim"] | None = None
+    """Transition of the stochastic steps, as in DanceGRPO, Flow-GRPO, coefficient-preserving sampling, and DDIM."""
     eta: PositiveFloat | None = None
     """Noise level of the stochastic steps."""
     sde_steps: list[int] | None = None
@@ -166,6 +175,9 @@ class RolloutSettings(Settings):
     trees_in_flight: PositiveInt | None = None
     """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
     a window and a task where it is less."""
+    embeddings: Path | None = None
+    """Folder in which embeddings of prompts are kept from run to run, of any models; null keeps the newest in memory
+    only. `~` is the home folder."""
     latents_precision: Precision = "float32"
     """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
 
@@ -264,8 +276,9 @@ class LoraSettings(Settings):
     """Rank of the adapters."""
     alpha: PositiveFloat = 64
     """Scale of the adapters, divided by the rank."""
-    target_modules: list[str] = ["to_q", "to_k", "to_v", "to_out.0"]
-    """Names (or ends of names) of the linear layers that get an adapter."""
+    target_modules: list[str] | None = None
+    """Names (or ends of names) of the linear layers that get an adapter; null for those of the model's attention, and
+    whatever else is usual in its family."""
 
 
 class OptimizerSettings(Settings):

@@ -49,7 +49,7 @@ class Subtree:
     leaves: IntArray
     """Numbers of the finished leaves, int64 [m]; a subset of `nodes`."""
     media: npt.NDArray[np.uint8]
-    """Decoded leaves, uint8 [m, height, width, 3]."""
+    """Decoded leaves, uint8 [m, height, width, 3], or clips [m, frames, height, width, 3]."""
     conditioning: Conditioning | None = None
     """The prompt's conditioning, in the first part of a tree only."""
     diversity: float | None = None

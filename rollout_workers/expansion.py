@@ -17,7 +17,7 @@ from ..proto.tensors import KeptForward
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Subtree, Task
 from .diversity import Diversity
-from .kernels import Transitions
+from .kernels import Transitions, size
 from .noise import Stream, gaussian, sibling_noise
 from .policies.base import Policy, collate
 
@@ -94,18 +94,19 @@ class _Growth:
         """The roots of all trees."""
         trees, roots = len(self.task.trees), self.schedule.roots
         tree, index = np.repeat(np.arange(trees), roots), np.tile(np.arange(roots), trees)
-        frontier = _Frontier(0, tree, index, self._noise(0, tree, index, Stream.START).to(self.storage))
+        noise = size(float(self.transitions.sigma[0])) * self._noise(0, tree, index, Stream.START)
+        frontier = _Frontier(0, tree, index, noise.to(self.storage))
         self._note(frontier, torch.zeros(len(tree)))
         return frontier
 
     def grow(self, frontier: _Frontier) -> Iterator[Subtree]:
         if frontier.depth == len(self.schedule.steps):
             yield from self._finish(frontier)
-        elif (size := len(frontier.states)) > (limit := self.settings.batch_limit):
-            for begin in range(0, size, limit):
+        elif (rows := len(frontier.states)) > (limit := self.settings.batch_limit):
+            for begin in range(0, rows, limit):
                 yield from self.grow(frontier.part(begin, begin + limit))
         else:
-            with span("forward", rows=size, depth=frontier.depth):
+            with span("forward", rows=rows, depth=frontier.depth):
                 children = self._step(frontier)
             yield from self.grow(children)
 

@@ -31,15 +31,16 @@ class Transition:
 
 
 def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: float) -> Transition:
-    """Coefficients of `kernel` for the step from noise level `s` to `s_next` (METHOD: Flow-GRPO, DanceGRPO, CPS).
+    """Coefficients of `kernel` for the step from noise level `s` to `s_next` (Flow-GRPO, DanceGRPO, CPS, DDIM).
 
     `s_second` is the schedule's second noise level, which `flow` takes for s where 1 - s would be 0.
     """
     ds = s_next - s
     if kernel in DETERMINISTIC:
         return Transition(1.0, ds)
-    if kernel == "cps":
-        std = s_next * math.sin(eta * math.pi / 2)
+    if kernel in ("cps", "ddim"):
+        # The clean state, and noise of which a part is new.
+        std = s_next * math.sin(eta * math.pi / 2) if kernel == "cps" else _ddim_deviation(s, s_next, eta)
         kept = math.sqrt(s_next**2 - std**2)
         return Transition((1 - s_next) + kept, -(1 - s_next) * s + kept * (1 - s), std)
     # `dance` and `flow` add eta^2/2 * score * ds to the ODE's drift, with score = -(x + (1 - s) * v) / s;
@@ -47,6 +48,17 @@ def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: fl
     level = eta if kernel == "dance" else eta * math.sqrt(s / (1 - (s_second if s == 1 else s)))
     push = level**2 * ds / (2 * s)
     return Transition(1 + push, ds + push * (1 - s), level * math.sqrt(-ds))
+
+
+def _ddim_deviation(s: float, s_next: float, eta: float) -> float:
+    """DDIM's sigma (arXiv 2010.02502, eq. 16). Its states are ours over `size`, so that their squares add up to 1."""
+    share, share_next = ((1 - level) ** 2 / size(level) ** 2 for level in (s, s_next))
+    return eta * math.sqrt((1 - share_next) / (1 - share) * (1 - share / share_next)) * size(s_next)
+
+
+def size(s: float) -> float:
+    """Deviation of a state at noise level `s` if that of clean states is 1: 1 at the levels 1 and 0."""
+    return math.sqrt((1 - s) ** 2 + s**2)
 
 
 def multistep(s_before: float, s: float, s_next: float) -> Transition:

@@ -1,18 +1,15 @@
 """The rollout worker: a policy, and one task at a time."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
-from functools import lru_cache
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from ..proto.settings import RolloutSettings
 from ..proto.tensors import KeptForward
-from ..proto.tree import Conditioning, Subtree, Task
+from ..proto.tree import Subtree, Task
 from .expansion import expand
 from .policies.base import Policy, load_weights
-
-ENCODED_PROMPTS = 256
-"""Prompts whose conditioning is kept; FLUX.1-dev's takes 4 MB."""
+from .policies.embeddings import Embeddings
 
 
 class RolloutWorker:
@@ -22,7 +19,7 @@ class RolloutWorker:
         """Forward passes whose rows are trained are added to `kept`, if it is given, for a learner in this process."""
         self.policy, self.settings, self.kept = policy, settings, kept
         self.weights_version = 0
-        self._encode = lru_cache(maxsize=ENCODED_PROMPTS)(policy.encode)
+        self.embeddings = Embeddings(policy, settings.embeddings)
 
     def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[Subtree]:
         """Parts of the task's trees as they finish; `observe` is told the rows of every forward pass.
@@ -33,11 +30,7 @@ class RolloutWorker:
             raise ValueError(
                 f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
             )
-        return expand(self.policy, task, self.encode(task.prompts), self.settings, observe, self.kept)
-
-    def encode(self, prompts: Sequence[str]) -> list[Conditioning]:
-        """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""
-        return [self._encode(prompt) for prompt in prompts]
+        return expand(self.policy, task, self.embeddings.of(task.prompts), self.settings, observe, self.kept)
 
     def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Take over published weights."""

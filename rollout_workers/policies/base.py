@@ -27,10 +27,17 @@ class Policy(Protocol):
         """Shape of one state, without a batch dimension."""
 
     def sigmas(self, steps: int) -> list[float]:
-        """Noise levels of a sampling run, steps + 1 numbers that fall from 1 to 0."""
+        """Noise levels of a sampling run, steps + 1 numbers that fall from 1 to 0 (or nearly so)."""
+
+    @property
+    def encoding(self) -> str:
+        """Names what `encode` depends on beside the prompt; a file name."""
 
     def encode(self, prompt: str) -> Conditioning:
-        """What the network needs to know of the prompt."""
+        """What the network needs to know of the prompt. Takes text encoders to the device."""
+
+    def release_encoders(self) -> None:
+        """Take text encoders from the device: no prompt is to be encoded in a while."""
 
     def velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
@@ -42,7 +49,7 @@ class Policy(Protocol):
         """
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in [0, 1], float32 [rows, height, width, 3]."""
+        """Pictures in [0, 1], float32 [rows, height, width, 3], or clips [rows, frames, height, width, 3]."""
 
     def checkpoint_gradients(self) -> None:
         """Have the network recompute activations in the backward pass."""
@@ -51,7 +58,8 @@ class Policy(Protocol):
         """Freeze the network and give it adapters, drawn from torch's global generator."""
 
     def save(self, folder: Path) -> Path:
-        """Write what was trained in diffusers' own format and return where: transformer folder, or LoRA file."""
+        """Write what was trained in diffusers' own format and return where: network folder or LoRA file, or, of a
+        model with two networks, the folder that holds those of both."""
 
 
 def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:

@@ -16,7 +16,12 @@ if TYPE_CHECKING:
 
     from .base import Policy
 
-FAMILIES = {"FluxPipeline": f"{__package__}.flux:FluxPolicy"}
+FAMILIES = {
+    "FluxPipeline": f"{__package__}.flux:FluxPolicy",
+    "StableDiffusion3Pipeline": f"{__package__}.sd3:StableDiffusion3Policy",
+    "StableDiffusionPipeline": f"{__package__}.stable_diffusion:StableDiffusionPolicy",
+    "WanPipeline": f"{__package__}.wan:WanPolicy",
+}
 """diffusers' pipeline class -> `module:class` of its adapter. A new family is one file and one line here."""
 
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}

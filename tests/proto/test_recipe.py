@@ -47,7 +47,7 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("rollout.batch_limit=0", "rollout.batch_limit is 0: input should be greater than 0"),
         ("schedule.splits={15: 2}", "schedule: splits names step 15"),
         ("schedule.splits={3: 1}", "a split has at least 2"),
-        ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow' or 'cps'"),
+        ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow', 'cps' or 'ddim'"),
         ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
         ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),

@@ -5,7 +5,8 @@ import math
 import pytest
 import torch
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.kernels import Transitions, size, transition
+from diffusers import DDIMScheduler
 from torch.distributions import Normal
 
 SIGMAS = [1.0, 0.9, 0.7, 0.4, 0.15, 0.0]
@@ -39,6 +40,25 @@ def test_stochastic_kernels_follow_the_published_formulas(kernel: Kernel, step: 
     assert float(transitions.std[step]) == pytest.approx(std, rel=1e-6)
     density = Normal(mean, std).log_prob(child).mean(dim=(1, 2))
     torch.testing.assert_close(transitions.logprob(step, child, ours), density.float(), atol=1e-4, rtol=1e-5)
+
+
+@pytest.mark.parametrize("eta", [0.0, 0.4, 1.0])
+@pytest.mark.parametrize("prediction", ["epsilon", "v_prediction"])
+def test_ddim_is_that_of_diffusers_in_its_own_coordinates(eta: float, prediction: str) -> None:
+    """Theirs are ours over `size`, whose squares add up to 1; Euler's step is DDIM without noise."""
+    scheduler = DDIMScheduler(prediction_type=prediction, clip_sample=False, set_alpha_to_one=False)
+    scheduler.set_timesteps(10)
+    t = int(scheduler.timesteps[3])
+    shares = scheduler.alphas_cumprod[[t, int(scheduler.timesteps[4])]].double()
+    s, s_next = (shares.rsqrt().pow(2) - 1).sqrt().div((shares.rsqrt().pow(2) - 1).sqrt() + 1).tolist()
+    torch.manual_seed(0)
+    clean, noise, own = torch.randn(3, 2, 6, 4, dtype=torch.float64).unbind()
+    a, b = shares[0].sqrt(), (1 - shares[0]).sqrt()
+    predicted = noise if prediction == "epsilon" else a * noise - b * clean
+    theirs = scheduler.step(predicted, t, a * clean + b * noise, eta=eta, variance_noise=own).prev_sample
+    ours = transition("ddim" if eta else "ode", s, s_next, eta, s)
+    x, v = (1 - s) * clean + s * noise, noise - clean
+    torch.testing.assert_close((ours.a * x + ours.b * v + ours.std * own) / size(s_next), theirs, atol=1e-6, rtol=1e-6)
 
 
 def test_ode_is_euler() -> None:

@@ -1,0 +1,71 @@
+"""Prompts' embeddings: computed once, kept in memory and on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import OrderedDict
+from collections.abc import Sequence
+from pathlib import Path
+
+import safetensors.torch
+
+from ...proto.files import whole
+from ...proto.tree import Conditioning
+from .base import Policy
+
+IN_MEMORY = 256
+"""Prompts whose embeddings are kept in memory; FLUX.1-dev's take 4 MB each."""
+
+
+class Embeddings:
+    """A policy's conditionings by prompt. Text encoders are on the device only while new prompts are encoded.
+
+    On disk they lie in a folder that is named after what they depend on; several processes may share it.
+    """
+
+    def __init__(self, policy: Policy, folder: Path | None) -> None:
+        """`folder` None keeps them in memory only."""
+        self._policy, self._recent = policy, OrderedDict[str, Conditioning]()
+        self._folder = folder.expanduser() / policy.encoding if folder else None
+
+    def of(self, prompts: Sequence[str]) -> list[Conditioning]:
+        """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""
+        found = {prompt: self._known(prompt) for prompt in prompts}
+        if missing := [prompt for prompt, known in found.items() if known is None]:
+            for prompt in missing:
+                found[prompt] = encoded = self._policy.encode(prompt)
+                self._write(prompt, encoded)
+            self._policy.release_encoders()
+        every = {prompt: known for prompt, known in found.items() if known is not None}
+        for prompt, known in every.items():
+            self._recent[prompt] = known
+            self._recent.move_to_end(prompt)
+        while len(self._recent) > IN_MEMORY:
+            self._recent.popitem(last=False)
+        return [every[prompt] for prompt in prompts]
+
+    def _known(self, prompt: str) -> Conditioning | None:
+        if prompt in self._recent:
+            return self._recent[prompt]
+        path = self._path(prompt)
+        if path is None or not path.is_file():
+            return None
+        return safetensors.torch.load_file(path, device=str(self._policy.device))
+
+    def _write(self, prompt: str, conditioning: Conditioning) -> None:
+        if path := self._path(prompt):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            tensors = {name: value.cpu().contiguous() for name, value in conditioning.items()}
+            with whole(path) as temporary:
+                safetensors.torch.save_file(tensors, temporary)
+
+    def _path(self, prompt: str) -> Path | None:
+        name = hashlib.sha256(prompt.encode()).hexdigest()
+        return self._folder / name[:2] / f"{name}.safetensors" if self._folder else None
+
+
+def fingerprint(parts: Sequence[Path], *facts: object) -> str:
+    """Names files by their place, size and time, together with some facts."""
+    files = sorted(path for part in parts for path in part.rglob("*") if path.is_file())
+    seen = [(str(path.resolve()), path.stat().st_size, path.stat().st_mtime_ns) for path in files]
+    return hashlib.sha256(repr((seen, facts)).encode()).hexdigest()[:32]

@@ -1,0 +1,251 @@
+"""What policies over diffusers pipelines have in common; a family adds what is its own in a file beside this."""
+
+import json
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig, get_peft_model_state_dict
+
+from ...proto.errors import InputError
+from ...proto.settings import LoraSettings, PolicySettings
+from ...proto.tree import Conditioning
+from .base import Network
+from .embeddings import fingerprint
+
+NEGATIVE = "negative_"
+"""Before the names of the negative prompt's entries in a conditioning."""
+
+
+class PipelinePolicy:
+    """A diffusers pipeline as a policy. A family says how its network is called, and what surrounds it.
+
+    It defines `latent_shape`, `embed`, `predict` and `decode`, and where it differs what stands here.
+    """
+
+    pipeline_class: ClassVar[type[DiffusionPipeline]]
+    networks: ClassVar[tuple[str, ...]] = ("transformer",)
+    """The pipeline's parts that are trained."""
+    lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
+    """Layers that get an adapter if the recipe names none."""
+    absent: ClassVar[dict[str, Any]] = {}
+    """What the pipeline is loaded with instead of a part that is not used."""
+    classifier_free = True
+    """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
+
+    def __init__(
+        self, folder: Path, settings: PolicySettings, device: torch.device, *, network_only: bool = False
+    ) -> None:
+        """Loads the pipeline from `folder`, with `network_only` without autoencoder and text encoders.
+
+        Raises InputError for a pipeline that can't be loaded or a size it can't draw.
+        """
+        self.folder, self.settings, self.device = folder, settings, device
+        self.precision = getattr(torch, settings.precision)
+        absent = dict(self.absent)
+        if network_only:
+            parts = json.loads((folder / "model_index.json").read_text())
+            loaded = {name for name, value in parts.items() if isinstance(value, list)}
+            absent |= dict.fromkeys(loaded - {*self.networks, "scheduler"})
+        try:
+            self.pipeline = self.pipeline_class.from_pretrained(
+                folder,
+                dtype=self.precision,
+                local_files_only=True,
+                use_safetensors=True,  # of weights that are pickled nothing is loaded
+                **absent,
+            )
+            self.autoencoder = json.loads((folder / "vae" / "config.json").read_text())
+        except (OSError, ValueError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
+        self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
+        # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
+        self.network: Any = torch.nn.Module.to(self.find_network(), device, self.precision)
+        if settings.compile:
+            compile_network(self.network)
+        self._check_size()
+        for part in self.encoders.values():
+            part.requires_grad_(False)
+        if self.vae is not None:
+            self.vae.requires_grad_(False).to(device)
+
+    def find_network(self) -> torch.nn.Module:
+        """The loaded network."""
+        return getattr(self.pipeline, self.networks[0])
+
+    def scheduler(self, published: Any) -> Any:
+        """The scheduler to take noise levels from, in place of the `published` one."""
+        if self.settings.shift is None:
+            return published
+        return FlowMatchEulerDiscreteScheduler.from_config(
+            published.config, use_dynamic_shifting=False, shift=self.settings.shift
+        )
+
+    @property
+    def vae(self) -> Any:
+        """The autoencoder, None if it wasn't loaded."""
+        return self.pipeline.vae
+
+    @property
+    def encoders(self) -> dict[str, torch.nn.Module]:
+        """The text encoders that were loaded, by the pipeline's names."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+
+    @property
+    def grid(self) -> int:
+        """Height and width are multiples of this, pixels."""
+        return self.scale * self._patch
+
+    @property
+    def scale(self) -> int:
+        """Pixels along the side of a latent."""
+        return int(2 ** (len(self.autoencoder["block_out_channels"]) - 1))
+
+    @property
+    def _patch(self) -> int:
+        """Latents along the side of a token."""
+        return int(self.network.config.patch_size)
+
+    @property
+    def latent_size(self) -> tuple[int, int]:
+        """Rows and columns of latents."""
+        return self.settings.height // self.scale, self.settings.width // self.scale
+
+    @property
+    def guided(self) -> bool:
+        """Whether every state goes through the network twice: with the prompt, and with the negative one."""
+        return self.classifier_free and self.settings.guidance_scale != 1
+
+    def sigmas(self, steps: int) -> list[float]:
+        scheduler = self.pipeline.scheduler
+        config, mu = scheduler.config, None
+        if config.use_dynamic_shifting:
+            rows, columns = self.latent_size
+            tokens = (rows // self._patch) * (columns // self._patch)
+            limits = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
+            mu = calculate_shift(tokens, *limits)
+        scheduler.set_timesteps(steps, sigmas=self.even_levels(steps), mu=mu)
+        return [float(sigma) for sigma in scheduler.sigmas]
+
+    def even_levels(self, steps: int) -> Any:
+        """Noise levels before the shift, [steps], if they are not the scheduler's own."""
+        return None
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Conditioning:
+        for encoder in self.encoders.values():
+            encoder.to(self.device)
+        conditioning = self.embed(prompt)
+        if not self.guided:
+            return conditioning
+        return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
+
+    def release_encoders(self) -> None:
+        for encoder in self.encoders.values():
+            encoder.to("cpu")
+
+    @cached_property
+    def encoding(self) -> str:
+        """Names what `encode` depends on beside the prompt: encoders, length, precision, negative prompt."""
+        parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(("text_encoder", "tokenizer")))
+        settings = self.settings
+        return fingerprint(
+            parts,
+            type(self).__name__,
+            settings.max_sequence_length,
+            settings.precision,
+            settings.negative_prompt if self.guided else None,
+        )
+
+    @cached_property
+    def _negative(self) -> dict[str, torch.Tensor]:
+        return self.embed(self.settings.negative_prompt)
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """What the network gets of one prompt, each tensor without a batch dimension. Encoders are on the device."""
+        raise NotImplementedError
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Velocity without guidance, [rows, *latent_shape]; `latents` are in the network's precision."""
+        raise NotImplementedError
+
+    def velocity(
+        self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
+    ) -> torch.Tensor:
+        network = network or self.network
+        if not self.guided:
+            return self.predict(network, latents, sigma, conditioning)
+        own = {name: value for name, value in conditioning.items() if not name.startswith(NEGATIVE)}
+        both = {name: torch.cat([conditioning[NEGATIVE + name], value]) for name, value in own.items()}
+        twice = latents.repeat(2, *[1] * (latents.dim() - 1))
+        without, towards = self.predict(network, twice, sigma.repeat(2), both).float().chunk(2)
+        return without + self.settings.guidance_scale * (towards - without)
+
+    def draw(self, z: torch.Tensor) -> torch.Tensor:
+        """Pictures in [0, 1] of the autoencoder's own latents, float32 [rows, height, width, 3]."""
+        pictures = self.vae.decode(z.to(self.vae.dtype)).sample
+        return (pictures / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 1)
+
+    def checkpoint_gradients(self) -> None:
+        for network in self._networks.values():
+            network.enable_gradient_checkpointing()
+
+    def add_lora(self, settings: LoraSettings) -> None:
+        modules = settings.target_modules or list(self.lora_modules)
+        for network in self._networks.values():
+            network.requires_grad_(False)
+            adapters = LoraConfig(
+                r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, init_lora_weights="gaussian"
+            )
+            try:
+                network.add_adapter(adapters)
+            except ValueError as error:
+                raise InputError(f"learner.lora.target_modules is {modules}: {error}") from error
+
+    def save(self, folder: Path) -> Path:
+        paths = []
+        for number, (name, network) in enumerate(self._networks.items(), start=1):
+            if getattr(network, "peft_config", None):
+                # The second network's adapters go by the first one's name: diffusers loads them into either.
+                prefix, file = self.networks[0], f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
+                layers = {f"{prefix}_lora_layers": get_peft_model_state_dict(network)}
+                facts = _collate_lora_metadata({prefix: network})
+                self.pipeline_class.save_lora_weights(folder, weight_name=file, **layers, **facts)
+                paths.append(folder / file)
+            else:
+                network.save_pretrained(folder / name, safe_serialization=True)
+                paths.append(folder / name)
+        return paths[0] if len(paths) == 1 else folder
+
+    @property
+    def _networks(self) -> dict[str, Any]:
+        """The trained parts, by the pipeline's names."""
+        parts = {name: getattr(self.pipeline, name) for name in self.networks}
+        return {name: part for name, part in parts.items() if part is not None}
+
+    def _check_size(self) -> None:
+        for name, size in (("height", self.settings.height), ("width", self.settings.width)):
+            if size % self.grid:
+                raise InputError(f"policy.{name} is {size}; this model draws multiples of {self.grid}")
+        if self.settings.frames != 1:
+            self.check_frames()
+
+    def check_frames(self) -> None:
+        """Raises InputError for a number of frames (more than one) that the model can't make."""
+        raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
+
+
+def compile_network(network: Any) -> None:
+    """Have torch compile the blocks of which the network is made, or all of it, at its first call."""
+    if getattr(network, "_repeated_blocks", None):
+        network.compile_repeated_blocks(dynamic=True)
+    else:
+        network.compile(dynamic=True)

@@ -1,0 +1,48 @@
+"""Stable Diffusion 3 and 3.5, medium and large."""
+
+import torch
+from diffusers import StableDiffusion3Pipeline
+
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy
+
+
+class StableDiffusion3Policy(PipelinePolicy):
+    """`StableDiffusion3Pipeline`. A state is the latents of one picture, [channels, rows, columns]."""
+
+    pipeline_class = StableDiffusion3Pipeline
+    lora_modules = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.network.config.in_channels, *self.latent_size
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt,
+            None,
+            None,
+            device=self.device,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.settings.max_sequence_length,
+        )
+        return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0]}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        return network(
+            hidden_states=latents.to(self.precision),
+            timestep=sigma * self.pipeline.scheduler.config.num_train_timesteps,
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            pooled_projections=conditioning["pooled_prompt_embeds"],
+            return_dict=False,
+        )[0]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return self.draw(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor)

@@ -1,0 +1,94 @@
+"""Stable Diffusion 1.5 and its like: a UNet that predicts the noise, or v.
+
+Its states are kept in the coordinates of rectified flow, so that every kernel and solver serves it as it serves a flow
+model. Where diffusers has x = a * x0 + b * noise with a^2 + b^2 = 1, ours is x / (a + b) = (1 - s) * x0 + s * noise
+with s = b / (a + b). DDIM without noise is Euler's step there, and the kernel `ddim` is DDIM with it.
+"""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import DDIMScheduler, StableDiffusionPipeline
+
+from ...proto.errors import InputError
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy
+
+
+class StableDiffusionPolicy(PipelinePolicy):
+    """`StableDiffusionPipeline`. A state is the latents of one picture, [channels, rows, columns]."""
+
+    pipeline_class = StableDiffusionPipeline
+    networks = ("unet",)
+    absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
+    _patch = 1
+
+    def scheduler(self, published: Any) -> Any:
+        if self.settings.shift is not None:
+            raise InputError(f"policy.shift is {self.settings.shift}; this model has noise levels of its own, null")
+        scheduler = DDIMScheduler.from_config(published.config, clip_sample=False)
+        if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
+            raise InputError(
+                f"policy.pretrained predicts '{scheduler.config.prediction_type}'; what is known is epsilon and "
+                "v_prediction"
+            )
+        return scheduler
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        return self.network.config.in_channels, *self.latent_size
+
+    def sigmas(self, steps: int) -> list[float]:
+        self.pipeline.scheduler.set_timesteps(steps)
+        return [float(s) for s in (*self._levels[self.pipeline.scheduler.timesteps], self._last_level)]
+
+    @property
+    def _levels(self) -> torch.Tensor:
+        """Noise level of each timestep of the training, float64 [timesteps]."""
+        return _level(self.pipeline.scheduler.alphas_cumprod.double())
+
+    @property
+    def _last_level(self) -> torch.Tensor:
+        """Noise level of the leaves, which needn't be quite 0."""
+        return _level(self.pipeline.scheduler.final_alpha_cumprod.double())
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        embeds, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
+        return {"prompt_embeds": embeds[0]}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        s = sigma.reshape(-1, 1, 1, 1)
+        size = torch.sqrt((1 - s) ** 2 + s**2)
+        a, b, x = (1 - s) / size, s / size, latents.float() / size
+        predicted = network(
+            x.to(self.precision),
+            self._timesteps(sigma),
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            return_dict=False,
+        )[0].float()
+        if self.pipeline.scheduler.config.prediction_type == "epsilon":
+            return predicted - (x - b * predicted) / a
+        return (a * predicted + b * x) - (a * x - b * predicted)
+
+    def _timesteps(self, sigma: torch.Tensor) -> torch.Tensor:
+        """The timestep of each noise level, int64 [rows]."""
+        nearest = np.searchsorted(_middles(self._levels.numpy()), sigma.double().cpu().numpy())
+        return torch.as_tensor(nearest, device=sigma.device)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        s = self._last_level.to(latents)
+        return self.draw(latents / torch.sqrt((1 - s) ** 2 + s**2) / self.vae.config.scaling_factor)
+
+
+def _level(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    a, b = alphas_cumprod.sqrt(), (1 - alphas_cumprod).sqrt()
+    return b / (a + b)
+
+
+def _middles(values: np.ndarray) -> np.ndarray:
+    return (values[1:] + values[:-1]) / 2

@@ -1,0 +1,122 @@
+"""Wan 2.1 and 2.2, text to video: a leaf is a clip."""
+
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+
+from ...proto.errors import InputError
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy
+
+
+class WanPolicy(PipelinePolicy):
+    """`WanPipeline`. A state is the latents of one clip, [channels, frames, rows, columns].
+
+    The published scheduler is a multistep solver; noise levels are taken from Euler's with the same shift.
+    """
+
+    pipeline_class = WanPipeline
+    networks = ("transformer", "transformer_2")
+    lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+
+    def find_network(self) -> torch.nn.Module:
+        first, second = self.pipeline.transformer, self.pipeline.transformer_2
+        if second is None:
+            return first
+        return Experts(first, second, self.pipeline.config.boundary_ratio * self._timesteps)
+
+    def scheduler(self, published: Any) -> Any:
+        own = published.config.get("flow_shift", published.config.get("shift", 1.0))
+        shift = own if self.settings.shift is None else self.settings.shift
+        return FlowMatchEulerDiscreteScheduler(shift=shift)
+
+    @property
+    def _timesteps(self) -> int:
+        return int(self.pipeline.scheduler.config.num_train_timesteps)
+
+    @property
+    def scale(self) -> int:
+        return int(self.autoencoder.get("scale_factor_spatial", 8))
+
+    @property
+    def _patch(self) -> int:
+        return int(self.pipeline.transformer.config.patch_size[1])
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        frames = (self.settings.frames - 1) // self._frame_scale + 1
+        return self.pipeline.transformer.config.in_channels, frames, *self.latent_size
+
+    @property
+    def _frame_scale(self) -> int:
+        return int(self.autoencoder.get("scale_factor_temporal", 4))
+
+    def check_frames(self) -> None:
+        if (self.settings.frames - 1) % self._frame_scale:
+            raise InputError(
+                f"policy.frames is {self.settings.frames}; this model makes one frame more than a multiple of "
+                f"{self._frame_scale}"
+            )
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        embeds, _ = self.pipeline.encode_prompt(
+            prompt,
+            do_classifier_free_guidance=False,
+            max_sequence_length=self.settings.max_sequence_length,
+            device=self.device,
+        )
+        return {"prompt_embeds": embeds[0].to(self.precision)}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        timestep = sigma * self._timesteps
+        if self.pipeline.config.expand_timesteps:  # Wan 2.2 5B: one for every token
+            tokens = latents[0, 0].numel() // self._patch**2
+            timestep = timestep[:, None].expand(-1, tokens)
+        return network(
+            hidden_states=latents.to(self.precision),
+            timestep=timestep,
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            return_dict=False,
+        )[0]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Clips in [0, 1], float32 [rows, frames, height, width, 3]."""
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        clips = self.vae.decode((latents.float() * std + mean).to(self.vae.dtype)).sample
+        return (clips / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 4, 1)
+
+
+class Experts(torch.nn.Module):
+    """Wan 2.2's two networks as one: the first for rows of timestep `boundary` and above, the second for the rest."""
+
+    def __init__(self, high: torch.nn.Module, low: torch.nn.Module, boundary: float) -> None:
+        super().__init__()
+        self.high, self.low, self.boundary = high, low, boundary
+
+    def forward(
+        self, hidden_states: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **more: Any
+    ) -> tuple[torch.Tensor]:
+        above = timestep.reshape(len(timestep), -1)[:, 0] >= self.boundary
+        velocity = torch.empty_like(hidden_states)
+        for network, own in ((self.high, above), (self.low, ~above)):
+            if own.any():
+                rows = (hidden_states[own], timestep[own], encoder_hidden_states[own])
+                velocity[own] = network(*rows, **more)[0]
+        return (velocity,)
+
+    def enable_adapters(self) -> None:
+        for network in (self.high, self.low):
+            network.enable_adapters()  # type: ignore[operator]
+
+    def disable_adapters(self) -> None:
+        for network in (self.high, self.low):
+            network.disable_adapters()  # type: ignore[operator]

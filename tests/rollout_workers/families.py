@@ -1,0 +1,195 @@
+"""Small random pipelines of each family, of diffusers' own classes and in the published layout of folders."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer, new_pipeline
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLWan,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    FluxTransformer2DModel,
+    PNDMScheduler,
+    SD3Transformer2DModel,
+    StableDiffusion3Pipeline,
+    StableDiffusionPipeline,
+    UNet2DConditionModel,
+    UniPCMultistepScheduler,
+    WanPipeline,
+    WanTransformer3DModel,
+)
+from transformers import (
+    ByT5Tokenizer,
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTextModelWithProjection,
+    T5Config,
+    T5EncoderModel,
+    UMT5Config,
+    UMT5EncoderModel,
+)
+
+
+def flux(*, dev: bool) -> DiffusionPipeline:
+    pipeline = new_pipeline()
+    transformer = FluxTransformer2DModel(
+        patch_size=1,
+        in_channels=16,
+        num_layers=1,
+        num_single_layers=1,
+        attention_head_dim=8,
+        num_attention_heads=2,
+        joint_attention_dim=96,
+        pooled_projection_dim=64,
+        guidance_embeds=dev,
+        axes_dims_rope=(2, 2, 4),
+    )
+    shift = {"use_dynamic_shifting": True, "shift": 3.0} if dev else {"shift": 1.0}
+    pipeline.vae.register_to_config(scaling_factor=0.36, shift_factor=0.12)
+    pipeline.register_modules(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**shift))
+    return pipeline
+
+
+def stable_diffusion_3() -> DiffusionPipeline:
+    return StableDiffusion3Pipeline(
+        transformer=SD3Transformer2DModel(
+            sample_size=8,
+            patch_size=2,
+            in_channels=4,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=8,
+            num_attention_heads=2,
+            joint_attention_dim=32,
+            caption_projection_dim=16,
+            pooled_projection_dim=32,
+            pos_embed_max_size=16,
+            dual_attention_layers=(0,),
+            qk_norm="rms_norm",
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=CLIPTextModelWithProjection(_clip(16)),
+        tokenizer=_character_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip(16)),
+        tokenizer_2=_character_tokenizer(),
+        text_encoder_3=T5EncoderModel(T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
+        tokenizer_3=ByT5Tokenizer(extra_ids=0),
+    )
+
+
+def stable_diffusion(*, prediction: str) -> DiffusionPipeline:
+    return StableDiffusionPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
+            up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=2,
+            cross_attention_dim=16,
+        ),
+        scheduler=PNDMScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            skip_prk_steps=True,
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
+        vae=_vae(4, scaling_factor=0.18215),
+        text_encoder=CLIPTextModel(_clip(16)),
+        tokenizer=_character_tokenizer(),
+        safety_checker=None,
+        feature_extractor=None,
+        requires_safety_checker=False,
+    )
+
+
+def wan(*, experts: bool = False, expand_timesteps: bool = False) -> DiffusionPipeline:
+    def transformer() -> WanTransformer3DModel:
+        return WanTransformer3DModel(
+            patch_size=(1, 2, 2),
+            num_attention_heads=2,
+            attention_head_dim=12,
+            in_channels=16,
+            out_channels=16,
+            text_dim=32,
+            freq_dim=32,
+            ffn_dim=32,
+            num_layers=2,
+            cross_attn_norm=True,
+            qk_norm="rms_norm_across_heads",
+            rope_max_seq_len=32,
+        )
+
+    return WanPipeline(
+        tokenizer=ByT5Tokenizer(extra_ids=0),
+        text_encoder=UMT5EncoderModel(
+            UMT5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
+        ),
+        vae=AutoencoderKLWan(
+            base_dim=3, z_dim=16, dim_mult=[1, 1, 1, 1], num_res_blocks=1, temperal_downsample=[False, True, True]
+        ),
+        scheduler=UniPCMultistepScheduler(prediction_type="flow_prediction", use_flow_sigmas=True, flow_shift=3.0),
+        transformer=transformer(),
+        transformer_2=transformer() if experts else None,
+        boundary_ratio=0.875 if experts else None,
+        expand_timesteps=expand_timesteps,
+    )
+
+
+def _vae(channels: int, **more: Any) -> AutoencoderKL:
+    return AutoencoderKL(
+        down_block_types=("DownEncoderBlock2D",) * 2,
+        up_block_types=("UpDecoderBlock2D",) * 2,
+        block_out_channels=(8, 16),
+        latent_channels=channels,
+        norm_num_groups=4,
+        **more,
+    )
+
+
+def _clip(width: int) -> CLIPTextConfig:
+    tokenizer = _character_tokenizer()
+    return CLIPTextConfig(
+        vocab_size=len(tokenizer),
+        hidden_size=width,
+        intermediate_size=2 * width,
+        projection_dim=width,
+        num_hidden_layers=2,
+        num_attention_heads=2,
+        max_position_embeddings=tokenizer.model_max_length,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.eos_token_id,
+    )
+
+
+FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
+    "FLUX.1-dev": lambda: flux(dev=True),
+    "FLUX.1-schnell": lambda: flux(dev=False),
+    "SD3.5": stable_diffusion_3,
+    "SD1.5": lambda: stable_diffusion(prediction="epsilon"),
+    "SD2.1 (v)": lambda: stable_diffusion(prediction="v_prediction"),
+    "Wan 2.1": wan,
+    "Wan 2.2 14B": lambda: wan(experts=True),
+    "Wan 2.2 5B": lambda: wan(expand_timesteps=True),
+}
+
+
+def saved(name: str, folder: Path) -> Path:
+    """The pipeline of a family in `folder`."""
+    torch.manual_seed(0)
+    pipeline = FAMILIES[name]()
+    for part in ("transformer", "transformer_2", "unet"):
+        for parameter in getattr(pipeline, part, None).parameters() if getattr(pipeline, part, None) else ():
+            torch.nn.init.normal_(parameter, std=0.1)  # zero-initialised layers would hide what goes through them
+    pipeline.save_pretrained(folder)
+    return folder

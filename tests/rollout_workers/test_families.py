@@ -1,0 +1,165 @@
+"""Each family of models against plain diffusers: what is drawn, what is trained, what is exported."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from branchgrpo.cluster.plain import PlainLoop
+from branchgrpo.learner.advantages import edge_weights
+from branchgrpo.learner.credit import Credit
+from branchgrpo.learner.objective import edge_logprobs
+from branchgrpo.learner.rows import micro_batches, pick_rows
+from branchgrpo.proto.schedule import ode_schedule, tree_schedule
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.noise import Stream, gaussian
+from branchgrpo.rollout_workers.policies.base import Policy, trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from families import FAMILIES, saved
+
+STEPS = 6
+PROMPTS = ("123", "456")
+COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}}
+
+
+@pytest.fixture(scope="session")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    return {name: saved(name, tmp_path_factory.mktemp("family") / "pipeline") for name in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def settings(request: pytest.FixtureRequest, folders: dict[str, Path]) -> PolicySettings:
+    """With guidance."""
+    return PolicySettings(
+        pretrained=str(folders[request.param]),
+        height=16,
+        width=32,
+        frames=5 if "Wan" in request.param else 1,
+        guidance_scale=3.0,
+        negative_prompt="9",
+        max_sequence_length=6,
+        precision="float32",
+        device="cpu",
+    )
+
+
+def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.ndarray:
+    """What plain diffusers draws from the starts, in [0, 1]."""
+    config, video = pipeline.scheduler.config, settings.frames > 1
+    if hasattr(pipeline, "unet"):
+        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    elif video:
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)
+    elif settings.shift:
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+            config, use_dynamic_shifting=False, shift=settings.shift
+        )
+    flux, unet = "Flux" in type(pipeline).__name__, hasattr(pipeline, "unet")
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        list(PROMPTS),
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=STEPS,
+        guidance_scale=settings.guidance_scale,
+        latents=starts,
+        output_type="np",
+        **({} if flux else {"negative_prompt": [settings.negative_prompt] * len(PROMPTS)}),
+        **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
+        **({"num_frames": settings.frames} if video else {}),
+    )
+    return np.asarray(drawn.frames if video else drawn.images)
+
+
+def starts(policy: Policy, seed: int) -> torch.Tensor:
+    return torch.stack([gaussian(seed, 0, i, 0, Stream.START, policy.latent_shape) for i in range(len(PROMPTS))])
+
+
+@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"shift": 2.0}], ids=["guided", "plain", "shift"])
+def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str, Any]) -> None:
+    settings = settings.model_copy(update=changes)
+    pipeline = DiffusionPipeline.from_pretrained(settings.pretrained)
+    if "shift" in changes and hasattr(pipeline, "unet"):
+        pytest.skip("its noise levels are not shifted")
+    policy = load_policy(settings)
+    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
+    ours = policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
+    reference = theirs(pipeline, settings, starts(policy, 5))
+    assert reference.std() > 0.01
+    np.testing.assert_allclose(ours, reference, atol=1e-4)
+    if policy.guided:
+        without = settings.model_copy(update={"negative_prompt": "0"})
+        other = list(RolloutWorker(load_policy(without), RolloutSettings()).sample(task))
+        assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
+
+
+def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Callable[..., list[Tree]]) -> None:
+    policy = load_policy(settings)
+    for kernel in ("dance", "ddim") if hasattr(policy.pipeline, "unet") else ("dance", "flow"):
+        schedule = tree_schedule(STEPS, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
+        trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=4), prompts=PROMPTS)
+        transitions = Transitions.of(schedule, policy.sigmas(STEPS))
+        everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
+        for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
+            with torch.no_grad():
+                logprobs = edge_logprobs(policy, transitions, batch)
+            assert (logprobs - batch.logprobs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["full", "lora"])
+def test_an_update_trains_the_network_alone_and_its_export_draws_the_same(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    run = run_settings(
+        {
+            "policy": settings.model_dump(),
+            "schedule": {"steps": STEPS, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "rewards": COUNTING,
+            "prompts.per_iteration": 2,
+            "learner.updates_per_iteration": 1,
+            "learner.lora": lora,
+            "learner.optimizer": {"learning_rate": 1e-2},
+        }
+    )
+    loop = PlainLoop(run)
+    pipeline = loop.policy.pipeline
+    everything = {
+        f"{name}.{parameter}": value
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        for parameter, value in part.state_dict().items()
+    }
+    trained = {id(p) for p in trainable(loop.policy.network).values()}
+    assert trained
+    before = {name: value.clone() for name, value in everything.items()}
+    parameters = {id(p.data) for p in trainable(loop.policy.network).values()}
+    assert parameters
+    loop.iterate(1, PROMPTS)
+    changed = {name for name, value in everything.items() if not torch.equal(before[name], value)}
+    assert changed
+    assert all(name.split(".")[0] in loop.policy.networks for name in changed)
+    if lora:
+        assert all("lora" in name for name in changed)
+
+    evaluation = loop.evaluate(PROMPTS)
+    exported = loop.policy.save(tmp_path / "exported")
+    plain = DiffusionPipeline.from_pretrained(settings.pretrained)
+    for number, name in enumerate(loop.policy._networks):
+        if lora:
+            second = {"load_into_transformer_2": True} if number else {}
+            file = exported if exported.is_file() else sorted(exported.iterdir())[number]
+            plain.load_lora_weights(file.parent, weight_name=file.name, **second)
+        else:
+            folder = exported if exported.name == name else exported / name
+            setattr(plain, name, type(getattr(plain, name)).from_pretrained(folder))
+    reference = theirs(plain, settings, starts(loop.policy, run.evaluation.seed))
+    difference = np.abs(evaluation.media.astype(int) - (reference * 255).round().astype(int))
+    assert difference.max() <= 1
+    assert evaluation.media.std() > 2
