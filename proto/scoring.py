@@ -10,6 +10,11 @@ import numpy.typing as npt
 from .arrays import decode, encode
 
 
+def frames(media: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
+    """All frames of pictures or clips, uint8 [n, height, width, 3], clip after clip."""
+    return media.reshape(-1, *media.shape[-3:])
+
+
 @dataclass(frozen=True)
 class ScoreRequest:
     """Media to be scored by some rewards.

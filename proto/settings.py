@@ -24,6 +24,7 @@ from .schedule import Schedule
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 Seed = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
+Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 Precision = Literal["float32", "bfloat16"]
 Method = Literal[
     "branch_grpo",
@@ -67,7 +68,7 @@ class PolicySettings(Settings):
     """Length to which the T5 encoder pads or cuts a prompt, tokens."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and learner alike."""
-    device: Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")] = "auto"
+    device: Device = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     compile: bool = False
     """Compile the network (`torch.compile`): faster forward passes after minutes of compiling; needs a C++ compiler."""
@@ -188,8 +189,26 @@ class RewardSettings(Settings):
     weight: float = 1.0
     """Factor in the sum of rewards. With 0 the reward is held out: watched, not trained on, it tells whether training
     on the others misleads."""
+    pretrained: str | None = None
+    """File or folder of the weights, of built-in rewards that are models (docs/rewards.md)."""
+    tokenizer: str | None = None
+    """Folder of the model's tokenizer; null looks for it beside the weights."""
+    backbone: str | None = None
+    """Folder of the CLIP model below `aesthetic`."""
+    device: Device = "auto"
+    """Where the model is: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     scorer: str | None = None
     """`module:callable` that loads a scorer of your own; null takes the built-in one of this name."""
+    function: str | None = None
+    """`module:function` of your own that scores a batch: n numbers of uint8 [n, height, width, 3] and n prompts."""
+    url: str | None = None
+    """A service that gives this reward over HTTP, such as `branchgrpo serve-rewards` elsewhere."""
+
+    @model_validator(mode="after")
+    def _from_one_place(self) -> "RewardSettings":
+        if len(given := [name for name in ("scorer", "function", "url") if getattr(self, name) is not None]) > 1:
+            raise ValueError(f"a reward comes from one of {' and '.join(given)}; give one of them")
+        return self
 
 
 class AdvantageSettings(Settings):

@@ -12,6 +12,7 @@ the copies that decoders make, memory grows by up to five times that.
 import asyncio
 import json
 import logging
+import math
 import secrets
 from collections.abc import Awaitable, Callable, Coroutine, Iterator, Sequence
 from contextlib import contextmanager
@@ -283,7 +284,7 @@ def _request(media: Pictures, facts: _Facts, limits: _Limits) -> ScoreRequest:
         request = ScoreRequest(media=media, prompts=facts.prompts, rewards=facts.rewards, id=facts.id)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
-    limits.check(*media.shape[:3])
+    limits.check(math.prod(media.shape[:-3]), *media.shape[-3:-1])
     return request
 
 

@@ -2,7 +2,7 @@
 
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
 is what stands in double quotes in the prompt, or else the whole prompt. The model is rapidocr's PP-OCRv6, recognition
-only: the picture is taken as one line of text.
+only: the picture is taken as one line of text. Of a clip, the mean over its frames.
 """
 
 import re
@@ -12,6 +12,9 @@ import numpy as np
 import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidocr import RapidOCR
+
+from ..proto.scoring import frames
+from ..proto.settings import RewardSettings
 
 LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
@@ -38,11 +41,18 @@ class OcrScorer:
         return [text.strip() for text in self._model.recognize_txt(bgr).txts]
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        pairs = list(zip(self.read(media), map(target, prompts), strict=True))
-        return {
+        targets = [target(prompt) for prompt in prompts for _ in range(len(frames(media)) // len(media))]
+        pairs = list(zip(self.read(frames(media)), targets, strict=True))
+        scores = {
             "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),
             "ocr_exact": np.array([float(read == wanted) for read, wanted in pairs]),
         }
+        return {name: values.reshape(len(media), -1).mean(axis=1) for name, values in scores.items()}
+
+
+def load_ocr(settings: RewardSettings, threads: int | None = None) -> OcrScorer:
+    """The model comes with its library."""
+    return OcrScorer(threads)
 
 
 def target(prompt: str) -> str:

@@ -21,15 +21,21 @@ class Scorer(Protocol):
         """One finite float per picture and reward; `media` is uint8 [n, height, width, 3]."""
 
 
-def _ocr(threads: int | None) -> Scorer:
-    from .ocr import OcrScorer
+Loader = Callable[[RewardSettings, int | None], Scorer]
+"""Loads a model, told its settings and how many CPU threads it may use (None: all)."""
 
-    return OcrScorer(threads)
-
-
-SCORERS: Mapping[str, Callable[[int | None], Scorer]] = {"ocr": _ocr, "ocr_exact": _ocr}
-"""Reward -> what loads the model that gives it, told how many CPU threads it may use (None: all). A model that gives
-several rewards is loaded once."""
+SCORERS = {
+    "aesthetic": f"{__package__}.clip:load_aesthetic",
+    "clip_score": f"{__package__}.clip:load_clip_score",
+    "hps": f"{__package__}.clip:load_hps",
+    "image_reward": f"{__package__}.image_reward:load_image_reward",
+    "jpeg_compressibility": f"{__package__}.jpeg:load_compressibility",
+    "jpeg_incompressibility": f"{__package__}.jpeg:load_compressibility",
+    "ocr": f"{__package__}.ocr:load_ocr",
+    "ocr_exact": f"{__package__}.ocr:load_ocr",
+    "pick_score": f"{__package__}.clip:load_pick_score",
+}
+"""Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 
 
 def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, RewardSettings]]:
@@ -39,7 +45,7 @@ def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, 
     """
     models: dict[Any, dict[str, RewardSettings]] = {}
     for name, settings in rewards.items():
-        models.setdefault(_loader(name, settings), {})[name] = settings
+        models.setdefault(_model(name, settings), {})[name] = settings
     return {next(iter(given)): given for given in models.values()}
 
 
@@ -49,7 +55,7 @@ class Scorers:
     def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
         """Loads the models. Raises InputError for a reward that doesn't exist."""
         models = reward_models(rewards)
-        self._models = [_loader(name, given[name])(threads) for name, given in models.items()]
+        self._models = [_load(name, given[name], threads) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Every reward that `request` asks for; raises ValueError if a model's scores are not whole and finite."""
@@ -67,11 +73,37 @@ def check_names(asked: Iterable[str], served: Iterable[str]) -> None:
         raise InputError(f"unknown reward '{unknown[0]}'; there are {', '.join(sorted(served))}")
 
 
-def _loader(name: str, settings: RewardSettings) -> Callable[[int | None], Scorer]:
-    if settings.scorer:
-        return imported(settings.scorer, f"rewards.{name}.scorer")
-    if name not in SCORERS:
+def _model(name: str, settings: RewardSettings) -> Any:
+    """What tells the model behind a reward from others."""
+    if settings.function or settings.url:
+        return name
+    if settings.scorer is None and name not in SCORERS:
         raise InputError(
-            f"unknown reward '{name}' in rewards; there are {', '.join(sorted(SCORERS))} (name a scorer for your own)"
+            f"unknown reward '{name}' in rewards; there are {', '.join(sorted(SCORERS))} (name a scorer, a function or "
+            "a url for your own)"
         )
-    return SCORERS[name]
+    return settings.scorer or SCORERS[name], settings.model_copy(update={"weight": 0.0})
+
+
+def _load(name: str, settings: RewardSettings, threads: int | None) -> Scorer:
+    if settings.url:
+        from .remote import RemoteReward
+
+        return RemoteReward(name, settings.url)
+    if settings.function:
+        return OwnFunction(name, imported(settings.function, f"rewards.{name}.function"))
+    if settings.scorer:
+        own: Callable[[int | None], Scorer] = imported(settings.scorer, f"rewards.{name}.scorer")
+        return own(threads)
+    load: Loader = imported(SCORERS[name], f"rewards.{name}")
+    return load(settings, threads)
+
+
+class OwnFunction:
+    """A user's function as a scorer."""
+
+    def __init__(self, name: str, function: Callable[[npt.NDArray[np.uint8], Sequence[str]], Any]) -> None:
+        self._name, self._function = name, function
+
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
+        return {self._name: np.asarray(self._function(media, prompts), dtype=np.float64)}

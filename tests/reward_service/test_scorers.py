@@ -54,5 +54,5 @@ def test_target_of_a_long_prompt_takes_no_time() -> None:
 
 
 def test_an_unknown_reward_is_named() -> None:
-    with pytest.raises(InputError, match="unknown reward 'beauty' in rewards; there are ocr, ocr_exact"):
+    with pytest.raises(InputError, match="unknown reward 'beauty' in rewards; there are aesthetic, clip_score, hps"):
         Scorers({"ocr": RewardSettings(), "beauty": RewardSettings()})

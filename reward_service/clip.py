@@ -1,0 +1,237 @@
+"""Rewards from CLIP's towers: CLIPScore, PickScore, HPS v2.1, and the LAION aesthetic predictor."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import safetensors.torch
+import torch
+from torch.nn.functional import normalize
+from transformers import AutoTokenizer, CLIPConfig, CLIPModel
+
+from ..proto.errors import InputError
+from ..proto.scoring import frames
+from ..proto.settings import RewardSettings
+from .images import Fit, cropped, padded, prepared
+from .linear import LinearHead
+
+HEAD_WIDTHS = {"vision": 80, "text": 64}
+"""Of OpenCLIP's ViT-H/14; names and shapes of its weights tell all else."""
+
+
+class ClipTowers:
+    """A CLIP model on a device, in float32 on a CPU and bfloat16 on a GPU."""
+
+    def __init__(self, model: CLIPModel, tokenizer: Any, device: torch.device, fit: Fit = cropped) -> None:
+        self.device, self._tokenizer, self._fit = device, tokenizer, fit
+        self._precision = torch.bfloat16 if device.type == "cuda" else torch.float32
+        self._model: Any = model.eval().requires_grad_(False).to(device)
+        self._size = model.config.vision_config.image_size
+        self._length = model.config.text_config.max_position_embeddings
+
+    @property
+    def scale(self) -> float:
+        """CLIP's own factor before its softmax."""
+        return float(self._model.logit_scale.exp())
+
+    @torch.no_grad()
+    def pictures(self, media: npt.NDArray[np.uint8]) -> torch.Tensor:
+        """Unit features, float32 [n, features], of uint8 [n, height, width, 3]."""
+        pixels = prepared(media, self._size, self._fit, self.device)
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+            pooled = self._model.vision_model(pixel_values=pixels).pooler_output
+            return normalize(self._model.visual_projection(pooled).float(), dim=-1)
+
+    @torch.no_grad()
+    def prompts(self, prompts: Sequence[str]) -> torch.Tensor:
+        """Unit features, float32 [n, features]; each distinct prompt goes through the tower once."""
+        distinct = list(dict.fromkeys(prompts))
+        tokens = self._tokenizer(
+            distinct, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+        ).input_ids.to(self.device)
+        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
+            pooled = self._model.text_model(input_ids=tokens).pooler_output
+            features = normalize(self._model.text_projection(pooled).float(), dim=-1)
+        return features[[distinct.index(prompt) for prompt in prompts]]
+
+
+class ClipSimilarity:
+    """Cosine of picture and prompt, times a factor. Of a clip, the mean over its frames."""
+
+    def __init__(self, reward: str, towers: ClipTowers, factor: float = 1.0, *, at_least: float = -np.inf) -> None:
+        self._reward, self._towers, self._factor, self._least = reward, towers, factor, at_least
+
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        pictures = self._towers.pictures(frames(media)).unflatten(0, (len(media), -1))
+        cosines = torch.einsum("nfd,nd->nf", pictures, self._towers.prompts(prompts))
+        scores = self._factor * cosines.clamp(min=self._least).mean(dim=1)
+        return {self._reward: scores.cpu().double().numpy()}
+
+
+class Aesthetic:
+    """LAION's aesthetic predictor v2 (`sac+logos+ava1-l14-linearMSE.pth`) over ViT-L/14's unit features. Of a clip, the
+    mean over its frames."""
+
+    def __init__(self, towers: ClipTowers, weights: Mapping[str, torch.Tensor]) -> None:
+        self._towers, self._head = towers, LinearHead(weights, towers.device)
+
+    @torch.no_grad()
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        scores = self._head(self._towers.pictures(frames(media)))
+        return {"aesthetic": scores.reshape(len(media), -1).mean(dim=1).cpu().double().numpy()}
+
+
+def load_clip_score(settings: RewardSettings, threads: int | None = None) -> ClipSimilarity:
+    """CLIPScore (arXiv 2104.08718): 2.5 * max(cosine, 0). `pretrained` is a folder of a CLIP model."""
+    return ClipSimilarity("clip_score", _from_folder("clip_score", settings), 2.5, at_least=0.0)
+
+
+def load_pick_score(settings: RewardSettings, threads: int | None = None) -> ClipSimilarity:
+    """PickScore v1 (arXiv 2305.01569): CLIP's scale times the cosine. `pretrained` is the folder PickScore_v1."""
+    towers = _from_folder("pick_score", settings)
+    return ClipSimilarity("pick_score", towers, towers.scale)
+
+
+def load_hps(settings: RewardSettings, threads: int | None = None) -> ClipSimilarity:
+    """HPS v2.1 (arXiv 2306.09341): the cosine. `pretrained` is the file HPS_v2.1_compressed.pt, or a folder with it."""
+    path = weights_file("hps", settings, "HPS_v2.1_compressed.pt")
+    weights = converted(read_weights(path))
+    model = CLIPModel(clip_config(weights))
+    model.load_state_dict(weights, strict=True)
+    tokenizer = load_tokenizer("hps", settings.tokenizer or str(path.parent))
+    return ClipSimilarity("hps", ClipTowers(model, tokenizer, device(settings), padded))
+
+
+def load_aesthetic(settings: RewardSettings, threads: int | None = None) -> Aesthetic:
+    """`pretrained` is the file of the predictor, or a folder with it, `backbone` the folder of CLIP ViT-L/14."""
+    path = weights_file("aesthetic", settings, "sac+logos+ava1-l14-linearMSE.pth")
+    if settings.backbone is None:
+        raise InputError("rewards.aesthetic.backbone is null; it must be the folder of openai/clip-vit-large-patch14")
+    backbone = settings.model_copy(update={"pretrained": settings.backbone, "tokenizer": settings.tokenizer})
+    return Aesthetic(_from_folder("aesthetic", backbone, "backbone"), read_weights(path))
+
+
+def device(settings: RewardSettings) -> torch.device:
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+def weights_file(reward: str, settings: RewardSettings, name: str) -> Path:
+    """The file that `pretrained` names, itself or by its folder. Raises InputError if it isn't there."""
+    path = Path(settings.pretrained or "")
+    path = path / name if path.is_dir() else path
+    if settings.pretrained is None or not path.is_file():
+        raise InputError(f"rewards.{reward}.pretrained is {settings.pretrained!r}; it must be {name}, or its folder")
+    return path
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a safetensors file, or of a PyTorch one, of which no code is run."""
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(content.get("state_dict", content))
+
+
+def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrained") -> ClipTowers:
+    try:
+        if settings.pretrained is None:
+            raise OSError("no folder is named")
+        model = CLIPModel.from_pretrained(settings.pretrained, local_files_only=True, use_safetensors=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"rewards.{reward}.{setting} is {settings.pretrained!r}; it must be the folder of a CLIP model: {reason}"
+        ) from error
+    return ClipTowers(model, load_tokenizer(reward, settings.tokenizer or settings.pretrained), device(settings))
+
+
+def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:
+    """Raises InputError for a folder that holds none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer: {reason}"
+        ) from error
+
+
+# OpenCLIP's names, as HPS v2.1 is published ---------------------------------------------------------------------------
+
+_TOWER = {
+    "positional_embedding": "embeddings.position_embedding.weight",
+    "class_embedding": "embeddings.class_embedding",
+    "conv1.weight": "embeddings.patch_embedding.weight",
+    "token_embedding.weight": "embeddings.token_embedding.weight",
+    "ln_pre": "pre_layrnorm",
+    "ln_post": "post_layernorm",
+    "ln_final": "final_layer_norm",
+}
+_BLOCK = {
+    "ln_1": "layer_norm1",
+    "ln_2": "layer_norm2",
+    "attn.out_proj": "self_attn.out_proj",
+    "mlp.c_fc": "mlp.fc1",
+    "mlp.c_proj": "mlp.fc2",
+}
+
+
+def converted(weights: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """OpenCLIP's weights under the names of transformers' CLIPModel, float32."""
+    found: dict[str, torch.Tensor] = {}
+    for name, value in weights.items():
+        own, tower = name.removeprefix("visual."), "vision_model" if name.startswith("visual.") else "text_model"
+        value = value.float()
+        if name in ("visual.proj", "text_projection"):
+            found["visual_projection.weight" if "visual" in name else "text_projection.weight"] = value.T.contiguous()
+        elif name == "logit_scale":
+            found[name] = value
+        elif own.startswith("transformer.resblocks."):
+            number, part = own.removeprefix("transformer.resblocks.").split(".", 1)
+            layer = f"{tower}.encoder.layers.{number}"
+            if part.startswith("attn.in_proj_"):
+                kind = part.removeprefix("attn.in_proj_")
+                for letter, third in zip("qkv", value.chunk(3), strict=True):
+                    found[f"{layer}.self_attn.{letter}_proj.{kind}"] = third
+            else:
+                module, kind = part.rsplit(".", 1)
+                found[f"{layer}.{_BLOCK[module]}.{kind}"] = value
+        elif own in _TOWER:
+            found[f"{tower}.{_TOWER[own]}"] = value
+        elif own.rpartition(".")[0] in _TOWER:
+            module, _, kind = own.rpartition(".")
+            found[f"{tower}.{_TOWER[module]}.{kind}"] = value
+        # What is left, such as the attention mask, is no weight.
+    return found
+
+
+def clip_config(weights: Mapping[str, torch.Tensor]) -> CLIPConfig:
+    """The shape of an OpenCLIP model whose weights are `converted`."""
+    towers = {}
+    for name, width in HEAD_WIDTHS.items():
+        hidden = weights[f"{name}_model.encoder.layers.0.layer_norm1.weight"].shape[0]
+        towers[name] = {
+            "hidden_size": hidden,
+            "intermediate_size": weights[f"{name}_model.encoder.layers.0.mlp.fc1.weight"].shape[0],
+            "num_hidden_layers": 1 + max(int(n.split(".")[3]) for n in weights if n.startswith(f"{name}_model.enc")),
+            "num_attention_heads": max(1, hidden // width),
+            "hidden_act": "gelu",
+        }
+    patch = weights["vision_model.embeddings.patch_embedding.weight"].shape[-1]
+    patches = weights["vision_model.embeddings.position_embedding.weight"].shape[0] - 1
+    vocabulary = weights["text_model.embeddings.token_embedding.weight"].shape[0]
+    return CLIPConfig(
+        text_config={
+            **towers["text"],
+            "vocab_size": vocabulary,
+            "max_position_embeddings": weights["text_model.embeddings.position_embedding.weight"].shape[0],
+            "eos_token_id": vocabulary - 1,
+            "bos_token_id": vocabulary - 2,
+        },
+        vision_config={**towers["vision"], "patch_size": patch, "image_size": round(patches**0.5) * patch},
+        projection_dim=weights["text_projection.weight"].shape[0],
+    )

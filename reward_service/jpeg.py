@@ -1,0 +1,33 @@
+"""How well a picture can be compressed (DDPO, arXiv 2305.13301): a reward that needs no model."""
+
+import io
+from collections.abc import Sequence
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from ..proto.scoring import frames
+from ..proto.settings import RewardSettings
+from .scorers import Scorer
+
+QUALITY = 95
+KILOBYTE = 1000
+
+
+def load_compressibility(settings: RewardSettings, threads: int | None = None) -> Scorer:
+    """There is nothing to load."""
+    return compressibility
+
+
+def compressibility(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+    """`jpeg_compressibility`, minus the kilobytes of a JPEG file, and `jpeg_incompressibility`, plus. Of a clip, the
+    mean over its frames."""
+    sizes = np.array([_size(frame) for frame in frames(media)], dtype=float).reshape(len(media), -1).mean(axis=1)
+    return {"jpeg_compressibility": -sizes / KILOBYTE, "jpeg_incompressibility": sizes / KILOBYTE}
+
+
+def _size(picture: npt.NDArray[np.uint8]) -> int:
+    with io.BytesIO() as file:
+        Image.fromarray(picture).save(file, "JPEG", quality=QUALITY)
+        return file.tell()

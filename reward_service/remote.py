@@ -1,0 +1,70 @@
+"""A reward that another service gives, over the HTTP contract of `branchgrpo serve-rewards` (docs/rewards.md)."""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import numpy.typing as npt
+import requests
+import tenacity
+
+from ..proto.errors import InputError
+from ..proto.scoring import ScoreReply, ScoreRequest
+
+TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
+"""Variable of the environment with the bearer token that is sent."""
+KIND = "application/x-safetensors"
+ATTEMPTS = 5
+ATTEMPT_SECONDS = 50.0
+LONGEST_WAIT = 10.0
+PASSING = (408, 429, 500, 502, 503, 504)
+"""Answers after which another attempt may do better."""
+
+
+class NotScored(Exception):
+    """A remote service gave no score."""
+
+
+class RemoteReward:
+    """Asks for one reward. An attempt takes `timeout` seconds at most; of several, waits in between grow, with jitter.
+
+    What is wrong with the request is told at once; what may pass, after the last attempt. No score is made up.
+    """
+
+    def __init__(self, reward: str, url: str, timeout: float = ATTEMPT_SECONDS) -> None:
+        if not url.startswith(("http://", "https://")):
+            raise InputError(f"rewards.{reward}.url is '{url}'; it must begin with http:// or https://")
+        self._reward, self._url, self._timeout = reward, f"{url.rstrip('/')}/v1/score", timeout
+        self._session = requests.Session()
+        self._session.headers.update({"Content-Type": KIND, "Accept": KIND})
+        if token := os.environ.get(TOKEN):
+            self._session.headers["Authorization"] = f"Bearer {token}"
+        self._retrying = tenacity.Retrying(
+            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            wait=tenacity.wait_random_exponential(0.2, max=LONGEST_WAIT),
+            retry=tenacity.retry_if_exception_type((requests.RequestException, _Passing)),
+            reraise=True,
+        )
+
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Raises NotScored."""
+        body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
+        try:
+            reply = self._retrying(self._ask, body)
+        except (requests.RequestException, _Passing) as error:
+            raise NotScored(f"reward '{self._reward}' had no score from {self._url}: {error}") from error
+        return reply.check([self._reward], len(media)).scores
+
+    def _ask(self, body: bytes) -> ScoreReply:
+        answer = self._session.post(self._url, data=body, timeout=self._timeout)
+        if answer.status_code in PASSING:
+            raise _Passing(f"{answer.status_code} {answer.text[:200]}")
+        if answer.status_code != 200:
+            raise NotScored(
+                f"reward '{self._reward}' was refused by {self._url}: {answer.status_code} {answer.text[:200]}"
+            )
+        return ScoreReply.from_bytes(answer.content)
+
+
+class _Passing(Exception):
+    """An answer that tells of trouble that may pass."""

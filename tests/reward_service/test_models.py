@@ -1,0 +1,250 @@
+"""Reward models on weights in their published layouts, against their own packages and against transformers."""
+
+import io
+import json
+import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+import uvicorn
+from branchgrpo.benchmarks.nodes import free_port, reachable
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
+from branchgrpo.proto.settings import RewardSettings
+from branchgrpo.reward_service import clip, image_reward, remote
+from branchgrpo.reward_service.http import face
+from branchgrpo.reward_service.remote import NotScored
+from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer
+from PIL import Image
+from published import PROMPTS, pictures, tokens, weights
+from transformers import CLIPConfig, CLIPModel
+from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
+
+REFERENCE = json.loads((Path(__file__).parent / "reference_scores.json").read_text())
+
+
+class Ids:
+    """A tokenizer that knows the prompts' ids already."""
+
+    def __init__(self, ids: torch.Tensor) -> None:
+        self._ids = ids
+
+    def __call__(self, prompts: Sequence[str], **_: Any) -> Any:
+        ids = self._ids[[PROMPTS.index(prompt) for prompt in prompts]]
+        found = SimpleNamespace(input_ids=ids, attention_mask=(ids != 0).long())
+        found.to = lambda device: found
+        return found
+
+
+def scores(reward: str, settings: RewardSettings, media: np.ndarray, prompts: Sequence[str] = PROMPTS) -> np.ndarray:
+    return Scorers({reward: settings}).score(ScoreRequest(media, prompts, [reward])).scores[reward]
+
+
+@pytest.mark.parametrize(
+    ("reward", "file", "ids", "nested"),
+    [
+        ("hps", "HPS_v2.1_compressed.pt", tokens(16, 58, 59, 0), True),
+        ("image_reward", "ImageReward.pt", tokens(35, 1, 2, 0), False),
+    ],
+)
+def test_scores_are_those_of_the_published_package(
+    reward: str, file: str, ids: torch.Tensor, nested: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Pictures higher than wide, wider than high, and of the model's own size."""
+    module = clip if reward == "hps" else image_reward
+    monkeypatch.setattr(module, "load_tokenizer", lambda *_: Ids(ids))
+    own = weights(REFERENCE[reward]["shapes"])
+    torch.save({"state_dict": own} if nested else own, tmp_path / file)
+    for size, expected in zip(REFERENCE["sizes"], REFERENCE[reward]["scores"], strict=True):
+        found = scores(reward, RewardSettings(pretrained=str(tmp_path)), pictures(*size))
+        np.testing.assert_allclose(found, expected, atol=1e-3)
+        again = scores(reward, RewardSettings(pretrained=str(tmp_path / file)), pictures(*size)[::-1], PROMPTS[::-1])
+        np.testing.assert_allclose(again, found[::-1], atol=1e-5)
+
+
+@pytest.fixture(scope="session")
+def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    torch.manual_seed(2)
+    tokenizer = _character_tokenizer()
+    small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
+    model = CLIPModel(
+        CLIPConfig(
+            text_config={
+                **small,
+                "vocab_size": len(tokenizer),
+                "max_position_embeddings": 8,
+                "bos_token_id": tokenizer.bos_token_id,
+                "eos_token_id": tokenizer.eos_token_id,
+            },
+            vision_config={**small, "image_size": 28, "patch_size": 14},
+            projection_dim=24,
+        )
+    )
+    for parameter in model.parameters():
+        torch.nn.init.normal_(parameter, std=0.2)
+    folder = tmp_path_factory.mktemp("clip")
+    model.save_pretrained(folder)
+    tokenizer.save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def features(folder: Path, media: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
+    """Of pictures and prompts, not normalised, and the scale: by transformers and Pillow."""
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), _character_tokenizer()
+    processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
+    pixels = processor([Image.fromarray(picture) for picture in media], return_tensors="pt").pixel_values
+    out = model(**tokenizer(list(PROMPTS), padding="max_length", return_tensors="pt"), pixel_values=pixels)
+    return out.image_embeds, out.text_embeds, float(model.logit_scale.exp())
+
+
+@pytest.mark.parametrize("size", [(40, 64), (61, 28), (28, 28)])
+def test_similarities_are_those_of_transformers_and_pillow(clip_folder: Path, size: tuple[int, int]) -> None:
+    media, settings = pictures(*size), RewardSettings(pretrained=str(clip_folder))
+    seen, read, scale = features(clip_folder, media)
+    cosine = torch.cosine_similarity(seen, read).numpy()
+    assert (cosine < 0).any(), "some are cut off"
+    np.testing.assert_allclose(scores("clip_score", settings, media), 2.5 * np.maximum(cosine, 0), atol=1e-3)
+    np.testing.assert_allclose(scores("pick_score", settings, media), scale * cosine, atol=1e-3)
+
+
+def test_the_aesthetic_predictor_is_a_stack_of_linear_layers_over_unit_features(
+    clip_folder: Path, tmp_path: Path
+) -> None:
+    torch.manual_seed(1)
+    linear, dropout = torch.nn.Linear, torch.nn.Dropout(0.2)
+    layers = torch.nn.Sequential(linear(24, 16), dropout, linear(16, 8), dropout, linear(8, 4), linear(4, 1)).eval()
+    file = tmp_path / "sac+logos+ava1-l14-linearMSE.pth"
+    torch.save({f"layers.{name}": value for name, value in layers.state_dict().items()}, file)
+    media = pictures(40, 64)
+    seen, _, _ = features(clip_folder, media)
+    expected = layers(torch.nn.functional.normalize(seen, dim=-1)).squeeze(-1).detach().numpy()
+    settings = RewardSettings(pretrained=str(file), backbone=str(clip_folder))
+    np.testing.assert_allclose(scores("aesthetic", settings, media), expected, atol=1e-3)
+
+
+def test_a_clip_scores_as_the_mean_of_its_frames(clip_folder: Path) -> None:
+    media, settings = pictures(40, 64), RewardSettings(pretrained=str(clip_folder))
+    for reward in ("pick_score", "jpeg_compressibility", "ocr"):
+        alone = scores(reward, settings, media, ["123"] * 4)
+        clips = scores(reward, settings, media.reshape(2, 2, *media.shape[1:]), ["123"] * 2)
+        np.testing.assert_allclose(clips, alone.reshape(2, 2).mean(axis=1), atol=1e-4)
+
+
+def test_a_prompt_goes_through_the_text_tower_once(clip_folder: Path) -> None:
+    towers = clip.load_pick_score(RewardSettings(pretrained=str(clip_folder)))._towers
+    rows: list[int] = []
+    towers._model.text_model.register_forward_pre_hook(
+        lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
+    )
+    found = towers.prompts(["1", "2", "1", "1"])
+    assert rows == [2]
+    assert torch.equal(found[0], found[3])
+    assert not torch.equal(found[0], found[1])
+
+
+def test_compressibility_is_the_size_of_the_file() -> None:
+    media = pictures(40, 64)
+    media[1] = 128
+    with io.BytesIO() as file:
+        Image.fromarray(media[0]).save(file, format="JPEG", quality=95)
+        kilobytes = len(file.getvalue()) / 1000
+    rewards = {"jpeg_compressibility": RewardSettings(), "jpeg_incompressibility": RewardSettings()}
+    scorers = Scorers(rewards)
+    assert len(scorers._models) == 1
+    found = scorers.score(ScoreRequest(media, PROMPTS, list(rewards))).scores
+    assert found["jpeg_compressibility"][0] == -kilobytes
+    assert found["jpeg_compressibility"][1] > found["jpeg_compressibility"][0]
+    np.testing.assert_array_equal(found["jpeg_incompressibility"], -found["jpeg_compressibility"])
+
+
+@pytest.mark.parametrize(
+    ("reward", "settings", "message"),
+    [
+        ("hps", {}, "rewards.hps.pretrained is None; it must be HPS_v2.1_compressed.pt, or its folder"),
+        ("clip_score", {"pretrained": "/nowhere"}, "rewards.clip_score.pretrained is '/nowhere'; it must be the fold"),
+        ("image_reward", {"pretrained": "/nowhere"}, "it must be ImageReward.pt, or its folder"),
+        ("far", {"url": "host:80"}, "rewards.far.url is 'host:80'; it must begin with http:// or https://"),
+        ("own", {"function": "nowhere:f"}, "rewards.own.function is 'nowhere:f', which can't be imported"),
+    ],
+)
+def test_what_is_missing_is_named(reward: str, settings: dict[str, str], message: str) -> None:
+    with pytest.raises(InputError, match=message):
+        Scorers({reward: RewardSettings(**settings)})
+
+
+def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
+    torch.save({"state_dict": {"x": Path("/")}}, tmp_path / "HPS_v2.1_compressed.pt")
+    with pytest.raises(Exception, match="[Ww]eights"):
+        Scorers({"hps": RewardSettings(pretrained=str(tmp_path))})
+
+
+def brightness(media: np.ndarray, prompts: Sequence[str]) -> list[float]:
+    return [float(picture.mean()) for picture in media]
+
+
+def test_an_own_function_scores_batches() -> None:
+    media = pictures(8, 8)
+    found = scores("brightness", RewardSettings(function="test_models:brightness"), media)
+    np.testing.assert_allclose(found, media.mean(axis=(1, 2, 3)))
+
+
+# Rewards of other services --------------------------------------------------------------------------------------------
+
+
+@contextmanager
+def served(score: Any, token: str | None = None) -> Iterator[str]:
+    """Address of our own HTTP service around a function."""
+    port = free_port()
+    app = face(score, ["far"], token=token)
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert reachable(port)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_another_service_gives_the_same_scores_after_some_trouble(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+    monkeypatch.setenv("BRANCHGRPO_REMOTE_TOKEN", "secret")
+    trouble, asked = [RuntimeError("no"), RuntimeError("no")], []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(request.media.shape)
+        if trouble:
+            raise trouble.pop()
+        return ScoreReply({"far": request.media.mean(axis=tuple(range(1, request.media.ndim)), dtype=float)})
+
+    media = pictures(8, 12)
+    if frames > 1:
+        media = np.repeat(media[:, None], frames, axis=1)
+    with served(score, token="secret") as url:
+        found = scores("far", RewardSettings(url=url), media)
+    np.testing.assert_allclose(found, media.mean(axis=tuple(range(1, media.ndim))))
+    assert asked == [media.shape] * 3
+
+
+def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        raise RuntimeError("the model is away")
+
+    with served(score) as url, pytest.raises(NotScored, match="reward 'far' had no score from http.*503.*"):
+        scores("far", RewardSettings(url=url), pictures(8, 8))
+    with pytest.raises(NotScored, match="reward 'far' had no score"):
+        scores("far", RewardSettings(url=url), pictures(8, 8))
+    with served(score, token="other") as url, pytest.raises(NotScored, match="was refused by .* 401"):
+        scores("far", RewardSettings(url=url), pictures(8, 8))
