@@ -21,10 +21,11 @@ import requests
 import typer
 from rich.console import Console
 
-from ..cluster.prompts import prompts_of, read_prompts
+from ..cluster.prompts import prompts_of
 from ..cluster.ray_loop import RayLoop
 from ..cluster.trace import read
 from ..proto.files import write_text
+from ..proto.prompts import read_prompts
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from .on_ray import demo

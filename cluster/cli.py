@@ -126,7 +126,7 @@ def evaluate(
     from ..rollout_workers.policies.load import load_policy
     from ..rollout_workers.worker import RolloutWorker
     from .evaluation import evaluate as run
-    from .prompts import read_prompts
+    from .prompts import training_and_held_out
     from .run_folder import RunFolder
     from .trained import trained_policy, write_evaluation
 
@@ -139,9 +139,9 @@ def evaluate(
         settings, policy = recipe, load_policy(recipe.policy)
     if settings.threads:
         torch.set_num_threads(settings.threads)
-    if settings.prompts.held_out is None:
-        raise InputError("prompts.held_out is null; name a file of prompts to evaluate on")
-    prompts = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
+    _, prompts = training_and_held_out(settings)
+    if not prompts:
+        raise InputError("prompts.held_out is null; name a file of prompts to evaluate on, or give prompts.hold_out")
     scorers = Scorers(settings.rewards, settings.threads)
     worker = RolloutWorker(policy, settings.rollout)
     with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:

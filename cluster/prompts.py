@@ -1,27 +1,37 @@
-"""Prompt files, and the order in which prompts are trained on."""
+"""Which prompts are trained on, and in which order."""
 
-from pathlib import Path
+from collections.abc import Sequence
 
 import numpy as np
 
 from ..proto.errors import InputError
+from ..proto.prompts import Prompt, read_prompts
+from ..proto.settings import RunSettings
 from ..rollout_workers.noise import Stream
 
-
-def read_prompts(path: Path, setting: str) -> list[str]:
-    """The lines of a text file that are not blank. Raises InputError, naming `setting`, if there are none."""
-    if not path.is_file():
-        raise InputError(f"{setting} is '{path}'; no such file")
-    try:
-        prompts = [line.strip() for line in path.read_text(encoding="utf-8").splitlines()]
-    except UnicodeDecodeError as error:
-        raise InputError(f"{setting} is '{path}', which isn't UTF-8 text: {error.reason}") from error
-    if not (prompts := [prompt for prompt in prompts if prompt]):
-        raise InputError(f"{setting} is '{path}', which holds no prompt; write one per line")
-    return prompts
+HELD_OUT_PASS = 2**63 - 1
+"""Number of a pass through the prompts that no run gets to, whose order says which of them are held out."""
 
 
-def prompts_of(iteration: int, prompts: list[str], per_iteration: int, seed: int) -> list[str]:
+def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those to evaluate on, of which there may be none.
+
+    Raises InputError for sources that can't be read, or that leave nothing to train on.
+    """
+    given = settings.prompts
+    train = read_prompts(given.train, "prompts.train", given.column)
+    if given.held_out:
+        held_out = read_prompts(given.held_out, "prompts.held_out", given.column)
+    else:
+        if given.hold_out >= len(train):
+            raise InputError(f"prompts.hold_out is {given.hold_out} of {len(train)} prompts; it must leave some")
+        kept = set(_shuffled(HELD_OUT_PASS, len(train), settings.seed)[: given.hold_out].tolist())
+        held_out = [prompt for i, prompt in enumerate(train) if i in kept]
+        train = [prompt for i, prompt in enumerate(train) if i not in kept]
+    return train, held_out[: settings.evaluation.prompts]
+
+
+def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
     """The prompts of one iteration (the first is 1): consecutive ones of an order shuffled anew in every pass.
 
     A pure function of its arguments, so that a resumed run goes on in the same order.

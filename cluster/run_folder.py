@@ -28,11 +28,11 @@ from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
+from ..proto.prompts import read_prompts
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .evaluation import Evaluation
-from .prompts import read_prompts
 
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
@@ -209,9 +209,10 @@ class RunFolder:
 def _compared(settings: RunSettings) -> dict[str, Any]:
     """Settings by their dotted names; prompts by what the files hold, wherever these are."""
     flat = _flat(settings.model_dump())
+    del flat["prompts.column"]  # of the source; in the copies it is another
     for name in ("prompts.train", "prompts.held_out"):
         if path := flat[name]:
-            prompts = read_prompts(path, name)
+            prompts = read_prompts(path, name, settings.prompts.column)
             flat[name] = f"{len(prompts)} prompts ({sha256(chr(10).join(prompts).encode()).hexdigest()[:8]})"
     return flat
 

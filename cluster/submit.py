@@ -24,7 +24,7 @@ from ..proto.recipe import save_recipe
 from ..proto.settings import RunSettings
 from ..rollout_workers.policies.load import EMBEDDED, find_policy
 from .branching import Branching
-from .prompts import read_prompts
+from .prompts import training_and_held_out
 from .train import check_rewards
 
 PACKAGE = Path(__file__).parents[1]
@@ -72,9 +72,7 @@ def check(settings: RunSettings) -> None:
     Branching(settings)
     if not any(reward.scorer for reward in settings.rewards.values()):
         check_rewards(settings)
-    read_prompts(settings.prompts.train, "prompts.train")
-    if settings.prompts.held_out:
-        read_prompts(settings.prompts.held_out, "prompts.held_out")
+    training_and_held_out(settings)
 
 
 def stage_package(folder: Path) -> Path:

@@ -7,7 +7,7 @@ same, for every iteration is a pure function of the state before it.
 
 import json
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
@@ -22,7 +22,7 @@ from .branching import Branching
 from .checkpoints import size
 from .console import RunDisplay
 from .loop import Loop
-from .prompts import prompts_of, read_prompts
+from .prompts import prompts_of, training_and_held_out
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .stop import Stopped, StopRequest
@@ -41,10 +41,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     check_rewards(settings)
     Branching(settings)
     find_policy(settings.policy)
-    train_prompts = read_prompts(settings.prompts.train, "prompts.train")
-    held_out: list[str] = []
-    if settings.prompts.held_out:
-        held_out = read_prompts(settings.prompts.held_out, "prompts.held_out")[: settings.evaluation.prompts]
+    train_prompts, held_out = training_and_held_out(settings)
     if settings.logging.wandb_project and find_spec("wandb") is None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
     with StopRequest().listening() as stop:
@@ -69,8 +66,8 @@ def _go(
     display: RunDisplay,
     stop: StopRequest,
     address: str | None,
-    prompts: list[str],
-    held_out: list[str],
+    prompts: Sequence[str],
+    held_out: Sequence[str],
 ) -> None:
     """Run to the end, however often processes are lost on the way, unless it gets no further."""
     loop, reached, fruitless = None, folder.done, 0
@@ -122,7 +119,7 @@ class _Run:
                 loop.load(folder.checkpoint(self.done))
         self.log = RunLog(folder, settings, self.done + 1)
 
-    def go(self, prompts: list[str], held_out: list[str]) -> None:
+    def go(self, prompts: Sequence[str], held_out: Sequence[str]) -> None:
         settings, folder = self.settings, self.folder
         try:
             if not self.done:
@@ -135,7 +132,7 @@ class _Run:
             self.log.close()
         self.display.finished(folder)
 
-    def _iterate(self, iteration: int, prompts: list[str], held_out: list[str]) -> None:
+    def _iterate(self, iteration: int, prompts: Sequence[str], held_out: Sequence[str]) -> None:
         settings = self.settings
         start = time.perf_counter()
         drawn, upcoming = (
@@ -182,7 +179,7 @@ class _Run:
             lambda: self.stop.signum is not None,
         )
 
-    def _evaluate(self, iteration: int, held_out: list[str]) -> None:
+    def _evaluate(self, iteration: int, held_out: Sequence[str]) -> None:
         if held_out:
             with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
                 evaluation = self.loop.evaluate(held_out)
@@ -190,14 +187,14 @@ class _Run:
             self.log.evaluation(iteration, evaluation.means())
             self.display.evaluation(iteration, evaluation.means())
 
-    def _finish(self, held_out: list[str]) -> None:
+    def _finish(self, held_out: Sequence[str]) -> None:
         """The last evaluation, pictures, export and summary."""
         if not any(line["iteration"] == self.settings.iterations for line in self.folder.lines("evaluations")):
             self._evaluate(self.settings.iterations, held_out)
         with self.display.waiting("exporting"):
             self._write(lambda: self._write_results(held_out))
 
-    def _write_results(self, held_out: list[str]) -> None:
+    def _write_results(self, held_out: Sequence[str]) -> None:
         folder, settings = self.folder, self.settings
         self.loop.export(folder.path / "export")
         metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")

@@ -15,6 +15,7 @@ from pydantic_core import ErrorDetails
 
 from .errors import InputError
 from .files import write_text
+from .prompts import HUB, read_prompts, write_lines
 from .settings import RunSettings
 
 WHOLE = ("schedule", "rewards")
@@ -62,7 +63,7 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
     base_path = path.parent / str(recipe.pop("base"))
     base = _recipe(base_path, (*above, path.resolve()))
     for prompts in ("prompts.train", "prompts.held_out"):
-        if file := OmegaConf.select(base, prompts):
+        if (file := OmegaConf.select(base, prompts)) and not str(file).startswith(HUB):
             OmegaConf.update(base, prompts, str(base_path.resolve().parent / str(file)))
     for key, value in recipe.items():
         OmegaConf.update(base, str(key), value, merge=key not in WHOLE)
@@ -72,9 +73,9 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
 def _located(settings: RunSettings, path: Path) -> RunSettings:
     """With prompt files looked up from the recipe's folder."""
     folder, prompts = path.resolve().parent, settings.prompts
-    held_out = folder / prompts.held_out if prompts.held_out else None
-    located = prompts.model_copy(update={"train": folder / prompts.train, "held_out": held_out})
-    return settings.model_copy(update={"prompts": located})
+    sources = {name: getattr(prompts, name) for name in ("train", "held_out")}
+    located = {name: folder / path for name, path in sources.items() if path and not str(path).startswith(HUB)}
+    return settings.model_copy(update={"prompts": prompts.model_copy(update=located)})
 
 
 def parse_settings(content: Any) -> RunSettings:
@@ -108,10 +109,13 @@ def save_recipe(settings: RunSettings, folder: Path) -> Path:
     copies = {}
     for name in ("train", "held_out"):
         if original := getattr(settings.prompts, name):
-            copies[name] = Path("prompts", f"{name}.txt")
-            write_text(folder / copies[name], original.read_text(encoding="utf-8"))
-    prompts = settings.prompts.model_copy(update=copies)
-    write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": prompts})))
+            prompts = read_prompts(original, f"prompts.{name}", settings.prompts.column)
+            plain = not any(prompt.fields or len(prompt.splitlines()) > 1 for prompt in prompts)
+            copies[name] = Path("prompts", f"{name}.{'txt' if plain else 'jsonl'}")
+            text = "".join(f"{prompt}\n" for prompt in prompts) if plain else write_lines(prompts)
+            write_text(folder / copies[name], text)
+    own = settings.prompts.model_copy(update={**copies, "column": "prompt"})
+    write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": own})))
     return folder / "recipe.yaml"
 
 

@@ -3,11 +3,13 @@
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from .arrays import decode, encode
+from .prompts import fields_of, with_fields
 
 
 def frames(media: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
@@ -25,6 +27,7 @@ class ScoreRequest:
     media: npt.NDArray[np.uint8]
     """Pictures, uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
     prompts: Sequence[str]
+    """Some may be a `Prompt` with fields."""
     rewards: Sequence[str]
     """Names of the rewards asked for."""
     id: str = ""
@@ -43,7 +46,9 @@ class ScoreRequest:
             raise ValueError("rewards is empty; a request asks for at least one")
 
     def to_bytes(self) -> bytes:
-        facts = {"id": self.id, "prompts": list(self.prompts), "rewards": list(self.rewards)}
+        facts: dict[str, Any] = {"id": self.id, "prompts": list(self.prompts), "rewards": list(self.rewards)}
+        if any(fields := [dict(fields_of(prompt)) for prompt in self.prompts]):
+            facts["fields"] = fields
         return encode({"media": self.media}, {"request": json.dumps(facts)})
 
     @classmethod
@@ -51,7 +56,9 @@ class ScoreRequest:
         arrays, header = decode(data)
         if "media" not in arrays or "request" not in header:
             raise ValueError("not a score request: 'media' or 'request' is missing")
-        return cls(media=arrays["media"], **json.loads(header["request"]))
+        facts = json.loads(header["request"])
+        facts["prompts"] = with_fields(facts["prompts"], facts.pop("fields", None))
+        return cls(media=arrays["media"], **facts)
 
 
 @dataclass(frozen=True)

@@ -77,12 +77,18 @@ class PolicySettings(Settings):
 
 
 class PromptSettings(Settings):
-    """The prompts: text files with one prompt per line."""
+    """The prompts. A source is a file (.txt with a prompt per line, .jsonl, .json, .parquet), a folder that `datasets`
+    has saved, or `hf:NAME` of the Hugging Face hub, with `@split` behind it if that isn't `train`."""
 
     train: Path
     """Prompts to train on. A relative path starts at the recipe's folder."""
     held_out: Path | None = None
     """Prompts to evaluate on, never trained on."""
+    hold_out: NonNegativeInt = 0
+    """Without `held_out`, so many of the prompts to train on, drawn by the run's seed, are kept to evaluate on."""
+    column: str = "prompt"
+    """Where rows have several columns, the one with the text. The others are the prompt's fields, for rewards to
+    read."""
     per_iteration: PositiveInt = 8
     """Prompts (= trees) per iteration, drawn in an order shuffled anew in each pass through the file."""
 

@@ -24,12 +24,13 @@ from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
 from PIL import Image
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from ..proto.arrays import decode
+from ..proto.prompts import with_fields
 from ..proto.scoring import ScoreReply, ScoreRequest
 from .gate import RETRY, Gate, Place
 from .uploads import Pictures, opened
@@ -73,6 +74,7 @@ class _Facts(BaseModel):
 
     id: str = Field("", max_length=MAX_ID, pattern=PRINTABLE)
     prompts: list[Annotated[str, Field(max_length=MAX_PROMPT)]]
+    fields: list[dict[str, JsonValue]] | None = None
     rewards: list[str]
 
 
@@ -281,7 +283,8 @@ def _facts(text: str, rewards: Sequence[str]) -> _Facts:
 
 def _request(media: Pictures, facts: _Facts, limits: _Limits) -> ScoreRequest:
     try:
-        request = ScoreRequest(media=media, prompts=facts.prompts, rewards=facts.rewards, id=facts.id)
+        prompts = with_fields(facts.prompts, facts.fields)
+        request = ScoreRequest(media=media, prompts=prompts, rewards=facts.rewards, id=facts.id)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
     limits.check(math.prod(media.shape[:-3]), *media.shape[-3:-1])

@@ -31,11 +31,12 @@ from branchgrpo.cluster.boards import BOARDS, content
 from branchgrpo.cluster.drawing import draw
 from branchgrpo.cluster.loop import IterationReport
 from branchgrpo.cluster.monitor import SCRAPE_SECONDS, grafana_command, process, prometheus_command, write_config
-from branchgrpo.cluster.prompts import prompts_of, read_prompts
+from branchgrpo.cluster.prompts import prompts_of
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
 from branchgrpo.cluster.trace import critical_path, read
 from branchgrpo.learner import metrics as learner
+from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service import metrics as scoring

@@ -1,10 +1,18 @@
-"""The order of prompts is a pure function of seed and iteration."""
+"""Where prompts come from; and their order, a pure function of seed and iteration."""
 
+import json
+import pickle
+from collections.abc import Callable
 from pathlib import Path
 
+import datasets
+import numpy as np
 import pytest
-from branchgrpo.cluster.prompts import prompts_of, read_prompts
+from branchgrpo.cluster.prompts import prompts_of, training_and_held_out
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
+from branchgrpo.proto.scoring import ScoreRequest
+from branchgrpo.proto.settings import RunSettings
 
 PROMPTS = list("abcdefg")
 
@@ -32,3 +40,63 @@ def test_missing_and_empty_files_are_named(tmp_path: Path) -> None:
     (tmp_path / "p.txt").write_text("\n \n")
     with pytest.raises(InputError, match="holds no prompt"):
         read_prompts(tmp_path / "p.txt", "prompts.train")
+
+
+ROWS = [{"prompt": "one", "text": "1"}, {"prompt": "two", "text": "2"}]
+
+
+def written(kind: str, folder: Path) -> Path:
+    if kind == "folder":
+        datasets.Dataset.from_list(ROWS).save_to_disk(folder / "saved")
+        return folder / "saved"
+    path = folder / f"prompts.{kind}"
+    if kind == "parquet":
+        datasets.Dataset.from_list(ROWS).to_parquet(path)
+    else:
+        lines = [json.dumps(row) for row in ROWS]
+        path.write_text("\n".join(lines) if kind == "jsonl" else f"[{','.join(lines)}]")
+    return path
+
+
+@pytest.mark.parametrize("kind", ["jsonl", "json", "parquet", "folder"])
+def test_rows_with_fields_come_from_every_source(kind: str, tmp_path: Path) -> None:
+    source = written(kind, tmp_path)
+    prompts = read_prompts(source, "prompts.train")
+    assert prompts == ["one", "two"]
+    assert [prompt.fields for prompt in prompts] == [{"text": "1"}, {"text": "2"}]
+    other = read_prompts(source, "prompts.train", column="text")
+    assert [(str(prompt), prompt.fields) for prompt in other] == [("1", {"prompt": "one"}), ("2", {"prompt": "two"})]
+
+
+def test_hpdv2_s_list_of_texts(tmp_path: Path) -> None:
+    (tmp_path / "anime.json").write_text('["a cat", "a dog"]')
+    assert read_prompts(tmp_path / "anime.json", "prompts.held_out") == ["a cat", "a dog"]
+
+
+def test_bad_rows_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\n{"text": "no"}\nnot json\n{"prompt": " "}\n{"prompt": 3}\n')
+    assert read_prompts(tmp_path / "p.jsonl", "prompts.train") == ["one"]
+    assert "prompts.train: 4 of 5 rows are left out: line 2 has no text 'prompt'; line 3 has no text" in caplog.text
+
+
+def test_fields_travel_with_the_prompt(tmp_path: Path) -> None:
+    prompt = Prompt("one", {"text": "1"})
+    assert (prompt, hash(prompt)) == ("one", hash("one"))
+    assert fields_of(pickle.loads(pickle.dumps([prompt]))[0]) == {"text": "1"}
+    request = ScoreRequest(np.zeros((2, 1, 1, 3), np.uint8), [prompt, "two"], ["ocr"])
+    received = ScoreRequest.from_bytes(request.to_bytes()).prompts
+    assert [fields_of(one) for one in received] == [{"text": "1"}, {}]
+    (tmp_path / "lines.jsonl").write_text(write_lines([prompt, Prompt("a\nb")]))
+    again = read_prompts(tmp_path / "lines.jsonl", "prompts.train")
+    assert [(str(one), one.fields) for one in again] == [("one", {"text": "1"}), ("a\nb", {})]
+
+
+def test_some_prompts_can_be_held_out(run_settings: Callable[..., RunSettings]) -> None:
+    settings = run_settings({"prompts.held_out": None, "prompts.hold_out": 4, "evaluation.prompts": None})
+    train, held_out = training_and_held_out(settings)
+    assert (len(train), len(held_out)) == (10, 4)
+    assert not set(train) & set(held_out)
+    assert training_and_held_out(settings) == (train, held_out)
+    assert training_and_held_out(settings.model_copy(update={"seed": 9}))[1] != held_out
+    with pytest.raises(InputError, match=r"prompts\.hold_out is 14 of 14 prompts; it must leave some"):
+        training_and_held_out(run_settings({"prompts.held_out": None, "prompts.hold_out": 14}))

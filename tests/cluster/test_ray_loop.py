@@ -17,9 +17,10 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from branchgrpo.cluster.prompts import prompts_of, read_prompts
+from branchgrpo.cluster.prompts import prompts_of
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.proto.errors import InputError, RunFailed
+from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from ray import serve
