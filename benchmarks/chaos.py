@@ -23,7 +23,6 @@ from importlib.resources import files
 from pathlib import Path
 from typing import Annotated, Any
 
-import psutil
 import safetensors.torch
 import torch
 import typer
@@ -34,7 +33,7 @@ from ..cluster.run_folder import RunFolder
 from ..proto.errors import RunFailed
 from ..proto.files import write_text
 from .faults import FOLDER, REWARD_FAULTS
-from .nodes import end, free_port, reachable, started
+from .nodes import Nodes, title_of
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 FAULTS_PER_RUN = 7
@@ -48,69 +47,6 @@ OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_s
 CONTROLLER = ("Controller", "controller-")
 """Titles of the process: idle, and at work."""
 SMALL = {"cpus": 1, "threads": 1}
-
-
-class Nodes:
-    """A head and two nodes for workers, which come back when they were killed."""
-
-    def __init__(self, faults: Path) -> None:
-        self._environment = {**os.environ, FOLDER: str(faults), "RAY_AUTH_MODE": "disabled"}
-        port = free_port()
-        self.address = f"127.0.0.1:{port}"
-        self.head = self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", '--resources={"head": 100}')
-        if not reachable(port):
-            raise RunFailed("Ray's head didn't start")
-        self.workers: list[subprocess.Popen[bytes]] = []
-        for _ in range(2):  # one after the other: two at once get in each other's way
-            self.workers.append(self._worker())
-            limit = time.monotonic() + 60
-            while not _children(self.workers[-1], "ray::DashboardAgent"):
-                if self.workers[-1].poll() is not None or time.monotonic() > limit:
-                    raise RunFailed("a node of Ray's didn't start")
-                time.sleep(0.1)
-
-    def _start(self, *options: str) -> subprocess.Popen[bytes]:
-        size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")
-        return started(*(size if "--head" in options else size[:2]), *options, environment=self._environment)
-
-    def _worker(self) -> subprocess.Popen[bytes]:
-        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", '--resources={"work": 100}')
-
-    def kill_one(self, chance: random.Random) -> None:
-        """SIGKILL to the raylet of a worker node; a new node joins."""
-        place = chance.randrange(len(self.workers))
-        victim = self.workers[place]
-        for process in psutil.Process(victim.pid).children():
-            if process.name() == "raylet":
-                process.kill()
-        self.workers[place] = self._worker()
-        end(victim)
-
-    def processes(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
-        """Ray's worker processes whose title begins with `ray::` and `title`, or with one of them."""
-        titles = (title,) if isinstance(title, str) else title
-        wanted = tuple(f"ray::{name}" for name in titles)
-        return [process for node in (self.head, *self.workers) for process in _children(node, wanted)]
-
-    def close(self) -> None:
-        for node in (*self.workers, self.head):
-            end(node)
-
-
-def _children(node: subprocess.Popen[bytes], titles: str | tuple[str, ...]) -> list[psutil.Process]:
-    """The processes of a node whose title begins so."""
-    try:
-        children = psutil.Process(node.pid).children(recursive=True)
-    except psutil.NoSuchProcess:
-        return []
-    return [child for child in children if _title(child).startswith(titles)]
-
-
-def _title(process: psutil.Process) -> str:
-    try:
-        return " ".join(process.cmdline())
-    except psutil.Error:
-        return ""
 
 
 @dataclass
@@ -294,7 +230,7 @@ def check_gone(nodes: Nodes, name: str) -> None:
     """Raises RunFailed if a finished run has left a process or a Serve replica."""
     titles = ("RolloutActor", "LearnerActor", CONTROLLER, f"ServeReplica:branchgrpo-{name}")
     limit = time.monotonic() + 30
-    while left := [_title(process) for title in titles for process in nodes.processes(title)]:
+    while left := [title_of(process) for title in titles for process in nodes.processes(title)]:
         if time.monotonic() > limit:
             raise RunFailed(f"{name} has left {left}")
         time.sleep(0.2)
@@ -346,7 +282,7 @@ def main(
     with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary, "disk")) as disk:
         runs, faulty = disk or Path(temporary), Path(temporary, "faults")
         faulty.mkdir()
-        nodes = Nodes(faulty)
+        nodes = Nodes({FOLDER: str(faulty)})
         try:
 
             def run(name: str) -> Run:

@@ -108,6 +108,11 @@ class ShapedPolicy:
     def sigmas(self, steps: int) -> list[float]:
         return [1 - i / steps for i in range(steps + 1)]
 
+    encoding = "shaped"
+
+    def release_encoders(self) -> None:
+        """There are none."""
+
     def encode(self, prompt: str) -> Conditioning:
         return {
             "prompt_embeds": torch.zeros(TEXT_TOKENS, TEXT_CHANNELS, dtype=torch.bfloat16),

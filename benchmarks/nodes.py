@@ -1,5 +1,7 @@
 """Nodes of a Ray cluster as processes of this machine, each ended by its process id."""
 
+import os
+import random
 import signal
 import socket
 import subprocess
@@ -10,6 +12,8 @@ from contextlib import suppress
 from pathlib import Path
 
 import psutil
+
+from ..proto.errors import RunFailed
 
 RAY = str(Path(sys.executable).with_name("ray"))
 
@@ -53,3 +57,68 @@ def reachable(port: int, seconds: float = 60) -> bool:
                 return True
         time.sleep(0.1)
     return False
+
+
+class Nodes:
+    """A head and two nodes for workers, which come back when they were killed."""
+
+    def __init__(self, environment: Mapping[str, str]) -> None:
+        """`environment` is set for their processes, beside this one's own."""
+        self._environment = {**os.environ, **environment, "RAY_AUTH_MODE": "disabled"}
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.head = self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", '--resources={"head": 100}')
+        if not reachable(port):
+            raise RunFailed("Ray's head didn't start")
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(2):  # one after the other: two at once get in each other's way
+            self.workers.append(self._worker())
+            limit = time.monotonic() + 60
+            while not _children(self.workers[-1], "ray::DashboardAgent"):
+                if self.workers[-1].poll() is not None or time.monotonic() > limit:
+                    raise RunFailed("a node of Ray's didn't start")
+                time.sleep(0.1)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")
+        return started(*(size if "--head" in options else size[:2]), *options, environment=self._environment)
+
+    def _worker(self) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", '--resources={"work": 100}')
+
+    def kill_one(self, chance: random.Random) -> None:
+        """SIGKILL to the raylet of a worker node; a new node joins."""
+        place = chance.randrange(len(self.workers))
+        victim = self.workers[place]
+        for process in psutil.Process(victim.pid).children():
+            if process.name() == "raylet":
+                process.kill()
+        self.workers[place] = self._worker()
+        end(victim)
+
+    def processes(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
+        """Ray's worker processes whose title begins with `ray::` and `title`, or with one of them."""
+        titles = (title,) if isinstance(title, str) else title
+        wanted = tuple(f"ray::{name}" for name in titles)
+        return [process for node in (self.head, *self.workers) for process in _children(node, wanted)]
+
+    def close(self) -> None:
+        for node in (*self.workers, self.head):
+            end(node)
+
+
+def _children(node: subprocess.Popen[bytes], titles: str | tuple[str, ...]) -> list[psutil.Process]:
+    """The processes of a node whose title begins so."""
+    try:
+        children = psutil.Process(node.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [child for child in children if title_of(child).startswith(titles)]
+
+
+def title_of(process: psutil.Process) -> str:
+    """A process's command line, or title; nothing if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

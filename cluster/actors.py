@@ -171,9 +171,14 @@ class LearnerActor(_Process):
         return self._ready("learner")
 
     def _load_policy(self) -> "Policy":
-        from ..rollout_workers.policies.load import load_policy
+        from ..learner.engine import partitioned
+        from ..rollout_workers.policies.load import find_device, load_policy
 
-        return load_policy(self.settings.policy, network_only=True)
+        learner, policy, build = self.settings.learner, self.settings.policy, None
+        # The copy of the whole network that a KL term without adapters needs is made of a whole one.
+        if learner.zero_stage == 3 and (learner.lora or not learner.kl_weight):
+            build = partitioned(learner, policy.precision, find_device(policy))
+        return load_policy(policy, network_only=True, build=build)
 
     def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
         """Work on a window of scored trees; with `update` it is the last of an update, which is then made."""

@@ -116,10 +116,11 @@ def scoring_errors() -> timeseries.Panel:
         curves(
             "Errors of scoring",
             "Since the run's (last) start: requests that a replica could not score, and requests sent again. 0 is "
-            "good; after six attempts at a request the run stops.",
+            "good; after six attempts at a request its tree is left out, or the run stops (rollout.may_leave_out).",
             "none",
             ("{{model}} failures", total(scoring.FAILURES, by="model")),
             ("{{model}} retries", total(run.RETRIES, by="model")),
+            ("trees left out", total(run.LEFT_OUT)),
         ).axis_soft_max(1)
     )
 

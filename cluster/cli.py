@@ -68,6 +68,27 @@ def train(
 
 
 @app.command()
+def check(recipe: Recipe, overrides: Overrides = None) -> None:
+    """Say what a run would need: passes, edges and rows, parameters and memory, and files that are missing.
+
+    Exit status 1 if something is missing.
+
+    Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
+    """
+    from ..proto.recipe import load_recipe
+
+    settings = load_recipe(recipe, overrides or [])
+    console = Console()
+    with console.status("looking"):
+        from . import check as checking
+
+        found = checking.check(settings)
+    checking.show(found, settings, console)
+    if found.missing:
+        raise typer.Exit(1)
+
+
+@app.command()
 def submit(
     recipe: Recipe,
     overrides: Overrides = None,

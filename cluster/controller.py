@@ -28,6 +28,7 @@ from ..proto.stats import UpdateStats
 from ..proto.tracing import span, start_tracing
 from ..proto.transport import PartHeader, part_id
 from ..proto.tree import Task
+from ..reward_service.client import ScoringFailed
 from . import metrics
 from .branching import Branching
 from .evaluation import evaluation_tasks
@@ -88,7 +89,7 @@ class Controller:
         if self.settings.staleness and upcoming:
             self._ahead = self._sample(number + 1, upcoming, self.published[-1])
         updates = await self._learn(iteration)
-        self.branching.learn(number, iteration.schedule, iteration.rewards)
+        self.branching.learn(number, iteration.schedule, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
             self.published.append(await self.pools.learner.publish())
         return iteration, updates
@@ -154,7 +155,12 @@ class Controller:
         request = f"{self.settings.name}/{part}"
         with iteration.timeline.phase("scoring", part=part), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
             prompts = [tree.prompt] * len(header.leaves)
-            reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
+            try:
+                reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
+            except ScoringFailed as error:
+                if iteration.leave_out(tree.number, error):
+                    return
+                raise
         iteration.first_score_time = min(iteration.first_score_time, time.time())
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
@@ -225,12 +231,12 @@ class Controller:
         names, timeline = list(self.settings.rewards), iteration.timeline
         report = IterationReport(
             iteration=iteration.number,
-            rewards={name: np.concatenate([rewards[name] for rewards in iteration.rewards]) for name in names},
+            rewards={name: np.concatenate([rewards[name] for rewards in iteration.scored()]) for name in names},
             seconds=_seconds(timeline),
             forward_passes=sum(rows for _, rows in iteration.every_forward()),
             updates=updates,
             media=[iteration.media[number] for number in sorted(iteration.media)],
-            diversity=float(iteration.diversity.mean()),
+            diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),
             learner_leaves=self._learner_leaves,

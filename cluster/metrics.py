@@ -101,6 +101,9 @@ PUBLISHED_VERSION = Gauge(
     "branchgrpo_published_weights_version", "Newest version of the weights that was published.", registry=REGISTRY
 )
 RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"], registry=REGISTRY)
+LEFT_OUT = Counter(
+    "branchgrpo_trees_left_out", "Trees that were left out because a reward gave them no score.", registry=REGISTRY
+)
 RECOVERIES = Gauge(
     "branchgrpo_recoveries",
     "Times that all processes were set up again from a checkpoint, since the run was started or resumed.",

@@ -1,6 +1,7 @@
 """Where an iteration's figures go: JSON lines, TensorBoard, Weights & Biases."""
 
 import time
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -63,7 +64,8 @@ class _EventFile:
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
         """What an earlier part of the run wrote about `first_iteration` or later is not shown."""
-        self._file = EventFileWriter(str(folder))
+        self._folder = folder
+        self._file: EventFileWriter | None = None
         self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, iteration: int, values: dict[str, float]) -> None:
@@ -71,11 +73,24 @@ class _EventFile:
         self._write(iteration, summary=Summary(value=scalars))
 
     def _write(self, iteration: int, **content: Any) -> None:
-        self._file.add_event(Event(wall_time=time.time(), step=iteration, **content))
-        self._file.flush()
+        try:
+            self._file = self._file or EventFileWriter(str(self._folder))
+            self._file.add_event(Event(wall_time=time.time(), step=iteration, **content))
+            self._file.flush()
+        except OSError:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Leave a file that could not be written to: its writer would tell the same error for ever."""
+        broken, self._file = self._file, None
+        if broken:
+            with suppress(OSError):
+                broken.close()
 
     def close(self) -> None:
-        self._file.close()
+        if self._file:
+            self._file.close()
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:

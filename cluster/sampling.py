@@ -1,6 +1,7 @@
 """The trees of one iteration, from the tasks that sample them to the scores that complete them."""
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Iterator, Sequence
 from dataclasses import dataclass, field
 from itertools import chain
@@ -71,6 +72,9 @@ class Iteration:
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
         """First trees whose pictures are kept to be looked at."""
         self.media: dict[int, list[Any]] = {}
+        self._may_leave_out = int(settings.rollout.may_leave_out * len(prompts))
+        self.left_out: set[int] = set()
+        """Trees that a reward gave no score."""
         self.forwards: dict[tuple[int, ...], list[tuple[float, int]]] = {}
         """By the trees of a task, its forward passes: when each ended, and its rows."""
         self.task_seconds: dict[tuple[int, ...], float] = {}
@@ -98,6 +102,23 @@ class Iteration:
                 RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards)
             )
             metrics.QUEUE_LENGTH.labels("trees").inc()
+
+    def leave_out(self, number: int, error: BaseException) -> bool:
+        """Go on without a tree that has no score. Returns False if too many would be left out."""
+        if len(self.left_out | {number}) > self._may_leave_out:
+            return False
+        if number not in self.left_out:
+            logging.getLogger(__name__).warning("tree %d of iteration %d is left out: %s", number, self.number, error)
+            metrics.LEFT_OUT.inc()
+            self.left_out.add(number)
+            empty: RemoteTree[Any] = RemoteTree(number, self.prompts[number], self.schedule, (), {}, left_out=True)
+            self._trees[number].set_result(empty)
+            metrics.QUEUE_LENGTH.labels("trees").inc()
+        return True
+
+    def scored(self) -> list[dict[str, FloatArray]]:
+        """Rewards of the leaves, tree by tree, of those that have any."""
+        return [rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out]
 
     def fail(self, error: BaseException) -> None:
         """Have everybody who waits for a tree get `error`."""

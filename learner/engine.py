@@ -9,17 +9,18 @@ Two of its defaults lose gradients without a word, and are avoided here:
 import math
 import os
 from argparse import Namespace
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
+import safetensors
 import torch
 import transformers
 
 from ..proto.files import whole
-from ..proto.settings import LearnerSettings, Precision
-from ..rollout_workers.policies.base import trainable
+from ..proto.settings import LearnerSettings, OffloadSettings, Precision
+from ..rollout_workers.policies.base import Builder, trainable
 
 ENGINE, UNIVERSAL = "engine", "universal"
 """Folders of a checkpoint: what the ranks have saved, and the same for any number of ranks."""
@@ -114,9 +115,20 @@ class Engine:
                 yield
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights in the network's dtype, by name: references, copies with ZeRO 3. Collective."""
-        with self.gathered():
-            return {n: p.detach().clone() if self._stage == 3 else p.detach() for n, p in self._parameters.items()}
+        """The trained weights in the network's dtype, by name. Collective.
+
+        References; with ZeRO 3 copies on the CPU, on rank 0 alone.
+        """
+        if self._stage < 3:
+            return {name: parameter.detach() for name, parameter in self._parameters.items()}
+        import deepspeed
+
+        weights = {}
+        for name, parameter in self._parameters.items():  # never more than one at once whole
+            with deepspeed.zero.GatheredParameters(parameter):
+                if self.rank == 0:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        return weights
 
     def master_weights(self) -> dict[str, torch.Tensor]:
         """The trained weights in float32, as the optimizer keeps them. Collective."""
@@ -192,13 +204,45 @@ def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.optimizer.gradient_clipping if settings.zero_stage else 0.0,
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False},
+        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False, **_offload(settings.offload)},
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": half},
         "data_types": {"grad_accum_dtype": "fp32"} if half else {},
         "steps_per_print": None,
     }
+
+
+def _offload(settings: OffloadSettings) -> dict[str, Any]:
+    parts = {"offload_optimizer": settings.optimizer, "offload_param": settings.parameters}
+    return {name: {"device": "cpu"} for name, on in parts.items() if on}
+
+
+def partitioned(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder:
+    """Builds networks of which every rank holds its share alone, from the first parameter on (ZeRO 3).
+
+    To be called after `join_ranks`. Rank 0 reads the weights from disk, one by one.
+    """
+    _start_deepspeed(device)
+    import deepspeed
+
+    def build(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
+        config = {**_config(settings, precision), "train_batch_size": torch.distributed.get_world_size()}
+        with deepspeed.zero.Init(config_dict_or_path=config, dtype=getattr(torch, precision)):
+            network = make()
+        parameters, reads = dict(network.named_parameters()), torch.distributed.get_rank() == 0
+        for file in files:
+            with safetensors.safe_open(file, framework="pt") as weights:
+                for name in weights.keys():  # noqa: SIM118 - no mapping
+                    parameter = parameters.pop(name)
+                    with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
+                        if reads:
+                            parameter.copy_(weights.get_tensor(name))
+        if parameters:
+            raise ValueError(f"{len(parameters)} weights are missing in {files}, such as '{next(iter(parameters))}'")
+        return network
+
+    return build
 
 
 def _finite(norm: float) -> float:

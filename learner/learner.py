@@ -5,6 +5,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+import numpy as np
 import safetensors.torch
 import torch
 
@@ -158,7 +159,7 @@ class Learner:
         stats.reference_rows += len(rows) if self.reference else 0
         stats.edges += edges
         stats.skipped_edges += kept - edges
-        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees) - kept
+        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - kept
 
     def _forward_and_backward(
         self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions
@@ -204,6 +205,8 @@ class Learner:
 
     def _credit(self, tree: Tree, noise: Sequence[float]) -> Credit:
         settings = self.settings
+        if tree.left_out:
+            return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
         rewards = {name: reward.weight for name, reward in settings.rewards.items()}
         iteration = self.version + 1  # every iteration ends with a new version
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)

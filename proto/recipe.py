@@ -4,7 +4,7 @@ import difflib
 import pkgutil
 from collections.abc import Iterator, Sequence
 from pathlib import Path
-from typing import Any, get_args, get_origin
+from typing import Any, TypeVar, get_args, get_origin
 
 import yaml
 from omegaconf import DictConfig, OmegaConf
@@ -18,6 +18,7 @@ from .files import write_text
 from .prompts import HUB, read_prompts, write_lines
 from .settings import RunSettings
 
+Section = TypeVar("Section", bound=BaseModel)
 WHOLE = ("schedule", "rewards")
 """Sections that a recipe doesn't share with its base: another method has other settings."""
 
@@ -43,10 +44,18 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
         raise InputError(f"recipe {path} can't be read: {' '.join(str(error).split())}") from error
     settings = parse_settings(content)
-    if Path(settings.policy.pretrained).is_dir():
-        pretrained = str(Path(settings.policy.pretrained).resolve())
-        settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": pretrained})})
-    return _located(settings, path)
+    policy = _resolved(settings.policy, "pretrained")
+    rewards = {
+        name: _resolved(reward, "pretrained", "tokenizer", "backbone") for name, reward in settings.rewards.items()
+    }
+    return _located(settings.model_copy(update={"policy": policy, "rewards": rewards}), path)
+
+
+def _resolved(section: Section, *names: str) -> Section:
+    """With those of the settings `names` that are files or folders here as absolute paths, for processes elsewhere."""
+    given = {name: getattr(section, name) for name in names}
+    there = {name: str(Path(value).resolve()) for name, value in given.items() if value and Path(value).exists()}
+    return section.model_copy(update=there)
 
 
 def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:

@@ -179,6 +179,9 @@ class RolloutSettings(Settings):
     """Most pictures that are decoded at once."""
     parts_in_scoring: PositiveInt = 16
     """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
+    may_leave_out: Fraction = 0.0
+    """Largest share of an iteration's trees that may be left out, counted and told, when a reward gives them no score.
+    With more the run stops; with 0 at the first one."""
     trees_in_flight: PositiveInt | None = None
     """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
     a window and a task where it is less."""
@@ -306,6 +309,15 @@ class LoraSettings(Settings):
     whatever else is usual in its family."""
 
 
+class OffloadSettings(Settings):
+    """What is kept in the CPU's memory while it isn't in use, for less memory on the GPU and more time."""
+
+    optimizer: bool = False
+    """The optimizer's states, and its step. Needs `zero_stage` 1 or more."""
+    parameters: bool = False
+    """The network's weights. Needs `zero_stage` 3."""
+
+
 class OptimizerSettings(Settings):
     """AdamW and its learning rate."""
 
@@ -347,6 +359,7 @@ class LearnerSettings(Settings):
     no step. With `kl_weight` none is left out."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
     """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
+    offload: OffloadSettings = OffloadSettings()
     lora: LoraSettings | None = None
     """Adapters to train; null trains all weights."""
     gradient_checkpointing: bool = False
@@ -545,6 +558,13 @@ class RunSettings(Settings):
                 "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
                 "(stage 0 would add up gradients in bfloat16 and lose most of them)"
             )
+        least = {"optimizer": 1, "parameters": 3}
+        for part, stage in least.items():
+            if getattr(self.learner.offload, part) and self.learner.zero_stage < stage:
+                raise ValueError(
+                    f"learner.offload.{part} is on with learner.zero_stage {self.learner.zero_stage}; it needs stage "
+                    f"{stage}" + (" or more" if stage < 3 else "")
+                )
         if self.prompts.per_iteration % self.learner.updates_per_iteration:
             raise ValueError(
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "

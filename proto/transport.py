@@ -72,10 +72,11 @@ class RemoteTree(Generic[Reference]):
     schedule: Schedule
     parts: Sequence[tuple[PartHeader, Reference]]
     rewards: Mapping[str, FloatArray]
+    left_out: bool = False
 
     def tree(self, fetch: Callable[[Reference], States]) -> Tree:
         """The tree; `fetch` is called for a part when one of its states is asked for."""
-        tree = Tree(self.number, self.prompt, self.schedule)
+        tree = Tree(self.number, self.prompt, self.schedule, left_out=self.left_out)
         for header, reference in self.parts:
             tree.add(received(header, np.empty((0, 0, 0, 3), np.uint8), partial(fetch, reference)))
         tree.rewards = dict(self.rewards)

@@ -68,6 +68,8 @@ class Tree:
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     """Scores of the leaves by reward, float64 [leaves]; NaN until they have arrived."""
     conditioning: Conditioning | None = None
+    left_out: bool = False
+    """Whether it has no scores and never will have: nothing is learned from it."""
     _parts: list[Subtree] = field(default_factory=list)
     _place: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Part and position within it of each node, int64 [nodes, 2]; -1 until it has arrived."""

@@ -11,6 +11,8 @@ from ...proto.settings import LoraSettings
 from ...proto.tree import Conditioning
 
 Network = Callable[..., tuple[torch.Tensor]]
+Builder = Callable[[Callable[[], torch.nn.Module], Sequence[Path]], torch.nn.Module]
+"""Makes a network, and loads its weights from safetensors files, in another way than whole into this process."""
 
 
 class Policy(Protocol):

@@ -14,7 +14,7 @@ from ...proto.settings import PolicySettings
 if TYPE_CHECKING:
     import torch
 
-    from .base import Policy
+    from .base import Builder, Policy
 
 FAMILIES = {
     "FluxPipeline": f"{__package__}.flux:FluxPolicy",
@@ -27,8 +27,10 @@ FAMILIES = {
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
 
-def load_policy(settings: PolicySettings, *, network_only: bool = False) -> Policy:
+def load_policy(settings: PolicySettings, *, network_only: bool = False, build: Builder | None = None) -> Policy:
     """The policy in `settings.pretrained`; with `network_only` one that can neither encode prompts nor decode.
+
+    With `build`, that makes its network.
 
     Raises InputError as `find_policy` and `find_device` do, or for a size it can't draw.
     """
@@ -40,7 +42,9 @@ def load_policy(settings: PolicySettings, *, network_only: bool = False) -> Poli
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
     adapter: Callable[..., Policy] = imported(family, "policy.adapter")
-    return adapter(folder, settings, device, network_only=network_only)
+    if build is None:
+        return adapter(folder, settings, device, network_only=network_only)
+    return adapter(folder, settings, device, network_only=network_only, build=build)
 
 
 def find_policy(settings: PolicySettings) -> tuple[Path, str]:

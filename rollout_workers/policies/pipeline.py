@@ -5,6 +5,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -14,7 +15,7 @@ from peft import LoraConfig, get_peft_model_state_dict
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings, PolicySettings
 from ...proto.tree import Conditioning
-from .base import Network
+from .base import Builder, Network
 from .embeddings import fingerprint
 
 NEGATIVE = "negative_"
@@ -38,19 +39,28 @@ class PipelinePolicy:
     """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
 
     def __init__(
-        self, folder: Path, settings: PolicySettings, device: torch.device, *, network_only: bool = False
+        self,
+        folder: Path,
+        settings: PolicySettings,
+        device: torch.device,
+        *,
+        network_only: bool = False,
+        build: Builder | None = None,
     ) -> None:
-        """Loads the pipeline from `folder`, with `network_only` without autoencoder and text encoders.
+        """Loads the pipeline from `folder`, with `network_only` without autoencoder and text encoders. With `build`,
+        that makes the networks.
 
         Raises InputError for a pipeline that can't be loaded or a size it can't draw.
         """
         self.folder, self.settings, self.device = folder, settings, device
         self.precision = getattr(torch, settings.precision)
         absent = dict(self.absent)
+        index = json.loads((folder / "model_index.json").read_text())
+        parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[1]}
         if network_only:
-            parts = json.loads((folder / "model_index.json").read_text())
-            loaded = {name for name, value in parts.items() if isinstance(value, list)}
-            absent |= dict.fromkeys(loaded - {*self.networks, "scheduler"})
+            absent |= dict.fromkeys(parts.keys() - {*self.networks, "scheduler"})
+        if build:
+            absent |= {name: _built(folder / name, parts[name], build) for name in self.networks if name in parts}
         try:
             self.pipeline = self.pipeline_class.from_pretrained(
                 folder,
@@ -65,7 +75,9 @@ class PipelinePolicy:
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
-        self.network: Any = torch.nn.Module.to(self.find_network(), device, self.precision)
+        self.network: Any = self.find_network()
+        if not build:
+            torch.nn.Module.to(self.network, device, self.precision)
         if settings.compile:
             compile_network(self.network)
         self._check_size()
@@ -241,6 +253,15 @@ class PipelinePolicy:
     def check_frames(self) -> None:
         """Raises InputError for a number of frames (more than one) that the model can't make."""
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
+
+
+def _built(folder: Path, class_name: str, build: Builder) -> torch.nn.Module:
+    network_class = getattr(diffusers, class_name)
+    config = network_class.load_config(folder, local_files_only=True)
+    files = [file for file in sorted(folder.glob("*.safetensors")) if ".fp16." not in file.name]
+    if not files:
+        raise InputError(f"{folder} holds no safetensors")
+    return build(lambda: network_class.from_config(config), files)
 
 
 def compile_network(network: Any) -> None:

@@ -50,3 +50,14 @@ def never_works(threads: int | None) -> Score:
         return {"ocr": np.full(len(media), np.nan)}
 
     return score
+
+
+def cannot_read_666(threads: int | None) -> Score:
+    scorer = OcrScorer(threads)
+
+    def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
+        if "666" in prompts:
+            raise ValueError("666 can't be read")
+        return scorer(media, prompts)
+
+    return score

@@ -12,6 +12,7 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import psutil
 import pytest
 import ray
@@ -295,6 +296,27 @@ def test_a_reward_model_that_never_scores_stops_the_run(run_settings: Settings, 
         assert not ray.util.list_named_actors()
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow
+def test_trees_without_scores_are_left_out_until_they_are_too_many(
+    run_settings: Settings, tmp_path: Path, head: str
+) -> None:
+    settings = run_settings(
+        {
+            **BASE,
+            "execution": "ray",
+            "rollout.may_leave_out": 0.05,
+            "rewards": {"ocr": {"scorer": "faulty_scorers:cannot_read_666"}},
+        }
+    )
+    leaves = settings.schedule.build().leaves
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+        report = loop.iterate(1, ["123"] * 23 + ["666"], None)
+        assert len(report.rewards["ocr"]) == 23 * leaves
+        assert np.isfinite(report.rewards["ocr"]).all()
+        with pytest.raises(RunFailed, match=r"'ocr' gave no score for request 'run/2/.*666 can't be read"):
+            loop.iterate(2, ["123"] * 22 + ["666"] * 2, None)
 
 
 @pytest.mark.slow

@@ -1,7 +1,9 @@
 """What a run logs, and what of it a resumed run replaces."""
 
+import resource
 from collections.abc import Callable
 
+import pytest
 from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.cluster.run_log import RunLog
 from branchgrpo.proto.settings import RunSettings
@@ -18,3 +20,26 @@ def test_tensorboard_shows_a_repeated_iteration_once(run_settings: Callable[...,
             log.close()
     events = EventAccumulator(str(folder.path / "tensorboard")).Reload().Scalars("evaluation/ocr")
     assert [(event.step, event.value) for event in events] == [(1, 0.25), (2, 0.25), (3, 0.5), (4, 0.5)]
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_what_could_not_be_written_can_be_written_later(run_settings: Callable[..., RunSettings]) -> None:
+    """TensorBoard's writer remembers its first error for ever. The limit on files stands for a full disk."""
+    settings = run_settings({"logging.tensorboard": True})
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    with RunFolder.create(settings) as folder:
+        log = RunLog(folder, settings, 1)
+        log.evaluation(1, {"ocr": 0.1})
+        (file,) = (folder.path / "tensorboard").iterdir()
+        try:
+            resource.setrlimit(resource.RLIMIT_FSIZE, (file.stat().st_size, before[1]))
+            for _ in range(3):
+                with pytest.raises(OSError, match="too large"):
+                    log.evaluation(2, {"ocr": 0.2})
+                resource.setrlimit(resource.RLIMIT_FSIZE, (10, before[1]))  # now not even a new file can be begun
+        finally:
+            resource.setrlimit(resource.RLIMIT_FSIZE, before)
+        log.evaluation(2, {"ocr": 0.2})
+        log.close()
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload().Scalars("evaluation/ocr")
+    assert [event.step for event in events] == [1, 2]

@@ -11,7 +11,7 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
 import torch
-from branchgrpo.learner.engine import join_ranks
+from branchgrpo.learner.engine import join_ranks, partitioned
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
@@ -46,6 +46,15 @@ def learn(learner: Learner, trees: list[Tree]) -> float:
     return stats.gradient_norm
 
 
+def assert_shared(policy: Policy, ranks: int) -> None:
+    """No rank holds more of a parameter than its share."""
+    whole = {name: parameter.ds_numel for name, parameter in policy.network.named_parameters()}
+    held = {name: parameter.ds_tensor.numel() for name, parameter in policy.network.named_parameters()}
+    assert all(parameter.numel() == 0 for parameter in policy.network.parameters())
+    assert sum(whole.values()) > 10_000
+    assert all(held[name] <= -(-whole[name] // ranks) for name in whole)
+
+
 def main(rank: int, ranks: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
@@ -55,6 +64,10 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
         settings = load_recipe(recipe)
         policy = load_policy(settings.policy)
         trees = unequal_trees(policy, settings)
+        if settings.name == "partitioned":
+            build = partitioned(settings.learner, "float32", torch.device("cpu"))
+            policy = load_policy(settings.policy, network_only=True, build=build)
+            assert_shared(policy, ranks)
         learner = Learner(policy, settings)
         for name in ("first", "second"):
             norm = learn(learner, trees)

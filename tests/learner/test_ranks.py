@@ -46,6 +46,9 @@ def rank_script() -> ModuleType:
 VARIANTS = [
     *(f"{adapters}-{method}" for method in METHODS for adapters in ("full", "lora")),
     *(f"stage{stage}" for stage in range(4)),
+    "stage3 offloaded",
+    "stage3 partitioned",
+    "stage3 partitioned lora",
 ]
 
 
@@ -53,6 +56,12 @@ VARIANTS = [
 def variants(small_methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
     """What is trained: every method, in full and with adapters, and every ZeRO stage."""
     changes: dict[str, dict[str, Any]] = {f"stage{stage}": {"learner.zero_stage": stage} for stage in range(4)}
+    third = {"learner.zero_stage": 3}
+    changes |= {
+        "stage3 offloaded": {**third, "learner.offload": {"optimizer": True, "parameters": True}},
+        "stage3 partitioned": {**third, "name": "partitioned"},
+        "stage3 partitioned lora": {**third, "name": "partitioned", "learner.lora": {"rank": 2}},
+    }
     for method, small in small_methods.items():
         full = {"schedule": {"method": method, **small}, "advantage.normaliser": "group"}
         changes |= {f"full-{method}": full, f"lora-{method}": {**full, "learner.lora": {"rank": 2}}}

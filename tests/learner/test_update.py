@@ -336,6 +336,25 @@ def test_an_update_without_a_single_edge_makes_no_step(
     assert all(torch.equal(before[name], value) for name, value in learner.engine.weights().items())
 
 
+def test_a_tree_that_is_left_out_counts_as_one_without_advantages(run_settings: Settings, sample: Sample) -> None:
+    """So that the others count no more than they would: the sum is over all trees of an update."""
+    settings = run_settings({"learner.updates_per_iteration": 1, "prompts.per_iteration": 2})
+    found = []
+    for left_out in (False, True):
+        learner = Learner(load_policy(settings.policy), settings)
+        tree, other = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
+        if left_out:
+            other = Tree(1, "2", tree.schedule, left_out=True)
+        else:
+            other.rewards = {name: np.full_like(values, 0.5) for name, values in other.rewards.items()}
+        stats = update(learner, [tree, other])
+        assert stats.edges == tree.schedule.trained_edges
+        assert stats.pruned_edges == 0
+        found.append((stats.gradient_norm, {n: w.clone() for n, w in learner.weights().items()}))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
 def test_rows_through_the_network_are_those_that_the_schedule_counts(run_settings: Settings, sample: Sample) -> None:
     """The paper's tree: 203 forward passes to sample it, 187 forward and backward passes to learn from it."""
     schedule = {"steps": 20, "splits": {0: 2, 3: 2, 6: 2, 9: 2}, "eta": 0.3}

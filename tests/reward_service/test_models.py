@@ -1,10 +1,11 @@
 """Reward models on weights in their published layouts, against their own packages and against transformers."""
 
+import importlib.util
 import io
 import json
 import threading
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -199,11 +200,14 @@ def test_an_own_function_scores_batches() -> None:
 # Rewards of other services --------------------------------------------------------------------------------------------
 
 
-@contextmanager
-def served(score: Any, token: str | None = None) -> Iterator[str]:
+def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
     """Address of our own HTTP service around a function."""
+    return serving(face(score, ["far"], token=token))
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
     port = free_port()
-    app = face(score, ["far"], token=token)
     server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
     thread = threading.Thread(target=server.run)
     thread.start()
@@ -248,3 +252,16 @@ def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pyte
         scores("far", RewardSettings(url=url), pictures(8, 8))
     with served(score, token="other") as url, pytest.raises(NotScored, match="was refused by .* 401"):
         scores("far", RewardSettings(url=url), pictures(8, 8))
+
+
+def test_the_example_of_a_video_reward_serves_clips() -> None:
+    path = Path(__file__).parents[2] / "examples" / "video_reward.py"
+    spec = importlib.util.spec_from_file_location("video_reward", path)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    clips = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    clips[1, 1] = 255
+    with serving(example.application()) as url:
+        assert scores("motion", RewardSettings(url=url), clips, ["a", "b"]).tolist() == [0.0, 1.0]

@@ -1,0 +1,43 @@
+"""A reward service of your own: any model behind the contract of docs/rewards.md.
+
+Here the reward is `motion`, by how much neighbouring frames of a clip differ. A model such as VideoAlign takes its
+place: load it once, where `Motion` is made, and score `request.media` and `request.prompts` with it.
+
+    python examples/video_reward.py 8000
+
+and in the recipe: rewards: {motion: {weight: 1.0, url: "http://127.0.0.1:8000"}}
+"""
+
+import asyncio
+import sys
+
+import numpy as np
+import uvicorn
+from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
+from branchgrpo.reward_service.http import face
+
+
+class Motion:
+    """Mean absolute difference of neighbouring frames, from 0 to 1."""
+
+    def __call__(self, clips: np.ndarray) -> np.ndarray:
+        """float64 [n] of uint8 [n, frames, height, width, 3]."""
+        return np.abs(np.diff(clips.astype(np.float64), axis=1)).mean(axis=(1, 2, 3, 4)) / 255
+
+
+def application() -> object:
+    """The service, for uvicorn."""
+    model = Motion()
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        if request.media.ndim != 5:
+            raise ValueError("motion wants clips")
+        scores = await asyncio.to_thread(model, request.media)  # the model works, and others are still answered
+        return ScoreReply({"motion": scores}, request.id)
+
+    # A clip of 81 frames at 480 x 832 takes 97 MB.
+    return face(score, ["motion"], max_bytes=2**30, max_held=4 * 2**30, max_pictures=4096)
+
+
+if __name__ == "__main__":
+    uvicorn.run(application(), host="127.0.0.1", port=int(sys.argv[1]) if len(sys.argv) > 1 else 8000)
