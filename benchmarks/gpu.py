@@ -15,6 +15,7 @@ import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Annotated, Any
@@ -223,7 +224,7 @@ def measure(scale: Scale, device: torch.device, *, steps: int, rows: int, times:
     with _bench(scale, device, steps=steps, compiled=compiled) as bench:
         flops_of_a_row = bench.forward_flops() if not compiled else 0.0
         for size in sorted({1, 4, rows}):
-            seconds = bench.seconds(lambda size=size: bench.forward(size), times)  # type: ignore[misc]
+            seconds = bench.seconds(partial(bench.forward, size), times)
             found[f"forward, {size} rows"] = seconds
             if flops_of_a_row:
                 found[f"forward, {size} rows: TFLOP/s"] = flops_of_a_row * size / seconds / 1e12
@@ -232,7 +233,7 @@ def measure(scale: Scale, device: torch.device, *, steps: int, rows: int, times:
                 if limit == 1 and name == "mix":
                     continue
                 label = f"rollout, {name}, {'batched' if limit > 1 else 'one row per pass'}"
-                found[label] = bench.seconds(lambda s=schedule, n=limit: bench.rollout(s, n), times)  # type: ignore[misc]
+                found[label] = bench.seconds(partial(bench.rollout, schedule, limit), times)
         found["rollout: GB"] = _peak(device)
         bench.add_lora(checkpointed=True)
         for name, schedule, pruning in (
@@ -250,10 +251,8 @@ def measure(scale: Scale, device: torch.device, *, steps: int, rows: int, times:
 
             sampled, pictures = bench.rollout(schedule, rows)
             bench.score(sampled, pictures)
-            found[f"update, {name}"] = bench.seconds(
-                lambda t=sampled, p=pruning, b=batch: bench.update(t, p, min(b, 4)),
-                times,  # type: ignore[misc]
-            )
+            update = partial(bench.update, sampled, pruning, min(batch, 4))
+            found[f"update, {name}"] = bench.seconds(update, times)
             found[f"iteration, {name}" + (", one row per pass" if batch == 1 else "")] = bench.seconds(whole, times)
         found["update: GB"] = _peak(device)
     return found

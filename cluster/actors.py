@@ -136,6 +136,8 @@ class LearnerActor(_Process):
     """A learner rank."""
 
     learner: "Learner"
+    network_only = True
+    """Whether it can do without autoencoder and text encoders."""
 
     def __init__(
         self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int, rank: int, ranks: int
@@ -171,14 +173,12 @@ class LearnerActor(_Process):
         return self._ready("learner")
 
     def _load_policy(self) -> "Policy":
-        from ..learner.engine import partitioned
+        from ..learner.engine import builder
         from ..rollout_workers.policies.load import find_device, load_policy
 
-        learner, policy, build = self.settings.learner, self.settings.policy, None
-        # The copy of the whole network that a KL term without adapters needs is made of a whole one.
-        if learner.zero_stage == 3 and (learner.lora or not learner.kl_weight):
-            build = partitioned(learner, policy.precision, find_device(policy))
-        return load_policy(policy, network_only=True, build=build)
+        policy = self.settings.policy
+        build = builder(self.settings.learner, policy.precision, find_device(policy))
+        return load_policy(policy, network_only=self.network_only, build=build)
 
     def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
         """Work on a window of scored trees; with `update` it is the last of an update, which is then made."""
@@ -264,17 +264,14 @@ class LearnerActor(_Process):
 class ColocatedActor(LearnerActor, _Sampling):
     """A learner rank that samples with its own copy of the policy, in turns with learning."""
 
+    network_only = False
+
     def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:
         from ..rollout_workers.worker import RolloutWorker
 
         info = super().setup(meeting)
         self.worker = RolloutWorker(self.learner.policy, self.settings.rollout, self.learner.kept)
         return info
-
-    def _load_policy(self) -> "Policy":
-        from ..rollout_workers.policies.load import load_policy
-
-        return load_policy(self.settings.policy)
 
     def _use(self, weights: Published) -> None:
         """Nothing is taken up: the worker samples with the learner's own parameters."""

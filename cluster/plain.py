@@ -10,12 +10,13 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from ..learner.engine import builder
 from ..learner.learner import Learner
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Tree
 from ..reward_service.scorers import Scorers
-from ..rollout_workers.policies.load import load_policy
+from ..rollout_workers.policies.load import find_device, load_policy
 from ..rollout_workers.worker import RolloutWorker
 from . import checkpoints
 from .branching import Branching
@@ -37,7 +38,9 @@ class PlainLoop:
             torch.set_num_threads(settings.threads)
         self.branching = Branching(settings)
         self.scorers = Scorers(settings.rewards, settings.threads)
-        self.policy = load_policy(settings.policy)
+        device = find_device(settings.policy)
+        build = builder(settings.learner, settings.policy.precision, device)
+        self.policy = load_policy(settings.policy, build=build)
         self.learner = Learner(self.policy, settings)
         self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.kept)
         self.worker.weights_version = self.learner.version

@@ -218,6 +218,15 @@ def _offload(settings: OffloadSettings) -> dict[str, Any]:
     return {name: {"device": "cpu"} for name, on in parts.items() if on}
 
 
+def builder(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder | None:
+    """What makes networks that are to be trained: with ZeRO 3 `partitioned`; else, None, they are loaded whole.
+
+    The copy of the network that a KL term without adapters needs is made of a whole one too.
+    """
+    shares = settings.zero_stage == 3 and (settings.lora is not None or not settings.kl_weight)
+    return partitioned(settings, precision, device) if shares else None
+
+
 def partitioned(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder:
     """Builds networks of which every rank holds its share alone, from the first parameter on (ZeRO 3).
 
@@ -228,7 +237,7 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
 
     def build(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
         config = {**_config(settings, precision), "train_batch_size": torch.distributed.get_world_size()}
-        with deepspeed.zero.Init(config_dict_or_path=config, dtype=getattr(torch, precision)):
+        with deepspeed.zero.Init(config_dict_or_path=config):  # of the precision that is configured
             network = make()
         parameters, reads = dict(network.named_parameters()), torch.distributed.get_rank() == 0
         for file in files:

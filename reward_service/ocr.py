@@ -1,7 +1,7 @@
 """How legibly a picture shows the prompt's text, as an OCR model reads it.
 
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
-is what stands in double quotes in the prompt, or else the whole prompt. The model is rapidocr's PP-OCRv6, recognition
+is what stands in double quotes in the prompt, or else the whole prompt; a prompt with a field `text` says it itself. The model is rapidocr's PP-OCRv6, recognition
 only: the picture is taken as one line of text. Of a clip, the mean over its frames.
 """
 
@@ -13,6 +13,7 @@ import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidocr import RapidOCR
 
+from ..proto.prompts import fields_of
 from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
 
@@ -41,7 +42,11 @@ class OcrScorer:
         return [text.strip() for text in self._model.recognize_txt(bgr).txts]
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        targets = [target(prompt) for prompt in prompts for _ in range(len(frames(media)) // len(media))]
+        targets = [
+            fields_of(prompt).get("text") or target(prompt)
+            for prompt in prompts
+            for _ in range(len(frames(media)) // len(media))
+        ]
         pairs = list(zip(self.read(frames(media)), targets, strict=True))
         scores = {
             "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import Prompt
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.ocr import similarity, target
@@ -46,6 +47,12 @@ def test_target_is_the_quoted_text_or_all() -> None:
     assert target('the word "a b" on a wall') == "a b"
     assert target(" 042 ") == "042"
     assert target('say " "') == 'say " "'
+
+
+def test_a_field_of_the_prompt_says_what_is_to_be_read() -> None:
+    prompt = Prompt("a sign in the rain", {"text": "OPEN"})
+    reply = Scorers(REWARDS).score(ScoreRequest(picture("OPEN")[None], [prompt], ["ocr_exact"]))
+    assert reply.scores["ocr_exact"].tolist() == [1]
 
 
 def test_target_of_a_long_prompt_takes_no_time() -> None:
