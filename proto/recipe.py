@@ -3,6 +3,7 @@
 import difflib
 import pkgutil
 from collections.abc import Iterator, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any, TypeVar, get_args, get_origin
 
@@ -118,11 +119,11 @@ def save_recipe(settings: RunSettings, folder: Path) -> Path:
     copies = {}
     for name in ("train", "held_out"):
         if original := getattr(settings.prompts, name):
-            prompts = read_prompts(original, f"prompts.{name}", settings.prompts.column)
-            plain = not any(prompt.fields or len(prompt.splitlines()) > 1 for prompt in prompts)
-            copies[name] = Path("prompts", f"{name}.{'txt' if plain else 'jsonl'}")
-            text = "".join(f"{prompt}\n" for prompt in prompts) if plain else write_lines(prompts)
-            write_text(folder / copies[name], text)
+            text = original.suffix == ".txt" and original.is_file()
+            copies[name] = Path("prompts", f"{name}.{'txt' if text else 'jsonl'}")
+            read = partial(read_prompts, original, f"prompts.{name}", settings.prompts.column)
+            content = original.read_text(encoding="utf-8") if text else write_lines(read())
+            write_text(folder / copies[name], content)
     own = settings.prompts.model_copy(update={**copies, "column": "prompt"})
     write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": own})))
     return folder / "recipe.yaml"
