@@ -1,8 +1,9 @@
 """How legibly a picture shows the prompt's text, as an OCR model reads it.
 
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
-is what stands in double quotes in the prompt, or else the whole prompt; a prompt with a field `text` says it itself. The
-model is rapidocr's PP-OCRv6, recognition only: the picture is taken as one line of text. Of a clip, the mean over its frames.
+is what stands in double quotes in the prompt, or else the whole prompt; a prompt with a field `text` says it itself.
+The model is rapidocr's PP-OCRv6, recognition only: the picture is taken as one line of text. Of a clip, the mean over
+its frames.
 """
 
 import re
