@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import logging
 from collections import OrderedDict
 from collections.abc import Sequence
 from pathlib import Path
@@ -54,10 +55,12 @@ class Embeddings:
 
     def _write(self, prompt: str, conditioning: Conditioning) -> None:
         if path := self._path(prompt):
-            path.parent.mkdir(parents=True, exist_ok=True)
             tensors = {name: value.cpu().contiguous() for name, value in conditioning.items()}
-            with whole(path) as temporary:
-                safetensors.torch.save_file(tensors, temporary)
+            try:
+                with whole(path) as temporary:
+                    safetensors.torch.save_file(tensors, temporary)
+            except OSError as error:  # the run can do without
+                logging.getLogger(__name__).warning("an embedding could not be kept in %s: %s", path.parent, error)
 
     def _path(self, prompt: str) -> Path | None:
         name = hashlib.sha256(prompt.encode()).hexdigest()

@@ -221,6 +221,7 @@ def test_tasks_of_one_shape_are_cut_up_once() -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_real_run_takes_as_long_as_the_simulated_one() -> None:
     """Loosely: other tests may be going on beside it."""
     for comparison in compare(SETTINGS[0], workers=(1, 2), rounds=1):

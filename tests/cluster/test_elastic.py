@@ -126,6 +126,7 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_path: Path) -> None:
     """Workers and learner are all on one node; it gets SIGTERM when another has joined; everything moves there."""
     settings = run_settings(
@@ -187,6 +188,7 @@ def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_pat
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Path) -> None:
     """A model that takes a second for each request gets a second replica."""
     settings = run_settings(

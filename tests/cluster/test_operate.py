@@ -79,7 +79,7 @@ def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> di
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("signum", [signal.SIGTERM, signal.SIGINT])
+@pytest.mark.parametrize("signum", [signal.SIGTERM, pytest.param(signal.SIGINT, marks=pytest.mark.long)])
 def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
     signum: signal.Signals, plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path
 ) -> None:
@@ -120,6 +120,7 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(600)
 def test_two_runs_on_one_cluster_do_not_touch_each_other(
     plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str

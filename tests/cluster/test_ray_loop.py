@@ -195,6 +195,7 @@ LEAVES_256 = {"schedule": {"steps": 16, "splits": dict.fromkeys(range(8), 2), "e
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_the_first_leaf_is_scored_before_half_of_the_forward_passes_are_done(
     run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
@@ -211,6 +212,7 @@ def test_the_first_leaf_is_scored_before_half_of_the_forward_passes_are_done(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
     run_settings: Settings, tmp_path: Path, head: str, store_bytes: Callable[[], int]
 ) -> None:
@@ -283,6 +285,7 @@ def test_a_reward_model_that_dies_or_raises_is_asked_again(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 def test_a_reward_model_that_never_scores_stops_the_run(run_settings: Settings, tmp_path: Path, head: str) -> None:
     rewards = {"ocr": {"scorer": "faulty_scorers:never_works"}}
     settings = run_settings({**BASE, "execution": "ray", "rewards": rewards})

@@ -5,7 +5,6 @@ Whatever is sent, there is no 5xx, the process lives, answers are as documented,
 
 import io
 import json
-import os
 import socket
 import struct
 import subprocess
@@ -142,8 +141,7 @@ def overwritten(data: bytes, place: int, patch: bytes) -> bytes:
     return data[:place] + patch + data[place + len(patch) :]
 
 
-REQUESTS = int(os.environ.get("BRANCHGRPO_FUZZ_REQUESTS", 10_000))
-"""Ten thousand take seven minutes."""
+REQUESTS = 10_000
 
 
 def pictures() -> st.SearchStrategy[bytes]:
@@ -187,6 +185,7 @@ def test_requests_made_from_its_document_are_answered_as_documented(service: Ser
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1800)
 def test_thousands_of_requests_leave_the_process_as_it_was(service: Service) -> None:
     sent = fire(service, 600, range(1, 3))
@@ -305,6 +304,7 @@ def test_mutated_pictures(service: Service, data: bytes) -> None:
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @settings(FAST, max_examples=1500)
 @given(data=mutated())
 def test_many_mutated_pictures(service: Service, data: bytes) -> None:

@@ -52,3 +52,11 @@ def test_what_depends_on_something_else_lies_elsewhere(
 ) -> None:
     assert load_policy(policy_settings).encoding == tiny_policy.encoding
     assert load_policy(policy_settings.model_copy(update=changes)).encoding != tiny_policy.encoding
+
+
+def test_a_folder_that_cannot_be_written_to_stops_nothing(
+    tiny_policy: Policy, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "file").touch()
+    assert len(Embeddings(tiny_policy, tmp_path / "file").of(["1"])) == 1
+    assert "an embedding could not be kept" in caplog.text
