@@ -105,6 +105,8 @@ def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 
         iteration = 0
         for count in workers:
             ray.get(controller.scale.remote(count, {}))
+            while not _all_idle(ray.get(controller.status.remote()), count):
+                time.sleep(0.1)  # new workers import and load first
             seconds = []
             for upcoming in [prompts] * rounds + [None]:
                 iteration += 1
@@ -115,11 +117,18 @@ def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 
             yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
 
 
+def _all_idle(status: dict[str, Any], count: int) -> bool:
+    """Whether so many rollout workers are ready."""
+    return [worker["state"] for worker in status["pools"]["rollout_workers"]] == ["idle"] * count
+
+
 def check(console: Console, rounds: int) -> list[Comparison]:
     """All settings with 1, 2 and 4 workers, as a table."""
     table = Table("limited by", "workers", "real, s", "simulated, s", "ratio", title=f"medians of {rounds}")
-    compared = [comparison for setting in SETTINGS for comparison in compare(setting, WORKERS, rounds)]
-    for c in compared:
+    compared = []
+    for c in (comparison for setting in SETTINGS for comparison in compare(setting, WORKERS, rounds)):
+        console.print(f"{c.setting}, {c.workers} workers: {c.ratio:.2f}", highlight=False)
+        compared.append(c)
         table.add_row(c.setting, str(c.workers), f"{c.real:.2f}", f"{c.simulated:.2f}", f"{c.ratio:.2f}")
     console.print(table)
     worst = max(abs(1 - c.ratio) for c in compared)
