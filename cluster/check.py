@@ -112,7 +112,7 @@ def _missing_parts(folder: Path) -> Iterator[str]:
         part = folder / name
         if not part.is_dir():
             yield f"{part}, a {value[1]}"
-        elif any(part.glob("*.json")) and name.startswith(("transformer", "unet", "vae", "text_encoder")):
+        elif name.startswith(("transformer", "unet", "vae", "text_encoder")):
             listed = {file for place in part.glob("*.safetensors.index.json") for file in _shards(place)}
             if absent := sorted(file for file in listed if not (part / file).is_file()):
                 yield f"{part / absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
@@ -155,7 +155,7 @@ def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> 
     learner, size = settings.learner, BYTES[settings.policy.precision]
     ranks = settings.pools.learner.count if settings.execution == "ray" else 1
     weights, trained = parameters["all"] * size, parameters["trained"]
-    around = sum(file.stat().st_size for name in ("vae",) for file in (folder / name).glob("*.safetensors"))
+    around = sum(file.stat().st_size for file in (folder / "vae").glob("*.safetensors"))
     stage, offload = learner.zero_stage, learner.offload
     kept = 0 if offload.parameters else weights / (ranks if stage == 3 else 1)
     gradients = trained * 4 / (ranks if stage >= 2 else 1)

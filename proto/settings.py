@@ -181,7 +181,7 @@ class RolloutSettings(Settings):
     """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
     may_leave_out: Fraction = 0.0
     """Largest share of an iteration's trees that may be left out, counted and told, when a reward gives them no score.
-    With more the run stops; with 0 at the first one."""
+    With more the run stops; with 0, and in execution `plain`, at the first one."""
     trees_in_flight: PositiveInt | None = None
     """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
     a window and a task where it is less."""

@@ -13,17 +13,15 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of th
 
 import numpy as np
 import pytest
-import torch
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tensors import KeptForward
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from families import saved
 
 PROMPTS = ("123", "456", "789")
 
@@ -31,28 +29,7 @@ PROMPTS = ("123", "456", "789")
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Flux pipeline like FLUX.1-dev (embedded guidance, resolution-dependent shift) with random small weights."""
-    torch.manual_seed(0)
-    pipeline = new_pipeline()
-    transformer = FluxTransformer2DModel(
-        patch_size=1,
-        in_channels=16,
-        num_layers=1,
-        num_single_layers=1,
-        attention_head_dim=8,
-        num_attention_heads=2,
-        joint_attention_dim=96,
-        pooled_projection_dim=64,
-        guidance_embeds=True,
-        axes_dims_rope=(2, 2, 4),
-    )
-    for parameter in transformer.parameters():  # zero-initialised layers would hide what goes through them
-        torch.nn.init.normal_(parameter, std=0.1)
-    scheduler = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
-    pipeline.vae.register_to_config(scaling_factor=0.36, shift_factor=0.12)
-    pipeline.register_modules(transformer=transformer, scheduler=scheduler)
-    folder = tmp_path_factory.mktemp("policy") / "tiny"
-    pipeline.save_pretrained(folder)
-    return folder
+    return saved("FLUX.1-dev", tmp_path_factory.mktemp("policy") / "tiny")
 
 
 @pytest.fixture(scope="session")
