@@ -8,6 +8,7 @@ import ray
 
 from ..proto.errors import InputError
 from ..proto.settings import PoolSettings, RewardPoolSettings, RunSettings
+from ..reward_service.remote import longest
 from ..reward_service.scorers import reward_models
 
 
@@ -32,9 +33,13 @@ class Node:
 
 
 def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Model -> its pool."""
-    models = reward_models(settings.rewards)
-    return {model: settings.pools.rewards.get(model, RewardPoolSettings()) for model in models}
+    """Model -> its pool. A request takes at least as long as all attempts at asking another service."""
+    pools = {}
+    for model, rewards in reward_models(settings.rewards).items():
+        pool = settings.pools.rewards.get(model, RewardPoolSettings())
+        asking = max((longest(reward.timeout_seconds) for reward in rewards.values() if reward.url), default=0.0)
+        pools[model] = pool.model_copy(update={"timeout_seconds": max(pool.timeout_seconds, asking)})
+    return pools
 
 
 def demands(settings: RunSettings) -> list[Demand]:

@@ -57,7 +57,10 @@ def check_rewards(settings: RunSettings) -> None:
     """Raises InputError for a reward that doesn't exist, or a pool without its reward model."""
     models = reward_models(settings.rewards)
     if unknown := sorted(set(settings.pools.rewards) - set(models)):
-        raise InputError(f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)}")
+        raise InputError(
+            f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)} (what a base "
+            "recipe says of others goes with pools.rewards={})"
+        )
 
 
 def _go(

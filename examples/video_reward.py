@@ -13,6 +13,7 @@ import sys
 
 import numpy as np
 import uvicorn
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.reward_service.http import face
 
@@ -30,8 +31,8 @@ def application() -> object:
     model = Motion()
 
     async def score(request: ScoreRequest) -> ScoreReply:
-        if request.media.ndim != 5:
-            raise ValueError("motion wants clips")
+        if request.media.ndim != 5 or request.media.shape[1] < 2:
+            raise InputError(f"motion wants clips of two frames or more; got media {list(request.media.shape)}")
         scores = await asyncio.to_thread(model, request.media)  # the model works, and others are still answered
         return ScoreReply({"motion": scores}, request.id)
 

@@ -1,16 +1,19 @@
 """An exponential moving average of the trained weights, in float32."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 
 import torch
 
 
 class WeightAverage:
-    """average <- decay * average + (1 - decay) * weights, from the initial weights on."""
+    """average <- decay * average + (1 - decay) * weights, from the initial weights on.
 
-    def __init__(self, decay: float, weights: Mapping[str, torch.Tensor]) -> None:
+    It lies in the host's memory, and takes the weights one by one: they needn't be on the device all at once.
+    """
+
+    def __init__(self, decay: float, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
         self.decay = decay
-        self.weights = {name: value.detach().float().clone() for name, value in weights.items()}
+        self.weights = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in weights}
 
     def load(self, weights: Mapping[str, torch.Tensor]) -> None:
         """Take up an average that was kept before."""
@@ -18,6 +21,6 @@ class WeightAverage:
             average.copy_(weights[name])
 
     @torch.no_grad()
-    def update(self, weights: Mapping[str, torch.Tensor]) -> None:
-        for name, average in self.weights.items():
-            average.lerp_(weights[name].float().to(average.device), 1 - self.decay)
+    def update(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        for name, value in weights:
+            self.weights[name].lerp_(value.to("cpu", torch.float32), 1 - self.decay)

@@ -17,6 +17,7 @@ from typing import Any
 import safetensors
 import torch
 import transformers
+from accelerate import init_empty_weights
 
 from ..proto.files import whole
 from ..proto.settings import LearnerSettings, OffloadSettings, Precision
@@ -48,6 +49,7 @@ class Engine:
         if self._stage == 0:
             optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
         course = settings.optimizer.schedule
+        buffers = [(module, dict(module._buffers)) for module in network.modules()]
         self.module, *_ = deepspeed.initialize(
             model=network,
             optimizer=optimizer,
@@ -59,6 +61,8 @@ class Engine:
             ),
             config=_config(settings, precision),
         )
+        for module, own in buffers:  # DeepSpeed casts them; the sampler's are as the model has them
+            module._buffers.update(own)
 
     @property
     def rank(self) -> int:
@@ -130,13 +134,15 @@ class Engine:
                     weights[name] = parameter.detach().to("cpu", copy=True)
         return weights
 
-    def master_weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights in float32, as the optimizer keeps them. Collective."""
-        if self._stage == 0:
-            return {name: parameter.detach() for name, parameter in self._parameters.items()}
+    def master_weights(self) -> Iterator[tuple[str, torch.Tensor]]:
+        """The trained weights in float32, as the optimizer keeps them, one by one; on rank 0 alone, though every rank
+        has to go through them. Collective."""
         from deepspeed.utils import safe_get_full_fp32_param
 
-        return {name: safe_get_full_fp32_param(parameter) for name, parameter in self._parameters.items()}
+        for name, parameter in self._parameters.items():
+            weight = safe_get_full_fp32_param(parameter) if self._stage else parameter.detach()
+            if self.rank == 0:
+                yield name, weight
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and learning-rate schedule. Collective."""
@@ -235,15 +241,29 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
     _start_deepspeed(device)
     import deepspeed
 
+    dtype = getattr(torch, precision)
+
     def build(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
         config = {**_config(settings, precision), "train_batch_size": torch.distributed.get_world_size()}
+        with init_empty_weights():  # of the parameters; buffers are real
+            pattern = dict(make().named_modules())
         with deepspeed.zero.Init(config_dict_or_path=config):  # of the precision that is configured
             network = make()
-        parameters, reads = dict(network.named_parameters()), torch.distributed.get_rank() == 0
+        for name, module in network.named_modules():
+            # Those of DeepSpeed are computed in the precision of the weights, in which tables of angles come out wrong.
+            for own, buffer in pattern[name]._buffers.items():
+                module._buffers[own] = None if buffer is None else buffer.to(device)
+        parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
+        reads = torch.distributed.get_rank() == 0
         for file in files:
             with safetensors.safe_open(file, framework="pt") as weights:
                 for name in weights.keys():  # noqa: SIM118 - no mapping
-                    parameter = parameters.pop(name)
+                    if name in buffers:
+                        kept = weights.get_tensor(name)
+                        buffers[name].data = kept.to(device, dtype if kept.is_floating_point() else kept.dtype)
+                        continue
+                    if (parameter := parameters.pop(name, None)) is None:
+                        raise ValueError(f"{file} holds '{name}', which is no weight of this network")
                     with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
                         if reads:
                             parameter.copy_(weights.get_tensor(name))

@@ -9,7 +9,20 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import decode, encode
+from .errors import RunFailed
 from .prompts import fields_of, with_fields
+
+
+class NotScored(RunFailed):
+    """No score could be made of a request."""
+
+    def __init__(self, reason: str, final: bool = False) -> None:
+        """`final`: another attempt would do no better."""
+        super().__init__(reason, final)
+        self.reason, self.final = reason, final
+
+    def __str__(self) -> str:
+        return self.reason
 
 
 def frames(media: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -64,14 +64,15 @@ class PolicySettings(Settings):
     """What classifier-free guidance leads away from."""
     shift: PositiveFloat | None = None
     """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
-    max_sequence_length: PositiveInt = 512
+    max_sequence_length: Annotated[int, Field(gt=0, le=512)] = 512
     """Length to which the T5 encoder pads or cuts a prompt, tokens."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and learner alike."""
     device: Device = "auto"
     """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     compile: bool = False
-    """Compile the network (`torch.compile`): faster forward passes after minutes of compiling; needs a C++ compiler."""
+    """Compile the network (`torch.compile`): faster forward passes after minutes of compiling; needs a C++ compiler.
+    Not with `learner.zero_stage: 3`."""
     adapter: str | None = None
     """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""
 
@@ -212,6 +213,8 @@ class RewardSettings(Settings):
     """`module:function` of your own that scores a batch: n numbers of uint8 [n, height, width, 3] and n prompts."""
     url: str | None = None
     """A service that gives this reward over HTTP, such as `branchgrpo serve-rewards` elsewhere."""
+    timeout_seconds: PositiveFloat = 50
+    """How long the service at `url` may take to answer, before it is asked again."""
 
     @model_validator(mode="after")
     def _from_one_place(self) -> "RewardSettings":
@@ -557,6 +560,11 @@ class RunSettings(Settings):
             raise ValueError(
                 "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
                 "(stage 0 would add up gradients in bfloat16 and lose most of them)"
+            )
+        if self.policy.compile and self.learner.zero_stage == 3:
+            raise ValueError(
+                "policy.compile is true with learner.zero_stage 3, whose hooks on every layer can't be compiled, and a "
+                "learner that rounds otherwise than the rollouts would be off; use stage 0, 1 or 2, or compile false"
             )
         least = {"optimizer": 1, "parameters": 3}
         for part, stage in least.items():

@@ -10,15 +10,15 @@ import tenacity
 from ray import serve
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
-from ..proto.errors import RunFailed
-from ..proto.scoring import ScoreReply
+from ..proto.errors import InputError
+from ..proto.scoring import NotScored, ScoreReply
 
 ATTEMPTS = 6
 """Times a request is sent, with waits of 0.2 to 5 s between them: a replica that died is replaced in that time."""
 
 
-class ScoringFailed(RunFailed):
-    """A request got no score in all its attempts."""
+class ScoringFailed(NotScored):
+    """A request got no score, in all its attempts if others could have done better."""
 
 
 class RewardClient:
@@ -41,7 +41,8 @@ class RewardClient:
     async def score(self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str) -> ScoreReply:
         """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
 
-        Raises ScoringFailed, and ObjectLostError if what `media` refers to is no more.
+        Raises ScoringFailed, InputError for media or prompts that a model doesn't take, and ObjectLostError if what
+        `media` refers to is no more.
         """
         asked = [model for model, given in self._models.items() if set(given) & set(rewards)]
         replies = await asyncio.gather(*(self._score(model, media, list(prompts), id) for model in asked))
@@ -55,7 +56,7 @@ class RewardClient:
         try:
             async for attempt in tenacity.AsyncRetrying(
                 stop=tenacity.stop_after_attempt(ATTEMPTS),
-                wait=tenacity.wait_exponential(0.2, max=5),
+                wait=tenacity.wait_exponential_jitter(0.2, max=5, jitter=0.5),
                 retry=tenacity.retry_if_exception(_may_pass),
                 before_sleep=lambda state: self._retried(model),
                 reraise=True,
@@ -63,16 +64,17 @@ class RewardClient:
                 with attempt:
                     async with asyncio.timeout(self._timeouts[model]):
                         reply = await self._handles[model].score.remote(media, prompts, id)
-                    if isinstance(reply, str):
-                        raise ScoringFailed(reply)
+                    if isinstance(reply, (InputError, NotScored)):
+                        raise reply
                     if reply.id != id:
-                        raise ScoringFailed(f"the reply is to request '{reply.id}'")
-        except (RayError, ScoringFailed, TimeoutError) as error:
+                        raise NotScored(f"the reply is to request '{reply.id}'")
+        except (RayError, NotScored, TimeoutError) as error:
             if isinstance(cause := cause_of(error), ObjectLostError):
                 raise cause from error
+            attempts = "" if _final(error) else f" in {ATTEMPTS} attempts"
+            reason = str(error) or "it took too long"
             raise ScoringFailed(
-                f"reward model '{model}' gave no score for request '{id}' in {ATTEMPTS} attempts: "
-                f"{str(error) or 'it took too long'}"
+                f"reward model '{model}' gave no score for request '{id}'{attempts}: {reason}"
             ) from error
         return reply
 
@@ -86,5 +88,9 @@ def cause_of(error: BaseException) -> BaseException:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may do better: not if the pictures are lost."""
-    passing = isinstance(error, (RayError, ScoringFailed, TimeoutError))
+    passing = isinstance(error, (RayError, NotScored, TimeoutError)) and not _final(error)
     return passing and not isinstance(cause_of(error), ObjectLostError)
+
+
+def _final(error: BaseException) -> bool:
+    return isinstance(error, NotScored) and error.final

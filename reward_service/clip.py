@@ -1,6 +1,8 @@
 """Rewards from CLIP's towers: CLIPScore, PickScore, HPS v2.1, and the LAION aesthetic predictor."""
 
-from collections.abc import Mapping, Sequence
+import pickle
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -22,11 +24,10 @@ HEAD_WIDTHS = {"vision": 80, "text": 64}
 
 
 class ClipTowers:
-    """A CLIP model on a device, in float32 on a CPU and bfloat16 on a GPU."""
+    """A CLIP model on a device, in float32."""
 
     def __init__(self, model: CLIPModel, tokenizer: Any, device: torch.device, fit: Fit = cropped) -> None:
         self.device, self._tokenizer, self._fit = device, tokenizer, fit
-        self._precision = torch.bfloat16 if device.type == "cuda" else torch.float32
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._size = model.config.vision_config.image_size
         self._length = model.config.text_config.max_position_embeddings
@@ -40,9 +41,8 @@ class ClipTowers:
     def pictures(self, media: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Unit features, float32 [n, features], of uint8 [n, height, width, 3]."""
         pixels = prepared(media, self._size, self._fit, self.device)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
-            pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-            return normalize(self._model.visual_projection(pooled).float(), dim=-1)
+        pooled = self._model.vision_model(pixel_values=pixels).pooler_output
+        return normalize(self._model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -51,9 +51,8 @@ class ClipTowers:
         tokens = self._tokenizer(
             distinct, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
         ).input_ids.to(self.device)
-        with torch.autocast(self.device.type, self._precision, enabled=self._precision != torch.float32):
-            pooled = self._model.text_model(input_ids=tokens).pooler_output
-            features = normalize(self._model.text_projection(pooled).float(), dim=-1)
+        pooled = self._model.text_model(input_ids=tokens).pooler_output
+        features = normalize(self._model.text_projection(pooled), dim=-1)
         return features[[distinct.index(prompt) for prompt in prompts]]
 
 
@@ -96,21 +95,22 @@ def load_pick_score(settings: RewardSettings, threads: int | None = None) -> Cli
 
 def load_hps(settings: RewardSettings, threads: int | None = None) -> ClipSimilarity:
     """HPS v2.1 (arXiv 2306.09341): the cosine. `pretrained` is the file HPS_v2.1_compressed.pt, or a folder with it."""
-    path = weights_file("hps", settings, "HPS_v2.1_compressed.pt")
-    weights = converted(read_weights(path))
-    model = CLIPModel(clip_config(weights))
-    model.load_state_dict(weights, strict=True)
+    path = weights_file("hps", settings)
     tokenizer = load_tokenizer("hps", settings.tokenizer or str(path.parent))
+    with published("hps", path):
+        weights = converted(read_weights(path))
+        model = CLIPModel(clip_config(weights))
+        model.load_state_dict(weights, strict=True)
     return ClipSimilarity("hps", ClipTowers(model, tokenizer, device(settings), padded))
 
 
 def load_aesthetic(settings: RewardSettings, threads: int | None = None) -> Aesthetic:
     """`pretrained` is the file of the predictor, or a folder with it, `backbone` the folder of CLIP ViT-L/14."""
-    path = weights_file("aesthetic", settings, "sac+logos+ava1-l14-linearMSE.pth")
-    if settings.backbone is None:
-        raise InputError("rewards.aesthetic.backbone is null; it must be the folder of openai/clip-vit-large-patch14")
-    backbone = settings.model_copy(update={"pretrained": settings.backbone, "tokenizer": settings.tokenizer})
-    return Aesthetic(_from_folder("aesthetic", backbone, "backbone"), read_weights(path))
+    path = weights_file("aesthetic", settings)
+    backbone = settings.model_copy(update={"pretrained": settings.backbone})
+    towers = _from_folder("aesthetic", backbone, "backbone")
+    with published("aesthetic", path):
+        return Aesthetic(towers, read_weights(path))
 
 
 def device(settings: RewardSettings) -> torch.device:
@@ -119,13 +119,45 @@ def device(settings: RewardSettings) -> torch.device:
     return torch.device(settings.device)
 
 
-def weights_file(reward: str, settings: RewardSettings, name: str) -> Path:
+PUBLISHED = {
+    "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
+    "hps": "HPS_v2.1_compressed.pt",
+    "image_reward": "ImageReward.pt",
+}
+"""Reward -> file of its published weights."""
+
+
+def check_files(reward: str, settings: RewardSettings) -> None:
+    """Raises InputError if files that a built-in reward is made of aren't there. Weights are not read."""
+    if reward in PUBLISHED:
+        path = weights_file(reward, settings)
+        if reward == "aesthetic":
+            _clip_folder(reward, settings.backbone, "backbone")
+        else:
+            load_tokenizer(reward, settings.tokenizer or str(path.parent))
+    elif reward in ("clip_score", "pick_score"):
+        load_tokenizer(reward, settings.tokenizer or str(_clip_folder(reward, settings.pretrained, "pretrained")))
+
+
+def weights_file(reward: str, settings: RewardSettings) -> Path:
     """The file that `pretrained` names, itself or by its folder. Raises InputError if it isn't there."""
-    path = Path(settings.pretrained or "")
+    name, path = PUBLISHED[reward], Path(settings.pretrained or "")
     path = path / name if path.is_dir() else path
     if settings.pretrained is None or not path.is_file():
         raise InputError(f"rewards.{reward}.pretrained is {settings.pretrained!r}; it must be {name}, or its folder")
     return path
+
+
+@contextmanager
+def published(reward: str, path: Path) -> Iterator[None]:
+    """Within it, whatever goes wrong with weights is told as an InputError."""
+    try:
+        yield
+    except (KeyError, IndexError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"rewards.{reward}.pretrained is '{path}', which doesn't hold the weights of {PUBLISHED[reward]}: {reason}"
+        ) from error
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
@@ -136,17 +168,31 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
     return dict(content.get("state_dict", content))
 
 
+def _clip_folder(reward: str, folder: str | None, setting: str) -> Path:
+    path = Path(folder or "")
+    if folder is None or not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"rewards.{reward}.{setting} is {folder!r}; it must be the folder of a CLIP model, with config.json and "
+            "model.safetensors"
+        )
+    return path
+
+
 def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrained") -> ClipTowers:
+    folder = _clip_folder(reward, settings.pretrained, setting)
+    tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
     try:
-        if settings.pretrained is None:
-            raise OSError("no folder is named")
-        model = CLIPModel.from_pretrained(settings.pretrained, local_files_only=True, use_safetensors=True)
-    except (OSError, ValueError) as error:
+        model, found = CLIPModel.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if absent := sorted(found["missing_keys"]):
+            raise ValueError(f"{len(absent)} weights are missing, such as {absent[0]}")
+    except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(
-            f"rewards.{reward}.{setting} is {settings.pretrained!r}; it must be the folder of a CLIP model: {reason}"
+            f"rewards.{reward}.{setting} is '{folder}'; it must be the folder of a CLIP model: {reason}"
         ) from error
-    return ClipTowers(model, load_tokenizer(reward, settings.tokenizer or settings.pretrained), device(settings))
+    return ClipTowers(model, tokenizer, device(settings))
 
 
 def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:

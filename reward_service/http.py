@@ -30,6 +30,7 @@ from starlette.exceptions import HTTPException
 from starlette.types import Message
 
 from ..proto.arrays import decode
+from ..proto.errors import InputError
 from ..proto.prompts import with_fields
 from ..proto.scoring import ScoreReply, ScoreRequest
 from .gate import RETRY, Gate, Place
@@ -216,6 +217,8 @@ async def _scored(
         return reply.check(asked.rewards, len(asked.media))
     except TimeoutError as error:
         raise HTTPException(503, f"no score was made in {max_seconds:g} seconds; try again", RETRY) from error
+    except InputError as error:  # what a model says of media and prompts that it doesn't take
+        raise HTTPException(422, str(error)) from error
     except Exception as error:  # the request is sound, so that whatever is raised here is the service's fault
         # What went wrong may tell of paths, addresses and keys: it is for those who read the log.
         reference = secrets.token_hex(4)

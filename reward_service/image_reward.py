@@ -11,7 +11,7 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
-from .clip import device, load_tokenizer, read_weights, weights_file
+from .clip import device, load_tokenizer, published, read_weights, weights_file
 from .images import cropped, prepared
 from .linear import LinearHead
 
@@ -67,9 +67,10 @@ class ImageReward:
 
 def load_image_reward(settings: RewardSettings, threads: int | None = None) -> ImageReward:
     """`pretrained` is the file ImageReward.pt, or its folder; `tokenizer` a folder with bert-base-uncased's."""
-    path = weights_file("image_reward", settings, "ImageReward.pt")
+    path = weights_file("image_reward", settings)
     tokenizer = load_tokenizer("image_reward", settings.tokenizer or str(path.parent), "bert-base-uncased's")
-    return ImageReward(read_weights(path), tokenizer, device(settings))
+    with published("image_reward", path):
+        return ImageReward(read_weights(path), tokenizer, device(settings))
 
 
 def vision_name(published: str) -> str:

@@ -1,9 +1,9 @@
 """How legibly a picture shows the prompt's text, as an OCR model reads it.
 
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
-is what stands in double quotes in the prompt, or else the whole prompt; a prompt with a field `text` says it itself.
-The model is rapidocr's PP-OCRv6, recognition only: the picture is taken as one line of text. Of a clip, the mean over
-its frames.
+is what the prompt's field `text` says, else what stands in double quotes in it, else the whole prompt. The model is
+rapidocr's PP-OCRv6. A picture of at most 64 pixels in height is taken as one line of text; in a higher one lines are
+looked for first, and read in their order, with blanks in between. Of a clip, the mean over its frames.
 """
 
 import re
@@ -21,6 +21,8 @@ from ..proto.settings import RewardSettings
 LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
 BATCH = 16
+LINE_HEIGHT = 64
+"""Most pixels in the height of a picture that is one line."""
 
 
 class OcrScorer:
@@ -40,14 +42,13 @@ class OcrScorer:
     def read(self, media: npt.NDArray[np.uint8]) -> list[str]:
         """The text in each picture, without surrounding blanks; `media` is uint8 [n, height, width, 3]."""
         bgr = [np.ascontiguousarray(picture[..., ::-1]) for picture in media]
+        if media.shape[1] > LINE_HEIGHT:
+            found = [self._model(picture, use_det=True, use_cls=False, use_rec=True) for picture in bgr]
+            return [" ".join(one.txts or ()).strip() for one in found]
         return [text.strip() for text in self._model.recognize_txt(bgr).txts]
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        targets = [
-            fields_of(prompt).get("text") or target(prompt)
-            for prompt in prompts
-            for _ in range(len(frames(media)) // len(media))
-        ]
+        targets = [target(prompt) for prompt in prompts for _ in range(len(frames(media)) // len(media))]
         pairs = list(zip(self.read(frames(media)), targets, strict=True))
         scores = {
             "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),
@@ -64,9 +65,12 @@ def load_ocr(settings: RewardSettings, threads: int | None = None) -> OcrScorer:
 def target(prompt: str) -> str:
     """The text that a prompt asks for.
 
-    >>> target('a shop sign that says "OPEN"'), target("123")
-    ('OPEN', '123')
+    >>> target('a shop sign that says "OPEN"'), target("123"), target(Prompt("a number", {"text": 99}))
+    ('OPEN', '123', '99')
     """
+    text = fields_of(prompt).get("text")
+    if text is not None and (text := str(text).strip()):
+        return text
     # No two parts match the same character, so that the time is linear in the length of the prompt.
     quoted = re.search(r'"(\s*[^"\s][^"]*)"', prompt)
     return (quoted.group(1) if quoted else prompt).strip()

@@ -9,29 +9,26 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 
 TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
 """Variable of the environment with the bearer token that is sent."""
 KIND = "application/x-safetensors"
 ATTEMPTS = 5
-ATTEMPT_SECONDS = 50.0
+CONNECT_SECONDS = 10.0
 LONGEST_WAIT = 10.0
 PASSING = (408, 429, 500, 502, 503, 504)
 """Answers after which another attempt may do better."""
 
 
-class NotScored(Exception):
-    """A remote service gave no score."""
-
-
 class RemoteReward:
-    """Asks for one reward. An attempt takes `timeout` seconds at most; of several, waits in between grow, with jitter.
+    """Asks for one reward. An attempt takes `timeout` seconds at most, all of them `longest(timeout)`; waits in between
+    grow, with jitter.
 
     What is wrong with the request is told at once; what may pass, after the last attempt. No score is made up.
     """
 
-    def __init__(self, reward: str, url: str, timeout: float = ATTEMPT_SECONDS) -> None:
+    def __init__(self, reward: str, url: str, timeout: float) -> None:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"rewards.{reward}.url is '{url}'; it must begin with http:// or https://")
         self._reward, self._url, self._timeout = reward, f"{url.rstrip('/')}/v1/score", timeout
@@ -47,23 +44,35 @@ class RemoteReward:
         )
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Raises NotScored."""
+        """Raises NotScored, which is final: what could be tried has been."""
         body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
         try:
             reply = self._retrying(self._ask, body)
         except (requests.RequestException, _Passing) as error:
-            raise NotScored(f"reward '{self._reward}' had no score from {self._url}: {error}") from error
-        return reply.check([self._reward], len(media)).scores
+            raise NotScored(f"reward '{self._reward}' had no score from {self._url}: {error}", final=True) from error
+        try:
+            return reply.check([self._reward], len(media)).scores
+        except ValueError as error:
+            raise NotScored(f"{self._url} answered with what is no score: {error}", final=True) from error
 
     def _ask(self, body: bytes) -> ScoreReply:
-        answer = self._session.post(self._url, data=body, timeout=self._timeout)
+        answer = self._session.post(self._url, data=body, timeout=(CONNECT_SECONDS, self._timeout))
         if answer.status_code in PASSING:
             raise _Passing(f"{answer.status_code} {answer.text[:200]}")
         if answer.status_code != 200:
             raise NotScored(
-                f"reward '{self._reward}' was refused by {self._url}: {answer.status_code} {answer.text[:200]}"
+                f"reward '{self._reward}' was refused by {self._url}: {answer.status_code} {answer.text[:200]}",
+                final=True,
             )
-        return ScoreReply.from_bytes(answer.content)
+        try:
+            return ScoreReply.from_bytes(answer.content)
+        except ValueError as error:  # such as the page of a proxy
+            raise _Passing(f"an answer that can't be read: {error}") from error
+
+
+def longest(timeout: float) -> float:
+    """Seconds that all attempts may take, of `timeout` seconds at most each, with the waits in between."""
+    return ATTEMPTS * (CONNECT_SECONDS + timeout + LONGEST_WAIT)
 
 
 class _Passing(Exception):

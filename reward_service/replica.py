@@ -10,7 +10,8 @@ from collections.abc import Callable, Mapping, Sequence
 import numpy as np
 import numpy.typing as npt
 
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.errors import InputError
+from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
 from . import metrics
@@ -27,8 +28,8 @@ class Replica:
 
     async def score(
         self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
-    ) -> list[ScoreReply | str]:
-        """The reply to each request, or the reason why it can't be scored: one bad request spoils no other."""
+    ) -> list[ScoreReply | InputError | NotScored]:
+        """The reply to each request, or why it can't be scored: one bad request spoils no other."""
         start, count = time.perf_counter(), sum(len(pictures) for pictures in media)
         try:
             with span("score", pictures=count, requests=list(ids)):
@@ -37,22 +38,29 @@ class Replica:
                     return [await asyncio.to_thread(self._one, *request) for request in requests]
                 try:
                     return await asyncio.to_thread(self._together, media, prompts, ids)
-                except Exception:  # find out which of them it was
+                except Exception as error:
+                    if isinstance(error, NotScored) and error.final:
+                        return [error] * len(requests)
+                    # Find out which of them it was.
                     return [await asyncio.to_thread(self._one, *request) for request in requests]
         finally:
             metrics.BATCH_PICTURES.labels(self.model).observe(count)
             metrics.SCORING_SECONDS.labels(self.model).observe(time.perf_counter() - start)
 
-    def _one(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply | str:
+    def _one(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
+    ) -> ScoreReply | InputError | NotScored:
         try:
             return self._score(media, prompts, id)
         except Exception as error:
             metrics.FAILURES.labels(self.model).inc()
-            return f"{type(error).__name__}: {error}"
+            if isinstance(error, (InputError, NotScored)):
+                return error
+            return NotScored(f"{type(error).__name__}: {error}")
 
     def _together(
         self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
-    ) -> list[ScoreReply | str]:
+    ) -> list[ScoreReply | InputError | NotScored]:
         """Requests as one, and its scores dealt out again."""
         every = self._score(np.concatenate(media), [prompt for own in prompts for prompt in own], "")
         ends = np.cumsum([len(pictures) for pictures in media])[:-1]

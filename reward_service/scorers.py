@@ -89,7 +89,7 @@ def _load(name: str, settings: RewardSettings, threads: int | None) -> Scorer:
     if settings.url:
         from .remote import RemoteReward
 
-        return RemoteReward(name, settings.url)
+        return RemoteReward(name, settings.url, settings.timeout_seconds)
     if settings.function:
         return OwnFunction(name, imported(settings.function, f"rewards.{name}.function"))
     if settings.scorer:

@@ -15,8 +15,9 @@ from ray import serve
 from ray.serve import Application
 
 from .. import __version__
+from ..proto.errors import InputError
 from ..proto.metrics import start_exporter
-from ..proto.scoring import ScoreReply
+from ..proto.scoring import NotScored, ScoreReply
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import start_tracing
 from . import metrics
@@ -61,11 +62,13 @@ class ServedReplica:
     )
     async def score_batch(
         self, media: list[npt.NDArray[np.uint8]], prompts: list[Sequence[str]], ids: list[str]
-    ) -> list[ScoreReply | str]:
+    ) -> list[ScoreReply | InputError | NotScored]:
         return await self._replica.score(media, prompts, ids)
 
-    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply | str:
-        """The model's rewards of one request, or the reason why it can't be scored."""
+    async def score(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
+    ) -> ScoreReply | InputError | NotScored:
+        """The model's rewards of one request, or why it can't be scored."""
         with self._waiting.track_inprogress(), self._seconds.time():
             return await self.score_batch(media, prompts, id)
 

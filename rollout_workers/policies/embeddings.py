@@ -33,10 +33,12 @@ class Embeddings:
         """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""
         found = {prompt: self._known(prompt) for prompt in prompts}
         if missing := [prompt for prompt, known in found.items() if known is None]:
-            for prompt in missing:
-                found[prompt] = encoded = self._policy.encode(prompt)
-                self._write(prompt, encoded)
-            self._policy.release_encoders()
+            try:
+                for prompt in missing:
+                    found[prompt] = encoded = self._policy.encode(prompt)
+                    self._write(prompt, encoded)
+            finally:
+                self._policy.release_encoders()
         every = {prompt: known for prompt, known in found.items() if known is not None}
         for prompt, known in every.items():
             self._recent[prompt] = known

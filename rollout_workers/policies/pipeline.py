@@ -1,6 +1,8 @@
 """What policies over diffusers pipelines have in common; a family adds what is its own in a file beside this."""
 
 import json
+import os
+import shutil
 from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
@@ -10,6 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
@@ -35,6 +38,8 @@ class PipelinePolicy:
     """Layers that get an adapter if the recipe names none."""
     absent: ClassVar[dict[str, Any]] = {}
     """What the pipeline is loaded with instead of a part that is not used."""
+    float32_parts: ClassVar[tuple[str, ...]] = ()
+    """Parts that stay in float32 whatever the precision."""
     classifier_free = True
     """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
 
@@ -50,21 +55,26 @@ class PipelinePolicy:
         """Loads the pipeline from `folder`, with `network_only` without autoencoder and text encoders. With `build`,
         that makes the networks.
 
-        Raises InputError for a pipeline that can't be loaded or a size it can't draw.
+        Raises InputError for a pipeline that can't be loaded, or settings that it can't be used with.
         """
         self.folder, self.settings, self.device = folder, settings, device
         self.precision = getattr(torch, settings.precision)
+        if settings.negative_prompt and not self.classifier_free:
+            raise InputError(
+                f"policy.negative_prompt is '{settings.negative_prompt}', and this model has no classifier-free "
+                "guidance; leave it out"
+            )
         absent = dict(self.absent)
         index = json.loads((folder / "model_index.json").read_text())
         parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[1]}
         if network_only:
             absent |= dict.fromkeys(parts.keys() - {*self.networks, "scheduler"})
-        if build:
-            absent |= {name: _built(folder / name, parts[name], build) for name in self.networks if name in parts}
         try:
+            if build:
+                absent |= {name: _built(folder / name, parts[name], build) for name in self.networks if name in parts}
             self.pipeline = self.pipeline_class.from_pretrained(
                 folder,
-                dtype=self.precision,
+                dtype={"default": self.precision, **dict.fromkeys(self.float32_parts, torch.float32)},
                 local_files_only=True,
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
                 **absent,
@@ -74,13 +84,15 @@ class PipelinePolicy:
             reason = " ".join(str(error).split())
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
-        # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
         self.network: Any = self.find_network()
+        self.check_size()
         if not build:
-            torch.nn.Module.to(self.network, device, self.precision)
+            self.network.to(device)
+            # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
+            for parameter in self.network.parameters():
+                parameter.data = parameter.data.to(self.precision)
         if settings.compile:
             compile_network(self.network)
-        self._check_size()
         for part in self.encoders.values():
             part.requires_grad_(False)
         if self.vae is not None:
@@ -243,7 +255,8 @@ class PipelinePolicy:
         parts = {name: getattr(self.pipeline, name) for name in self.networks}
         return {name: part for name, part in parts.items() if part is not None}
 
-    def _check_size(self) -> None:
+    def check_size(self) -> None:
+        """Raises InputError for a size that the model can't draw."""
         for name, size in (("height", self.settings.height), ("width", self.settings.width)):
             if size % self.grid:
                 raise InputError(f"policy.{name} is {size}; this model draws multiples of {self.grid}")
@@ -258,15 +271,28 @@ class PipelinePolicy:
 def _built(folder: Path, class_name: str, build: Builder) -> torch.nn.Module:
     network_class = getattr(diffusers, class_name)
     config = network_class.load_config(folder, local_files_only=True)
-    files = [file for file in sorted(folder.glob("*.safetensors")) if ".fp16." not in file.name]
-    if not files:
-        raise InputError(f"{folder} holds no safetensors")
-    return build(lambda: network_class.from_config(config), files)
+    return build(lambda: network_class.from_config(config), _weight_files(folder))
+
+
+def _weight_files(folder: Path) -> list[Path]:
+    """The files that diffusers would load, which may lie beside other variants: by their index, or the only one."""
+    index = folder / SAFE_WEIGHTS_INDEX_NAME
+    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
+    return [folder / name for name in names or [SAFETENSORS_WEIGHTS_NAME]]
 
 
 def compile_network(network: Any) -> None:
-    """Have torch compile the blocks of which the network is made, or all of it, at its first call."""
+    """Have torch compile the blocks of which the network is made, or all of it, at its first call.
+
+    Fused operations round as single ones do: passes with and without gradient are fused otherwise, and in bfloat16
+    the learner's log-probabilities would not be those of the rollout.
+
+    Raises InputError without a compiler.
+    """
+    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
+        raise InputError("policy.compile is true, and there is no C++ compiler (g++, clang++, or what CXX names)")
+    how: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_casts": True}}
     if getattr(network, "_repeated_blocks", None):
-        network.compile_repeated_blocks(dynamic=True)
+        network.compile_repeated_blocks(**how)
     else:
-        network.compile(dynamic=True)
+        network.compile(**how)

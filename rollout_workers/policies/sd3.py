@@ -3,6 +3,7 @@
 import torch
 from diffusers import StableDiffusion3Pipeline
 
+from ...proto.errors import InputError
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
@@ -20,6 +21,13 @@ class StableDiffusion3Policy(PipelinePolicy):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.network.config.in_channels, *self.latent_size
+
+    def check_size(self) -> None:
+        super().check_size()
+        most = self.network.config.pos_embed_max_size * self.grid
+        for name, size in (("height", self.settings.height), ("width", self.settings.width)):
+            if size > most:
+                raise InputError(f"policy.{name} is {size}; this model draws at most {most}")
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         embeds, _, pooled, _ = self.pipeline.encode_prompt(

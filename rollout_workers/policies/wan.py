@@ -19,6 +19,7 @@ class WanPolicy(PipelinePolicy):
 
     pipeline_class = WanPipeline
     networks = ("transformer", "transformer_2")
+    float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
     lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def find_network(self) -> torch.nn.Module:
@@ -96,7 +97,10 @@ class WanPolicy(PipelinePolicy):
 
 
 class Experts(torch.nn.Module):
-    """Wan 2.2's two networks as one: the first for rows of timestep `boundary` and above, the second for the rest."""
+    """Wan 2.2's two networks as one: the first for rows of timestep `boundary` and above, the second for the rest.
+
+    Ranks that share weights (ZeRO 3) gather them in step, so there a network without rows of its own is given one too.
+    """
 
     def __init__(self, high: torch.nn.Module, low: torch.nn.Module, boundary: float) -> None:
         super().__init__()
@@ -106,12 +110,22 @@ class Experts(torch.nn.Module):
         self, hidden_states: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **more: Any
     ) -> tuple[torch.Tensor]:
         above = timestep.reshape(len(timestep), -1)[:, 0] >= self.boundary
-        velocity = torch.empty_like(hidden_states)
+        velocity = torch.zeros_like(hidden_states)
         for network, own in ((self.high, above), (self.low, ~above)):
-            if own.any():
-                rows = (hidden_states[own], timestep[own], encoder_hidden_states[own])
-                velocity[own] = network(*rows, **more)[0]
+            rows = own.nonzero()[:, 0]
+            if not len(rows) and not self._shared:
+                continue
+            taken = rows if len(rows) else slice(0, 1)
+            predicted = network(hidden_states[taken], timestep[taken], encoder_hidden_states[taken], **more)[0]
+            if len(rows):
+                velocity = velocity.index_copy(0, rows, predicted.to(velocity.dtype))
+            else:  # what it does to the gradient is nothing, and the backward pass is in step too
+                velocity = velocity + 0 * predicted
         return (velocity,)
+
+    @property
+    def _shared(self) -> bool:
+        return hasattr(next(self.parameters()), "ds_id")
 
     def enable_adapters(self) -> None:
         for network in (self.high, self.low):

@@ -55,6 +55,20 @@ def assert_shared(policy: Policy, ranks: int) -> None:
     assert all(held[name] <= -(-whole[name] // ranks) for name in whole)
 
 
+def assert_same_buffers(settings: RunSettings) -> None:
+    """What a network that is shared computes with beside its weights is what a whole one does, in bfloat16 too."""
+    for precision in ("float32", "bfloat16"):
+        own = settings.policy.model_copy(update={"precision": precision})
+        build = partitioned(settings.learner, precision, torch.device("cpu"))
+        shared, whole = (
+            dict(load_policy(own, network_only=True, build=how).network.named_buffers()) for how in (build, None)
+        )
+        assert shared.keys() == whole.keys()
+        for name, buffer in whole.items():
+            assert shared[name].dtype == buffer.dtype, name
+            assert torch.equal(shared[name], buffer), name
+
+
 def main(rank: int, ranks: int, port: int, folder: Path) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
@@ -68,6 +82,7 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
             policy = load_policy(settings.policy, network_only=True, build=build)
             assert_shared(policy, ranks)
+            assert_same_buffers(settings)
         learner = Learner(policy, settings)
         for name in ("first", "second"):
             norm = learn(learner, trees)

@@ -24,6 +24,7 @@ from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
+from families import saved
 
 SCRIPT = Path(__file__).with_name("rank.py")
 SETTINGS = {
@@ -43,18 +44,23 @@ def rank_script() -> ModuleType:
     return module
 
 
+FAMILIES = ("SD1.5", "SD3.5", "Wan 2.1", "Wan 2.2 14B")
+"""Beside FLUX.1-dev: a UNet, a buffer with weights, tables of angles, two networks."""
 VARIANTS = [
     *(f"{adapters}-{method}" for method in METHODS for adapters in ("full", "lora")),
     *(f"stage{stage}" for stage in range(4)),
     "stage3 offloaded",
     "stage3 partitioned",
     "stage3 partitioned lora",
+    *(f"stage3 partitioned {family}" for family in FAMILIES),
 ]
 
 
 @pytest.fixture(scope="module")
-def variants(small_methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, Any]]:
-    """What is trained: every method, in full and with adapters, and every ZeRO stage."""
+def variants(
+    small_methods: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, dict[str, Any]]:
+    """What is trained: every method, in full and with adapters, every ZeRO stage, and families in the third."""
     changes: dict[str, dict[str, Any]] = {f"stage{stage}": {"learner.zero_stage": stage} for stage in range(4)}
     third = {"learner.zero_stage": 3}
     changes |= {
@@ -62,6 +68,15 @@ def variants(small_methods: dict[str, dict[str, Any]]) -> dict[str, dict[str, An
         "stage3 partitioned": {**third, "name": "partitioned"},
         "stage3 partitioned lora": {**third, "name": "partitioned", "learner.lora": {"rank": 2}},
     }
+    for family in FAMILIES:
+        changes[f"stage3 partitioned {family}"] = {
+            **third,
+            "name": "partitioned",
+            "policy.pretrained": str(saved(family, tmp_path_factory.mktemp("family") / "pipeline")),
+            "policy.width": 32,
+            "policy.frames": 5 if "Wan" in family else 1,
+            "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
+        }
     for method, small in small_methods.items():
         full = {"schedule": {"method": method, **small}, "advantage.normaliser": "group"}
         changes |= {f"full-{method}": full, f"lora-{method}": {**full, "learner.lora": {"rank": 2}}}
@@ -111,17 +126,17 @@ def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
     policy = load_policy(settings.policy)
     trees = rank_script.unequal_trees(policy, settings)
     learner = Learner(policy, settings)
-    saved = two_ranks / variant
+    checkpoints = two_ranks / variant
     norm = rank_script.learn(learner, trees)  # AdamW hides a gradient's scale; its norm doesn't
-    assert norm == pytest.approx(float((saved / "first" / "norm").read_text()), rel=1e-4)
-    assert_close(learner, saved / "first")
+    assert norm == pytest.approx(float((checkpoints / "first" / "norm").read_text()), rel=1e-4)
+    assert_close(learner, checkpoints / "first")
 
     policy = load_policy(settings.policy)
     resumed = Learner(policy, settings)
-    resumed.load(saved / "first")
-    assert_close(resumed, saved / "first", exactly=True)
+    resumed.load(checkpoints / "first")
+    assert_close(resumed, checkpoints / "first", exactly=True)
     rank_script.learn(resumed, trees)
-    assert_close(resumed, saved / "second")
+    assert_close(resumed, checkpoints / "second")
 
 
 def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:

@@ -1,5 +1,6 @@
 """Reward models on weights in their published layouts, against their own packages and against transformers."""
 
+import asyncio
 import importlib.util
 import io
 import json
@@ -16,16 +17,16 @@ import torch
 import uvicorn
 from branchgrpo.benchmarks.nodes import free_port, reachable
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
-from branchgrpo.proto.settings import RewardSettings
+from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
+from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import clip, image_reward, remote
 from branchgrpo.reward_service.http import face
-from branchgrpo.reward_service.remote import NotScored
+from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer
 from PIL import Image
 from published import PROMPTS, pictures, tokens, weights
-from transformers import CLIPConfig, CLIPModel
+from transformers import CLIPConfig, CLIPModel, T5Config, T5EncoderModel
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 
 REFERENCE = json.loads((Path(__file__).parent / "reference_scores.json").read_text())
@@ -181,10 +182,30 @@ def test_what_is_missing_is_named(reward: str, settings: dict[str, str], message
         Scorers({reward: RewardSettings(**settings)})
 
 
-def test_weights_that_hold_code_are_refused(tmp_path: Path) -> None:
+def test_weights_that_hold_code_are_refused(tmp_path: Path, clip_folder: Path) -> None:
     torch.save({"state_dict": {"x": Path("/")}}, tmp_path / "HPS_v2.1_compressed.pt")
-    with pytest.raises(Exception, match="[Ww]eights"):
-        Scorers({"hps": RewardSettings(pretrained=str(tmp_path))})
+    with pytest.raises(InputError, match="[Ww]eights only"):
+        Scorers({"hps": RewardSettings(pretrained=str(tmp_path), tokenizer=str(clip_folder))})
+
+
+@pytest.mark.parametrize("reward", ["hps", "image_reward", "aesthetic"])
+def test_other_weights_under_the_right_name_are_refused(reward: str, tmp_path: Path, clip_folder: Path) -> None:
+    torch.save({"x.weight": torch.zeros(2)}, tmp_path / clip.PUBLISHED[reward])
+    folder = str(clip_folder)
+    settings = RewardSettings(pretrained=str(tmp_path), tokenizer=folder, backbone=folder)
+    with pytest.raises(InputError, match=f"rewards.{reward}.pretrained is '.*', which doesn't hold the weights of"):
+        Scorers({reward: settings})
+
+
+def test_a_folder_of_another_model_is_no_clip(tmp_path: Path, clip_folder: Path) -> None:
+    """Of which transformers would fill in random weights."""
+    T5EncoderModel(T5Config(vocab_size=9, d_model=8, d_kv=4, d_ff=8, num_layers=1, num_heads=2)).save_pretrained(
+        tmp_path
+    )
+    settings = RewardSettings(pretrained=str(tmp_path), tokenizer=str(clip_folder))
+    clip.check_files("clip_score", settings)
+    with pytest.raises(InputError, match="rewards.clip_score.pretrained is '.*'; it must be the folder of a CLIP mod"):
+        Scorers({"clip_score": settings})
 
 
 def brightness(media: np.ndarray, prompts: Sequence[str]) -> list[float]:
@@ -246,12 +267,29 @@ def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pyte
     async def score(request: ScoreRequest) -> ScoreReply:
         raise RuntimeError("the model is away")
 
-    with served(score) as url, pytest.raises(NotScored, match="reward 'far' had no score from http.*503.*"):
+    with served(score) as url, pytest.raises(NotScored, match="reward 'far' had no score from http.*503.*") as told:
         scores("far", RewardSettings(url=url), pictures(8, 8))
+    assert told.value.final
     with pytest.raises(NotScored, match="reward 'far' had no score"):
         scores("far", RewardSettings(url=url), pictures(8, 8))
     with served(score, token="other") as url, pytest.raises(NotScored, match="was refused by .* 401"):
         scores("far", RewardSettings(url=url), pictures(8, 8))
+
+
+def test_requests_that_are_batched_ask_another_service_as_often_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+    asked = []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(len(request.media))
+        raise RuntimeError("the model is away")
+
+    with served(score) as url:
+        replica = Replica("far", {"far": RewardSettings(url=url)}, RewardPoolSettings())
+        media = [pictures(8, 8)] * 3
+        replies = asyncio.run(replica.score(media, [PROMPTS] * 3, ["a", "b", "c"]))
+    assert asked == [3 * len(PROMPTS)] * remote.ATTEMPTS
+    assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
 
 
 def test_the_example_of_a_video_reward_serves_clips() -> None:
@@ -265,3 +303,6 @@ def test_the_example_of_a_video_reward_serves_clips() -> None:
     clips[1, 1] = 255
     with serving(example.application()) as url:
         assert scores("motion", RewardSettings(url=url), clips, ["a", "b"]).tolist() == [0.0, 1.0]
+        with pytest.raises(NotScored, match="was refused by .* 422 .*motion wants clips of two frames or more") as told:
+            scores("motion", RewardSettings(url=url), clips[:, :1], ["a", "b"])
+    assert told.value.final

@@ -50,9 +50,23 @@ def test_target_is_the_quoted_text_or_all() -> None:
 
 
 def test_a_field_of_the_prompt_says_what_is_to_be_read() -> None:
-    prompt = Prompt("a sign in the rain", {"text": "OPEN"})
-    reply = Scorers(REWARDS).score(ScoreRequest(picture("OPEN")[None], [prompt], ["ocr_exact"]))
-    assert reply.scores["ocr_exact"].tolist() == [1]
+    prompts = [Prompt("a sign in the rain", {"text": "OPEN"}), Prompt("a house number", {"text": 123})]
+    media = np.stack([picture("OPEN"), picture("123")])
+    reply = Scorers(REWARDS).score(ScoreRequest(media, prompts, ["ocr_exact"]))
+    assert reply.scores["ocr_exact"].tolist() == [1, 1]
+
+
+def test_lines_are_found_in_a_large_picture() -> None:
+    image = Image.new("RGB", (512, 512), (90, 140, 200))
+    draw = ImageDraw.Draw(image)
+    draw.rectangle((120, 180, 400, 380), fill=(250, 250, 240))
+    for line, text in enumerate(("HELLO", "WORLD")):
+        draw.text((150, 200 + 90 * line), text, font=ImageFont.load_default(size=60), fill=(20, 20, 20))
+    media = np.stack([np.asarray(image), np.full((512, 512, 3), 128, np.uint8)])
+    request = ScoreRequest(media, ['a sign that says "HELLO WORLD"'] * 2, ["ocr", "ocr_exact"])
+    reply = Scorers(REWARDS).score(request)
+    assert reply.scores["ocr_exact"].tolist() == [1, 0]
+    assert reply.scores["ocr"].tolist() == [1, 0]
 
 
 def test_target_of_a_long_prompt_takes_no_time() -> None:

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from branchgrpo.cluster.loop import IterationReport
 from branchgrpo.cluster.plain import PlainLoop
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
@@ -42,7 +43,7 @@ def settings(request: pytest.FixtureRequest, folders: dict[str, Path]) -> Policy
         width=32,
         frames=5 if "Wan" in request.param else 1,
         guidance_scale=3.0,
-        negative_prompt="9",
+        negative_prompt="" if "FLUX" in request.param else "9",
         max_sequence_length=6,
         precision="float32",
         device="cpu",
@@ -111,6 +112,52 @@ def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Call
             with torch.no_grad():
                 logprobs = edge_logprobs(policy, transitions, batch)
             assert (logprobs - batch.logprobs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_bfloat16_with_recomputed_activations_has_ratio_one(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings]
+) -> None:
+    reports = _iterations(settings.model_copy(update={"precision": "bfloat16"}), lora, run_settings)
+    assert [report.updates[0].logprob_abs_diff for report in reports] == [0, 0]
+    assert all(report.updates[0].gradient_norm > 0 for report in reports)
+
+
+def _iterations(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings]
+) -> list[IterationReport]:
+    """Two iterations with all that saves memory in one process."""
+    run = run_settings(
+        {
+            "policy": settings.model_dump(),
+            "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "rewards": COUNTING,
+            "prompts.per_iteration": 2,
+            "learner.updates_per_iteration": 1,
+            "learner.lora": lora,
+            "learner.zero_stage": 2,
+            "learner.gradient_checkpointing": True,
+            "learner.optimizer": {"learning_rate": 1e-3},
+        }
+    )
+    loop = PlainLoop(run)
+    return [loop.iterate(number, PROMPTS) for number in (1, 2)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", ["FLUX.1-dev", "SD1.5"], indirect=True)
+@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
+def test_a_compiled_network_is_the_same_policy(
+    settings: PolicySettings, precision: str, run_settings: Callable[..., RunSettings]
+) -> None:
+    """Of blocks that repeat (FLUX) and as a whole (a UNet); without gradient in rollouts and with it in the learner."""
+    eager = settings.model_copy(update={"precision": precision})
+    compiled = eager.model_copy(update={"compile": True})
+    expected, found = (_iterations(own, {"rank": 2}, run_settings) for own in (eager, compiled))
+    bound = 1e-5 if precision == "float32" else 0.0
+    for ours, theirs in zip(found, expected, strict=True):
+        assert ours.updates[0].logprob_abs_diff <= bound
+        assert ours.updates[0].gradient_norm == pytest.approx(theirs.updates[0].gradient_norm, rel=2e-2)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["full", "lora"])
