@@ -23,11 +23,12 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
     if given.held_out:
         held_out = read_prompts(given.held_out, "prompts.held_out", given.column)
     else:
-        if given.hold_out >= len(train):
-            raise InputError(f"prompts.hold_out is {given.hold_out} of {len(train)} prompts; it must leave some")
-        kept = set(_shuffled(HELD_OUT_PASS, len(train), settings.seed)[: given.hold_out].tolist())
-        held_out = [prompt for i, prompt in enumerate(train) if i in kept]
-        train = [prompt for i, prompt in enumerate(train) if i not in kept]
+        texts = list(dict.fromkeys(train))  # of rows with one text the first
+        if given.hold_out >= len(texts):
+            raise InputError(f"prompts.hold_out is {given.hold_out} of {len(texts)} prompts; it must leave some")
+        kept = {texts[i] for i in _shuffled(HELD_OUT_PASS, len(texts), settings.seed)[: given.hold_out]}
+        held_out = [prompt for prompt in texts if prompt in kept]
+        train = [prompt for prompt in train if prompt not in kept]
     return train, held_out[: settings.evaluation.prompts]
 
 

@@ -209,7 +209,7 @@ class RunFolder:
 def _compared(settings: RunSettings) -> dict[str, Any]:
     """Settings by their dotted names; prompts by what the files hold, wherever these are."""
     flat = _flat(settings.model_dump())
-    del flat["prompts.column"]  # of the source; in the copies it is another
+    del flat["prompts.column"]  # what was read from it is compared
     for name in ("prompts.train", "prompts.held_out"):
         if path := flat[name]:
             prompts = read_prompts(path, name, settings.prompts.column)

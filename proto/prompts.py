@@ -10,10 +10,14 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+from pydantic_core import PydanticSerializationError, to_jsonable_python
+
 from .errors import InputError
 
 HUB = "hf:"
-"""What the name of a dataset on the Hugging Face hub begins with; `@split` may follow it."""
+"""What the name of a dataset on the Hugging Face hub begins with."""
+SAVED = ("dataset_info.json", "dataset_dict.json")
+"""One of them is in a folder that `datasets` has saved, and not in one that it would load files from."""
 NAMED = 5
 """Bad rows that are named one by one."""
 KINDS = ".txt, .jsonl, .json, .parquet"
@@ -44,18 +48,22 @@ def with_fields(prompts: Sequence[str], fields: Sequence[Mapping[str, Any]] | No
 
 
 def read_prompts(source: Path, setting: str, column: str = "prompt") -> list[Prompt]:
-    """All prompts of a file, a folder that `datasets` has saved, or `hf:NAME` of the hub.
+    """All prompts of a file, of a folder that `datasets` reads, or of `hf:NAME` of the hub (both with `@split`).
 
-    Rows are texts, or objects with the text under `column`; what else they hold are the prompt's fields. Rows without a
-    text are left out, counted and named in a warning. Raises InputError, naming `setting`, if the source can't be read
-    or no prompt is left.
+    Rows are texts, or objects with the text under `column`; what else they hold are the prompt's fields, as JSON has
+    them: times are texts, bytes are in base64, a picture of a dataset is an object with `bytes` and `path`. Rows
+    without a text, or with fields that JSON can't hold, are left out, counted and named in a warning. Raises
+    InputError, naming `setting`, if the source can't be read or no prompt is left.
     """
     prompts, bad = [], []
     for place, row in _rows(source, setting):
         text = row.get(column) if isinstance(row, Mapping) else row
         if isinstance(text, str) and (text := text.strip()):
             fields = {k: v for k, v in row.items() if k != column} if isinstance(row, Mapping) else {}
-            prompts.append(Prompt(text, fields))
+            try:
+                prompts.append(Prompt(text, to_jsonable_python(fields, bytes_mode="base64")))
+            except PydanticSerializationError as error:
+                bad.append(f"{place} has a field that can't be kept: {error}")
         else:
             bad.append(f"{place} has {f'no text {column!r}' if isinstance(row, Mapping) else 'no text'}")
     if bad:
@@ -67,15 +75,15 @@ def read_prompts(source: Path, setting: str, column: str = "prompt") -> list[Pro
     return prompts
 
 
-def write_lines(prompts: Sequence[str]) -> str:
+def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
     """Prompts as JSON lines, of which `read_prompts` makes the same again."""
-    return "".join(json.dumps({"prompt": str(p), **fields_of(p)}, ensure_ascii=False) + "\n" for p in prompts)
+    return "".join(json.dumps({column: str(p), **fields_of(p)}) + "\n" for p in prompts)
 
 
 def _rows(source: Path, setting: str) -> Iterator[tuple[str, Any]]:
     """Each row, and what to call its place."""
     name = str(source)
-    if name.startswith(HUB) or source.is_dir():
+    if name.startswith(HUB) or Path(name.partition("@")[0]).is_dir():
         yield from _numbered("row", _dataset(source, setting))
         return
     if not source.is_file():
@@ -84,18 +92,20 @@ def _rows(source: Path, setting: str) -> Iterator[tuple[str, Any]]:
         if source.suffix == ".parquet":
             yield from _numbered("row", _parquet(source, setting))
         elif source.suffix == ".json":
-            content = json.loads(source.read_text(encoding="utf-8"))
+            content = json.loads(source.read_text(encoding="utf-8-sig"))
             if not isinstance(content, list):
                 raise InputError(f"{setting} is '{source}', which holds no list of texts or objects")
             yield from _numbered("entry", content)
         elif source.suffix == ".jsonl":
-            lines = source.read_text(encoding="utf-8").splitlines()
+            lines = source.read_text(encoding="utf-8-sig").split("\n")
             yield from ((f"line {i}", _parsed(line)) for i, line in enumerate(lines, 1) if line.strip())
         elif source.suffix == ".txt":
-            lines = source.read_text(encoding="utf-8").splitlines()
+            lines = source.read_text(encoding="utf-8-sig").split("\n")
             yield from ((f"line {i}", line) for i, line in enumerate(lines, 1) if line.strip())
         else:
             raise InputError(f"{setting} is '{source}'; it must be one of {KINDS}, a folder of a dataset, or hf:NAME")
+    except InputError:
+        raise
     except UnicodeDecodeError as error:
         raise InputError(f"{setting} is '{source}', which isn't UTF-8 text: {error.reason}") from error
     except (OSError, ValueError) as error:
@@ -120,10 +130,20 @@ def _dataset(source: Path, setting: str) -> Any:
     except ImportError as error:
         raise _not_installed(source, setting) from error
     try:
-        if source.is_dir():
-            found = datasets.load_from_disk(str(source))
-            return found[split or "train"] if isinstance(found, datasets.DatasetDict) else found
-        return datasets.load_dataset(name, split=split or "train")
+        if any((Path(name) / file).is_file() for file in SAVED):
+            found = datasets.load_from_disk(name)
+        else:
+            found = datasets.load_dataset(name, split=split or "train")
+        if isinstance(found, datasets.DatasetDict):
+            if (split or "train") not in found:
+                raise InputError(f"{setting} is '{source}', which has the splits {', '.join(found)}: name one after @")
+            found = found[split or "train"]
+        for column, feature in found.features.items():
+            if hasattr(feature, "decode"):  # a picture stays the file that it is
+                found = found.cast_column(column, type(feature)(decode=False))
+        return found
+    except InputError:
+        raise
     except Exception as error:  # of its many libraries' own
         raise InputError(f"{setting} is '{source}', which can't be read: {' '.join(str(error).split())}") from error
 

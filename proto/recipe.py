@@ -116,15 +116,15 @@ def save_recipe(settings: RunSettings, folder: Path) -> Path:
 
     `load_recipe` makes the same settings of it, also where the original files are not.
     """
-    copies = {}
+    copies, column = {}, settings.prompts.column
     for name in ("train", "held_out"):
         if original := getattr(settings.prompts, name):
             text = original.suffix == ".txt" and original.is_file()
             copies[name] = Path("prompts", f"{name}.{'txt' if text else 'jsonl'}")
-            read = partial(read_prompts, original, f"prompts.{name}", settings.prompts.column)
-            content = original.read_text(encoding="utf-8") if text else write_lines(read())
+            read = partial(read_prompts, original, f"prompts.{name}", column)
+            content = original.read_text(encoding="utf-8") if text else write_lines(read(), column)
             write_text(folder / copies[name], content)
-    own = settings.prompts.model_copy(update={**copies, "column": "prompt"})
+    own = settings.prompts.model_copy(update=copies)
     write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": own})))
     return folder / "recipe.yaml"
 

@@ -1,5 +1,8 @@
 """Where prompts come from; and their order, a pure function of seed and iteration."""
 
+import base64
+import datetime
+import io
 import json
 import pickle
 from collections.abc import Callable
@@ -7,6 +10,7 @@ from pathlib import Path
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 from branchgrpo.cluster.prompts import prompts_of, training_and_held_out
 from branchgrpo.proto.errors import InputError
@@ -86,9 +90,73 @@ def test_fields_travel_with_the_prompt(tmp_path: Path) -> None:
     request = ScoreRequest(np.zeros((2, 1, 1, 3), np.uint8), [prompt, "two"], ["ocr"])
     received = ScoreRequest.from_bytes(request.to_bytes()).prompts
     assert [fields_of(one) for one in received] == [{"text": "1"}, {}]
-    (tmp_path / "lines.jsonl").write_text(write_lines([prompt, Prompt("a\nb")]))
-    again = read_prompts(tmp_path / "lines.jsonl", "prompts.train")
-    assert [(str(one), one.fields) for one in again] == [("one", {"text": "1"}), ("a\nb", {})]
+
+
+@pytest.mark.parametrize("column", ["prompt", "text"])
+def test_copies_hold_the_same_prompts(column: str, tmp_path: Path) -> None:
+    """With texts that have line ends of some kind in them, and a field by the usual name of the text."""
+    other = "text" if column == "prompt" else "prompt"
+    prompts = [Prompt("one", {other: "1"}), *map(Prompt, ("a\nb", "a\u2028b", "a\x85b", "ä"))]
+    (tmp_path / "lines.jsonl").write_text(write_lines(prompts, column))
+    again = read_prompts(tmp_path / "lines.jsonl", "prompts.train", column)
+    assert [(str(one), one.fields) for one in again] == [(str(one), one.fields) for one in prompts]
+
+
+@pytest.mark.parametrize("kind", ["saved", "files", "parquet"])
+def test_pictures_and_times_of_a_row_become_fields(kind: str, tmp_path: Path) -> None:
+    picture = PIL.Image.new("RGB", (3, 2), "red")
+    when = datetime.datetime(2026, 1, 2, tzinfo=datetime.UTC)
+    rows = datasets.Dataset.from_list(
+        [{"prompt": "one", "reference": picture, "when": when}, {"prompt": "two", "reference": None, "when": when}],
+        features=datasets.Features(
+            {
+                "prompt": datasets.Value("string"),
+                "reference": datasets.Image(),
+                "when": datasets.Value("timestamp[s, tz=UTC]"),
+            }
+        ),
+    )
+    if kind == "saved":
+        rows.save_to_disk(tmp_path / "data")
+        source = tmp_path / "data"
+    else:
+        (tmp_path / "data").mkdir()
+        rows.to_parquet(tmp_path / "data" / "test-00000-of-00001.parquet")
+        source = Path(f"{tmp_path}/data@test") if kind == "files" else next((tmp_path / "data").iterdir())
+    first, second = read_prompts(source, "prompts.train")
+    assert second.fields["reference"] is None
+    assert first.fields["when"].startswith("2026-01-02T00:00:00")
+    content = base64.urlsafe_b64decode(first.fields["reference"]["bytes"])
+    with PIL.Image.open(io.BytesIO(content)) as found:
+        assert (found.size, found.getpixel((0, 0))) == ((3, 2), (255, 0, 0))
+    assert json.loads(write_lines([first]))["when"] == first.fields["when"]
+
+
+def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
+    parts = datasets.DatasetDict({"seen": datasets.Dataset.from_list(ROWS), "unseen": datasets.Dataset.from_list(ROWS)})
+    parts.save_to_disk(tmp_path / "saved")
+    assert read_prompts(Path(f"{tmp_path}/saved@unseen"), "prompts.train") == ["one", "two"]
+    with pytest.raises(InputError, match="^prompts.train is '.*/saved', which has the splits seen, unseen: name one"):
+        read_prompts(tmp_path / "saved", "prompts.train")
+
+
+def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
+    (tmp_path / "p.txt").write_text("one\ntwo\n", encoding="utf-8-sig")
+    assert read_prompts(tmp_path / "p.txt", "prompts.train") == ["one", "two"]
+
+
+def test_a_kind_that_is_not_known_is_told_once(tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("one\n")
+    with pytest.raises(InputError, match="^prompts.train is '.*p.csv'; it must be one of .txt"):
+        read_prompts(tmp_path / "p.csv", "prompts.train")
+
+
+def test_a_text_is_held_out_with_all_its_rows(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    (tmp_path / "rows.txt").write_text("\n".join(PROMPTS * 5))
+    repeated = {"prompts.train": str(tmp_path / "rows.txt"), "prompts.held_out": None, "prompts.hold_out": 3}
+    train, held_out = training_and_held_out(run_settings(repeated))
+    assert (len(train), len(held_out)) == (4 * 5, 3)
+    assert not set(train) & set(held_out)
 
 
 def test_some_prompts_can_be_held_out(run_settings: Callable[..., RunSettings]) -> None:
