@@ -1,23 +1,25 @@
 """What a recipe needs, before it is run: passes, edges and rows, parameters and memory, files that are missing."""
 
 import json
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
-import diffusers
+import numpy as np
 import torch
-from peft import LoraConfig
 from rich.console import Console
 from rich.table import Table
 
+from ..learner.pruning import kept_edges
 from ..proto.errors import InputError
 from ..proto.recipe import imported
 from ..proto.settings import RunSettings
-from ..rollout_workers.policies.load import find_policy
+from ..reward_service.scorers import check_source
+from ..rollout_workers.policies.base import Policy, trainable
+from ..rollout_workers.policies.load import find_policy, load_policy
 from ..rollout_workers.policies.pipeline import PipelinePolicy
 from .branching import Branching
+from .placement import demands
 from .prompts import training_and_held_out
 from .train import check_rewards
 
@@ -27,16 +29,30 @@ MASTER_AND_MOMENTS = 12
 second copy."""
 
 
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of weights, gradients and optimizer states of one process, without activations."""
+
+    device: float
+    encoders: float
+    """Of text encoders, which come to the device while prompts are encoded, and lie in the host's memory else."""
+    host: float
+
+
 @dataclass
 class Checked:
     """What was found out."""
 
     counts: dict[str, tuple[float, float]] = field(default_factory=dict)
     """What is counted -> for a tree, for an iteration."""
+    guided: bool = False
+    """Whether every state goes through the network twice."""
     parameters: dict[str, int] = field(default_factory=dict)
     """All of the network's, and those that are trained; nothing if the network isn't known."""
-    memory: dict[str, float] = field(default_factory=dict)
-    """Process -> bytes of weights, gradients and optimizer states, without activations."""
+    memory: dict[str, Memory] = field(default_factory=dict)
+    """By process."""
+    gpus: dict[str, float] = field(default_factory=dict)
+    """By pool, of a run on Ray."""
     prompts: dict[str, int] = field(default_factory=dict)
     missing: list[str] = field(default_factory=list)
 
@@ -44,8 +60,15 @@ class Checked:
 def check(settings: RunSettings) -> Checked:
     """Look at everything but the weights themselves. Raises InputError for settings that can't be used."""
     check_rewards(settings)
-    found = Checked(counts=_counts(settings), missing=list(_missing_rewards(settings)))
     Branching(settings)
+    found = Checked(counts=_counts(settings))
+    if settings.execution == "ray":
+        found.gpus = {need.pool: need.count * need.each.get("GPU", 0) for need in demands(settings)}
+    for name, reward in settings.rewards.items():
+        try:
+            check_source(name, reward)
+        except InputError as error:
+            found.missing.append(str(error))
     try:
         train, held_out = training_and_held_out(settings)
         found.prompts = {"to train on": len(train), "held out": len(held_out)}
@@ -53,37 +76,43 @@ def check(settings: RunSettings) -> Checked:
         found.missing.append(str(error))
     try:
         folder, adapter = find_policy(settings.policy)
+        family = imported(adapter, "policy.adapter")
+        if isinstance(family, type) and issubclass(family, PipelinePolicy):
+            found.missing += _missing_parts(folder, family)
+            policy = _without_weights(settings)
+            found.guided = getattr(policy, "guided", False)
+            trained = sum(weight.numel() for weight in trainable(policy.network).values())
+            found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
+            found.memory = dict(_memory(settings, folder, found.parameters))
     except InputError as error:
         found.missing.append(str(error))
-        return found
-    found.missing += _missing_parts(folder)
-    policy = imported(adapter, "policy.adapter")
-    if isinstance(policy, type) and issubclass(policy, PipelinePolicy):
-        try:
-            found.parameters = _parameters(folder, policy, settings)
-            found.memory = dict(_memory(settings, folder, found.parameters))
-        except OSError as error:
-            found.missing.append(f"the network's configuration can't be read: {error}")
     return found
 
 
 def show(found: Checked, settings: RunSettings, console: Console) -> None:
     """As tables, and what is missing as a list."""
-    table = Table(title=f"{settings.name}: {settings.schedule.method}", title_justify="left")
-    for column in ("", "a tree", "an iteration"):
-        table.add_column(column, justify="right" if column else "left")
+    table = Table("", title=f"{settings.name}: {settings.schedule.method}", title_justify="left")
+    for column in ("a tree", "an iteration"):
+        table.add_column(column, justify="right")
     for name, (tree, iteration) in found.counts.items():
         table.add_row(name, f"{tree:,}", f"{iteration:,}")
     console.print(table)
+    if found.guided:
+        console.print("Classifier-free guidance takes every state through the network twice.")
     if found.parameters:
-        table = Table(title="Weights, gradients and optimizer states, without activations", title_justify="left")
-        table.add_column("process")
-        table.add_column("GB", justify="right")
+        table = Table("process", title="GB of weights, gradients, optimizer states", title_justify="left")
+        for column in ("device", "while prompts are encoded", "host"):
+            table.add_column(column, justify="right")
         for process, size in found.memory.items():
-            table.add_row(process, f"{size / 1e9:.2f}")
+            numbers = (size.device, size.device + size.encoders, size.host + size.encoders)
+            table.add_row(process, *(f"{number / 1e9:.2f}" for number in numbers))
         console.print(table)
+        console.print("Activations come on top, and reward models where they share a device.")
         everything, trained = (f"{found.parameters[kind] / 1e6:,.2f} million" for kind in ("all", "trained"))
         console.print(f"{everything} parameters, of which {trained} are trained")
+    if any(found.gpus.values()):
+        pools = " + ".join(f"{count:g} {pool.removeprefix('pools.')}" for pool, count in found.gpus.items() if count)
+        console.print(f"{sum(found.gpus.values()):g} GPUs: {pools}")
     if found.prompts:
         console.print(", ".join(f"{count:,} prompts {kind}" for kind, count in found.prompts.items()))
     for problem in found.missing:
@@ -100,14 +129,23 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
         "trained edges": schedule.trained_edges,
         "rows of the learner": schedule.rows,
     }
+    given = settings.pruning
+    if parts := [part for part in (given.width, given.depth) if part]:
+        first = max(part.first_iteration for part in parts)
+        # Which edges are kept depends on the scores, how many doesn't.
+        kept = kept_edges(np.random.default_rng(0).random(schedule.nodes), schedule, given, first)
+        own["edges that pruning keeps"] = int(kept.sum())
+        own["rows of the learner that it keeps"] = len(np.unique(schedule.parent[kept]))
+    if settings.learner.kl_weight:
+        own["rows of the KL term's reference"] = [*own.values()][-1]
     return {name: (count, count * trees) for name, count in own.items()}
 
 
-def _missing_parts(folder: Path) -> Iterator[str]:
+def _missing_parts(folder: Path, family: type[PipelinePolicy]) -> Iterator[str]:
     """Parts of a pipeline that its index names and the folder lacks."""
     index = json.loads((folder / "model_index.json").read_text())
     for name, value in index.items():
-        if not isinstance(value, list) or not value[0]:
+        if not isinstance(value, list) or not value[0] or name in family.absent:
             continue
         part = folder / name
         if not part.is_dir():
@@ -124,48 +162,42 @@ def _shards(index: Path) -> set[str]:
     return set(json.loads(index.read_text())["weight_map"].values())
 
 
-def _missing_rewards(settings: RunSettings) -> Iterator[str]:
-    for name, reward in settings.rewards.items():
-        for key in ("pretrained", "tokenizer", "backbone"):
-            path = getattr(reward, key)
-            if path is not None and not Path(path).exists():
-                yield f"rewards.{name}.{key} is '{path}'; no such file or folder"
+def _without_weights(settings: RunSettings) -> Policy:
+    """The policy as the learner has it, with shapes in place of numbers. Raises InputError as it would."""
 
-
-def _parameters(folder: Path, policy: type[PipelinePolicy], settings: RunSettings) -> dict[str, int]:
-    """Counted on shapes without numbers."""
-    index = json.loads((folder / "model_index.json").read_text())
-    count = {"all": 0, "trained": 0}
-    for name in policy.networks:
-        if not (index.get(name) or [None])[0]:
-            continue
-        network_class: Any = getattr(diffusers, index[name][1])
+    def shapes(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
         with torch.device("meta"):
-            network = network_class.from_config(network_class.load_config(folder / name, local_files_only=True))
-            count["all"] += sum(p.numel() for p in network.parameters())
-            if lora := settings.learner.lora:
-                network.requires_grad_(False)
-                modules = lora.target_modules or list(policy.lora_modules)
-                network.add_adapter(LoraConfig(r=lora.rank, target_modules=modules))
-        count["trained"] += sum(p.numel() for p in network.parameters() if p.requires_grad)
-    return count
+            return make()
+
+    here = settings.policy.model_copy(update={"device": "cpu"})
+    policy = load_policy(here, network_only=True, build=shapes)
+    if settings.learner.lora:
+        with torch.device("meta"):
+            policy.add_lora(settings.learner.lora)
+    return policy
 
 
-def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> Iterator[tuple[str, float]]:
+def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> Iterator[tuple[str, Memory]]:
     learner, size = settings.learner, BYTES[settings.policy.precision]
     ranks = settings.pools.learner.count if settings.execution == "ray" else 1
     weights, trained = parameters["all"] * size, parameters["trained"]
-    around = sum(file.stat().st_size for file in (folder / "vae").glob("*.safetensors"))
+    around, encoders = (_files(folder, part) for part in ("vae", "text_encoder*"))
     stage, offload = learner.zero_stage, learner.offload
-    kept = 0 if offload.parameters else weights / (ranks if stage == 3 else 1)
+    share = weights / (ranks if stage == 3 else 1)
     gradients = trained * 4 / (ranks if stage >= 2 else 1)
-    states = 0 if offload.optimizer else trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
+    states = trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
     if settings.policy.precision == "float32":
         states *= 2 / 3
     reference = weights if learner.kl_weight and not learner.lora else 0
-    learning = kept + gradients + states + reference
+    average = trained * 4 if learner.ema_decay is not None else 0
+    on_host = share * offload.parameters + states * offload.optimizer
+    learning = share + gradients + states - on_host + reference
     if settings.execution == "plain" or settings.placement == "colocated":
-        yield f"{ranks} x samples and learns", learning + around
+        yield f"{ranks} x samples and learns", Memory(learning + around, encoders, on_host + average)
     else:
-        yield f"{settings.pools.rollout_workers.count} x rollout worker", weights + around
-        yield f"{ranks} x learner rank", learning
+        yield f"{settings.pools.rollout_workers.count} x rollout worker", Memory(weights + around, encoders, 0)
+        yield f"{ranks} x learner rank", Memory(learning, 0, on_host + average)
+
+
+def _files(folder: Path, part: str) -> int:
+    return sum(file.stat().st_size for file in folder.glob(f"{part}/*.safetensors"))

@@ -136,7 +136,8 @@ def check_files(reward: str, settings: RewardSettings) -> None:
         else:
             load_tokenizer(reward, settings.tokenizer or str(path.parent))
     elif reward in ("clip_score", "pick_score"):
-        load_tokenizer(reward, settings.tokenizer or str(_clip_folder(reward, settings.pretrained, "pretrained")))
+        folder = _clip_folder(reward, settings.pretrained, "pretrained")
+        load_tokenizer(reward, settings.tokenizer or str(folder))
 
 
 def weights_file(reward: str, settings: RewardSettings) -> Path:

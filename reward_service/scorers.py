@@ -73,6 +73,20 @@ def check_names(asked: Iterable[str], served: Iterable[str]) -> None:
         raise InputError(f"unknown reward '{unknown[0]}'; there are {', '.join(sorted(served))}")
 
 
+def check_source(name: str, settings: RewardSettings) -> None:
+    """Raises InputError if what a reward is made of isn't there. Loads no weights."""
+    if settings.url or settings.function or settings.scorer:
+        for setting in ("function", "scorer"):
+            if own := getattr(settings, setting):
+                imported(own, f"rewards.{name}.{setting}")
+        if settings.url:
+            _load(name, settings, None)
+        return
+    from .clip import check_files
+
+    check_files(name, settings)
+
+
 def _model(name: str, settings: RewardSettings) -> Any:
     """What tells the model behind a reward from others."""
     if settings.function or settings.url:

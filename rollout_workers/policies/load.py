@@ -61,7 +61,12 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
         )
     if settings.adapter:
         return folder, settings.adapter
-    family = json.loads(index.read_text()).get("_class_name")
+    try:
+        family = json.loads(index.read_text()).get("_class_name")
+    except (ValueError, AttributeError) as error:
+        raise InputError(
+            f"policy.pretrained is '{settings.pretrained}', whose {index.name} is broken: {error}"
+        ) from error
     if family not in FAMILIES:
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "

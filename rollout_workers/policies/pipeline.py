@@ -232,7 +232,8 @@ class PipelinePolicy:
             try:
                 network.add_adapter(adapters)
             except ValueError as error:
-                raise InputError(f"learner.lora.target_modules is {modules}: {error}") from error
+                reason = str(error).splitlines()[0]
+                raise InputError(f"learner.lora.target_modules is {modules}: {reason}") from error
 
     def save(self, folder: Path) -> Path:
         paths = []

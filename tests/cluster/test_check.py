@@ -2,9 +2,10 @@
 
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
-from branchgrpo.cluster.check import check
+from branchgrpo.cluster.check import Memory, check
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
@@ -41,16 +42,18 @@ def test_parameters_are_those_of_the_loaded_policy(
 ) -> None:
     settings = run_settings({"learner.lora": lora})
     found, policy = check(settings), load_policy(settings.policy)
-    everything = sum(p.numel() for p in policy.network.parameters())
     if settings.learner.lora:
         policy.add_lora(settings.learner.lora)
+    everything = sum(p.numel() for p in policy.network.parameters())
     trained = sum(p.numel() for p in trainable(policy.network).values())
     assert found.parameters == {"all": everything, "trained": trained}
     assert not found.missing
     assert found.prompts == {"to train on": 14, "held out": 3}
-    vae = sum(file.stat().st_size for file in Path(settings.policy.pretrained, "vae").glob("*.safetensors"))
+    folder = Path(settings.policy.pretrained)
+    vae, encoders = (sum(f.stat().st_size for f in folder.glob(f"{p}/*.safetensors")) for p in ("vae", "text_enc*"))
     # float32 weights, gradients and AdamW's two moments
-    assert found.memory == {"1 x samples and learns": 4 * everything + 4 * trained + 8 * trained + vae}
+    device = 4 * everything + 4 * trained + 8 * trained + vae
+    assert found.memory == {"1 x samples and learns": Memory(device, encoders, 0)}
 
 
 def test_missing_weights_of_a_part_are_named(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
@@ -66,6 +69,57 @@ def test_missing_weights_of_a_part_are_named(run_settings: Callable[..., RunSett
         f"{folder}/text_encoder_2, a T5EncoderModel",
         f"{folder}/vae/*.safetensors, the weights of a AutoencoderKL",
     ]
+
+
+def test_what_is_offloaded_lies_on_the_host(run_settings: Callable[..., RunSettings]) -> None:
+    whole = {"learner.zero_stage": 3, "learner.ema_decay": 0.9}
+    offloaded = {**whole, "learner.offload": {"optimizer": True, "parameters": True}}
+    here, there = (check(run_settings(own)).memory["1 x samples and learns"] for own in (whole, offloaded))
+    assert here.device + here.host == there.device + there.host
+    parameters = check(run_settings(whole)).parameters["all"]
+    assert (here.host, there.host) == (4 * parameters, 4 * parameters + 4 * parameters + 8 * parameters)
+
+
+def test_pruning_leaves_so_many_rows(run_settings: Callable[..., RunSettings]) -> None:
+    """Of a tree with 2 children below each of 2 nodes: 4 chains of 2 trained edges, of which 2 stay."""
+    counts = check(run_settings({"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1})).counts
+    assert counts["trained edges"][0] == 2 + 2 + 4 * 2
+    assert counts["edges that pruning keeps"][0] == 2 + 2 + 2 * 2
+    assert counts["rows of the learner"][0] == 1 + 2 + 2 + 4
+    assert counts["rows of the learner that it keeps"][0] == 1 + 2 + 2 + 2
+    assert counts["rows of the KL term's reference"] == counts["rows of the learner that it keeps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.height": 17}, "policy.height is 17; this model draws multiples of 8"),
+        ({"policy.frames": 5}, "policy.frames is 5; this model draws single pictures, frames 1"),
+        ({"policy.negative_prompt": "fog"}, "policy.negative_prompt is 'fog', and this model has no classifier-free"),
+        ({"learner.lora": {"rank": 2, "target_modules": ["nope"]}}, "learner.lora.target_modules is ['nope']"),
+        ({"rewards": {"hps": {"pretrained": "/"}}}, "rewards.hps.pretrained is '/'; it must be HPS_v2.1_compressed.pt"),
+        ({"rewards": {"far": {"url": "far:80"}}}, "rewards.far.url is 'far:80'; it must begin with http"),
+        ({"rewards": {"own": {"function": "no:f"}}}, "rewards.own.function is 'no:f', which can't be imported"),
+        ({"rewards": {"aesthetic": {"pretrained": __file__}}}, "rewards.aesthetic.backbone is None; it must be"),
+    ],
+)
+def test_what_a_run_would_refuse_is_told(
+    run_settings: Callable[..., RunSettings], changes: dict[str, Any], message: str
+) -> None:
+    (told,) = check(run_settings(changes)).missing
+    assert told.startswith(message)
+
+
+def test_a_broken_index_is_told(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{")
+    (told,) = check(run_settings({"policy.pretrained": str(tmp_path / "broken")})).missing
+    assert "whose model_index.json is broken" in told
+
+
+def test_gpus_are_added_up() -> None:
+    found = check(load_recipe(RECIPES / "flux_hps_branch.yaml"))
+    assert found.gpus == {"pools.learner": 8, "pools.rollout_workers": 7, "pools.rewards.hps": 1}
 
 
 def test_the_command_tells_and_fails_where_something_is_missing() -> None:
