@@ -60,7 +60,8 @@ def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> di
     settings = settings_in(folder, {**BASE, "iterations": ITERATIONS})
     (folder / "recipe.yaml").write_text(dump_recipe(settings))
     command = [sys.executable, "-m", "branchgrpo", "train", str(folder / "recipe.yaml")]
-    subprocess.run(command, check=True, capture_output=True)
+    done = subprocess.run(command, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
     checkpoint = settings.runs / settings.name / "checkpoints" / f"iteration-{ITERATIONS:06d}"
     return safetensors.torch.load_file(checkpoint / "weights.safetensors")
 
