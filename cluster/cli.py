@@ -212,9 +212,11 @@ def status(run: RunOnRay, address: Address = None) -> None:
     from .whereabouts import Whereabouts
 
     where = Whereabouts.find(run, address)
-    from .operate import call_controller, show
+    with Console(stderr=True).status(f"asking the Ray at '{where.address or 'auto'}' for the run '{where.run}'"):
+        from .operate import call_controller, show
 
-    show(call_controller(where, "status"), Console())
+        found = call_controller(where, "status")
+    show(found, Console())
 
 
 @app.command()
@@ -404,6 +406,7 @@ def pretrain_glyphs(
 def main() -> None:
     """Run the command line; mistakes of the user end in one line each and exit status 2."""
     _prepare_environment()
+    sys.path.append(str(Path.cwd()))  # for what recipes name as `module:name`; Ray has its workers do the same
     try:
         app()
     except InputError as error:

@@ -6,6 +6,7 @@ read.
 
 import json
 import logging
+import os
 from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -16,6 +17,8 @@ from .errors import InputError
 
 HUB = "hf:"
 """What the name of a dataset on the Hugging Face hub begins with."""
+OFFLINE = "HF_HUB_OFFLINE"
+"""Variable that keeps the hub's libraries from the network. The command line sets it where it isn't."""
 SAVED = ("dataset_info.json", "dataset_dict.json")
 """One of them is in a folder that `datasets` has saved, and not in one that it would load files from."""
 NAMED = 5
@@ -145,7 +148,10 @@ def _dataset(source: Path, setting: str) -> Any:
     except InputError:
         raise
     except Exception as error:  # of its many libraries' own
-        raise InputError(f"{setting} is '{source}', which can't be read: {' '.join(str(error).split())}") from error
+        reason = " ".join(str(error).split())
+        if str(source).startswith(HUB) and os.environ.get(OFFLINE, "0") != "0":
+            reason += f" ({OFFLINE} is set, as it is unless you say {OFFLINE}=0: only what is in the cache is read)"
+        raise InputError(f"{setting} is '{source}', which can't be read: {reason}") from error
 
 
 def _parquet(source: Path, setting: str) -> Any:

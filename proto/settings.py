@@ -79,7 +79,8 @@ class PolicySettings(Settings):
 
 class PromptSettings(Settings):
     """The prompts. A source is a file (.txt with a prompt per line, .jsonl, .json, .parquet), a folder that `datasets`
-    reads, or `hf:NAME` of the Hugging Face hub, both with `@split` behind if that isn't `train`."""
+    reads, or `hf:NAME` of the Hugging Face hub (from its cache, or with `HF_HUB_OFFLINE=0` in the environment), both
+    with `@split` behind if that isn't `train`."""
 
     train: Path
     """Prompts to train on. A relative path starts at the recipe's folder."""

@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ..proto.errors import InputError
 from ..proto.recipe import imported
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardSettings
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
@@ -58,12 +58,15 @@ class Scorers:
         self._models = [_load(name, given[name], threads) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
-        """Every reward that `request` asks for; raises ValueError if a model's scores are not whole and finite."""
+        """Every reward that `request` asks for; raises NotScored if a model's scores are not whole and finite."""
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for model in self._models:
             scores.update(model(request.media, request.prompts))
         asked = {name: scores[name] for name in request.rewards if name in scores}
-        return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
+        try:
+            return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
+        except ValueError as error:
+            raise NotScored(str(error)) from error
 
 
 def check_names(asked: Iterable[str], served: Iterable[str]) -> None:

@@ -163,16 +163,23 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Conditioning:
-        for encoder in self.encoders.values():
-            encoder.to(self.device)
+        for tensor, kept in self._encoder_weights:
+            if tensor.device.type != self.device.type:
+                tensor.data = kept.to(self.device)
         conditioning = self.embed(prompt)
         if not self.guided:
             return conditioning
         return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
 
     def release_encoders(self) -> None:
-        for encoder in self.encoders.values():
-            encoder.to("cpu")
+        for tensor, kept in self._encoder_weights:  # which are still there: nothing is copied back
+            tensor.data = kept
+
+    @cached_property
+    def _encoder_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters and buffers of the text encoders, and what they hold in the host's memory."""
+        tensors = (t for encoder in self.encoders.values() for t in (*encoder.parameters(), *encoder.buffers()))
+        return [(tensor, tensor.data) for tensor in tensors]
 
     @cached_property
     def encoding(self) -> str:

@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 from branchgrpo.cluster import cli
 
-GLYPHS = str(Path(__file__).parents[2] / "recipes" / "glyphs.yaml")
+RECIPES = Path(__file__).parents[2] / "recipes"
+GLYPHS = str(RECIPES / "glyphs.yaml")
 
 
 def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> tuple[int, str]:
@@ -132,3 +133,27 @@ def test_rewards_are_not_served_to_others_without_a_token(
     (tmp_path / "token").write_text("\n")
     status, error = call(*serve, "--token-file", str(tmp_path / "token"), capsys=capsys, monkeypatch=monkeypatch)
     assert (status, "is empty" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("body", "status", "message"),
+    [
+        ("return media.mean(axis=(1, 2, 3)) / 255", 0, "exported model"),
+        ("return media[:1].mean(axis=(1, 2, 3))", 1, "error: reward 'brightness' gave (1,) scores for 8 pictures"),
+        ("raise InputError('too dark')", 2, "error: too dark"),
+    ],
+)
+def test_a_function_in_the_present_folder_is_a_reward(body: str, status: int, message: str, tmp_path: Path) -> None:
+    """As the installed command has it, whose own path doesn't begin with that folder."""
+    (tmp_path / "my_rewards.py").write_text(
+        f"from branchgrpo.proto.errors import InputError\n\ndef brightness(media, prompts):\n    {body}\n"
+    )
+    (tmp_path / "recipe.yaml").write_text(
+        f"base: {GLYPHS}\nname: own\niterations: 1\nexecution: plain\npools: {{}}\n"
+        "rewards: {brightness: {function: 'my_rewards:brightness'}}\nevaluation: {prompts: 8}\n"
+        "prompts: {per_iteration: 2}\nschedule: {steps: 5, splits: {0: 2}}\n"
+    )
+    command = [sys.executable, "-P", "-c", "from branchgrpo.cluster.cli import main; main()", "train", "recipe.yaml"]
+    done = subprocess.run([*command, "pools.rewards={}"], cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == status, done.stderr
+    assert message in " ".join((done.stdout + done.stderr).split())
