@@ -63,15 +63,18 @@ def test_a_folder_that_cannot_be_written_to_stops_nothing(
     assert "an embedding could not be kept" in caplog.text
 
 
+@pytest.mark.parametrize(
+    "device", ["cpu", pytest.param("cuda", marks=pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU"))]
+)
 def test_encoders_come_to_the_device_and_leave_it_without_a_copy(
-    tiny_policy: Any, monkeypatch: pytest.MonkeyPatch
+    device: str, tiny_policy: Any, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     weights = [weight for encoder in tiny_policy.encoders.values() for weight in encoder.parameters()]
     places, seen = [weight.data_ptr() for weight in weights], set[str]()
-    monkeypatch.setattr(tiny_policy, "device", torch.device("meta"))
+    monkeypatch.setattr(tiny_policy, "device", torch.device(device))
     monkeypatch.setattr(tiny_policy, "embed", lambda prompt: seen.update(w.device.type for w in weights) or {})
     for _ in range(2):
         tiny_policy.encode("1")
         tiny_policy.release_encoders()
         assert [weight.data_ptr() for weight in weights] == places
-    assert seen == {"meta"}
+    assert seen == {device}
