@@ -60,6 +60,8 @@ class PolicySettings(Settings):
     guidance_scale: float = 3.5
     """Embedded guidance, for models that take it (FLUX.1-dev); for others classifier-free guidance, which takes every
     state through the network twice. 1 is none."""
+    guidance_scale_2: float | None = None
+    """Guidance for low noise levels, of models with a second network for them (Wan 2.2); null takes the same."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
     shift: PositiveFloat | None = None

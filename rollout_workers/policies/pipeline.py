@@ -85,6 +85,8 @@ class PipelinePolicy:
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         self.network: Any = self.find_network()
+        if settings.guidance_scale_2 is not None and len(self._networks) < 2:
+            raise InputError(f"policy.guidance_scale_2 is {settings.guidance_scale_2}, and this model has one network")
         self.check_size()
         if not build:
             self.network.to(device)
@@ -145,6 +147,10 @@ class PipelinePolicy:
     def guided(self) -> bool:
         """Whether every state goes through the network twice: with the prompt, and with the negative one."""
         return self.classifier_free and self.settings.guidance_scale != 1
+
+    def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
+        """Factor of classifier-free guidance at noise levels, one or [rows, 1 ...]."""
+        return self.settings.guidance_scale
 
     def sigmas(self, steps: int) -> list[float]:
         scheduler = self.pipeline.scheduler
@@ -218,7 +224,7 @@ class PipelinePolicy:
         both = {name: torch.cat([conditioning[NEGATIVE + name], value]) for name, value in own.items()}
         twice = latents.repeat(2, *[1] * (latents.dim() - 1))
         without, towards = self.predict(network, twice, sigma.repeat(2), both).float().chunk(2)
-        return without + self.settings.guidance_scale * (towards - without)
+        return without + self.guidance(sigma) * (towards - without)
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1] of the autoencoder's own latents, float32 [rows, height, width, 3]."""

@@ -26,7 +26,18 @@ class WanPolicy(PipelinePolicy):
         first, second = self.pipeline.transformer, self.pipeline.transformer_2
         if second is None:
             return first
-        return Experts(first, second, self.pipeline.config.boundary_ratio * self._timesteps)
+        return Experts(first, second, self._boundary)
+
+    @property
+    def _boundary(self) -> float:
+        """Timestep from which on the first of two networks is the right one."""
+        return float(self.pipeline.config.boundary_ratio * self._timesteps)
+
+    def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
+        first, second = self.settings.guidance_scale, self.settings.guidance_scale_2
+        if second is None:
+            return first
+        return torch.where(sigma * self._timesteps >= self._boundary, first, second).reshape(-1, 1, 1, 1, 1)
 
     def scheduler(self, published: Any) -> Any:
         own = published.config.get("flow_shift", published.config.get("shift", 1.0))

@@ -13,6 +13,7 @@ from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.objective import edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree
@@ -73,7 +74,7 @@ def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.
         output_type="np",
         **({} if flux else {"negative_prompt": [settings.negative_prompt] * len(PROMPTS)}),
         **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
-        **({"num_frames": settings.frames} if video else {}),
+        **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
     )
     return np.asarray(drawn.frames if video else drawn.images)
 
@@ -82,12 +83,20 @@ def starts(policy: Policy, seed: int) -> torch.Tensor:
     return torch.stack([gaussian(seed, 0, i, 0, Stream.START, policy.latent_shape) for i in range(len(PROMPTS))])
 
 
-@pytest.mark.parametrize("changes", [{}, {"guidance_scale": 1.0}, {"shift": 2.0}], ids=["guided", "plain", "shift"])
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"guidance_scale": 1.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
+    ids=["guided", "plain", "shift", "second scale"],
+)
 def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str, Any]) -> None:
     settings = settings.model_copy(update=changes)
     pipeline = DiffusionPipeline.from_pretrained(settings.pretrained)
     if "shift" in changes and hasattr(pipeline, "unet"):
         pytest.skip("its noise levels are not shifted")
+    if "guidance_scale_2" in changes and getattr(pipeline, "transformer_2", None) is None:
+        with pytest.raises(InputError, match="policy.guidance_scale_2 is 2.0, and this model has one network"):
+            load_policy(settings)
+        return
     policy = load_policy(settings)
     task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
