@@ -189,7 +189,7 @@ def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> 
     if settings.policy.precision == "float32":
         states *= 2 / 3
     reference = weights if learner.kl_weight and not learner.lora else 0
-    average = trained * 4 if learner.ema_decay is not None else 0
+    average = trained * 4 if learner.ema_decay is not None else 0  # of rank 0 alone
     on_host = share * offload.parameters + states * offload.optimizer
     learning = share + gradients + states - on_host + reference
     if settings.execution == "plain" or settings.placement == "colocated":
