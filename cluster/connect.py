@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from ..proto.errors import InputError
-from .operate import NAMESPACE
+from .operate import NAMESPACE, must_listen
 
 PROCESS_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
 """Of every process. OpenMP's threads that spin long while they wait would slow those of the other processes many times,
@@ -22,6 +22,8 @@ def connect(address: str | None) -> bool:
     Raises InputError if there is none at the address.
     """
     address = address or os.environ.get("RAY_ADDRESS")
+    if address:
+        must_listen(address)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A job may have set some of these variables itself: its values are in our environment, and so in what is given.

@@ -88,6 +88,7 @@ def _no_signals() -> Iterator[None]:
 def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
     """What a method of a run's controller returns. Raises InputError if there is none."""
     address = where.address or "auto"
+    must_listen(address)
     try:
         ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
     except (ConnectionError, ValueError) as error:
@@ -97,6 +98,17 @@ def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
         return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
     finally:
         ray.shutdown()
+
+
+def must_listen(address: str) -> None:
+    """Raises InputError if nobody listens at an address `host:port`, where Ray would try for minutes."""
+    host, given, port = address.removeprefix("ray://").rpartition(":")
+    if not given:  # auto, local
+        return
+    try:
+        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+    except (OSError, ValueError) as error:
+        raise InputError(f"no Ray can be reached at '{address}' ({error}); name its head with --address") from error
 
 
 def _named_controller(run: str) -> Any:

@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.cluster import cli
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -154,3 +155,14 @@ def test_a_function_in_the_present_folder_is_a_reward(body: str, status: int, me
     done = subprocess.run([*command, "pools.rewards={}"], cwd=tmp_path, capture_output=True, text=True)
     assert done.returncode == status, done.stderr
     assert message in " ".join((done.stdout + done.stderr).split())
+
+
+@pytest.mark.parametrize("command", [["status", "nope"], ["train", GLYPHS, "name=nope"]])
+def test_an_address_where_nobody_listens_is_told_at_once(
+    command: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    address = f"127.0.0.1:{free_port()}"
+    status, told = call(*command, "--address", address, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert f"error: no Ray can be reached at '{address}'" in told
