@@ -139,7 +139,7 @@ def test_rewards_are_not_served_to_others_without_a_token(
 @pytest.mark.parametrize(
     ("body", "status", "message"),
     [
-        ("return media.mean(axis=(1, 2, 3)) / 255", 0, "exported model"),
+        pytest.param("return media.mean(axis=(1, 2, 3)) / 255", 0, "exported model", marks=pytest.mark.slow),
         ("return media[:1].mean(axis=(1, 2, 3))", 1, "error: reward 'brightness' gave (1,) scores for 8 pictures"),
     ],
 )

@@ -80,10 +80,17 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
     "changes",
     [
         {"pools.rollout_workers": SMALL},
-        {"pools.rollout_workers": {**SMALL, "count": 3}, "rollout.trees_in_flight": 8, "rollout.parts_in_scoring": 2},
         {"placement": "colocated"},
+        pytest.param(
+            {
+                "pools.rollout_workers": {**SMALL, "count": 3},
+                "rollout.trees_in_flight": 8,
+                "rollout.parts_in_scoring": 2,
+            },
+            marks=pytest.mark.slow,
+        ),
     ],
-    ids=["one worker", "three workers and little room", "colocated"],
+    ids=["one worker", "colocated", "three workers and little room"],
 )
 def test_weights_are_bit_equal_to_the_plain_loop_s(
     changes: dict[str, Any], plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
@@ -93,6 +100,7 @@ def test_weights_are_bit_equal_to_the_plain_loop_s(
     assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
 
 
+@pytest.mark.slow
 def test_weights_are_bit_equal_though_a_worker_is_killed_and_pools_are_scaled(
     plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
