@@ -154,6 +154,7 @@ def _iterations(
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.parametrize(
     ("settings", "precision"), [("FLUX.1-dev", "bfloat16"), ("SD1.5", "float32")], indirect=["settings"]
 )
