@@ -2,7 +2,8 @@
 
 A tree against 16 sequential trajectories, batched and one row per forward pass; the share of the card's peak that a
 forward pass reaches; peak memory; LoRA updates in full, pruned and mix, compiled or not; and whole iterations in which
-one process samples, scores (a ViT-H/14) and learns in turns. Nothing but torch, diffusers, peft, transformers and the
+one process samples, scores (a ViT-H/14) and learns in turns. Also how far the learner's log-probabilities are off the
+rollout's. Nothing but torch, diffusers, peft, transformers and the
 pure parts of this package: neither Ray nor DeepSpeed.
 
     python -m branchgrpo.benchmarks.gpu --out build/bench
@@ -12,13 +13,14 @@ pure parts of this package: neither Ray nor DeepSpeed.
 import gc
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from functools import partial
+from itertools import count
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Annotated, Any
+from typing import Annotated, Any, TypeVar
 
 import numpy as np
 import torch
@@ -53,9 +55,11 @@ from ..rollout_workers.policies.flux import FluxPolicy
 from ..rollout_workers.policies.pipeline import compile_network
 from .flux_dev import POOLED_CHANNELS, TEXT_CHANNELS, TEXT_TOKENS, VAE_BLOCKS, VIT_H, flops
 
+Result = TypeVar("Result")
 PEAK_TFLOPS = 800.0
 """Of an H100 in bfloat16, about."""
 ITERATION = 1
+CLIP_RANGE = 1e-4
 PRUNING = PruningSettings(
     width=WidthPruningSettings(mode="parent_top1"), depth=DepthPruningSettings(mode="sliding", window=4)
 )
@@ -132,23 +136,20 @@ class RandomFlux(FluxPolicy):
 
 
 class Bench:
-    """One network on one device, and what can be timed with it."""
+    """One network with adapters on one device, and what can be timed with it."""
 
-    def __init__(self, scale: Scale, device: torch.device, *, steps: int, compiled: bool) -> None:
+    def __init__(self, scale: Scale, device: torch.device, *, compiled: bool) -> None:
         torch.manual_seed(0)
-        self.scale, self.device, self.steps = scale, device, steps
+        self.scale, self.device = scale, device
         self.policy = RandomFlux(scale, device, compiled=compiled)
         self.tower = CLIPVisionModel(scale.tower).to(device, torch.bfloat16).requires_grad_(False).eval()
         self.conditioning = self.policy.encode("a prompt")
-        self._numbers = iter(range(10**9))
-
-    def add_lora(self, checkpointed: bool) -> None:
+        self._numbers = count()
         self.policy.add_lora(LoraSettings())
         for name, parameter in trainable(self.policy.network).items():
             if "lora_B" in name:  # which begin at zero: nothing would be known of the others' gradients
                 torch.nn.init.normal_(parameter, std=1e-3)
-        if checkpointed:
-            self.policy.checkpoint_gradients()
+        self.policy.checkpoint_gradients()
         self.optimizer = torch.optim.AdamW(trainable(self.policy.network).values(), lr=1e-5)
 
     def rollout(self, schedule: Schedule, rows: int) -> tuple[Tree, np.ndarray]:
@@ -170,109 +171,125 @@ class Bench:
         leaves = np.arange(tree.schedule.first_node[-2], tree.schedule.nodes)
         tree.add_scores(leaves, {"made up": np.random.default_rng(tree.number).random(len(leaves))})
 
-    def update(self, tree: Tree, pruning: PruningSettings, rows: int) -> int:
-        """An optimizer step from one tree; returns the rows that were computed."""
+    def update(self, tree: Tree, pruning: PruningSettings, rows: int) -> tuple[int, float]:
+        """An optimizer step from one tree. Returns how many rows it took, and by how much a log-probability differs
+        from the rollout's at most.
+        """
         schedule = tree.schedule
         sigmas = self.policy.sigmas(schedule.grid_steps)
         transitions = Transitions.of(schedule, sigmas)
         advantage = AdvantageSettings(normaliser="group" if schedule.roots > 1 else "depth")
         credit = tree_credit(tree, {"made up": 1.0}, advantage, pruning, ITERATION, relative_noise(schedule, sigmas))
-        picked = pick_rows([tree], [credit])
+        picked, differs = pick_rows([tree], [credit]), torch.zeros((), device=self.device)
         for batch in micro_batches(picked, [tree], [credit], rows=rows):
             batch = batch.to(self.device)
             means = predicted_means(self.policy.velocity, transitions, batch)
             logprobs = means_logprobs(transitions, batch, means)
-            clipped_objective(logprobs, batch.logprobs, batch.advantages, batch.weights, 1e-4).loss.backward()
+            clipped_objective(logprobs, batch.logprobs, batch.advantages, batch.weights, CLIP_RANGE).loss.backward()
+            differs = torch.maximum(differs, (logprobs.detach() - batch.logprobs).abs().max())
         torch.nn.utils.clip_grad_norm_(trainable(self.policy.network).values(), 1.0)
         self.optimizer.step()
         self.optimizer.zero_grad()
-        return len(picked)
-
-    def forward_flops(self) -> float:
-        """Of one row."""
-        return flops(lambda: self.forward(1))
+        return len(picked), differs.item()
 
     @torch.no_grad()
     def forward(self, rows: int) -> None:
+        """One pass through the network as it was published, without adapters."""
+        self.policy.network.disable_adapters()
         batched = {name: value.expand(rows, *value.shape) for name, value in self.conditioning.items()}
         states = torch.zeros(rows, *self.policy.latent_shape, device=self.device)
         self.policy.velocity(states, torch.full([rows], 0.5, device=self.device), batched)
+        self.policy.network.enable_adapters()
 
-    def seconds(self, call: Callable[[], object], times: int) -> float:
-        """The least of several calls, after one that isn't counted."""
-        call()
-        taken = []
-        for _ in range(times):
-            self._wait()
-            start = time.perf_counter()
-            call()
-            self._wait()
-            taken.append(time.perf_counter() - start)
-        return min(taken)
+    def iteration(self, schedule: Schedule, pruning: PruningSettings, rows: int) -> dict[str, float]:
+        """Sample, score and learn from one group: seconds of all and of each, and what else is worth knowing."""
+        rollout, (tree, pictures) = self.timed(lambda: self.rollout(schedule, rows))
+        sampled = self._peak()
+        scores, _ = self.timed(lambda: self.score(tree, pictures))
+        self._peak()
+        update, (trained, differs) = self.timed(lambda: self.update(tree, pruning, min(rows, 4)))
+        return {
+            "iteration": rollout + scores + update,
+            "rollout": rollout,
+            "scores": scores,
+            "update": update,
+            "rollout, GB at most": sampled,
+            "update, GB at most": self._peak(),
+            "rows trained": trained,
+            "log-probabilities differ by": differs,
+        }
+
+    def timed(self, call: Callable[[], Result]) -> tuple[float, Result]:
+        """Seconds, and what the call returns."""
+        self._wait()
+        start = time.perf_counter()
+        result = call()
+        self._wait()
+        return time.perf_counter() - start, result
 
     def _wait(self) -> None:
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
 
+    def _peak(self) -> float:
+        """GB of memory held at most since the last call."""
+        if self.device.type != "cuda":
+            return 0.0
+        peak = torch.cuda.max_memory_allocated(self.device) / 1e9
+        torch.cuda.reset_peak_memory_stats(self.device)
+        return peak
 
-def measure(scale: Scale, device: torch.device, *, steps: int, rows: int, times: int, compiled: bool) -> dict[str, Any]:
-    """Everything for one way of running the network; seconds, and GB of memory at most."""
-    tree = branch_grpo(steps=steps, splits=_splits(steps))
-    mix = branch_grpo_mix(steps=steps, splits=_splits(steps), window=4)
+
+Part = Callable[[Bench], dict[str, float]]
+
+
+def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
+    """What is measured, in this order, and how; of several times the fastest counts."""
+    splits = {0: 2, 3: 2, 6: 2, 9: 2} if steps > 10 else {0: 2, 1: 2}
+    tree = branch_grpo(steps=steps, splits=splits)
+    mix = branch_grpo_mix(steps=steps, splits=splits, window=4)
     sequential = dance_grpo(steps=steps, group=tree.leaves)
-    found: dict[str, Any] = {}
-    with _bench(scale, device, steps=steps, compiled=compiled) as bench:
-        flops_of_a_row = bench.forward_flops() if not compiled else 0.0
-        for size in sorted({1, 4, rows}):
-            seconds = bench.seconds(partial(bench.forward, size), times)
-            found[f"forward, {size} rows"] = seconds
-            if flops_of_a_row:
-                found[f"forward, {size} rows: TFLOP/s"] = flops_of_a_row * size / seconds / 1e12
-        for name, schedule in {"tree": tree, "mix": mix, "sequential": sequential}.items():
-            for limit in (rows, 1):
-                if limit == 1 and name == "mix":
-                    continue
-                label = f"rollout, {name}, {'batched' if limit > 1 else 'one row per pass'}"
-                found[label] = bench.seconds(partial(bench.rollout, schedule, limit), times)
-        found["rollout: GB"] = _peak(device)
-        bench.add_lora(checkpointed=True)
-        for name, schedule, pruning in (
-            ("tree", tree, PruningSettings()),
-            ("tree, pruned", tree, PRUNING),
-            ("mix", mix, PruningSettings()),
-            ("sequential", sequential, PruningSettings()),
-        ):
-            batch = 1 if name == "sequential" else rows
 
-            def whole(schedule: Schedule = schedule, pruning: PruningSettings = pruning, batch: int = batch) -> None:
-                sampled, pictures = bench.rollout(schedule, batch)
-                bench.score(sampled, pictures)
-                bench.update(sampled, pruning, min(batch, 4))
+    def forward(size: int, bench: Bench) -> dict[str, float]:
+        return {"forward": min(bench.timed(lambda: bench.forward(size))[0] for _ in range(times + 1))}
 
-            sampled, pictures = bench.rollout(schedule, rows)
-            bench.score(sampled, pictures)
-            update = partial(bench.update, sampled, pruning, min(batch, 4))
-            found[f"update, {name}"] = bench.seconds(update, times)
-            found[f"iteration, {name}" + (", one row per pass" if batch == 1 else "")] = bench.seconds(whole, times)
-        found["update: GB"] = _peak(device)
-    return found
+    def rollout(size: int, bench: Bench) -> dict[str, float]:
+        return {"rollout": min(bench.timed(lambda: bench.rollout(tree, size))[0] for _ in range(times))}
 
+    def iteration(schedule: Schedule, pruning: PruningSettings, size: int, bench: Bench) -> dict[str, float]:
+        each = (bench.iteration(schedule, pruning, size) for _ in range(times))
+        return min(each, key=lambda figures: figures["iteration"])
 
-def ratios(found: dict[str, Any], peak: float, rows: int) -> dict[str, float]:
-    """What is to be reached: 1.5, 0.45 and 5 on an H100."""
-    best = min(found["iteration, tree"], found["iteration, tree, pruned"], found["iteration, mix"])
-    reached = {
-        "rollout: sequential / tree, batched": found["rollout, sequential, batched"] / found["rollout, tree, batched"],
-        "iteration: sequential, one row per pass / best": found["iteration, sequential, one row per pass"] / best,
+    whole = PruningSettings()
+    return {
+        **{f"batch of {size}": partial(forward, size) for size in sorted({1, 4, rows})},
+        "tree": partial(iteration, tree, whole, rows),
+        "tree, pruned": partial(iteration, tree, PRUNING, rows),
+        "mix": partial(iteration, mix, whole, rows),
+        "sequential": partial(iteration, sequential, whole, rows),
+        "sequential, one row per pass": partial(iteration, sequential, whole, 1),
+        "tree, one row per pass": partial(rollout, 1),
     }
-    if (speed := found.get(f"forward, {rows} rows: TFLOP/s")) is not None:
-        reached["forward: share of the peak"] = speed / peak
+
+
+def ratios(measured: Mapping[str, Mapping[str, float]], row_flops: float, rows: int, peak: float) -> dict[str, float]:
+    """What is to be reached on an H100: 1.5 for rollouts, 0.45 of the peak, 5 for iterations."""
+    best = min(measured[name]["iteration"] for name in ("tree", "tree, pruned", "mix"))
+    reached = {"forward: share of the peak": row_flops * rows / measured[f"batch of {rows}"]["forward"] / (peak * 1e12)}
+    for batching in ("", ", one row per pass"):
+        sequential, tree = measured[f"sequential{batching}"], measured[f"tree{batching}"]
+        reached[f"rollout: sequential / tree{batching}"] = sequential["rollout"] / tree["rollout"]
+        reached[f"iteration: sequential{batching} / best"] = sequential["iteration"] / best
     return reached
 
 
 @contextmanager
-def _bench(*arguments: Any, **options: Any) -> Iterator[Bench]:
-    bench = Bench(*arguments, **options)
+def _bench(scale: Scale, device: torch.device, *, rows: int, compiled: bool) -> Iterator[Bench]:
+    """Warmed up: kernels are chosen and compiled."""
+    bench = Bench(scale, device, compiled=compiled)
+    short = branch_grpo(steps=4, splits={0: 2, 1: 2})
+    for size in (1, rows):
+        bench.iteration(short, PruningSettings(), size)
     try:
         yield bench
     finally:
@@ -282,16 +299,10 @@ def _bench(*arguments: Any, **options: Any) -> Iterator[Bench]:
             torch.cuda.empty_cache()
 
 
-def _splits(steps: int) -> dict[int, int]:
-    return {0: 2, 3: 2, 6: 2, 9: 2} if steps > 10 else {0: 2, 1: 2}
-
-
-def _peak(device: torch.device) -> float:
-    if device.type != "cuda":
-        return 0.0
-    peak = torch.cuda.max_memory_allocated(device) / 1e9
-    torch.cuda.reset_peak_memory_stats(device)
-    return peak
+def _earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
+    """What the file holds if it is of the same `facts`, else these alone."""
+    earlier = json.loads(path.read_text()) if path.is_file() else {}
+    return earlier if facts.items() <= earlier.items() else dict(facts)
 
 
 def main(
@@ -303,7 +314,8 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure with torch.compile too.")] = True,
     peak: Annotated[float, typer.Option(help="The card's bfloat16 peak, TFLOP/s.")] = PEAK_TFLOPS,
 ) -> None:
-    """Measure, and write gpu.json after each part.
+    """Measure, and write gpu.json after each part. Parts that it holds already, of the same options, are left out: a
+    second call goes on where the first was stopped.
 
     Example: python -m branchgrpo.benchmarks.gpu --no-compile --times 1
     """
@@ -311,19 +323,30 @@ def main(
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    scale, found = TINY if tiny else FULL, {}
+    scale, path = TINY if tiny else FULL, out / "gpu.json"
+    found = _earlier(path, {"device": name, "tiny": tiny, "steps": steps, "rows": rows, "times": times})
+    shapes = Bench(scale, torch.device("meta"), compiled=False)
+    row_flops = flops(lambda: shapes.forward(1))
+    ways = ["eager", "compiled"] if compiled else ["eager"]
     with Progress(transient=True) as progress:
-        ways = [False, True] if compiled else [False]
-        for way in progress.track(ways, description="measuring"):
-            label = "compiled" if way else "eager"
-            measured = measure(scale, device, steps=steps, rows=rows, times=times, compiled=way)
-            found[label] = {"measured": measured, "ratios": ratios(measured, peak, rows)}
-            write_text(out / "gpu.json", json.dumps({"device": name, "steps": steps, **found}, indent=1) + "\n")
-    table = Table("", *found, title=f"{name}: seconds")
-    for key in found["eager"]["measured"]:
-        table.add_row(key, *(f"{one['measured'][key]:.3f}" if key in one["measured"] else "" for one in found.values()))
-    for key in found["eager"]["ratios"]:
-        table.add_row(key, *(f"{one['ratios'][key]:.2f}" if key in one["ratios"] else "" for one in found.values()))
+        for way in ways:
+            measured = found.setdefault(way, {}).setdefault("seconds", {})
+            left = {part: call for part, call in parts(steps, rows, times).items() if part not in measured}
+            if not left:
+                continue
+            with _bench(scale, device, rows=rows, compiled=way == "compiled") as bench:
+                for part in progress.track(left, description=way):
+                    measured[part] = left[part](bench)
+                    write_text(path, json.dumps(found, indent=1) + "\n")
+            found[way]["ratios"] = ratios(measured, row_flops, rows, peak)
+            write_text(path, json.dumps(found, indent=1) + "\n")
+    table = Table("", "", *ways, title=name)
+    for part, figures in found["eager"]["seconds"].items():
+        for figure in figures:
+            table.add_row(part, figure, *(f"{found[way]['seconds'][part][figure]:.4g}" for way in ways))
+        table.add_section()
+    for ratio in found["eager"]["ratios"]:
+        table.add_row(ratio, "", *(f"{found[way]['ratios'][ratio]:.2f}" for way in ways))
     Console().print(table)
 
 
