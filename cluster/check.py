@@ -188,10 +188,10 @@ def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> 
     states = trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
     if settings.policy.precision == "float32":
         states *= 2 / 3
-    reference = weights if learner.kl_weight and not learner.lora else 0
+    reference = share if learner.kl_weight and not learner.lora else 0
     average = trained * 4 if learner.ema_decay is not None else 0  # of rank 0 alone
-    on_host = share * offload.parameters + states * offload.optimizer
-    learning = share + gradients + states - on_host + reference
+    on_host = (share + reference) * offload.parameters + states * offload.optimizer
+    learning = share + reference + gradients + states - on_host
     if settings.execution == "plain" or settings.placement == "colocated":
         yield f"{ranks} x samples and learns", Memory(learning + around, encoders, on_host + average)
     else:

@@ -49,20 +49,16 @@ class Engine:
         if self._stage == 0:
             optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
         course = settings.optimizer.schedule
-        buffers = [(module, dict(module._buffers)) for module in network.modules()]
-        self.module, *_ = deepspeed.initialize(
-            model=network,
-            optimizer=optimizer,
-            lr_scheduler=transformers.get_scheduler(
-                "constant_with_warmup" if course == "constant" else course,
-                optimizer,
-                settings.optimizer.warmup_updates,
-                total_updates,
-            ),
-            config=_config(settings, precision),
+        scheduler = transformers.get_scheduler(
+            "constant_with_warmup" if course == "constant" else course,
+            optimizer,
+            settings.optimizer.warmup_updates,
+            total_updates,
         )
-        for module, own in buffers:  # DeepSpeed casts them; the sampler's are as the model has them
-            module._buffers.update(own)
+        with _same_buffers(network):
+            self.module, *_ = deepspeed.initialize(
+                model=network, optimizer=optimizer, lr_scheduler=scheduler, config=_config(settings, precision)
+            )
 
     @property
     def rank(self) -> int:
@@ -109,14 +105,16 @@ class Engine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within it the network holds its whole weights, with ZeRO 3 too. Collective."""
-        if self._stage < 3:
+        """Within it the trained parameters of rank 0 are whole, with ZeRO 3 too, then on the CPU. Collective."""
+        weights = self.weights()
+        own = {name: self._parameters[name].data for name in weights}
+        try:
+            for name, weight in weights.items():
+                self._parameters[name].data = weight
             yield
-        else:
-            import deepspeed
-
-            with deepspeed.zero.GatheredParameters(list(self.network.parameters())):
-                yield
+        finally:
+            for name, share in own.items():
+                self._parameters[name].data = share
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights in the network's dtype, by name. Collective.
@@ -225,12 +223,8 @@ def _offload(settings: OffloadSettings) -> dict[str, Any]:
 
 
 def builder(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder | None:
-    """What makes networks that are to be trained: with ZeRO 3 `partitioned`; else, None, they are loaded whole.
-
-    The copy of the network that a KL term without adapters needs is made of a whole one too.
-    """
-    shares = settings.zero_stage == 3 and (settings.lora is not None or not settings.kl_weight)
-    return partitioned(settings, precision, device) if shares else None
+    """What makes the learner's networks: with ZeRO 3 `partitioned`; else, None, they are loaded whole."""
+    return partitioned(settings, precision, device) if settings.zero_stage == 3 else None
 
 
 def partitioned(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder:
@@ -272,6 +266,26 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
         return network
 
     return build
+
+
+def gathering(network: torch.nn.Module, settings: LearnerSettings, precision: Precision) -> torch.nn.Module:
+    """`network`, of `partitioned`, for passes without gradient: all ranks make them, and gather it layer by layer."""
+    import deepspeed
+
+    config = _config(settings, precision)
+    config["zero_optimization"].pop("offload_optimizer", None)
+    with _same_buffers(network):
+        module, *_ = deepspeed.initialize(model=network.requires_grad_(False), config=config)
+    return module
+
+
+@contextmanager
+def _same_buffers(network: torch.nn.Module) -> Iterator[None]:
+    """DeepSpeed casts them; the sampler's are as the model has them."""
+    buffers = [(module, dict(module._buffers)) for module in network.modules()]
+    yield
+    for module, own in buffers:
+        module._buffers.update(own)
 
 
 def _finite(norm: float) -> float:

@@ -61,9 +61,7 @@ class Learner:
         self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
         if settings.learner.lora:
             add_adapters(policy, settings.learner.lora, settings.seed)
-        self.reference = None
-        if settings.learner.kl_weight:
-            self.reference = Reference(policy, adapters=settings.learner.lora is not None)
+        self.reference = Reference(policy, settings) if settings.learner.kl_weight else None
         if settings.learner.gradient_checkpointing:
             policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
@@ -118,10 +116,11 @@ class Learner:
         """The trained weights of the present version, by name."""
         return self.engine.weights()
 
-    def export(self, folder: Path) -> Path:
-        """Write what was trained in diffusers' format: a transformer folder or a LoRA file. Returns where it lies."""
+    def export(self, folder: Path) -> None:
+        """Have rank 0 write what was trained in diffusers' format: a transformer folder or a LoRA file. Collective."""
         with self.engine.gathered():
-            return export(self.policy, folder)
+            if self.engine.rank == 0:
+                export(self.policy, folder)
 
     def save(self, folder: Path) -> None:
         """Write everything to go on from into `folder`; the caller sees to it that the folder appears as a whole."""

@@ -2,27 +2,34 @@
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable
 
 import torch
 
-from ..rollout_workers.policies.base import Policy, without_adapters
+from ..proto.settings import RunSettings
+from ..rollout_workers.policies.base import Network, Policy, without_adapters
+from ..rollout_workers.policies.load import load_policy
+from .engine import builder, gathering
 
 
 class Reference:
-    """With adapters it is the same network without them; else a copy, which every rank keeps whole."""
+    """With adapters it is the same network without them; else a second one, which ranks share as they do the first."""
 
-    def __init__(self, policy: Policy, *, adapters: bool) -> None:
-        """Takes the policy's weights as they are now."""
+    def __init__(self, policy: Policy, settings: RunSettings) -> None:
+        """Loads a second network if there must be one. Collective."""
         self._policy = policy
-        self._copy = None if adapters else copy.deepcopy(policy.network).requires_grad_(False)
+        self.network: Network | None = None
+        """Of its own."""
+        if settings.learner.lora is None:
+            build = builder(settings.learner, settings.policy.precision, policy.device)
+            network = load_policy(settings.policy, network_only=True, build=build).network.requires_grad_(False)
+            self.network = gathering(network, settings.learner, settings.policy.precision) if build else network
 
     @torch.no_grad()
     def velocity(self, *arguments: object) -> torch.Tensor:
         """As the policy's."""
         velocity: Callable[..., torch.Tensor] = self._policy.velocity
-        if self._copy is not None:
-            return velocity(*arguments, self._copy)
+        if self.network is not None:
+            return velocity(*arguments, self.network)
         with without_adapters(self._policy.network):
             return velocity(*arguments)

@@ -355,7 +355,7 @@ class LearnerSettings(Settings):
     """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
     kl_weight: NonNegativeFloat = 0.0
     """beta_KL: weight of the KL divergence to the policy before training, averaged over latent dimensions. Takes
-    another forward pass per row, and without `lora` a second copy of the network."""
+    another forward pass per row, and without `lora` a second copy of the network, which ranks share at ZeRO 3."""
     keep_graph: bool = False
     """Keep the graphs of the rollouts' forward passes, so that the learner needs the backward passes only, for the
     memory of all activations of an iteration's trained rows. For one process that samples and learns (execution

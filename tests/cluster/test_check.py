@@ -80,6 +80,14 @@ def test_what_is_offloaded_lies_on_the_host(run_settings: Callable[..., RunSetti
     assert (here.host, there.host) == (4 * parameters, 4 * parameters + 4 * parameters + 8 * parameters)
 
 
+def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Callable[..., RunSettings]) -> None:
+    ranks = {"execution": "ray", "pools.learner.count": 2, "learner.zero_stage": 3}
+    without, with_kl = (
+        check(run_settings({**ranks, "learner.kl_weight": weight})).memory["2 x learner rank"] for weight in (0.0, 0.1)
+    )
+    assert with_kl.device - without.device == 4 * check(run_settings()).parameters["all"] / 2
+
+
 def test_pruning_leaves_so_many_rows(run_settings: Callable[..., RunSettings]) -> None:
     """Of a tree with 2 children below each of 2 nodes: 4 chains of 2 trained edges, of which 2 stay."""
     counts = check(run_settings({"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1})).counts

@@ -41,16 +41,17 @@ def learn(learner: Learner, trees: list[Tree]) -> float:
         learner.take(tree)
     first, stats = learner.engine.module.global_steps == 0, learner.update()
     assert (stats.logprob_abs_diff < 1e-5) == first, stats
-    assert stats.edges == trees[0].schedule.trained_edges, stats
-    assert stats.skipped_edges == trees[1].schedule.trained_edges, stats
+    kept = trees if learner.reference else trees[:1]
+    assert stats.edges == sum(tree.schedule.trained_edges for tree in kept), stats
+    assert stats.edges + stats.skipped_edges == sum(tree.schedule.trained_edges for tree in trees), stats
     return stats.gradient_norm
 
 
-def assert_shared(policy: Policy, ranks: int) -> None:
+def assert_shared(network: torch.nn.Module, ranks: int) -> None:
     """No rank holds more of a parameter than its share."""
-    whole = {name: parameter.ds_numel for name, parameter in policy.network.named_parameters()}
-    held = {name: parameter.ds_tensor.numel() for name, parameter in policy.network.named_parameters()}
-    assert all(parameter.numel() == 0 for parameter in policy.network.parameters())
+    whole = {name: parameter.ds_numel for name, parameter in network.named_parameters()}
+    held = {name: parameter.ds_tensor.numel() for name, parameter in network.named_parameters()}
+    assert all(parameter.numel() == 0 for parameter in network.parameters())
     assert sum(whole.values()) > 10_000
     assert all(held[name] <= -(-whole[name] // ranks) for name in whole)
 
@@ -81,9 +82,11 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
         if settings.name == "partitioned":
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
             policy = load_policy(settings.policy, network_only=True, build=build)
-            assert_shared(policy, ranks)
+            assert_shared(policy.network, ranks)
             assert_same_buffers(settings)
         learner = Learner(policy, settings)
+        if settings.name == "partitioned" and learner.reference and not settings.learner.lora:
+            assert_shared(learner.reference.network.module, ranks)
         for name in ("first", "second"):
             norm = learn(learner, trees)
             checkpoint = folder / recipe.stem / name
@@ -92,6 +95,7 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
             learner.save(checkpoint)
             if rank == 0:
                 (checkpoint / "norm").write_text(str(norm))
+        learner.export(folder / recipe.stem / "export")
         torch.distributed.barrier()
 
 
