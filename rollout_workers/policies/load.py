@@ -18,6 +18,7 @@ if TYPE_CHECKING:
 
 FAMILIES = {
     "FluxPipeline": f"{__package__}.flux:FluxPolicy",
+    "QwenImagePipeline": f"{__package__}.qwen_image:QwenImagePolicy",
     "StableDiffusion3Pipeline": f"{__package__}.sd3:StableDiffusion3Policy",
     "StableDiffusionPipeline": f"{__package__}.stable_diffusion:StableDiffusionPolicy",
     "WanPipeline": f"{__package__}.wan:WanPolicy",

@@ -224,12 +224,27 @@ class PipelinePolicy:
         both = {name: torch.cat([conditioning[NEGATIVE + name], value]) for name, value in own.items()}
         twice = latents.repeat(2, *[1] * (latents.dim() - 1))
         without, towards = self.predict(network, twice, sigma.repeat(2), both).float().chunk(2)
+        return self.guide(without, towards, sigma)
+
+    def guide(self, without: torch.Tensor, towards: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Classifier-free guidance, float32 [rows, *latent_shape]: from the negative prompt's velocity to the other."""
         return without + self.guidance(sigma) * (towards - without)
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
-        """Pictures in [0, 1] of the autoencoder's own latents, float32 [rows, height, width, 3]."""
-        pictures = self.vae.decode(z.to(self.vae.dtype)).sample
-        return (pictures / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 1)
+        """Pictures in [0, 1] of the autoencoder's own latents, float32 [rows, height, width, 3], or clips
+        [rows, frames, height, width, 3].
+        """
+        drawn = self.vae.decode(z.to(self.vae.dtype)).sample
+        return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
+
+    def denormalised(self, latents: torch.Tensor) -> torch.Tensor:
+        """[rows, channels, frames, rows, columns], for an autoencoder with a mean and a deviation for each channel."""
+        config = self.vae.config
+        mean, std = (
+            torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1, 1)
+            for values in (config.latents_mean, config.latents_std)
+        )
+        return latents.float() * std + mean
 
     def checkpoint_gradients(self) -> None:
         for network in self._networks.values():

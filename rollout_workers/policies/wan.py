@@ -98,13 +98,7 @@ class WanPolicy(PipelinePolicy):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clips in [0, 1], float32 [rows, frames, height, width, 3]."""
-        config = self.vae.config
-        mean, std = (
-            torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        clips = self.vae.decode((latents.float() * std + mean).to(self.vae.dtype)).sample
-        return (clips / 2 + 0.5).clamp(0, 1).float().permute(0, 2, 3, 4, 1)
+        return self.draw(self.denormalised(latents))
 
 
 class Experts(torch.nn.Module):

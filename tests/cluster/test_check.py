@@ -13,7 +13,10 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from typer.testing import CliRunner
 
 RECIPES = Path(__file__).parents[2] / "recipes"
-REAL = ["flux_hps_branch", "flux_hps_mix", "flux_lora_24gb", "sd15_aesthetic", "sd35_pickscore", "wan21_video"]
+REAL = [
+    *("flux_hps_branch", "flux_hps_mix", "flux_lora_24gb"),
+    *("qwen_image_ocr", "sd15_aesthetic", "sd35_pickscore", "wan21_video"),
+]
 
 
 @pytest.mark.parametrize("name", REAL)

@@ -45,8 +45,8 @@ def rank_script() -> ModuleType:
     return module
 
 
-FAMILIES = ("SD1.5", "SD3.5", "Wan 2.1", "Wan 2.2 14B")
-"""Beside FLUX.1-dev: a UNet, a buffer with weights, tables of angles, two networks."""
+FAMILIES = ("Qwen-Image", "SD1.5", "SD3.5", "Wan 2.1", "Wan 2.2 14B")
+"""Beside FLUX.1-dev: tables that are no buffers, a UNet, a buffer with weights, tables of angles, two networks."""
 VARIANTS = [
     *(f"{adapters}-{method}" for method in METHODS for adapters in ("full", "lora")),
     *(f"stage{stage}" for stage in range(4)),
@@ -78,6 +78,7 @@ def variants(
             "policy.pretrained": str(saved(family, tmp_path_factory.mktemp("family") / "pipeline")),
             "policy.width": 32,
             "policy.frames": 5 if "Wan" in family else 1,
+            **({"policy.max_sequence_length": 200} if "Qwen" in family else {}),
             "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
         }
     for method, small in small_methods.items():

@@ -8,11 +8,14 @@ import torch
 from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer, new_pipeline
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     FluxTransformer2DModel,
     PNDMScheduler,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
@@ -21,11 +24,15 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from tokenizers import pre_tokenizers
 from transformers import (
     ByT5Tokenizer,
     CLIPTextConfig,
     CLIPTextModel,
     CLIPTextModelWithProjection,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -145,6 +152,54 @@ def wan(*, experts: bool = False, expand_timesteps: bool = False) -> DiffusionPi
     )
 
 
+def qwen_image() -> DiffusionPipeline:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_attention_heads": 2}
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*special, *characters])}, merges=[])
+    encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            text_config={
+                **sizes,
+                "vocab_size": len(tokenizer),
+                "num_hidden_layers": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+            },
+            vision_config={
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 16,
+            },
+        )
+    )
+    levels = {"base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192}
+    return QwenImagePipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=AutoencoderKLQwenImage(
+            base_dim=6,
+            z_dim=4,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.1, -0.2, 0.0, 0.3],
+            latents_std=[1.0, 2.0, 1.5, 0.5],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **levels),
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    )
+
+
 def _vae(channels: int, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -175,6 +230,7 @@ def _clip(width: int) -> CLIPTextConfig:
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "FLUX.1-dev": lambda: flux(dev=True),
     "FLUX.1-schnell": lambda: flux(dev=False),
+    "Qwen-Image": qwen_image,
     "SD3.5": stable_diffusion_3,
     "SD1.5": lambda: stable_diffusion(prediction="epsilon"),
     "SD2.1 (v)": lambda: stable_diffusion(prediction="v_prediction"),

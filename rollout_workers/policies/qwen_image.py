@@ -1,0 +1,69 @@
+"""Qwen-Image."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import QwenImagePipeline
+
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy
+
+
+class QwenImagePolicy(PipelinePolicy):
+    """`QwenImagePipeline`. A state is the packed latents of one picture, [tokens, channels].
+
+    Its prompts have as many tokens as they need. Here they are filled up to `max_sequence_length` and masked, so that a
+    row is computed alike whatever rows are beside it.
+    """
+
+    pipeline_class = QwenImagePipeline
+    lora_modules = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+    )
+
+    @property
+    def scale(self) -> int:
+        return int(2 ** len(self.autoencoder["temperal_downsample"]))
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        rows, columns = self.latent_size
+        return rows * columns // self._patch**2, self.network.config.in_channels
+
+    def even_levels(self, steps: int) -> Any:
+        return np.linspace(1.0, 1 / steps, steps)
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        most = self.settings.max_sequence_length
+        embeds, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=most)
+        tokens = embeds.shape[1]
+        return {
+            "prompt_embeds": torch.nn.functional.pad(embeds[0].to(self.precision), (0, 0, 0, most - tokens)),
+            "prompt_embeds_mask": torch.arange(most, device=self.device) < tokens,
+        }
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        height, width = (size // self._patch for size in self.latent_size)
+        return network(
+            hidden_states=latents.to(self.precision),
+            timestep=sigma.to(self.precision),
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            encoder_hidden_states_mask=conditioning["prompt_embeds_mask"],
+            img_shapes=[[(1, height, width)]] * len(latents),
+            return_dict=False,
+        )[0]
+
+    def guide(self, without: torch.Tensor, towards: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
+        """Every token's velocity keeps the length that it has without guidance."""
+        guided = super().guide(without, towards, sigma)
+        return guided * (towards.norm(dim=-1, keepdim=True) / guided.norm(dim=-1, keepdim=True))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        z = QwenImagePipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
+        return self.draw(self.denormalised(z))[:, 0]  # a clip of one frame
