@@ -288,6 +288,22 @@ def _same_buffers(network: torch.nn.Module) -> Iterator[None]:
         module._buffers.update(own)
 
 
+def _use_exact_linear() -> None:
+    """Have layers at ZeRO 3 compute what PyTorch's do.
+
+    DeepSpeed replaces the function of linear layers by one that saves memory, and adds the bias to products that are
+    rounded already: in bfloat16 the learner's log-probabilities would not be those of the rollout.
+    """
+    from deepspeed.runtime.zero import linear, partition_parameters
+
+    class Linear(linear.LinearFunctionForZeroStage3):  # type: ignore[misc]
+        @staticmethod
+        def forward(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
+            return torch._C._nn.linear(input, weight, bias)
+
+    partition_parameters.zero3_linear_wrap = lambda input, weight, bias=None: Linear.apply(input, weight, bias)
+
+
 def _finite(norm: float) -> float:
     if not math.isfinite(norm):
         raise FloatingPointError(f"the gradient's norm is {norm}; a lower learner.optimizer.learning_rate may help")
@@ -303,6 +319,7 @@ def _start_deepspeed(device: torch.device) -> None:
         # In memory: no port to find free, and no environment that child processes would take for their own.
         join_ranks(torch.distributed.HashStore(), device, rank=0, ranks=1)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
+    _use_exact_linear()
     # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
     deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
     if not deepspeed.comm.is_initialized():

@@ -6,17 +6,18 @@ Learns from two trees whose scores a fixed generator makes, of which the second 
 import os
 import sys
 from pathlib import Path
+from unittest import mock
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
 import torch
-from branchgrpo.learner.engine import join_ranks, partitioned
+from branchgrpo.learner.engine import gathering, join_ranks, partitioned
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.base import Policy, collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 
@@ -56,18 +57,37 @@ def assert_shared(network: torch.nn.Module, ranks: int) -> None:
     assert all(held[name] <= -(-whole[name] // ranks) for name in whole)
 
 
-def assert_same_buffers(settings: RunSettings) -> None:
-    """What a network that is shared computes with beside its weights is what a whole one does, in bfloat16 too."""
+def assert_same_network(settings: RunSettings) -> None:
+    """A network that is shared predicts what a whole one does, bit by bit, in bfloat16 too."""
     for precision in ("float32", "bfloat16"):
         own = settings.policy.model_copy(update={"precision": precision})
         build = partitioned(settings.learner, precision, torch.device("cpu"))
-        shared, whole = (
-            dict(load_policy(own, network_only=True, build=how).network.named_buffers()) for how in (build, None)
-        )
-        assert shared.keys() == whole.keys()
-        for name, buffer in whole.items():
-            assert shared[name].dtype == buffer.dtype, name
-            assert torch.equal(shared[name], buffer), name
+        shared, whole = (load_policy(own, network_only=True, build=how) for how in (build, None))
+        tables, expected = _tables(shared.network), _tables(whole.network)
+        assert tables.keys() == expected.keys()
+        for name, table in expected.items():
+            assert tables[name].dtype == table.dtype, name
+            assert torch.equal(tables[name], table), name
+
+        torch.manual_seed(0)
+        states, sigma = torch.randn(2, *whole.latent_shape), torch.tensor([0.95, 0.3])
+        conditioning = collate([load_policy(own).encode(prompt) for prompt in ("12", "345")])
+        module = gathering(shared.network, settings.learner, precision)
+        with torch.no_grad():
+            found = shared.velocity(states, sigma, conditioning, module)
+            with mock.patch("torch.nn.functional.linear", torch._C._nn.linear):  # that ZeRO 3 has replaced
+                assert torch.equal(found, whole.velocity(states, sigma, conditioning)), precision
+
+
+def _tables(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers, and tensors that are neither buffers nor parameters."""
+    plain = {
+        f"{name}.{own}": value
+        for name, module in network.named_modules()
+        for own, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**plain, **dict(network.named_buffers())}
 
 
 def main(rank: int, ranks: int, port: int, folder: Path) -> None:
@@ -83,7 +103,7 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
             policy = load_policy(settings.policy, network_only=True, build=build)
             assert_shared(policy.network, ranks)
-            assert_same_buffers(settings)
+            assert_same_network(settings)
         learner = Learner(policy, settings)
         if settings.name == "partitioned" and learner.reference and not settings.learner.lora:
             assert_shared(learner.reference.network.module, ranks)
