@@ -2,9 +2,9 @@
 
 A tree against 16 sequential trajectories, batched and one row per forward pass; the share of the card's peak that a
 forward pass reaches; peak memory; LoRA updates in full, pruned and mix, compiled or not; and whole iterations in which
-one process samples, scores (a ViT-H/14) and learns in turns. Also how far the learner's log-probabilities are off the
-rollout's. Nothing but torch, diffusers, peft, transformers and the
-pure parts of this package: neither Ray nor DeepSpeed.
+one process samples, scores (a ViT-H/14) and learns in turns. Also by how much the learner's log-probabilities differ
+from the rollout's. Nothing but torch, diffusers, peft, transformers and the pure parts of this package: neither Ray nor
+DeepSpeed.
 
     python -m branchgrpo.benchmarks.gpu --out build/bench
     python -m branchgrpo.benchmarks.gpu --tiny   (a small network on any device, to see that all of it runs)

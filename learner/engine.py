@@ -275,7 +275,7 @@ def gathering(network: torch.nn.Module, settings: LearnerSettings, precision: Pr
     config = _config(settings, precision)
     config["zero_optimization"].pop("offload_optimizer", None)
     with _same_buffers(network):
-        module, *_ = deepspeed.initialize(model=network.requires_grad_(False), config=config)
+        module, *_ = deepspeed.initialize(model=network, config=config)
     return module
 
 

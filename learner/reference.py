@@ -19,7 +19,7 @@ class Reference:
         """Loads a second network if there must be one. Collective."""
         self._policy = policy
         self.network: Network | None = None
-        """Of its own."""
+        """The second network."""
         if settings.learner.lora is None:
             build = builder(settings.learner, settings.policy.precision, policy.device)
             network = load_policy(settings.policy, network_only=True, build=build).network.requires_grad_(False)
