@@ -21,7 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ..proto.errors import InputError, ProcessLost, RunFailed
 from ..proto.files import is_full
 from ..proto.settings import RunSettings
-from ..reward_service.service import QUIET
+from ..reward_service.service import start_serve
 from . import checkpoints
 from .connect import connect
 from .controller import Controller
@@ -81,7 +81,7 @@ class RayLoop:
             check_room(wanted, free_nodes())
 
     def _launch(self) -> None:
-        serve.start(proxy_location="Disabled", logging_config=QUIET)
+        start_serve()
         self._serves = True
         self._controller = self._named_controller()
         if not self._recoveries and application_name(self.settings.name) in serve.status().applications:

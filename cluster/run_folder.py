@@ -18,7 +18,7 @@ import json
 import platform
 import shutil
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
@@ -80,8 +80,9 @@ class RunFolder:
         except BaseException:
             if not folder.started:
                 shutil.rmtree(path)
-                for parent in missing:
-                    parent.rmdir()
+                with suppress(OSError):  # another run may have begun in one of them
+                    for parent in missing:
+                        parent.rmdir()
             raise
 
     @classmethod

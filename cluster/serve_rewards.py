@@ -19,7 +19,7 @@ from ..reward_service.client import RewardClient
 from ..reward_service.http import face
 from ..reward_service.scorers import reward_models
 from ..reward_service.server import listen, server
-from ..reward_service.service import QUIET, application
+from ..reward_service.service import QUIET, application, start_serve
 from .connect import connected
 from .operate import NAMESPACE, serve_http, unwrapped
 from .placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
@@ -82,8 +82,7 @@ def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tup
         with console.status("loading reward models"):
             log, node = settings.logging, ray.util.get_node_ip_address()
             where = unwrapped(lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0)))
-            # No proxy of Serve's: it would show the cluster's other applications too.
-            ray_serve.start(proxy_location="Disabled", logging_config=QUIET)
+            start_serve()
             target = application(
                 name, settings.rewards, pools, (name, NAMESPACE), threads, metrics_host=log.metrics_host
             )

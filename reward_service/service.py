@@ -11,7 +11,9 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import ray
+import tenacity
 from ray import serve
+from ray.exceptions import ActorAlreadyExistsError
 from ray.serve import Application
 
 from .. import __version__
@@ -28,6 +30,18 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(ActorAlreadyExistsError),
+    wait=tenacity.wait_fixed(1),
+    stop=tenacity.stop_after_attempt(10),
+    reraise=True,
+)
+def start_serve() -> None:
+    """Start Ray Serve on the cluster, unless it runs. Of several that start it at once, one does; all go on."""
+    # No proxy of Serve's: it would show the cluster's other applications too.
+    serve.start(proxy_location="Disabled", logging_config=QUIET)
 
 
 class ServedReplica:

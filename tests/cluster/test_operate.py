@@ -15,15 +15,19 @@ import httpx
 import numpy as np
 import psutil
 import pytest
+import ray
 import safetensors.torch
 import torch
 from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.benchmarks.serving import crowd
+from branchgrpo.cluster.connect import connected
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.reward_service.service import start_serve
 from PIL import Image
+from ray import serve
 
 Settings = Callable[..., RunSettings]
 SMALL = {"cpus": 0.25, "threads": 1}
@@ -142,6 +146,21 @@ def test_two_runs_on_one_cluster_do_not_touch_each_other(
         assert process.returncode == 0, out[-3000:]
     for name in names:
         assert equal(weights(run_settings().runs / name), plain)
+
+
+@pytest.mark.slow
+def test_runs_that_start_together_start_serve_once(head: str) -> None:
+    @ray.remote(num_cpus=0)
+    def begin(at: float) -> None:
+        time.sleep(max(0.0, at - time.time()))
+        start_serve()
+
+    with connected(head):
+        serve.shutdown()  # other tests may have started it
+        ray.get([begin.remote(0.0) for _ in range(4)])  # four processes, all of them imported
+        serve.shutdown()
+        ray.get([begin.remote(time.time() + 1) for _ in range(4)])
+        assert not serve.status().applications
 
 
 @pytest.mark.slow

@@ -240,3 +240,12 @@ def test_a_run_that_fails_at_the_start_leaves_nothing(run_settings: Settings) ->
     with pytest.raises(RuntimeError), RunFolder.create(settings):
         raise RuntimeError
     assert not settings.runs.exists()
+
+
+def test_a_run_that_fails_at_the_start_leaves_others_in_a_new_folder(run_settings: Settings) -> None:
+    settings = run_settings()
+    other = settings.runs / "other"
+    with pytest.raises(RuntimeError), RunFolder.create(settings):
+        other.mkdir()
+        raise RuntimeError
+    assert list(settings.runs.iterdir()) == [other]
