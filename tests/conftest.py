@@ -1,6 +1,7 @@
 """What many tests share: small real policies, and trees sampled from them."""
 
 import os
+import signal
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,9 @@ from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import saved
+
+# A shell's job in the background ignores Ctrl-C, and so would all commands that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 PROMPTS = ("123", "456", "789")
 
