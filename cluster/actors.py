@@ -64,6 +64,11 @@ class _Sampling(_Process):
 
     worker: "RolloutWorker"
 
+    def _ready(self, component: str) -> ProcessInfo:
+        from ..rollout_workers import metrics  # noqa: F401  # from the first scrape on, the series are there
+
+        return super()._ready(component)
+
     def sample(
         self, task: Task, weights: Published, newest: int
     ) -> Iterator[PartHeader | npt.NDArray[np.uint8] | States]:
@@ -145,6 +150,11 @@ class LearnerActor(_Process):
         super().__init__(settings, directory, pool, threads)
         self.rank, self.ranks = rank, ranks
         self._updates = 0
+
+    def _ready(self, component: str) -> ProcessInfo:
+        from ..learner import metrics  # noqa: F401  # as in `_Sampling`
+
+        return super()._ready(component)
 
     def meeting_place(self) -> tuple[str, int]:
         """Rank 0: open the store at which all ranks meet, and say where."""

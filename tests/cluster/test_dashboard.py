@@ -206,6 +206,9 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
     ):
         start = time.time()
         prometheus.until(lambda: components(prometheus) == {"controller": 1, "rollout": 2, "learner": 1, "reward": 2})
+        # Rates miss what is counted before a series is first seen.
+        assert prometheus.now(series_name(sampling.FORWARD_PASSES)) == [0, 0]
+        assert prometheus.now(series_name(learner.ROWS_TRAINED)) == [0]
         reports = [iterate(loop, i) for i in range(1, ITERATIONS + 1)]
         end = time.time()
         prometheus.until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 6)
