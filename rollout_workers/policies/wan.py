@@ -4,6 +4,7 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from torch import distributed
 
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
@@ -104,7 +105,8 @@ class WanPolicy(PipelinePolicy):
 class Experts(torch.nn.Module):
     """Wan 2.2's two networks as one: the first for rows of timestep `boundary` and above, the second for the rest.
 
-    Ranks that share weights (ZeRO 3) gather them in step, so there a network without rows of its own is given one too.
+    Ranks that train together gather weights (ZeRO 3) and reduce gradients (ZeRO 2) in step, so there a network without
+    rows of its own is given one too.
     """
 
     def __init__(self, high: torch.nn.Module, low: torch.nn.Module, boundary: float) -> None:
@@ -118,7 +120,7 @@ class Experts(torch.nn.Module):
         velocity = torch.zeros_like(hidden_states)
         for network, own in ((self.high, above), (self.low, ~above)):
             rows = own.nonzero()[:, 0]
-            if not len(rows) and not self._shared:
+            if not len(rows) and not self._in_step:
                 continue
             taken = rows if len(rows) else slice(0, 1)
             predicted = network(hidden_states[taken], timestep[taken], encoder_hidden_states[taken], **more)[0]
@@ -129,8 +131,9 @@ class Experts(torch.nn.Module):
         return (velocity,)
 
     @property
-    def _shared(self) -> bool:
-        return hasattr(next(self.parameters()), "ds_id")
+    def _in_step(self) -> bool:
+        trained = torch.is_grad_enabled() and distributed.is_initialized() and distributed.get_world_size() > 1
+        return trained or hasattr(next(self.parameters()), "ds_id")
 
     def enable_adapters(self) -> None:
         for network in (self.high, self.low):

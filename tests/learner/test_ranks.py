@@ -55,6 +55,7 @@ VARIANTS = [
     "stage3 partitioned lora",
     "stage3 partitioned kl",
     *(f"stage3 partitioned {family}" for family in FAMILIES),
+    "stage2 Wan 2.2 14B",
 ]
 
 
@@ -81,6 +82,11 @@ def variants(
             **({"policy.max_sequence_length": 200} if "Qwen" in family else {}),
             "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
         }
+    changes["stage2 Wan 2.2 14B"] = {
+        **changes["stage3 partitioned Wan 2.2 14B"],
+        "name": "run",
+        "learner.zero_stage": 2,
+    }
     for method, small in small_methods.items():
         full = {"schedule": {"method": method, **small}, "advantage.normaliser": "group"}
         changes |= {f"full-{method}": full, f"lora-{method}": {**full, "learner.lora": {"rank": 2}}}
