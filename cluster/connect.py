@@ -11,9 +11,16 @@ import ray
 from ..proto.errors import InputError
 from .operate import NAMESPACE, must_listen
 
-PROCESS_ENVIRONMENT = {"GOMP_SPINCOUNT": "3000", "HF_HUB_OFFLINE": "1", "TRANSFORMERS_VERBOSITY": "error"}
-"""Of every process. OpenMP's threads that spin long while they wait would slow those of the other processes many times,
-and threads that never spin would be half as fast."""
+PROCESS_ENVIRONMENT = {
+    # Threads that spin long while they wait would slow those of the other processes many times, and threads that never
+    # spin would be half as fast.
+    "GOMP_SPINCOUNT": "3000",
+    "HF_HUB_OFFLINE": "1",
+    # A process that was given no GPU sees none. Else all of them would take the node's first.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Of every process."""
 
 
 def connect(address: str | None) -> bool:

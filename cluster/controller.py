@@ -236,6 +236,7 @@ class Controller:
             forward_passes=sum(rows for _, rows in iteration.every_forward()),
             updates=updates,
             media=[iteration.media[number] for number in sorted(iteration.media)],
+            left_out=len(iteration.left_out),
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),

@@ -45,6 +45,8 @@ class IterationReport:
     """Share of the scoring time during which trees were being sampled."""
     learner_leaves: bool = False
     """Whether a learner rank's node is about to go, so that it must be set up elsewhere."""
+    left_out: int = 0
+    """Trees that got no score, of which nothing is learned."""
     first_score: float = 1.0
     """Share of the iteration's forward passes that were done when the first leaf was scored."""
 

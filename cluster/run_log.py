@@ -106,6 +106,7 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         },
         "diversity": report.diversity,
         "leaves": int(next(iter(report.rewards.values())).size),
+        "left_out_trees": report.left_out,
         "forward_passes": report.forward_passes,
         "scoring_hidden": report.scoring_hidden,
         "first_score": report.first_score,

@@ -59,7 +59,7 @@ class PolicySettings(Settings):
     """Frames of a clip, for video models."""
     guidance_scale: float = 3.5
     """Embedded guidance, for models that take it (FLUX.1-dev); for others classifier-free guidance, which takes every
-    state through the network twice. 1 is none."""
+    state through the network twice. 1 and less are none."""
     guidance_scale_2: float | None = None
     """Guidance for low noise levels, of models with a second network for them (Wan 2.2); null takes the same."""
     negative_prompt: str = ""
@@ -425,7 +425,7 @@ class PoolSettings(Settings):
     cpus: NonNegativeFloat = 1
     """CPUs that Ray sets aside for each process; fractions share one."""
     gpus: NonNegativeFloat = 0
-    """GPUs for each process; fractions share one."""
+    """GPUs for each process; fractions share one. Without, a process sees none and computes on the CPU."""
     threads: PositiveInt | None = None
     """CPU threads of each process; null takes `threads` of the run, or else `cpus`, rounded up."""
     resources: dict[str, PositiveFloat] = {}

@@ -87,6 +87,11 @@ class PipelinePolicy:
         self.network: Any = self.find_network()
         if settings.guidance_scale_2 is not None and len(self._networks) < 2:
             raise InputError(f"policy.guidance_scale_2 is {settings.guidance_scale_2}, and this model has one network")
+        if settings.guidance_scale_2 is not None and not self.guided:
+            raise InputError(
+                f"policy.guidance_scale_2 is {settings.guidance_scale_2}, which has no effect while "
+                f"policy.guidance_scale is {settings.guidance_scale}; it must be more than 1"
+            )
         self.check_size()
         if not build:
             self.network.to(device)
@@ -146,7 +151,7 @@ class PipelinePolicy:
     @property
     def guided(self) -> bool:
         """Whether every state goes through the network twice: with the prompt, and with the negative one."""
-        return self.classifier_free and self.settings.guidance_scale != 1
+        return self.classifier_free and self.settings.guidance_scale > 1
 
     def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
         """Factor of classifier-free guidance at noise levels, one or [rows, 1 ...]."""

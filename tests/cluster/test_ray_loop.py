@@ -18,6 +18,7 @@ import pytest
 import ray
 import safetensors.torch
 import torch
+from branchgrpo.cluster.connect import connected
 from branchgrpo.cluster.prompts import prompts_of
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.proto.errors import InputError, RunFailed
@@ -98,6 +99,17 @@ def test_weights_are_bit_equal_to_the_plain_loop_s(
     settings = run_settings({**BASE, "execution": "ray", **changes})
     loop = on_ray(settings, tmp_path / "run", head)
     assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
+
+
+def test_a_process_that_was_given_no_gpu_sees_none(head: str) -> None:
+    """Else all of them would take the node's first."""
+
+    @ray.remote(num_cpus=0)
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    with connected(head):
+        assert ray.get(visible.remote()) == ""
 
 
 @pytest.mark.slow
@@ -325,6 +337,7 @@ def test_trees_without_scores_are_left_out_until_they_are_too_many(
     leaves = settings.schedule.build().leaves
     with closing(on_ray(settings, tmp_path / "run", head)) as loop:
         report = loop.iterate(1, ["123"] * 23 + ["666"], None)
+        assert report.left_out == 1
         assert len(report.rewards["ocr"]) == 23 * leaves
         assert np.isfinite(report.rewards["ocr"]).all()
         with pytest.raises(RunFailed, match=r"'ocr' gave no score for request 'run/2/.*666 can't be read"):

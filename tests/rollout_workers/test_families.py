@@ -86,8 +86,8 @@ def starts(policy: Policy, seed: int) -> torch.Tensor:
 
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"guidance_scale": 1.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
-    ids=["guided", "plain", "shift", "second scale"],
+    [{}, {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
+    ids=["guided", "plain", "scale 0", "shift", "second scale"],
 )
 def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str, Any]) -> None:
     settings = settings.model_copy(update=changes)
