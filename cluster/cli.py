@@ -361,6 +361,7 @@ def serve_rewards(
         Path | None,
         typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
     ] = None,
+    max_mib: Annotated[int, typer.Option(min=1, help="MiB that a request and its pictures may take.")] = 64,
     address: Cluster = None,
 ) -> None:
     """Serve the reward models of a recipe over HTTP, for any trainer.
@@ -376,7 +377,7 @@ def serve_rewards(
     console = Console()
     with console.status("starting"):
         from .serve_rewards import serve
-    serve(settings, host, port, _token(token_file), address, console)
+    serve(settings, host, port, _token(token_file), max_mib * 2**20, address, console)
 
 
 def _token(file: Path | None) -> str | None:

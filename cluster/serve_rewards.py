@@ -13,7 +13,7 @@ from rich.console import Console
 
 from ..proto.errors import InputError
 from ..proto.metrics import ExporterDirectory
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.scoring import MOST_BYTES, MOST_PICTURES, ScoreReply, ScoreRequest
 from ..proto.settings import RunSettings
 from ..reward_service.client import RewardClient
 from ..reward_service.http import face
@@ -47,9 +47,16 @@ class RewardDirectory:
 
 
 def serve(
-    settings: RunSettings, host: str, port: int, token: str | None, address: str | None, console: Console
+    settings: RunSettings,
+    host: str,
+    port: int,
+    token: str | None,
+    max_bytes: int,
+    address: str | None,
+    console: Console,
 ) -> None:
-    """Serve the recipe's rewards until SIGTERM or Ctrl-C, to those who know the `token`.
+    """Serve the recipe's rewards until SIGTERM or Ctrl-C, to those who know the `token`, in requests of at most
+    `max_bytes` and a proportional number of pictures.
 
     Raises InputError for models that can't be placed, when the port can't be had, or for a `host` that others reach
     without a token.
@@ -69,7 +76,7 @@ def serve(
                 highlight=False,
                 soft_wrap=True,
             )
-            asyncio.run(_answer(client, list(settings.rewards), token, listener, stop))
+            asyncio.run(_answer(client, list(settings.rewards), token, max_bytes, listener, stop))
 
 
 @contextmanager
@@ -95,12 +102,19 @@ def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tup
 
 
 async def _answer(
-    client: RewardClient, rewards: list[str], token: str | None, listener: socket.socket, stop: StopRequest
+    client: RewardClient,
+    rewards: list[str],
+    token: str | None,
+    max_bytes: int,
+    listener: socket.socket,
+    stop: StopRequest,
 ) -> None:
     async def score(request: ScoreRequest) -> ScoreReply:
         return await client.score(request.media, request.prompts, request.rewards, request.id)
 
-    answering = server(face(score, rewards, token=token))
+    pictures, held = max(1, MOST_PICTURES * max_bytes // MOST_BYTES), max(512 * 2**20, 4 * max_bytes)
+    accepted = face(score, rewards, token=token, max_pictures=pictures, max_bytes=max_bytes, max_held=held)
+    answering = server(accepted)
     answering.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are for `stop`
     serving = asyncio.create_task(answering.serve(sockets=[listener]))
     while stop.signum is None and not serving.done():

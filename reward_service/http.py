@@ -32,7 +32,7 @@ from starlette.types import Message
 from ..proto.arrays import decode
 from ..proto.errors import InputError
 from ..proto.prompts import with_fields
-from ..proto.scoring import ScoreReply, ScoreRequest
+from ..proto.scoring import MOST_BYTES, MOST_HEADER_BYTES, MOST_PICTURES, ScoreReply, ScoreRequest
 from .gate import RETRY, Gate, Place
 from .uploads import Pictures, opened
 
@@ -42,8 +42,6 @@ BINARY = ("application/x-safetensors", "application/octet-stream")
 MAX_ASPECT = 64
 """The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
 wide one would take all memory."""
-MAX_HEADER = 4 * 2**20
-"""Bytes of the JSON that safetensors begin with: it is parsed at one go, and everybody else waits."""
 MAX_PROMPT = 10_000
 """Characters of a prompt."""
 MAX_ID = 200
@@ -102,8 +100,8 @@ def face(
     score: Callable[[ScoreRequest], Awaitable[ScoreReply]],
     rewards: Sequence[str],
     *,
-    max_pictures: int = 256,
-    max_bytes: int = 64 * 2**20,
+    max_pictures: int = MOST_PICTURES,
+    max_bytes: int = MOST_BYTES,
     max_pixels: int = 4096 * 4096,
     max_requests: int = 32,
     max_held: int = 512 * 2**20,
@@ -257,8 +255,8 @@ def _from_form(form: FormData, rewards: Sequence[str], limits: _Limits, place: P
 
 
 def _from_bytes(data: bytes, rewards: Sequence[str], limits: _Limits, place: Place) -> ScoreRequest:
-    if (header_bytes := int.from_bytes(data[:8], "little")) > MAX_HEADER and len(data) > MAX_HEADER:
-        raise HTTPException(413, f"the header takes {header_bytes} bytes; at most {MAX_HEADER} are accepted")
+    if (header_bytes := int.from_bytes(data[:8], "little")) > MOST_HEADER_BYTES and len(data) > MOST_HEADER_BYTES:
+        raise HTTPException(413, f"the header takes {header_bytes} bytes; at most {MOST_HEADER_BYTES} are accepted")
     place.take(len(data))
     with _decoding(400, "the body", "it must be the safetensors of a score request"):
         arrays, header = decode(data)

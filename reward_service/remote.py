@@ -1,5 +1,6 @@
 """A reward that another service gives, over the HTTP contract of `branchgrpo serve-rewards` (docs/rewards.md)."""
 
+import math
 import os
 from collections.abc import Mapping, Sequence
 
@@ -9,21 +10,22 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
-from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
+from ..proto.scoring import MOST_BYTES, MOST_HEADER_BYTES, MOST_PICTURES, NotScored, ScoreReply, ScoreRequest
 
 TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
 """Variable of the environment with the bearer token that is sent."""
 KIND = "application/x-safetensors"
-ATTEMPTS = 5
+ATTEMPTS = 7
 CONNECT_SECONDS = 10.0
 LONGEST_WAIT = 10.0
+"""Seconds between two attempts; the first wait is about a second, and each is twice the one before."""
 PASSING = (408, 429, 500, 502, 503, 504)
 """Answers after which another attempt may do better."""
 
 
 class RemoteReward:
-    """Asks for one reward. An attempt takes `timeout` seconds at most, all of them `longest(timeout)`; waits in between
-    grow, with jitter.
+    """Asks for one reward, by requests that any service of our own accepts. An attempt takes `timeout` seconds at most,
+    all of them `longest(timeout)`; waits in between grow, with jitter.
 
     What is wrong with the request is told at once; what may pass, after the last attempt. No score is made up.
     """
@@ -38,20 +40,25 @@ class RemoteReward:
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=tenacity.wait_random_exponential(0.2, max=LONGEST_WAIT),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=LONGEST_WAIT),
             retry=tenacity.retry_if_exception_type((requests.RequestException, _Passing)),
             reraise=True,
         )
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises NotScored, which is final: what could be tried has been."""
+        size = per_request(media)
+        parts = [self._scores(media[i : i + size], prompts[i : i + size]) for i in range(0, len(media), size)]
+        return {self._reward: np.concatenate(parts)}
+
+    def _scores(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
         body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
         try:
             reply = self._retrying(self._ask, body)
         except (requests.RequestException, _Passing) as error:
             raise NotScored(f"reward '{self._reward}' had no score from {self._url}: {error}", final=True) from error
         try:
-            return reply.check([self._reward], len(media)).scores
+            return reply.check([self._reward], len(media)).scores[self._reward]
         except ValueError as error:
             raise NotScored(f"{self._url} answered with what is no score: {error}", final=True) from error
 
@@ -68,6 +75,12 @@ class RemoteReward:
             return ScoreReply.from_bytes(answer.content)
         except ValueError as error:  # such as the page of a proxy
             raise _Passing(f"an answer that can't be read: {error}") from error
+
+
+def per_request(media: npt.NDArray[np.uint8]) -> int:
+    """How many of some pictures or clips go into a request: a service may refuse more, and one clip can't be cut."""
+    frames = math.prod(media.shape[1:-3])
+    return max(1, min(MOST_PICTURES // frames, (MOST_BYTES - MOST_HEADER_BYTES) // max(media[0].nbytes, 1)))
 
 
 def longest(timeout: float) -> float:

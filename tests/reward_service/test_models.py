@@ -261,6 +261,22 @@ def test_another_service_gives_the_same_scores_after_some_trouble(frames: int, m
     assert asked == [media.shape] * 3
 
 
+@pytest.mark.parametrize("shape", [(80, 600, 600), (10, 40, 200, 200)], ids=["pictures", "clips"])
+def test_another_service_is_asked_for_no_more_than_it_takes(shape: tuple[int, ...]) -> None:
+    asked = []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(len(request.media))
+        return ScoreReply({"far": request.media.reshape(len(request.media), -1)[:, 0].astype(float)})
+
+    media = np.zeros((*shape, 3), np.uint8)
+    media.reshape(len(media), -1)[:, 0] = np.arange(len(media))
+    with served(score) as url:
+        found = scores("far", RewardSettings(url=url), media, [f"prompt {i}" for i in range(len(media))])
+    assert found.tolist() == list(range(len(media)))
+    assert sum(asked) == len(media) > max(asked)
+
+
 def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
 
