@@ -332,12 +332,12 @@ def main(
         for way in ways:
             measured = found.setdefault(way, {}).setdefault("seconds", {})
             left = {part: call for part, call in parts(steps, rows, times).items() if part not in measured}
-            if not left:
-                continue
-            with _bench(scale, device, rows=rows, compiled=way == "compiled") as bench:
-                for part in progress.track(left, description=way):
-                    measured[part] = left[part](bench)
-                    write_text(path, json.dumps(found, indent=1) + "\n")
+            if left:
+                with _bench(scale, device, rows=rows, compiled=way == "compiled") as bench:
+                    for part in progress.track(left, description=way):
+                        measured[part] = left[part](bench)
+                        write_text(path, json.dumps(found, indent=1) + "\n")
+                    del bench  # else it would lie beside the next one
             found[way]["ratios"] = ratios(measured, row_flops, rows, peak)
             write_text(path, json.dumps(found, indent=1) + "\n")
     table = Table("", "", *ways, title=name)

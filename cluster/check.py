@@ -1,6 +1,7 @@
 """What a recipe needs, before it is run: passes, edges and rows, parameters and memory, files that are missing."""
 
 import json
+import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -9,6 +10,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from safetensors import safe_open
 
 from ..learner.pruning import kept_edges
 from ..proto.errors import InputError
@@ -83,7 +85,7 @@ def check(settings: RunSettings) -> Checked:
             found.guided = getattr(policy, "guided", False)
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
             found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
-            found.memory = dict(_memory(settings, folder, found.parameters))
+            found.memory = dict(_memory(settings, folder, family, found.parameters))
     except InputError as error:
         found.missing.append(str(error))
     return found
@@ -177,11 +179,19 @@ def _without_weights(settings: RunSettings) -> Policy:
     return policy
 
 
-def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> Iterator[tuple[str, Memory]]:
+def _memory(
+    settings: RunSettings, folder: Path, family: type[PipelinePolicy], parameters: dict[str, int]
+) -> Iterator[tuple[str, Memory]]:
     learner, size = settings.learner, BYTES[settings.policy.precision]
     ranks = settings.pools.learner.count if settings.execution == "ray" else 1
     weights, trained = parameters["all"] * size, parameters["trained"]
-    around, encoders = (_files(folder, part) for part in ("vae", "text_encoder*"))
+    around, encoders = (
+        sum(
+            _numbers(part) * (BYTES["float32"] if part.name in family.float32_parts else size)
+            for part in folder.glob(pattern)
+        )
+        for pattern in ("vae", "text_encoder*")
+    )
     stage, offload = learner.zero_stage, learner.offload
     share = weights / (ranks if stage == 3 else 1)
     gradients = trained * 4 / (ranks if stage >= 2 else 1)
@@ -199,5 +209,15 @@ def _memory(settings: RunSettings, folder: Path, parameters: dict[str, int]) -> 
         yield f"{ranks} x learner rank", Memory(learning, 0, on_host + average)
 
 
-def _files(folder: Path, part: str) -> int:
-    return sum(file.stat().st_size for file in folder.glob(f"{part}/*.safetensors"))
+def _numbers(part: Path) -> int:
+    """Parameters of a part of a pipeline in the files that would be loaded, which may lie beside other variants."""
+    files: set[str] = set()
+    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
+        index = part / f"{name}.index.json"
+        files |= _shards(index) if index.is_file() else {name}
+    count = 0
+    for file in files:
+        if (part / file).is_file():
+            with safe_open(part / file, framework="numpy") as weights:
+                count += sum(math.prod(tensor.get_shape()) for tensor in map(weights.get_slice, weights.keys()))
+    return count

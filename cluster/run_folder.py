@@ -28,7 +28,7 @@ from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
-from ..proto.prompts import read_prompts
+from ..proto.prompts import fields_of, read_prompts
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
@@ -214,7 +214,8 @@ def _compared(settings: RunSettings) -> dict[str, Any]:
     for name in ("prompts.train", "prompts.held_out"):
         if path := flat[name]:
             prompts = read_prompts(path, name, settings.prompts.column)
-            flat[name] = f"{len(prompts)} prompts ({sha256(chr(10).join(prompts).encode()).hexdigest()[:8]})"
+            content = json.dumps([(prompt, dict(fields_of(prompt))) for prompt in prompts])
+            flat[name] = f"{len(prompts)} prompts ({sha256(content.encode()).hexdigest()[:8]})"
     return flat
 
 

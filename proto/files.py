@@ -12,6 +12,8 @@ from typing import TypeVar
 import tenacity
 
 Result = TypeVar("Result")
+FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""How the system tells of a disk without room, and of a quota that is used up."""
 PARTIAL = ".partial-"
 """What names of unfinished files and folders begin with."""
 
@@ -86,7 +88,7 @@ def _telling_full_disk(folder: Path) -> Iterator[None]:
     try:
         yield
     except Exception as error:
-        if not is_full(error) and ("No space left" in str(error) or shutil.disk_usage(folder).free < 2**16):
+        if not is_full(error) and (any(told in str(error) for told in FULL) or shutil.disk_usage(folder).free < 2**16):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise
 

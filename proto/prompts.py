@@ -68,14 +68,20 @@ def read_prompts(source: Path, setting: str, column: str = "prompt") -> list[Pro
             except PydanticSerializationError as error:
                 bad.append(f"{place} has a field that can't be kept: {error}")
         else:
-            bad.append(f"{place} has {f'no text {column!r}' if isinstance(row, Mapping) else 'no text'}")
+            bad.append(f"{place} has {_lacks(row, column)}")
     if bad:
         named = "; ".join([*bad[:NAMED], *(["..."] if len(bad) > NAMED else [])])
         total = len(bad) + len(prompts)
         logging.getLogger(__name__).warning("%s: %d of %d rows are left out: %s", setting, len(bad), total, named)
     if not prompts:
-        raise InputError(f"{setting} is '{source}', which holds no prompt; write one per line")
+        raise InputError(f"{setting} is '{source}', which holds no prompt{f': {bad[0]}' if bad else ''}")
     return prompts
+
+
+def _lacks(row: object, column: str) -> str:
+    if not isinstance(row, Mapping) or column in row:
+        return "no text"
+    return f"no text {column!r}, of prompts.column; there are {', '.join(map(str, row))}"
 
 
 def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
@@ -85,8 +91,8 @@ def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
 
 def _rows(source: Path, setting: str) -> Iterator[tuple[str, Any]]:
     """Each row, and what to call its place."""
-    name = str(source)
-    if name.startswith(HUB) or Path(name.partition("@")[0]).is_dir():
+    name, _ = _split(source)
+    if str(source).startswith(HUB) or (Path(name).is_dir() and not source.is_file()):
         yield from _numbered("row", _dataset(source, setting))
         return
     if not source.is_file():
@@ -126,8 +132,17 @@ def _parsed(line: str) -> Any:
         return None
 
 
+def _split(source: Path) -> tuple[str, str]:
+    """Name or folder of a dataset, and which of its splits is wanted, "" if none is named: what follows an @ at the
+    end of a path, unless a folder is called so."""
+    if source.is_dir():
+        return str(source), ""
+    last, _, split = source.name.partition("@")
+    return str(source.with_name(last) if last else source).removeprefix(HUB), split
+
+
 def _dataset(source: Path, setting: str) -> Any:
-    name, _, split = str(source).removeprefix(HUB).partition("@")
+    name, split = _split(source)
     try:
         import datasets
     except ImportError as error:

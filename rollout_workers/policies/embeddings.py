@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import safetensors.torch
+from safetensors import SafetensorError
 
 from ...proto.files import whole
 from ...proto.tree import Conditioning
@@ -53,7 +54,11 @@ class Embeddings:
         path = self._path(prompt)
         if path is None or not path.is_file():
             return None
-        return safetensors.torch.load_file(path, device=str(self._policy.device))
+        try:
+            return safetensors.torch.load_file(path, device=str(self._policy.device))
+        except (OSError, SafetensorError) as error:  # such as a file of somebody else's
+            logging.getLogger(__name__).warning("an embedding is computed again: %s can't be read: %s", path, error)
+            return None
 
     def _write(self, prompt: str, conditioning: Conditioning) -> None:
         if path := self._path(prompt):
@@ -61,7 +66,7 @@ class Embeddings:
             try:
                 with whole(path) as temporary:
                     safetensors.torch.save_file(tensors, temporary)
-            except OSError as error:  # the run can do without
+            except (OSError, SafetensorError) as error:  # the run can do without
                 logging.getLogger(__name__).warning("an embedding could not be kept in %s: %s", path.parent, error)
 
     def _path(self, prompt: str) -> Path | None:

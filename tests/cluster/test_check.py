@@ -1,5 +1,6 @@
 """`branchgrpo check`: what a recipe needs, and what is missing."""
 
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -52,16 +53,26 @@ def test_parameters_are_those_of_the_loaded_policy(
     assert found.parameters == {"all": everything, "trained": trained}
     assert not found.missing
     assert found.prompts == {"to train on": 14, "held out": 3}
-    folder = Path(settings.policy.pretrained)
-    vae, encoders = (sum(f.stat().st_size for f in folder.glob(f"{p}/*.safetensors")) for p in ("vae", "text_enc*"))
+    vae = sum(p.numel() for p in policy.pipeline.vae.parameters())
+    encoders = sum(p.numel() for encoder in policy.encoders.values() for p in encoder.parameters())
     # float32 weights, gradients and AdamW's two moments
-    device = 4 * everything + 4 * trained + 8 * trained + vae
-    assert found.memory == {"1 x samples and learns": Memory(device, encoders, 0)}
+    device = 4 * everything + 4 * trained + 8 * trained + 4 * vae
+    assert found.memory == {"1 x samples and learns": Memory(device, 4 * encoders, 0)}
+
+
+def test_encoders_take_what_is_loaded_of_them(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    """In the run's precision, whatever that of the files, and of the variants that lie side by side one."""
+    settings = run_settings()
+    folder = tmp_path / "pipeline"
+    shutil.copytree(settings.policy.pretrained, folder)
+    for weights in list(folder.glob("text_encoder*/model.safetensors")):
+        shutil.copy(weights, weights.with_name("model.fp16.safetensors"))
+    changes = {"policy.pretrained": str(folder), "policy.precision": "bfloat16", "learner.zero_stage": 1}
+    (whole,), (half,) = (check(run_settings(own)).memory.values() for own in ({}, changes))
+    assert half.encoders == whole.encoders / 2 > 0
 
 
 def test_missing_weights_of_a_part_are_named(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
-    import shutil
-
     settings = run_settings()
     folder = tmp_path / "pipeline"
     shutil.copytree(settings.policy.pretrained, folder)

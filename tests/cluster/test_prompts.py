@@ -80,7 +80,8 @@ def test_hpdv2_s_list_of_texts(tmp_path: Path) -> None:
 def test_bad_rows_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\n{"text": "no"}\nnot json\n{"prompt": " "}\n{"prompt": 3}\n')
     assert read_prompts(tmp_path / "p.jsonl", "prompts.train") == ["one"]
-    assert "prompts.train: 4 of 5 rows are left out: line 2 has no text 'prompt'; line 3 has no text" in caplog.text
+    assert "prompts.train: 4 of 5 rows are left out: line 2 has no text 'prompt', of " in caplog.text
+    assert "; line 3 has no text; line 4" in caplog.text
 
 
 def test_fields_travel_with_the_prompt(tmp_path: Path) -> None:
@@ -168,3 +169,24 @@ def test_some_prompts_can_be_held_out(run_settings: Callable[..., RunSettings]) 
     assert training_and_held_out(settings.model_copy(update={"seed": 9}))[1] != held_out
     with pytest.raises(InputError, match=r"prompts\.hold_out is 14 of 14 prompts; it must leave some"):
         training_and_held_out(run_settings({"prompts.held_out": None, "prompts.hold_out": 14}))
+
+
+def test_an_at_sign_in_a_path_is_a_split_at_its_end_alone(tmp_path: Path) -> None:
+    """And there neither if a folder or file is called so."""
+    home = tmp_path / "me@work"
+    for name in ("data", "data@2"):
+        datasets.Dataset.from_list(ROWS[:1] if name == "data" else ROWS).save_to_disk(home / name)
+    (home / "data@3.txt").write_text("three\n")
+    assert len(read_prompts(home / "data", "prompts.train")) == 1
+    assert len(read_prompts(home / "data@2", "prompts.train")) == 2
+    assert read_prompts(home / "data@3.txt", "prompts.train") == ["three"]
+    with pytest.raises(InputError, match="no such file"):
+        read_prompts(tmp_path / "other@work" / "p.txt", "prompts.train")
+
+
+def test_a_wrong_column_is_told_with_those_that_are_there(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"caption": "one", "size": 3}\n')
+    with pytest.raises(
+        InputError, match="holds no prompt: line 1 has no text 'prompt', of prompts.column; there are c"
+    ):
+        read_prompts(tmp_path / "p.jsonl", "prompts.train")

@@ -5,11 +5,13 @@ from typing import Any
 
 import pytest
 import torch
+from branchgrpo.proto.files import is_full, whole
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies import embeddings
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.embeddings import Embeddings
 from branchgrpo.rollout_workers.policies.load import load_policy
+from safetensors import SafetensorError
 
 
 @pytest.fixture
@@ -61,6 +63,27 @@ def test_a_folder_that_cannot_be_written_to_stops_nothing(
     (tmp_path / "file").touch()
     assert len(Embeddings(tiny_policy, tmp_path / "file").of(["1"])) == 1
     assert "an embedding could not be kept" in caplog.text
+
+
+def test_files_that_cannot_be_written_or_read_stop_nothing(
+    tiny_policy: Policy, tmp_path: Path, encoded: list[str], monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    Embeddings(tiny_policy, tmp_path).of(["1"])
+    next(tmp_path.rglob("*.safetensors")).write_bytes(b"cut off")
+    Embeddings(tiny_policy, tmp_path).of(["1"])
+    Embeddings(tiny_policy, tmp_path).of(["1"])
+    assert encoded == ["1", "-", "1", "-"]
+    assert "an embedding is computed again" in caplog.text
+
+    def save_file(*_: object) -> None:
+        raise SafetensorError("I/O error: Disk quota exceeded (os error 122)")
+
+    monkeypatch.setattr("safetensors.torch.save_file", save_file)
+    assert len(Embeddings(tiny_policy, tmp_path).of(["2"])) == 1
+    assert "an embedding could not be kept" in caplog.text
+    with pytest.raises(OSError, match="No space left") as told, whole(tmp_path / "weights"):
+        save_file()
+    assert is_full(told.value)
 
 
 @pytest.mark.parametrize(
