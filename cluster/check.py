@@ -19,7 +19,7 @@ from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_source
 from ..rollout_workers.policies.base import Policy, trainable
 from ..rollout_workers.policies.load import find_policy, load_policy
-from ..rollout_workers.policies.pipeline import PipelinePolicy
+from ..rollout_workers.policies.pipeline import PipelinePolicy, weight_files
 from .branching import Branching
 from .placement import demands
 from .prompts import training_and_held_out
@@ -210,14 +210,10 @@ def _memory(
 
 
 def _numbers(part: Path) -> int:
-    """Parameters of a part of a pipeline in the files that would be loaded, which may lie beside other variants."""
-    files: set[str] = set()
-    for name in ("model.safetensors", "diffusion_pytorch_model.safetensors"):
-        index = part / f"{name}.index.json"
-        files |= _shards(index) if index.is_file() else {name}
+    """Parameters of an autoencoder or a text encoder."""
     count = 0
-    for file in files:
-        if (part / file).is_file():
-            with safe_open(part / file, framework="numpy") as weights:
+    for file in weight_files(part) + weight_files(part, "model.safetensors"):
+        if file.is_file():
+            with safe_open(file, framework="numpy") as weights:
                 count += sum(math.prod(tensor.get_shape()) for tensor in map(weights.get_slice, weights.keys()))
     return count

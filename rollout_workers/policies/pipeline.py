@@ -12,7 +12,7 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
@@ -305,14 +305,15 @@ class PipelinePolicy:
 def _built(folder: Path, class_name: str, build: Builder) -> torch.nn.Module:
     network_class = getattr(diffusers, class_name)
     config = network_class.load_config(folder, local_files_only=True)
-    return build(lambda: network_class.from_config(config), _weight_files(folder))
+    return build(lambda: network_class.from_config(config), weight_files(folder))
 
 
-def _weight_files(folder: Path) -> list[Path]:
-    """The files that diffusers would load, which may lie beside other variants: by their index, or the only one."""
-    index = folder / SAFE_WEIGHTS_INDEX_NAME
+def weight_files(folder: Path, name: str = SAFETENSORS_WEIGHTS_NAME) -> list[Path]:
+    """The files that would be loaded of a part of a pipeline, which may lie beside other variants: by the index, or the
+    only one. transformers' `name` is model.safetensors."""
+    index = folder / f"{name}.index.json"
     names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-    return [folder / name for name in names or [SAFETENSORS_WEIGHTS_NAME]]
+    return [folder / file for file in names or [name]]
 
 
 def compile_network(network: Any) -> None:
