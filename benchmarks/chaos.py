@@ -6,7 +6,6 @@ peace, and to leave no process, no Serve application and no shared memory.
     python -m branchgrpo.benchmarks.chaos --faults 42 --seed 0 --out build/bench
 """
 
-import json
 import os
 import random
 import shutil
@@ -31,9 +30,9 @@ from rich.table import Table
 
 from ..cluster.run_folder import RunFolder
 from ..proto.errors import RunFailed
-from ..proto.files import write_text
 from .faults import FOLDER, REWARD_FAULTS
 from .nodes import Nodes, title_of
+from .report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 FAULTS_PER_RUN = 7
@@ -275,6 +274,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.chaos --faults 42 --seed 0
     """
+    path = report_path(out, "chaos")
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left of this either
     console, chance = Console(), random.Random(seed)
     shared_memory = set(os.listdir("/dev/shm"))
@@ -333,11 +333,8 @@ def main(
         table.add_row(kind, str(row["times"]), f"{row['median']:.1f}", f"{row['most']:.1f}")
     console.print(table)
     console.print(f"{len(costs)} faults; an iteration left in peace takes {undisturbed:.1f} s")
-    write_text(
-        out / "chaos.json",
-        json.dumps({"faults": len(costs), "seed": seed, "iteration": undisturbed, "kinds": report}, indent=2) + "\n",
-    )
-    console.print(f"JSON: {out / 'chaos.json'}")
+    write_report(path, {"faults": len(costs), "seed": seed, "iteration": undisturbed, "kinds": report})
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

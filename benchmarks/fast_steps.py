@@ -6,7 +6,6 @@ leaves are computed with every stride, by the multistep solver and by Euler's me
     python -m branchgrpo.benchmarks.fast_steps --out build/bench
 """
 
-import json
 from importlib.resources import files
 from itertools import pairwise
 from pathlib import Path
@@ -18,7 +17,6 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..proto.files import write_text
 from ..proto.methods import branch_grpo_mix
 from ..proto.recipe import load_recipe
 from ..proto.scoring import ScoreRequest
@@ -28,6 +26,7 @@ from ..rollout_workers.kernels import multistep, transition
 from ..rollout_workers.policies.base import Policy, collate
 from ..rollout_workers.policies.load import load_policy
 from ..rollout_workers.worker import RolloutWorker
+from .report import report_path, write_report
 
 STEPS, STRETCH, TREES = 20, 10, 8
 STRIDES = (1, 2, 3, 5, 10)
@@ -57,6 +56,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for fast_steps.json.")] 
 
     Example: python -m branchgrpo.benchmarks.fast_steps --out build/bench
     """
+    path = report_path(out, "fast_steps")
     demo = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml")))
     policy, scorers = load_policy(demo.policy), Scorers(demo.rewards)
     schedule = branch_grpo_mix(steps=STEPS, eta=0.7)
@@ -96,7 +96,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for fast_steps.json.")] 
     console = Console()
     console.print(table)
     console.print("error: root mean square, relative to leaves of 160 Euler steps; read: exactly by the OCR model")
-    write_text(out / "fast_steps.json", json.dumps(report, indent=2) + "\n")
+    write_report(path, report)
 
 
 if __name__ == "__main__":

@@ -34,7 +34,6 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 from ..learner.credit import tree_credit
 from ..learner.objective import clipped_objective, means_logprobs, predicted_means
 from ..learner.rows import micro_batches, pick_rows
-from ..proto.files import write_text
 from ..proto.methods import branch_grpo, branch_grpo_mix, dance_grpo
 from ..proto.schedule import Schedule
 from ..proto.settings import (
@@ -54,6 +53,7 @@ from ..rollout_workers.policies.base import trainable
 from ..rollout_workers.policies.flux import FluxPolicy
 from ..rollout_workers.policies.pipeline import compile_network
 from .flux_dev import POOLED_CHANNELS, TEXT_CHANNELS, TEXT_TOKENS, VAE_BLOCKS, VIT_H, flops
+from .report import report_path, write_report
 
 Result = TypeVar("Result")
 PEAK_TFLOPS = 800.0
@@ -323,7 +323,7 @@ def main(
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    scale, path = TINY if tiny else FULL, out / "gpu.json"
+    scale, path = TINY if tiny else FULL, report_path(out, "gpu")
     found = _earlier(path, {"device": name, "tiny": tiny, "steps": steps, "rows": rows, "times": times})
     shapes = Bench(scale, torch.device("meta"), compiled=False)
     row_flops = flops(lambda: shapes.forward(1))
@@ -336,10 +336,10 @@ def main(
                 with _bench(scale, device, rows=rows, compiled=way == "compiled") as bench:
                     for part in progress.track(left, description=way):
                         measured[part] = left[part](bench)
-                        write_text(path, json.dumps(found, indent=1) + "\n")
+                        write_report(path, found)
                     del bench  # else it would lie beside the next one
             found[way]["ratios"] = ratios(measured, row_flops, rows, peak)
-            write_text(path, json.dumps(found, indent=1) + "\n")
+            write_report(path, found)
     table = Table("", "", *ways, title=name)
     for part, figures in found["eager"]["seconds"].items():
         for figure in figures:

@@ -8,7 +8,6 @@ take turns within one run; ratios are medians over rounds of ratios within a rou
     python -m branchgrpo.benchmarks.methods --out build/bench
 """
 
-import json
 import statistics
 from collections.abc import Sequence
 from datetime import date
@@ -25,6 +24,7 @@ from rich.table import Table
 from ..proto.files import write_text
 from ..proto.recipe import load_recipe, parse_settings
 from ..reward_service.scorers import Scorers
+from .report import report_path, write_report
 from .variants import Runner, Variant, with_trees
 
 TREES = 8
@@ -127,6 +127,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.methods --out build/bench
     """
+    path = report_path(out, "methods", "methods.md")
     console = Console()
     variants = [variant(name, given) for name, given in METHODS.items()]
     scorers = Scorers(variants[0].settings.rewards)
@@ -153,9 +154,9 @@ def main(
         "costs": costs,
         "methods": lines,
     }
-    write_text(out / "methods.json", json.dumps(report, indent=2) + "\n")
-    write_text(out / "methods.md", markdown(costs, lines))
-    console.print(f"JSON: {out / 'methods.json'}")
+    write_report(path, report)
+    write_text(path.with_suffix(".md"), markdown(costs, lines))
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

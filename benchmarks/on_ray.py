@@ -6,7 +6,6 @@ are measured with a policy and a reward model that sleep, so that the number of 
     python -m branchgrpo.benchmarks.on_ray --out build/bench
 """
 
-import json
 import statistics
 import tempfile
 import time
@@ -23,9 +22,9 @@ from rich.table import Table
 from ..cluster.loop import IterationReport, Loop
 from ..cluster.plain import PlainLoop
 from ..cluster.ray_loop import RayLoop
-from ..proto.files import write_text
 from ..proto.recipe import load_recipe, parse_settings
 from ..proto.settings import RunSettings
+from .report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 
@@ -119,6 +118,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.on_ray --out build/bench
     """
+    path = report_path(out, "on_ray")
     console = Console()
     plain = against_plain(rounds, console)
     one, _ = sampling_seconds(1, "instant_scorer", 2)
@@ -134,8 +134,8 @@ def main(
         table.add_row(name, f"{value:.2f}", goal)
     console.print(table)
     report = {"plain": plain, "ratios": {name: {"measured": v, "to reach": goal} for name, (v, goal) in claims.items()}}
-    write_text(out / "on_ray.json", json.dumps(report, indent=2) + "\n")
-    console.print(f"JSON: {out / 'on_ray.json'}")
+    write_report(path, report)
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

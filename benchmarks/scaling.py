@@ -7,7 +7,6 @@ is held against real runs with workers, a reward model and a learner that sleep.
     python -m branchgrpo.benchmarks.scaling --out build/bench
 """
 
-import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -20,13 +19,13 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ..proto.files import write_text
 from ..proto.recipe import parse_settings
 from ..proto.settings import RunSettings
 from ..proto.transport import states_of
 from ..proto.tree import Task
 from . import bearing
 from .flux_dev import PIXELS, VIT_H, Counted, count, sampled_tree, sizes
+from .report import report_path, write_report
 from .simulated_and_real import check
 from .simulation import Cluster, Costs, Outcome, simulate
 
@@ -272,6 +271,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.scaling --out build/bench --network 20
     """
+    path = report_path(out, "scaling", "scaling.png")
     console = Console(width=200)
     assumed = Assumed(utilisation=utilisation, network=network * GIGA, trees_per_gpu=trees_per_gpu)
     compared = check(console, rounds) if real else []
@@ -286,7 +286,6 @@ def main(
     show(results, console)
     for name, gpus_then in enough.items():
         console.print(f"{name}: one controller would be busy all the time at {gpus_then:.0f} GPUs", highlight=False)
-    draw(results, out / "scaling.png")
     report = {
         "assumed": asdict(assumed),
         "counted": asdict(counted),
@@ -295,8 +294,9 @@ def main(
         "simulated": [{**vars(r), "outcome": vars(r.outcome), "limits": r.limits} for r in results],
         "GPUs at which the controller is busy": enough,
     }
-    write_text(out / "scaling.json", json.dumps(report, indent=2) + "\n")
-    console.print(f"JSON: {out / 'scaling.json'}, picture: {out / 'scaling.png'}")
+    write_report(path, report)
+    draw(results, path.with_suffix(".png"))
+    console.print(f"JSON: {path}, picture: {path.with_suffix('.png')}")
 
 
 if __name__ == "__main__":

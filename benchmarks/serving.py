@@ -8,7 +8,6 @@ The four ways take turns, with enough requests under way that the replica never 
 
 import asyncio
 import io
-import json
 import os
 import secrets
 import statistics
@@ -32,7 +31,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cluster.connect import connected
-from ..proto.files import write_text
 from ..proto.recipe import load_recipe
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RewardSettings
@@ -40,6 +38,7 @@ from ..reward_service.client import RewardClient
 from ..reward_service.http import BINARY
 from ..reward_service.scorers import Scorers, reward_models
 from ..reward_service.server import listen
+from .report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 REWARDS = ("ocr",)
@@ -192,6 +191,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.serving --out build/bench
     """
+    path = report_path(out, "serving")
     console, name, token = Console(), "bench", secrets.token_hex(8)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on this host alone, and two processes share this Ray
     os.environ.setdefault("RAY_worker_niceness", "0")  # as this process, so that other load slows all ways alike
@@ -218,8 +218,8 @@ def main(
         "ratios": {way: {"measured": ratio, "to reach": goals.get(way)} for way, ratio in ratios.items()},
         "at_once": answers,
     }
-    write_text(out / "serving.json", json.dumps(report, indent=2) + "\n")
-    console.print(f"JSON: {out / 'serving.json'}")
+    write_report(path, report)
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

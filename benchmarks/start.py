@@ -15,7 +15,7 @@ from typing import Annotated
 
 import typer
 
-from ..proto.files import write_text
+from .report import report_path, write_report
 
 TO_REACH = {"plain": 25, "ray": 45}
 """Seconds."""
@@ -37,6 +37,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for start.json.")] = Pat
 
     Example: python -m branchgrpo.benchmarks.start --out build/bench
     """
+    path = report_path(out, "start")
     seconds = {execution: seconds_to_first_iteration(execution) for execution in TO_REACH}
     for execution, spent in seconds.items():
         typer.echo(
@@ -46,7 +47,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for start.json.")] = Pat
     report = {
         name: {"seconds_to_first_iteration": spent, "to_reach": TO_REACH[name]} for name, spent in seconds.items()
     }
-    write_text(out / "start.json", json.dumps(report, indent=2) + "\n")
+    write_report(path, report)
 
 
 if __name__ == "__main__":

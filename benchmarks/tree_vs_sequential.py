@@ -7,7 +7,6 @@ any machine, and neighbours that come and go disturb them little.
     python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
 """
 
-import json
 import statistics
 from importlib.resources import files
 from pathlib import Path
@@ -19,9 +18,9 @@ from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
 
-from ..proto.files import write_text
 from ..proto.recipe import load_recipe
 from ..proto.settings import ScheduleSettings
+from .report import report_path, write_report
 from .variants import Runner, Variant, with_trees
 
 TREES = 8
@@ -87,6 +86,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
     """
+    path = report_path(out, "tree_vs_sequential")
     console = Console()
     chosen = variants()
     runners = [Runner(variant) for variant in chosen]
@@ -117,8 +117,8 @@ def main(
         },
         "ratios": claims,
     }
-    write_text(out / "tree_vs_sequential.json", json.dumps(report, indent=2) + "\n")
-    console.print(f"JSON: {out / 'tree_vs_sequential.json'}")
+    write_report(path, report)
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

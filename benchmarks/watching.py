@@ -24,11 +24,11 @@ from rich.console import Console
 from ..cluster.prompts import prompts_of
 from ..cluster.ray_loop import RayLoop
 from ..cluster.trace import read
-from ..proto.files import write_text
 from ..proto.prompts import read_prompts
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from .on_ray import demo
+from .report import report_path, write_report
 
 CPUS = 0.4
 """That each process sets aside, so that both runs fit on two cores."""
@@ -82,6 +82,7 @@ def main(
 
     Example: python -m branchgrpo.benchmarks.watching --out build/bench
     """
+    path = report_path(out, "watching")
     console = Console()
     with tempfile.TemporaryDirectory() as name, ExitStack() as runs:
         folder = Path(name)
@@ -112,13 +113,13 @@ def main(
         "spans per iteration": spans,
         "share of an iteration": {state: spans * spent / median for state, spent in cost.items()},
     }
-    write_text(out / "watching.json", json.dumps(report, indent=2) + "\n")
+    write_report(path, report)
     console.print(f"spans and scraping every second: {report['on / off']:.3f} times the seconds (at most 1.02)")
     for state, share in report["share of an iteration"].items():  # type: ignore[attr-defined]
         console.print(
             f"{spans} spans an iteration, {state}: {1e6 * cost[state]:.1f} us each, {share:.3%} of its seconds"
         )
-    console.print(f"JSON: {out / 'watching.json'}")
+    console.print(f"JSON: {path}")
 
 
 if __name__ == "__main__":

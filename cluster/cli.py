@@ -135,8 +135,8 @@ def evaluate(
 
     Example: [bold]branchgrpo evaluate runs/glyphs --out pictures[/bold]
     """
+    from ..proto.files import must_be_new
     from ..proto.recipe import load_recipe
-    from .trained import must_be_new
 
     recipe = None if target.is_dir() else load_recipe(target)
     if out:
@@ -188,11 +188,13 @@ def export(
 
     Example: [bold]branchgrpo export runs/glyphs exported[/bold]
     """
-    from ..learner.export import export as write
-    from .run_folder import RunFolder
-    from .trained import must_be_new, trained_policy
+    from ..proto.files import must_be_new
 
     must_be_new(out)
+    from ..learner.export import export as write
+    from .run_folder import RunFolder
+    from .trained import trained_policy
+
     saved = write(trained_policy(RunFolder.open(run), iteration=iteration, ema=ema), out)
     typer.echo(f"exported: {saved}")
 
@@ -308,7 +310,7 @@ def monitor(
 @app.command()
 def draw_dashboards(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    out: Annotated[Path, typer.Option(help="Folder for the pictures.")] = Path("dashboards"),
+    out: Annotated[Path, typer.Option(help="New folder for the pictures.")] = Path("dashboards"),
     prometheus: Annotated[str, typer.Option(help="Prometheus that scrapes the run.")] = "http://127.0.0.1:9090",
     minutes: Annotated[float, typer.Option(help="How far to look back.")] = 30,
 ) -> None:
@@ -320,7 +322,10 @@ def draw_dashboards(
     """
     import time
 
+    from ..proto.files import must_be_new
     from .drawing import Prometheus, draw, photograph
+
+    must_be_new(out)
 
     end, server = time.time(), Prometheus(prometheus)
     with Console().status("drawing"):
@@ -334,7 +339,7 @@ def trace(
     run: Run,
     iteration: Annotated[int | None, typer.Option(help="Iteration to look at. Default: the newest.")] = None,
     out: Annotated[
-        Path | None, typer.Option(help="File to write. Default: trace/iteration-N.json in the run folder.")
+        Path | None, typer.Option(help="New file to write. Default: trace/iteration-N.json in the run folder.")
     ] = None,
 ) -> None:
     """Show where an iteration's seconds went: its critical path, and who was idle.
@@ -343,9 +348,12 @@ def trace(
 
     Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
     """
+    from ..proto.files import must_be_new
     from . import trace as traces
     from .run_folder import RunFolder
 
+    if out:
+        must_be_new(out)
     found = traces.read(RunFolder.open(run).path, iteration)
     traces.show(found, Console())
     typer.echo(f"for https://ui.perfetto.dev: {traces.write_chrome(found, run, out)}")
@@ -397,10 +405,11 @@ def pretrain_glyphs(
 
     Example: [bold]branchgrpo pretrain-glyphs glyphs && branchgrpo evaluate recipes/glyphs.yaml[/bold]
     """
-    from ..rollout_workers.glyphs.pretrain import pretrain
-    from .trained import must_be_new
+    from ..proto.files import must_be_new
 
     must_be_new(out)
+    from ..rollout_workers.glyphs.pretrain import pretrain
+
     typer.echo(f"pipeline: {pretrain(out, seed=seed)}")
 
 

@@ -44,14 +44,3 @@ def write_evaluation(evaluation: Evaluation, out: Path) -> None:
         columns = min(8, len(evaluation.media))
         rows = [evaluation.media[i : i + columns] for i in range(0, len(evaluation.media) - columns + 1, columns)]
         pictures.sample_grid(temporary / "grid.png", rows[:12])
-
-
-def must_be_new(out: Path) -> None:
-    """Raises InputError if `out` exists, or can't be made; asked before the work that would fill it."""
-    if out.exists():
-        raise InputError(f"{out} exists; name a new folder")
-    try:
-        out.mkdir(parents=True)
-        out.rmdir()
-    except OSError as error:
-        raise InputError(f"{out} can't be made: {error.strerror or error}") from error

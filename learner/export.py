@@ -6,9 +6,12 @@ from ..proto.files import whole
 from ..rollout_workers.policies.base import Policy
 
 
-def export(policy: Policy, folder: Path) -> Path:
-    """Write a transformer folder or a LoRA file into `folder`, which is replaced as a whole. Returns what to load."""
-    with whole(folder) as temporary:
+def export(policy: Policy, folder: Path, *, replace: bool = False) -> Path:
+    """Write a transformer folder or a LoRA file into the new folder `folder`. Returns what to load.
+
+    Raises FileExistsError if the folder is there, unless it may be replaced as a whole.
+    """
+    with whole(folder, replace_folder=replace) as temporary:
         temporary.mkdir()
         saved = policy.save(temporary).relative_to(temporary)
     return folder / saved

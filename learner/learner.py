@@ -117,10 +117,13 @@ class Learner:
         return self.engine.weights()
 
     def export(self, folder: Path) -> None:
-        """Have rank 0 write what was trained in diffusers' format: a transformer folder or a LoRA file. Collective."""
+        """Have rank 0 write what was trained in diffusers' format: a transformer folder or a LoRA file. Collective.
+
+        An earlier export in `folder` is replaced.
+        """
         with self.engine.gathered():
             if self.engine.rank == 0:
-                export(self.policy, folder)
+                export(self.policy, folder, replace=True)
 
     def save(self, folder: Path) -> None:
         """Write everything to go on from into `folder`; the caller sees to it that the folder appears as a whole."""

@@ -5,11 +5,13 @@ import os
 import shutil
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TypeVar
 
 import tenacity
+
+from .errors import InputError
 
 Result = TypeVar("Result")
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
@@ -18,18 +20,39 @@ PARTIAL = ".partial-"
 """What names of unfinished files and folders begin with."""
 
 
+def must_be_new(path: Path) -> None:
+    """Raises InputError if `path`, to which a command is to write, exists or can't be made.
+
+    To be called before the work whose results go there: nothing that a command hasn't written is ever replaced.
+    """
+    if os.path.lexists(path):
+        raise InputError(f"{path} exists, and nothing that is there is replaced; name another place")
+    made = [missing for missing in (path, *path.parents) if not missing.exists()]
+    try:
+        path.mkdir(parents=True)
+    except OSError as error:
+        raise InputError(f"{path} can't be made: {error.strerror or error}") from error
+    finally:
+        for folder in made:
+            with suppress(OSError):
+                folder.rmdir()
+
+
 @contextmanager
-def whole(path: Path) -> Iterator[Path]:
+def whole(path: Path, *, replace_folder: bool = False) -> Iterator[Path]:
     """A temporary path beside `path` for a file or folder, renamed to `path` when the block ends well.
 
-    What stands at `path` is replaced. If the block raises, nothing of it stays; if the process is killed, `sweep`
-    removes what it left. A full disk is told by an OSError, whatever the block raised for it.
+    A file that stands at `path` is replaced; a folder only with `replace_folder`, for those who own it. If the block
+    raises, nothing of it stays; if the process is killed, `sweep` removes what it left. Raises FileExistsError for a
+    folder that may not be replaced, and OSError for a full disk, whatever the block raised for it.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
+    _keep_folder(path, replace_folder)
     temporary = _aside(path)
     try:
         with _telling_full_disk(temporary.parent):
             yield temporary
+        _keep_folder(path, replace_folder)
         if path.is_dir():
             remove(path)
         os.replace(temporary, path)
@@ -93,12 +116,17 @@ def _telling_full_disk(folder: Path) -> Iterator[None]:
         raise
 
 
+def _keep_folder(path: Path, replace: bool) -> None:
+    if path.is_dir() and not replace:
+        raise FileExistsError(errno.EEXIST, "a folder is there, and isn't replaced", str(path))
+
+
 def _aside(path: Path) -> Path:
     return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def _delete(path: Path) -> None:
-    if path.is_dir():
+    if path.is_dir() and not path.is_symlink():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

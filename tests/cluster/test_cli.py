@@ -99,7 +99,31 @@ def test_evaluate_writes_pictures_and_scores(
         "evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch
     )
     assert status == 2
-    assert "exists; name a new folder" in error
+    assert "exists, and nothing that is there is replaced" in error
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        ["evaluate", GLYPHS, "--out"],
+        ["export", "run"],
+        ["trace", "run", "--out"],
+        ["draw-dashboards", "run", "--out"],
+        ["pretrain-glyphs"],
+    ],
+    ids=lambda arguments: arguments[0],
+)
+def test_no_command_replaces_what_it_has_not_written(
+    arguments: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    results = tmp_path / "results"
+    results.mkdir()
+    (results / "mine").write_text("mine")
+    for there in (results, results / "mine"):
+        status, error = call(*arguments, str(there), capsys=capsys, monkeypatch=monkeypatch)
+        assert status == 2
+        assert "exists, and nothing that is there is replaced" in error
+    assert (results / "mine").read_text() == "mine"
 
 
 @pytest.mark.parametrize(

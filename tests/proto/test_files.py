@@ -3,7 +3,8 @@
 from pathlib import Path
 
 import pytest
-from branchgrpo.proto.files import PARTIAL, remove, sweep, whole, write_text
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.files import PARTIAL, must_be_new, remove, sweep, whole, write_text
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -27,10 +28,40 @@ def test_sweep_removes_what_a_killed_process_left_and_nothing_else(tmp_path: Pat
     assert list(tmp_path.iterdir()) == []
 
 
-def test_a_folder_replaces_a_folder(tmp_path: Path) -> None:
+def test_a_folder_replaces_a_folder_if_it_may(tmp_path: Path) -> None:
     for content in ("old", "new"):
-        with whole(tmp_path / "folder") as temporary:
+        with whole(tmp_path / "folder", replace_folder=True) as temporary:
             temporary.mkdir()
             (temporary / content).touch()
     assert [found.name for found in (tmp_path / "folder").iterdir()] == ["new"]
     assert [found.name for found in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_folder_is_never_replaced_otherwise(kind: str, tmp_path: Path) -> None:
+    kept = tmp_path / "results" / "kept"
+    write_text(kept, "mine")
+
+    def write() -> None:
+        with whole(tmp_path / "results") as temporary:
+            temporary.mkdir() if kind == "folder" else temporary.touch()
+
+    with pytest.raises(FileExistsError):
+        write()
+    with pytest.raises(FileExistsError), whole(tmp_path / "later") as temporary:
+        temporary.touch()
+        (tmp_path / "later").mkdir()  # while it was written
+    assert kept.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "later", "results"]
+
+
+def test_what_is_to_be_written_must_be_new(tmp_path: Path) -> None:
+    must_be_new(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for there in (tmp_path, tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(InputError, match="exists, and nothing that is there is replaced"):
+            must_be_new(there)
+    with pytest.raises(InputError, match="can't be made: Not a directory"):
+        must_be_new(tmp_path / "file" / "below")
