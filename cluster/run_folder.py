@@ -3,6 +3,7 @@
 recipe.yaml            all settings, as the run used them
 prompts/               copies of its prompt files
 versions.json          of Python and the packages that matter
+driver.lock            locked by the driver, of which there is one
 metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each
@@ -32,6 +33,7 @@ from ..proto.prompts import fields_of, read_prompts
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import RunSettings
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
+from .driver_lock import driver_lock
 from .evaluation import Evaluation
 
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
@@ -61,7 +63,10 @@ class RunFolder:
     @classmethod
     @contextmanager
     def create(cls, settings: RunSettings) -> Iterator["RunFolder"]:
-        """A new folder; if the block raises, it is gone again. Raises InputError if it exists or can't be made."""
+        """A new folder, locked within the block; if that raises, the folder is gone again unless the run has started.
+
+        Raises InputError if it exists or can't be made.
+        """
         path = settings.runs / settings.name
         missing = [parent for parent in path.parents if not parent.exists()]
         try:
@@ -73,17 +78,18 @@ class RunFolder:
         except OSError as error:
             raise InputError(f"run folder {path} can't be made: {error.strerror or error}") from error
         folder = cls(path)
-        try:
-            save_recipe(settings, path)
-            write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
-            yield folder
-        except BaseException:
-            if not folder.started:
-                shutil.rmtree(path)
-                with suppress(OSError):  # another run may have begun in one of them
-                    for parent in missing:
-                        parent.rmdir()
-            raise
+        with driver_lock(path):
+            try:
+                save_recipe(settings, path)
+                write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
+                yield folder
+            except BaseException:
+                if not folder.started:
+                    shutil.rmtree(path)
+                    with suppress(OSError):  # another run may have begun in one of them
+                        for parent in missing:
+                            parent.rmdir()
+                raise
 
     @classmethod
     def open(cls, path: Path) -> "RunFolder":
@@ -93,13 +99,24 @@ class RunFolder:
         return cls(path)
 
     @classmethod
-    def resume(cls, settings: RunSettings) -> "RunFolder":
-        """The folder of a run to go on with. Raises InputError if it isn't there or was made with other settings."""
+    @contextmanager
+    def resume(cls, settings: RunSettings) -> Iterator["RunFolder"]:
+        """The folder of a run to go on with, locked within the block.
+
+        Raises InputError if it isn't there, is in use, or was made with other settings.
+        """
         path = settings.runs / settings.name
         if not path.exists():
             raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
         folder = cls.open(path)
-        before, now = _compared(folder.settings), _compared(settings)
+        with driver_lock(path):
+            folder._take_up(settings)
+            yield folder
+
+    def _take_up(self, settings: RunSettings) -> None:
+        """Make the folder that of a run with these settings. Raises InputError for those that can't be changed."""
+        path = self.path
+        before, now = _compared(self.settings), _compared(settings)
         for key in [*before, *now]:
             may_change = any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
             if before.get(key) != now.get(key) and not may_change:
@@ -107,11 +124,10 @@ class RunFolder:
                     f"{key} was {before.get(key)} in the run in {path} and is {now.get(key)} now; a resumed run may "
                     f"change {', '.join(MAY_CHANGE)} only"
                 )
-        if (done := folder.checkpoints()) and done[-1] > settings.iterations:
+        if (done := self.checkpoints()) and done[-1] > settings.iterations:
             raise InputError(f"iterations is {settings.iterations}; the run in {path} has done {done[-1]} already")
         sweep(path)
         save_recipe(settings, path)
-        return folder
 
     @property
     def settings(self) -> RunSettings:

@@ -46,10 +46,11 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
     with StopRequest().listening() as stop:
         if resume or (settings.resume == "auto" and (settings.runs / settings.name).exists()):
-            _go(RunFolder.resume(settings), settings, display, stop, address, train_prompts, held_out)
+            opened = RunFolder.resume(settings)
         else:
-            with RunFolder.create(settings) as folder:
-                _go(folder, settings, display, stop, address, train_prompts, held_out)
+            opened = RunFolder.create(settings)
+        with opened as folder:
+            _go(folder, settings, display, stop, address, train_prompts, held_out)
     return settings.runs / settings.name
 
 

@@ -153,10 +153,14 @@ def test_a_run_goes_on_with_the_same_prompts_only_wherever_they_lie(run_settings
     moved = settings.prompts.train.rename(tmp_path / "moved.txt")
     prompts = settings.prompts.model_copy(update={"train": moved, "held_out": moved})
     settings = settings.model_copy(update={"prompts": prompts})
-    assert RunFolder.resume(settings).settings.prompts.train.read_text() == moved.read_text()
+    with RunFolder.resume(settings) as folder:
+        assert folder.settings.prompts.train.read_text() == moved.read_text()
     moved.write_text(moved.read_text() + "\n999")
-    with pytest.raises(InputError, match=r"prompts.train was 14 prompts .* and is 15 prompts"):
-        RunFolder.resume(settings)
+    with (
+        pytest.raises(InputError, match=r"prompts.train was 14 prompts .* and is 15 prompts"),
+        RunFolder.resume(settings),
+    ):
+        pass
 
 
 def test_variables_that_a_job_sets_itself_win(head: str, monkeypatch: pytest.MonkeyPatch) -> None:

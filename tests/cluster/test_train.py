@@ -3,6 +3,7 @@
 import json
 import os
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -151,6 +152,11 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Pa
     killed = settings.model_copy(update={"name": "killed"})
     folder = killed.runs / "killed"
     process = started(killed, tmp_path, folder / "checkpoints" / "iteration-000002")
+    process.send_signal(signal.SIGSTOP)
+    for again in ("--resume", "resume=auto"):
+        second = subprocess.run(command(killed, tmp_path, again), capture_output=True, text=True, cwd=tmp_path)
+        assert (second.returncode, len(second.stderr.splitlines())) == (2, 1), second.stderr
+        assert f"in use by another driver (host {socket.gethostname()}, process {process.pid}, since" in second.stderr
     process.kill()
     process.wait()
     assert_only_whole_files(folder)
@@ -209,6 +215,11 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     assert np.abs(pictures * 255 - drawn.media).max() <= 1
 
 
+def resumed(settings: RunSettings) -> RunFolder:
+    with RunFolder.resume(settings) as folder:
+        return folder
+
+
 def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings()
     with RunFolder.create(settings) as folder:
@@ -217,13 +228,13 @@ def test_a_resumed_run_must_be_the_same_run(run_settings: Settings, tmp_path: Pa
     with pytest.raises(
         InputError, match="learner.clip_range was 0.01 in the run in .* and is 0.5 now; a resumed run may"
     ):
-        RunFolder.resume(changed)
+        resumed(changed)
     folder.checkpoint(4).mkdir(parents=True)
     with pytest.raises(InputError, match="iterations is 2; the run in .* has done 4 already"):
-        RunFolder.resume(settings)
-    assert RunFolder.resume(run_settings({"iterations": 9})).settings.iterations == 9
+        resumed(settings)
+    assert resumed(run_settings({"iterations": 9})).settings.iterations == 9
     with pytest.raises(InputError, match="there is nothing to resume"):
-        RunFolder.resume(run_settings({"name": "other"}))
+        resumed(run_settings({"name": "other"}))
 
 
 def test_old_checkpoints_go(run_settings: Settings) -> None:

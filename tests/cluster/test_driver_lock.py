@@ -1,0 +1,80 @@
+"""A run folder has one driver, known by name, until that dies."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster import driver_lock as locks
+from branchgrpo.cluster.driver_lock import FILE, driver_lock, driver_of
+from branchgrpo.proto.errors import InputError
+
+HOLD = """
+import sys, time
+from pathlib import Path
+from branchgrpo.cluster.driver_lock import driver_lock
+with driver_lock(Path(sys.argv[1])):
+    print("held", flush=True)
+    time.sleep(60)
+"""
+
+
+@pytest.fixture
+def holder(tmp_path: Path) -> Iterator[subprocess.Popen[str]]:
+    process = subprocess.Popen([sys.executable, "-c", HOLD, str(tmp_path)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "held\n"
+    yield process
+    process.kill()
+    process.wait()
+
+
+def test_a_second_driver_is_refused_until_the_first_is_killed(holder: subprocess.Popen[str], tmp_path: Path) -> None:
+    seen = driver_of(tmp_path)
+    assert seen
+    assert (seen.alive, seen.driver.pid, seen.driver.host) == (True, holder.pid, socket.gethostname())
+    with pytest.raises(InputError, match=f"in use by another driver .*process {holder.pid}, since 20"):
+        driver_lock(tmp_path).__enter__()
+    holder.send_signal(signal.SIGKILL)
+    holder.wait()
+    seen = driver_of(tmp_path)
+    assert seen
+    assert (seen.alive, seen.driver.pid) == (False, holder.pid)
+    with driver_lock(tmp_path):
+        assert (mine := driver_of(tmp_path))
+        assert (mine.alive, mine.driver.pid) == (True, os.getpid())
+    assert driver_of(tmp_path) is None
+
+
+def test_a_driver_of_another_host_is_alive_as_long_as_it_touches_the_file(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As on a file system whose locks this host doesn't see."""
+    monkeypatch.setattr(locks, "SILENT_SECONDS", 3)
+    other = {"host": "elsewhere", "pid": 7, "since": time.time(), "boot": "another"}
+    (tmp_path / FILE).write_text(json.dumps(other))
+    ended = threading.Event()
+    file = os.open(tmp_path / FILE, os.O_RDWR)
+    beat = threading.Thread(target=locks._beat, args=(file, ended))
+    beat.start()
+    with pytest.raises(InputError, match="host elsewhere, process 7"):
+        driver_lock(tmp_path).__enter__()
+    assert (seen := driver_of(tmp_path))
+    assert seen.alive
+    ended.set()
+    beat.join()
+    os.close(file)
+    with driver_lock(tmp_path):  # once it has been silent
+        pass
+
+
+def test_a_folder_that_cannot_be_written_to_is_told(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="can't be locked: No such file"):
+        driver_lock(tmp_path / "missing").__enter__()
