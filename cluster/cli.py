@@ -4,7 +4,7 @@ import os
 import signal
 import sys
 from pathlib import Path
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
@@ -14,6 +14,9 @@ from rich.table import Table
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from .stop import Stopped
+
+if TYPE_CHECKING:
+    from .run_folder import WhichCheckpoint
 
 app = typer.Typer(
     help="BranchGRPO aligns diffusion and flow models with reward models by branching rollouts.",
@@ -37,6 +40,7 @@ Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of th
 Iteration = Annotated[
     int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")
 ]
+Best = Annotated[bool, typer.Option("--best", help="Take the checkpoint that was evaluated best, not the newest.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -130,6 +134,7 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the pictures and their scores.")] = None,
     ema: Ema = False,
     iteration: Iteration = None,
+    best: Best = False,
 ) -> None:
     """Sample the held-out prompts deterministically and score them.
 
@@ -153,9 +158,9 @@ def evaluate(
 
     if recipe is None:
         folder = RunFolder.open(target)
-        settings, policy = folder.settings, trained_policy(folder, iteration=iteration, ema=ema)
-    elif ema or iteration is not None:
-        raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema and --iteration")
+        settings, policy = folder.settings, trained_policy(folder, _which(iteration, best), ema=ema)
+    elif ema or best or iteration is not None:
+        raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema, --best and --iteration")
     else:
         settings, policy = recipe, load_policy(recipe.policy)
     if settings.threads:
@@ -183,6 +188,7 @@ def export(
     out: Annotated[Path, typer.Argument(help="New folder to write to.")],
     ema: Ema = False,
     iteration: Iteration = None,
+    best: Best = False,
 ) -> None:
     """Write the trained model in diffusers' format: a transformer folder, or a LoRA file.
 
@@ -193,10 +199,18 @@ def export(
     must_be_new(out)
     from ..learner.export import export as write
     from .run_folder import RunFolder
-    from .trained import trained_policy
+    from .trained import policy_with, trained_weights
 
-    saved = write(trained_policy(RunFolder.open(run), iteration=iteration, ema=ema), out)
-    typer.echo(f"exported: {saved}")
+    folder = RunFolder.open(run)
+    number, weights = trained_weights(folder, _which(iteration, best), ema=ema)
+    saved = write(policy_with(folder.settings, weights), out)
+    typer.echo(f"exported: {saved}, of iteration {number}")
+
+
+def _which(iteration: int | None, best: bool) -> "WhichCheckpoint":
+    if best and iteration is not None:
+        raise InputError(f"--best and --iteration {iteration} name different checkpoints; give one of them")
+    return "best" if best else "newest" if iteration is None else iteration
 
 
 RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run that is going on.", metavar="RUN")]

@@ -16,14 +16,15 @@ summary.json, before_after.png, reward_curve.png
 """
 
 import json
+import math
 import platform
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from hashlib import sha256
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 from .. import __version__
 from ..proto.arrays import decode, encode
@@ -31,11 +32,13 @@ from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
 from ..proto.prompts import fields_of, read_prompts
 from ..proto.recipe import load_recipe, save_recipe
-from ..proto.settings import RunSettings
+from ..proto.settings import CheckpointSettings, RunSettings
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import driver_lock
 from .evaluation import Evaluation
 
+WhichCheckpoint = int | Literal["newest", "best"]
+"""A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
 MAY_CHANGE = (
@@ -145,8 +148,8 @@ class RunFolder:
 
     def checkpoints(self) -> list[int]:
         """Iterations that have a whole checkpoint, ascending."""
-        found = (self.path / "checkpoints").glob("iteration-*")
-        return sorted(int(folder.name.removeprefix("iteration-")) for folder in found)
+        names = (folder.name.removeprefix("iteration-") for folder in (self.path / "checkpoints").glob("iteration-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
 
     @property
     def done(self) -> int:
@@ -159,29 +162,83 @@ class RunFolder:
             raise InputError(f"{self.path} holds no checkpoint yet")
         return self.checkpoint(found[-1])
 
+    def best_checkpoints(self) -> list[int]:
+        """Iterations of the checkpoints that were evaluated, the best first.
+
+        By the held-out mean of the reward that `checkpoint.keep_best` names, else of the weighted sum of rewards; of
+        equal ones the earlier is better.
+        """
+        settings = self.settings
+        best = settings.checkpoint.keep_best
+        weights = {name: reward.weight for name, reward in settings.rewards.items()}
+        if best and best.reward:
+            weights = {best.reward: 1.0}
+        scores = {
+            line["iteration"]: sum(weight * line[name] for name, weight in weights.items())
+            for line in self.lines("evaluations")
+            if weights.keys() <= line.keys()
+        }
+        evaluated = [number for number in self.checkpoints() if math.isfinite(scores.get(number, math.nan))]
+        return sorted(evaluated, key=lambda number: -scores[number])
+
+    def find_checkpoint(
+        self, which: WhichCheckpoint, names: Collection[str] | None, damaged: Callable[[Path, str], None]
+    ) -> int:
+        """Iteration of a checkpoint whose files (those of `names`, or all) are as they were written.
+
+        If the newest one is wanted and damaged, `damaged` is called with it and what is wrong, and the one before is
+        taken. Raises InputError if there is no such checkpoint.
+        """
+        found = self.checkpoints()
+        if not found:
+            raise InputError(f"{self.path} holds no checkpoint yet")
+        if which == "newest":
+            for iteration in reversed(found):
+                try:
+                    check(self.checkpoint(iteration), names)
+                except DamagedCheckpoint as error:
+                    damaged(self.checkpoint(iteration), str(error))
+                else:
+                    return iteration
+            raise InputError(f"no checkpoint of {self.path} is whole")
+        if which == "best":
+            if not (best := self.best_checkpoints()):
+                raise InputError(
+                    f"no checkpoint of {self.path} was evaluated, so none is the best; train with "
+                    "checkpoint.keep_best, or name an iteration"
+                )
+            which = best[0]
+        if which not in found:
+            raise InputError(f"{self.path} has no checkpoint of iteration {which}; there are {found}")
+        try:
+            check(self.checkpoint(which), names)
+        except DamagedCheckpoint as error:
+            raise InputError(f"checkpoint {self.checkpoint(which)} is damaged ({error}); take another") from error
+        return which
+
     def newest_whole_checkpoint(self, damaged: Callable[[Path, str], None]) -> int:
         """Iteration of the newest checkpoint that is as it was written; 0 if none was ever made.
 
         Newer ones are set aside; `damaged` is told where, and what is wrong. Raises InputError if none is whole.
         """
-        found = self.checkpoints()
-        for iteration in reversed(found):
-            try:
-                check(self.checkpoint(iteration))
-            except DamagedCheckpoint as error:
-                damaged(set_aside(self.checkpoint(iteration)), str(error))
-            else:
-                return iteration
-        if found:
+        if not self.checkpoints():
+            return 0
+        try:
+            return self.find_checkpoint("newest", None, lambda path, why: damaged(set_aside(path), why))
+        except InputError as error:
             raise InputError(
-                f"no checkpoint of {self.path} is whole; what is left lies in checkpoints/{DAMAGED}*. Remove the run "
-                "folder to begin anew"
-            )
-        return 0
+                f"{error}; what is left lies in checkpoints/{DAMAGED}*. Remove the run folder to begin anew"
+            ) from error
 
-    def drop_old_checkpoints(self, keep: int) -> None:
-        for iteration in self.checkpoints()[:-keep]:
-            remove(self.checkpoint(iteration))
+    def drop_old_checkpoints(self, settings: CheckpointSettings) -> None:
+        """Remove the checkpoints that are none of the newest, the best, or those that are kept for good."""
+        found = self.checkpoints()
+        kept = {*found[-settings.keep :]}
+        if settings.keep_best:
+            kept |= {*self.best_checkpoints()[: settings.keep_best.count]}
+        for iteration in found:
+            if iteration not in kept and not (settings.keep_every and iteration % settings.keep_every == 0):
+                remove(self.checkpoint(iteration))
 
     # Lines ------------------------------------------------------------------------------------------------------
 

@@ -155,7 +155,7 @@ class _Run:
         last, stopped_by = iteration == settings.iterations, self.stop.signum
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-        if last or stopped_by or report.learner_leaves or iteration % settings.checkpoint.every == 0:
+        if last or stopped_by or report.learner_leaves or settings.checkpoint_due(iteration):
             self._save(iteration)
         if stopped_by and not last:
             raise Stopped(stopped_by, iteration)
@@ -172,7 +172,7 @@ class _Run:
             self.loop.save(path)
 
         self._write(save)
-        self.folder.drop_old_checkpoints(self.settings.checkpoint.keep)
+        self.folder.drop_old_checkpoints(self.settings.checkpoint)
 
     def _write(self, write: Callable[[], Result]) -> Result:
         """What `write` returns, as soon as the disk has room for it."""
@@ -195,6 +195,7 @@ class _Run:
         """The last evaluation, pictures, export and summary."""
         if not any(line["iteration"] == self.settings.iterations for line in self.folder.lines("evaluations")):
             self._evaluate(self.settings.iterations, held_out)
+            self.folder.drop_old_checkpoints(self.settings.checkpoint)  # the last one may be the best now
         with self.display.waiting("exporting"):
             self._write(lambda: self._write_results(held_out))
 

@@ -4,25 +4,45 @@ import json
 from pathlib import Path
 
 import safetensors.torch
+from rich.console import Console
 
 from ..proto.errors import InputError
 from ..proto.files import whole
+from ..proto.settings import RunSettings
 from ..rollout_workers.policies.base import Policy, load_weights
 from ..rollout_workers.policies.load import load_policy
 from . import pictures
 from .evaluation import Evaluation
-from .run_folder import RunFolder
+from .run_folder import RunFolder, WhichCheckpoint
 
 
-def trained_policy(folder: RunFolder, *, iteration: int | None = None, ema: bool = False) -> Policy:
-    """The policy with the weights of a checkpoint, the newest by default; their running average with `ema`."""
-    checkpoint = folder.newest_checkpoint() if iteration is None else folder.checkpoint(iteration)
-    if not checkpoint.is_dir():
-        raise InputError(f"{folder.path} has no checkpoint of iteration {iteration}; there are {folder.checkpoints()}")
-    weights = checkpoint / ("ema.safetensors" if ema else "weights.safetensors")
+def trained_weights(folder: RunFolder, which: WhichCheckpoint = "newest", *, ema: bool = False) -> tuple[int, Path]:
+    """A checkpoint's iteration, and the file of its weights (with `ema` of their running average), as it was written.
+
+    Says so on standard error if the newest is damaged and the one before is taken. Raises InputError for a checkpoint
+    that isn't there, isn't whole, or holds no average.
+    """
+    name = "ema.safetensors" if ema else "weights.safetensors"
+    iteration = folder.find_checkpoint(which, [name], _tell_damage)
+    weights = folder.checkpoint(iteration) / name
     if not weights.is_file():
-        raise InputError(f"{checkpoint} holds no averaged weights; train with learner.ema_decay, or leave out --ema")
-    settings = folder.settings
+        raise InputError(f"{weights.parent} holds no averaged weights; train with learner.ema_decay, or omit --ema")
+    return iteration, weights
+
+
+def _tell_damage(checkpoint: Path, why: str) -> None:
+    warning = f"checkpoint {checkpoint} is damaged ({why}); taking the one before"
+    Console(stderr=True).print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
+
+
+def trained_policy(folder: RunFolder, which: WhichCheckpoint = "newest", *, ema: bool = False) -> Policy:
+    """The policy of a run with the weights that `trained_weights` finds."""
+    _, weights = trained_weights(folder, which, ema=ema)
+    return policy_with(folder.settings, weights)
+
+
+def policy_with(settings: RunSettings, weights: Path) -> Policy:
+    """The policy of a recipe with the trained weights in a file."""
     policy = load_policy(settings.policy)
     if settings.learner.lora:
         policy.add_lora(settings.learner.lora)

@@ -388,6 +388,15 @@ class EvaluationSettings(Settings):
     """Pictures of each prompt. With more than one, how much they differ is told too."""
 
 
+class KeepBestSettings(Settings):
+    """The checkpoints that are kept because they were evaluated best."""
+
+    reward: str | None = None
+    """The reward whose mean over the held-out prompts decides; null takes the weighted sum of all."""
+    count: PositiveInt = 1
+    """How many of the best to keep."""
+
+
 class CheckpointSettings(Settings):
     """What is kept to go on from."""
 
@@ -396,6 +405,11 @@ class CheckpointSettings(Settings):
     stopped."""
     keep: PositiveInt = 2
     """Newest checkpoints to keep. With 2 there is one to go back to when the newest is damaged."""
+    keep_every: PositiveInt | None = None
+    """Iterations between checkpoints that are kept for good, beside the newest; null keeps none."""
+    keep_best: KeepBestSettings | None = None
+    """Keep the checkpoints that were evaluated best (`evaluate --best`, `export --best`): one is made with every
+    evaluation, so `evaluation.every` must not be 0. null keeps none for that."""
     wait_for_disk_seconds: NonNegativeFloat = 3600
     """How long the run waits, when the disk of its folder is full, for somebody to make room."""
 
@@ -581,6 +595,16 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
+        if best := self.checkpoint.keep_best:
+            if best.reward is not None and best.reward not in self.rewards:
+                raise ValueError(
+                    f"checkpoint.keep_best.reward is '{best.reward}'; it must be one of {', '.join(self.rewards)}"
+                )
+            if not self.evaluation.every or not (self.prompts.held_out or self.prompts.hold_out):
+                raise ValueError(
+                    "checkpoint.keep_best chooses by evaluations; give evaluation.every (now "
+                    f"{self.evaluation.every}) and held-out prompts (prompts.held_out or prompts.hold_out)"
+                )
         if self.learner.keep_graph:
             self._check_kept_graphs()
         schedule = self.schedule.build()
@@ -614,6 +638,12 @@ class RunSettings(Settings):
                 "advantage would be 0; use 'group' or split somewhere"
             )
         return self
+
+    def checkpoint_due(self, iteration: int) -> bool:
+        """Whether a checkpoint is made after an iteration, whatever happens in it."""
+        own = self.checkpoint
+        strides = (own.every, own.keep_every, self.evaluation.every if own.keep_best else None)
+        return any(stride and iteration % stride == 0 for stride in strides)
 
     @property
     def trace_folder(self) -> Path | None:

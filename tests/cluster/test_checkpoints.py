@@ -1,14 +1,19 @@
 """Checkpoints are whole, or the one before is taken; a full disk is waited for."""
 
 import errno
+import json
+import math
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from branchgrpo.cluster.checkpoints import MANIFEST, DamagedCheckpoint, check, size, written
 from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.files import check_free, is_full, when_there_is_room, whole
+from branchgrpo.proto.settings import RunSettings
 
 
 def make(folder: Path) -> Path:
@@ -59,6 +64,100 @@ def test_the_one_before_a_damaged_checkpoint_is_taken_and_it_is_told(tmp_path: P
     os.truncate(run.checkpoint(1) / "weights.safetensors", 5)
     with pytest.raises(InputError, match=r"no checkpoint .* is whole; .* Remove the run folder to begin anew"):
         run.newest_whole_checkpoint(lambda *what: told.append(what))
+
+
+@pytest.mark.parametrize("damage", [bytes(10), b"abcdefghik"], ids=["zeros", "a flipped bit"])
+def test_damage_without_a_change_of_size_is_seen(damage: bytes, tmp_path: Path) -> None:
+    run = RunFolder(tmp_path)
+    for iteration in (1, 2):
+        with written(run.checkpoint(iteration)) as temporary:
+            (temporary / "weights.safetensors").write_bytes(b"abcdefghij")
+            (temporary / "ema.safetensors").write_bytes(b"abcdefghij")
+    (run.checkpoint(2) / "weights.safetensors").write_bytes(damage)
+    with pytest.raises(DamagedCheckpoint, match="weights.safetensors has other content than was written"):
+        check(run.checkpoint(2))
+    check(run.checkpoint(2), ["ema.safetensors"])
+
+    told: list[tuple[Path, str]] = []
+    assert run.find_checkpoint("newest", ["weights.safetensors"], lambda *what: told.append(what)) == 1
+    assert [path for path, _ in told] == [run.checkpoint(2)]
+    with pytest.raises(InputError, match=r"iteration-000002 is damaged \(weights.safetensors has other content"):
+        run.find_checkpoint(2, None, lambda *what: told.append(what))
+    with pytest.raises(InputError, match=r"has no checkpoint of iteration 3; there are \[1, 2\]"):
+        run.find_checkpoint(3, None, lambda *what: told.append(what))
+    assert run.newest_whole_checkpoint(lambda *what: told.append(what)) == 1
+    assert run.checkpoints() == [1]
+
+
+def test_checkpoints_of_earlier_versions_are_taken(tmp_path: Path) -> None:
+    """Their manifests hold sizes alone."""
+    checkpoint = make(tmp_path / "iteration-000001")
+    sizes = {"engine/states.pt": 1000, "weights.safetensors": 10}
+    (checkpoint / MANIFEST).write_text(json.dumps(sizes))
+    check(checkpoint)
+    os.truncate(checkpoint / "weights.safetensors", 9)
+    with pytest.raises(DamagedCheckpoint, match="weights.safetensors has 9 bytes, not 10"):
+        check(checkpoint)
+
+
+Settings = Callable[..., RunSettings]
+EVALUATED = {"evaluation.every": 1, "checkpoint.keep_best": {"count": 1}}
+
+
+@pytest.mark.parametrize(
+    ("changes", "kept"),
+    [
+        ({}, [6, 7]),
+        ({"checkpoint.keep_every": 4}, [4, 6, 7]),
+        ({**EVALUATED, "checkpoint.keep_best": {}}, [5, 6, 7]),  # by ocr, the only one with a weight
+        ({**EVALUATED, "checkpoint.keep_best": {"reward": "ocr_exact"}}, [2, 6, 7]),  # 3 is as good, and later
+        ({**EVALUATED, "checkpoint.keep_best": {"reward": "ocr_exact", "count": 2}}, [2, 3, 6, 7]),
+    ],
+)
+def test_the_newest_the_best_and_those_for_good_are_kept(
+    changes: dict[str, Any], kept: list[int], run_settings: Settings
+) -> None:
+    settings = run_settings(changes)
+    scores = {0: (9, 9), 1: (1, 1), 2: (2, 3), 3: (2, 3), 4: (math.nan, 1), 5: (4, 1), 7: (3, 1)}
+    with RunFolder.create(settings) as run:
+        for iteration, (ocr, exact) in scores.items():
+            run.append("evaluations", {"iteration": iteration, "ocr": ocr, "ocr_exact": exact})
+        for iteration in range(1, 8):
+            make(run.checkpoint(iteration))
+        run.drop_old_checkpoints(settings.checkpoint)
+        assert run.checkpoints() == kept
+
+
+def test_the_best_is_found_and_asked_for(run_settings: Settings) -> None:
+    with RunFolder.create(run_settings()) as run:
+        run.append("evaluations", {"iteration": 1, "ocr": 0.5, "ocr_exact": 0.0})
+        for iteration in (1, 2):
+            make(run.checkpoint(iteration))
+        assert run.find_checkpoint("best", None, lambda *what: None) == 1
+        run.forget_after(0)
+        run.append("evaluations", {"iteration": 0, "ocr": 0.5, "ocr_exact": 0.0})
+        with pytest.raises(InputError, match="no checkpoint of .* was evaluated, so none is the best"):
+            run.find_checkpoint("best", None, lambda *what: None)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"checkpoint.keep_best": {}}, "give evaluation.every"),
+        ({**EVALUATED, "prompts.held_out": None}, "held-out prompts"),
+        ({**EVALUATED, "checkpoint.keep_best": {"reward": "beauty"}}, "keep_best.reward is 'beauty'; it must be one"),
+    ],
+)
+def test_what_the_best_is_chosen_by_must_be_there(
+    changes: dict[str, Any], message: str, run_settings: Settings
+) -> None:
+    with pytest.raises(InputError, match=message):
+        run_settings(changes)
+
+
+def test_a_checkpoint_is_made_with_each_evaluation_that_chooses_the_best(run_settings: Settings) -> None:
+    settings = run_settings({**EVALUATED, "evaluation.every": 4, "checkpoint.every": 6, "checkpoint.keep_every": 10})
+    assert [iteration for iteration in range(1, 14) if settings.checkpoint_due(iteration)] == [4, 6, 8, 10, 12]
 
 
 def test_nothing_is_left_of_a_checkpoint_that_failed(tmp_path: Path) -> None:

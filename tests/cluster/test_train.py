@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -16,7 +17,7 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.evaluation import evaluate
 from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.trained import trained_policy
+from branchgrpo.cluster.trained import trained_policy, trained_weights
 from branchgrpo.learner.export import export
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.files import PARTIAL
@@ -167,6 +168,19 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Pa
     assert_bit_equal(weights(straight), weights(folder))
 
 
+def test_of_a_zeroed_checkpoint_nothing_is_evaluated_or_exported(
+    four: tuple[RunSettings, Path], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(Path(shutil.copytree(four[1], tmp_path / "run")))
+    for name in ("weights.safetensors", "engine/mp_rank_00_model_states.pt"):
+        file = folder.checkpoint(4) / name
+        file.write_bytes(bytes(file.stat().st_size))
+    assert trained_weights(folder) == (3, folder.checkpoint(3) / "weights.safetensors")
+    assert "weights.safetensors has other content than was written); taking the one before" in capsys.readouterr().err
+    with pytest.raises(InputError, match="iteration-000004 is damaged"):
+        trained_weights(folder, 4)
+
+
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 @pytest.mark.parametrize("ema", [False, True], ids=["raw", "ema"])
 def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
@@ -241,7 +255,7 @@ def test_old_checkpoints_go(run_settings: Settings) -> None:
     with RunFolder.create(run_settings()) as folder:
         for iteration in (2, 10, 4, 6):
             folder.checkpoint(iteration).mkdir(parents=True)
-        folder.drop_old_checkpoints(2)
+        folder.drop_old_checkpoints(folder.settings.checkpoint)
         assert folder.checkpoints() == [6, 10]
         assert len(os.listdir(folder.path / "checkpoints")) == 2
 
