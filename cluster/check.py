@@ -1,8 +1,7 @@
 """What a recipe needs, before it is run: passes, edges and rows, parameters and memory, files that are missing."""
 
-import json
 import math
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -10,16 +9,16 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
-from safetensors import safe_open
 
 from ..learner.pruning import kept_edges
 from ..proto.errors import InputError
-from ..proto.recipe import imported
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_source
 from ..rollout_workers.policies.base import Policy, trainable
-from ..rollout_workers.policies.load import find_policy, load_policy
-from ..rollout_workers.policies.pipeline import PipelinePolicy, weight_files
+from ..rollout_workers.policies.folder import Part, read_headers, weight_files
+from ..rollout_workers.policies.load import find_adapter, find_policy, load_policy
+from ..rollout_workers.policies.pipeline import PipelinePolicy
+from ..rollout_workers.policies.weights import find_problems
 from .branching import Branching
 from .placement import demands
 from .prompts import training_and_held_out
@@ -78,16 +77,18 @@ def check(settings: RunSettings) -> Checked:
         found.missing.append(str(error))
     try:
         folder, adapter = find_policy(settings.policy)
-        family = imported(adapter, "policy.adapter")
+        family = find_adapter(adapter)
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
-            found.missing += _missing_parts(folder, family)
+            parts = family.find_parts(folder)
+            if problems := find_problems(parts.values()):
+                raise InputError("\n".join(problems))
             policy = _without_weights(settings)
             found.guided = getattr(policy, "guided", False)
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
             found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
-            found.memory = dict(_memory(settings, folder, family, found.parameters))
+            found.memory = dict(_memory(settings, parts.values(), family, found.parameters))
     except InputError as error:
-        found.missing.append(str(error))
+        found.missing += str(error).splitlines()
     return found
 
 
@@ -143,27 +144,6 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
     return {name: (count, count * trees) for name, count in own.items()}
 
 
-def _missing_parts(folder: Path, family: type[PipelinePolicy]) -> Iterator[str]:
-    """Parts of a pipeline that its index names and the folder lacks."""
-    index = json.loads((folder / "model_index.json").read_text())
-    for name, value in index.items():
-        if not isinstance(value, list) or not value[0] or name in family.absent:
-            continue
-        part = folder / name
-        if not part.is_dir():
-            yield f"{part}, a {value[1]}"
-        elif name.startswith(("transformer", "unet", "vae", "text_encoder")):
-            listed = {file for place in part.glob("*.safetensors.index.json") for file in _shards(place)}
-            if absent := sorted(file for file in listed if not (part / file).is_file()):
-                yield f"{part / absent[0]}" + (f" and {len(absent) - 1} more" if len(absent) > 1 else "")
-            if not listed and not any(part.glob("*.safetensors")):
-                yield f"{part}/*.safetensors, the weights of a {value[1]}"
-
-
-def _shards(index: Path) -> set[str]:
-    return set(json.loads(index.read_text())["weight_map"].values())
-
-
 def _without_weights(settings: RunSettings) -> Policy:
     """The policy as the learner has it, with shapes in place of numbers. Raises InputError as it would."""
 
@@ -180,7 +160,7 @@ def _without_weights(settings: RunSettings) -> Policy:
 
 
 def _memory(
-    settings: RunSettings, folder: Path, family: type[PipelinePolicy], parameters: dict[str, int]
+    settings: RunSettings, parts: Collection[Part], family: type[PipelinePolicy], parameters: dict[str, int]
 ) -> Iterator[tuple[str, Memory]]:
     learner, size = settings.learner, BYTES[settings.policy.precision]
     ranks = settings.pools.learner.count if settings.execution == "ray" else 1
@@ -188,9 +168,10 @@ def _memory(
     around, encoders = (
         sum(
             _numbers(part) * (BYTES["float32"] if part.name in family.float32_parts else size)
-            for part in folder.glob(pattern)
+            for part in parts
+            if part.name.startswith(kind)
         )
-        for pattern in ("vae", "text_encoder*")
+        for kind in ("vae", "text_encoder")
     )
     stage, offload = learner.zero_stage, learner.offload
     share = weights / (ranks if stage == 3 else 1)
@@ -209,11 +190,6 @@ def _memory(
         yield f"{ranks} x learner rank", Memory(learning, 0, on_host + average)
 
 
-def _numbers(part: Path) -> int:
+def _numbers(part: Part) -> int:
     """Parameters of an autoencoder or a text encoder."""
-    count = 0
-    for file in weight_files(part) + weight_files(part, "model.safetensors"):
-        if file.is_file():
-            with safe_open(file, framework="numpy") as weights:
-                count += sum(math.prod(tensor.get_shape()) for tensor in map(weights.get_slice, weights.keys()))
-    return count
+    return sum(math.prod(tensor.shape) for tensor in read_headers(weight_files(part)).values())

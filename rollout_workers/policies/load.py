@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 from ...proto.errors import InputError
 from ...proto.recipe import imported
 from ...proto.settings import PolicySettings
+from .folder import INDEX, read_index
 
 if TYPE_CHECKING:
     import torch
@@ -42,10 +43,23 @@ def load_policy(settings: PolicySettings, *, network_only: bool = False, build: 
     device = find_device(settings)
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
-    adapter: Callable[..., Policy] = imported(family, "policy.adapter")
+    adapter = find_adapter(family)
     if build is None:
         return adapter(folder, settings, device, network_only=network_only)
     return adapter(folder, settings, device, network_only=network_only, build=build)
+
+
+def find_adapter(name: str) -> Callable[..., Policy]:
+    """The class `module:class` of an adapter. Raises InputError if it can't be imported, or isn't a policy's."""
+    from .base import Policy
+
+    adapter = imported(name, "policy.adapter")
+    lacks = [method for method, value in vars(Policy).items() if callable(value) and not method.startswith("_")]
+    lacks = [method for method in lacks if not callable(getattr(adapter, method, None))]
+    if not isinstance(adapter, type) or lacks:
+        reason = f"it has no {lacks[0]}" if isinstance(adapter, type) else "it is no class"
+        raise InputError(f"policy.adapter is '{name}'; it must be a class that can do what a Policy does, and {reason}")
+    return adapter
 
 
 def find_policy(settings: PolicySettings) -> tuple[Path, str]:
@@ -54,20 +68,14 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     Raises InputError if there is no pipeline, or none that we know.
     """
     folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
-    index = folder / "model_index.json"
-    if not index.is_file():
+    if not os.path.lexists(folder / INDEX):
         raise InputError(
-            f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a "
-            f"model_index.json) or one of {sorted(EMBEDDED)}"
+            f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}) or "
+            f"one of {sorted(EMBEDDED)}"
         )
     if settings.adapter:
         return folder, settings.adapter
-    try:
-        family = json.loads(index.read_text()).get("_class_name")
-    except (ValueError, AttributeError) as error:
-        raise InputError(
-            f"policy.pretrained is '{settings.pretrained}', whose {index.name} is broken: {error}"
-        ) from error
+    family = read_index(folder)["_class_name"]
     if family not in FAMILIES:
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "

@@ -1,6 +1,5 @@
 """What policies over diffusers pipelines have in common; a family adds what is its own in a file beside this."""
 
-import json
 import os
 import shutil
 from functools import cached_property
@@ -12,7 +11,6 @@ import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 from diffusers.training_utils import _collate_lora_metadata
-from diffusers.utils import SAFETENSORS_WEIGHTS_NAME
 from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
@@ -20,6 +18,8 @@ from ...proto.settings import LoraSettings, PolicySettings
 from ...proto.tree import Conditioning
 from .base import Builder, Network
 from .embeddings import fingerprint
+from .folder import INDEX, Part, find_parts, read_json, weight_files
+from .weights import find_problems, one_line
 
 NEGATIVE = "negative_"
 """Before the names of the negative prompt's entries in a conditioning."""
@@ -64,14 +64,15 @@ class PipelinePolicy:
                 f"policy.negative_prompt is '{settings.negative_prompt}', and this model has no classifier-free "
                 "guidance; leave it out"
             )
-        absent = dict(self.absent)
-        index = json.loads((folder / "model_index.json").read_text())
-        parts = {name: value[1] for name, value in index.items() if isinstance(value, list) and value[1]}
-        if network_only:
-            absent |= dict.fromkeys(parts.keys() - {*self.networks, "scheduler"})
+        parts = self.find_parts(folder)
+        around = {name for name, part in parts.items() if part.has_weights and name not in self.networks}
+        null = find_parts(folder).keys() - parts.keys()
+        absent = {**dict.fromkeys(null), **self.absent, **(dict.fromkeys(around) if network_only else {})}
+        if problems := find_problems(part for name, part in parts.items() if name not in absent):
+            raise InputError("\n".join(problems))
         try:
             if build:
-                absent |= {name: _built(folder / name, parts[name], build) for name in self.networks if name in parts}
+                absent |= {name: _built(parts[name], build) for name in self.networks if name in parts}
             self.pipeline = self.pipeline_class.from_pretrained(
                 folder,
                 dtype={"default": self.precision, **dict.fromkeys(self.float32_parts, torch.float32)},
@@ -79,10 +80,9 @@ class PipelinePolicy:
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
                 **absent,
             )
-            self.autoencoder = json.loads((folder / "vae" / "config.json").read_text())
-        except (OSError, ValueError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {reason}") from error
+        except Exception as error:  # of a library, over files of whatever kind
+            raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {one_line(error)}") from error
+        self.autoencoder = read_json(folder / "vae" / "config.json")
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         self.network: Any = self.find_network()
         if settings.guidance_scale_2 is not None and len(self._networks) < 2:
@@ -104,6 +104,18 @@ class PipelinePolicy:
             part.requires_grad_(False)
         if self.vae is not None:
             self.vae.requires_grad_(False).to(device)
+
+    @classmethod
+    def find_parts(cls, folder: Path) -> dict[str, Part]:
+        """The parts of the pipeline in `folder` that a policy uses, by name.
+
+        Raises InputError if the index is broken, or names no network, autoencoder or scheduler.
+        """
+        parts = {name: part for name, part in find_parts(folder).items() if part and name not in cls.absent}
+        for name in (cls.networks[0], "vae", "scheduler"):
+            if name not in parts:
+                raise InputError(f"policy.pretrained is '{folder}', whose {INDEX} names no {name}")
+        return parts
 
     def find_network(self) -> torch.nn.Module:
         """The loaded network."""
@@ -302,18 +314,10 @@ class PipelinePolicy:
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
 
 
-def _built(folder: Path, class_name: str, build: Builder) -> torch.nn.Module:
-    network_class = getattr(diffusers, class_name)
-    config = network_class.load_config(folder, local_files_only=True)
-    return build(lambda: network_class.from_config(config), weight_files(folder))
-
-
-def weight_files(folder: Path, name: str = SAFETENSORS_WEIGHTS_NAME) -> list[Path]:
-    """The files that would be loaded of a part of a pipeline, which may lie beside other variants: by the index, or the
-    only one. transformers' `name` is model.safetensors."""
-    index = folder / f"{name}.index.json"
-    names = sorted(set(json.loads(index.read_text())["weight_map"].values())) if index.is_file() else []
-    return [folder / file for file in names or [name]]
+def _built(part: Part, build: Builder) -> torch.nn.Module:
+    network_class = getattr(diffusers, part.class_name)
+    config = network_class.load_config(part.folder, local_files_only=True)
+    return build(lambda: network_class.from_config(config), weight_files(part))
 
 
 def compile_network(network: Any) -> None:

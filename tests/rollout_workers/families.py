@@ -60,7 +60,8 @@ def flux(*, dev: bool) -> DiffusionPipeline:
     return pipeline
 
 
-def stable_diffusion_3() -> DiffusionPipeline:
+def stable_diffusion_3(*, t5: bool = True) -> DiffusionPipeline:
+    config = T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)
     return StableDiffusion3Pipeline(
         transformer=SD3Transformer2DModel(
             sample_size=8,
@@ -83,8 +84,8 @@ def stable_diffusion_3() -> DiffusionPipeline:
         tokenizer=_character_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip(16)),
         tokenizer_2=_character_tokenizer(),
-        text_encoder_3=T5EncoderModel(T5Config(vocab_size=400, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=2)),
-        tokenizer_3=ByT5Tokenizer(extra_ids=0),
+        text_encoder_3=T5EncoderModel(config) if t5 else None,
+        tokenizer_3=ByT5Tokenizer(extra_ids=0) if t5 else None,
     )
 
 
@@ -232,6 +233,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "FLUX.1-schnell": lambda: flux(dev=False),
     "Qwen-Image": qwen_image,
     "SD3.5": stable_diffusion_3,
+    "SD3.5 without T5": lambda: stable_diffusion_3(t5=False),
     "SD1.5": lambda: stable_diffusion(prediction="epsilon"),
     "SD2.1 (v)": lambda: stable_diffusion(prediction="v_prediction"),
     "Wan 2.1": wan,
