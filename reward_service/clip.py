@@ -1,11 +1,14 @@
 """Rewards from CLIP's towers: CLIPScore, PickScore, HPS v2.1, and the LAION aesthetic predictor."""
 
+import html
+import json
 import pickle
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import ftfy
 import numpy as np
 import numpy.typing as npt
 import safetensors.torch
@@ -16,7 +19,7 @@ from transformers import AutoTokenizer, CLIPConfig, CLIPModel
 from ..proto.errors import InputError
 from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
-from .images import Fit, cropped, padded, prepared
+from .images import Fit, cropped, cropped_by_torchvision, padded, prepared
 from .linear import LinearHead
 
 HEAD_WIDTHS = {"vision": 80, "text": 64}
@@ -26,8 +29,16 @@ HEAD_WIDTHS = {"vision": 80, "text": 64}
 class ClipTowers:
     """A CLIP model on a device, in float32."""
 
-    def __init__(self, model: CLIPModel, tokenizer: Any, device: torch.device, fit: Fit = cropped) -> None:
-        self.device, self._tokenizer, self._fit = device, tokenizer, fit
+    def __init__(
+        self,
+        model: CLIPModel,
+        tokenizer: Any,
+        device: torch.device,
+        fit: Fit = cropped,
+        clean: Callable[[str], str] = str,
+    ) -> None:
+        """Pictures are made square by `fit`; prompts go through `clean` before the tokenizer."""
+        self.device, self._tokenizer, self._fit, self._clean = device, tokenizer, fit, clean
         self._model: Any = model.eval().requires_grad_(False).to(device)
         self._size = model.config.vision_config.image_size
         self._length = model.config.text_config.max_position_embeddings
@@ -49,7 +60,11 @@ class ClipTowers:
         """Unit features, float32 [n, features]; each distinct prompt goes through the tower once."""
         distinct = list(dict.fromkeys(prompts))
         tokens = self._tokenizer(
-            distinct, padding="max_length", truncation=True, max_length=self._length, return_tensors="pt"
+            [self._clean(prompt) for prompt in distinct],
+            padding="max_length",
+            truncation=True,
+            max_length=self._length,
+            return_tensors="pt",
         ).input_ids.to(self.device)
         pooled = self._model.text_model(input_ids=tokens).pooler_output
         features = normalize(self._model.text_projection(pooled), dim=-1)
@@ -101,14 +116,25 @@ def load_hps(settings: RewardSettings, threads: int | None = None) -> ClipSimila
         weights = converted(read_weights(path))
         model = CLIPModel(clip_config(weights))
         model.load_state_dict(weights, strict=True)
-    return ClipSimilarity("hps", ClipTowers(model, tokenizer, device(settings), padded))
+    check_clip_tokenizer("hps", tokenizer, model.config)
+    return ClipSimilarity("hps", ClipTowers(model, tokenizer, device(settings), padded, cleaned))
+
+
+def cleaned(prompt: str) -> str:
+    """A prompt as the `hpsv2` package reads it: in ordinary characters, single blanks and lower case.
+
+    >>> cleaned("“Tom &amp;amp; Jerry”,  cafÃ©")
+    '"tom & jerry", café'
+    """
+    text = html.unescape(html.unescape(ftfy.fix_text(prompt)))
+    return " ".join(text.split()).lower()
 
 
 def load_aesthetic(settings: RewardSettings, threads: int | None = None) -> Aesthetic:
     """`pretrained` is the file of the predictor, or a folder with it, `backbone` the folder of CLIP ViT-L/14."""
     path = weights_file("aesthetic", settings)
     backbone = settings.model_copy(update={"pretrained": settings.backbone})
-    towers = _from_folder("aesthetic", backbone, "backbone")
+    towers = _from_folder("aesthetic", backbone, "backbone", cropped_by_torchvision)
     with published("aesthetic", path):
         return Aesthetic(towers, read_weights(path))
 
@@ -137,7 +163,8 @@ def check_files(reward: str, settings: RewardSettings) -> None:
             load_tokenizer(reward, settings.tokenizer or str(path.parent))
     elif reward in ("clip_score", "pick_score"):
         folder = _clip_folder(reward, settings.pretrained, "pretrained")
-        load_tokenizer(reward, settings.tokenizer or str(folder))
+        tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
+        check_clip_tokenizer(reward, tokenizer, CLIPConfig.from_pretrained(folder, local_files_only=True))
 
 
 def weights_file(reward: str, settings: RewardSettings) -> Path:
@@ -171,7 +198,7 @@ def read_weights(path: Path) -> dict[str, torch.Tensor]:
 
 def _clip_folder(reward: str, folder: str | None, setting: str) -> Path:
     path = Path(folder or "")
-    if folder is None or not (path / "config.json").is_file() or not any(path.glob("*.safetensors")):
+    if folder is None or _model_type(path / "config.json") != "clip" or not any(path.glob("*.safetensors")):
         raise InputError(
             f"rewards.{reward}.{setting} is {folder!r}; it must be the folder of a CLIP model, with config.json and "
             "model.safetensors"
@@ -179,7 +206,16 @@ def _clip_folder(reward: str, folder: str | None, setting: str) -> Path:
     return path
 
 
-def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrained") -> ClipTowers:
+def _model_type(config: Path) -> object:
+    """What a model's configuration says that it is; None if there is none to be read."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrained", fit: Fit = cropped) -> ClipTowers:
     folder = _clip_folder(reward, settings.pretrained, setting)
     tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
     try:
@@ -193,7 +229,41 @@ def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrain
         raise InputError(
             f"rewards.{reward}.{setting} is '{folder}'; it must be the folder of a CLIP model: {reason}"
         ) from error
-    return ClipTowers(model, tokenizer, device(settings))
+    check_clip_tokenizer(reward, tokenizer, model.config)
+    return ClipTowers(model, tokenizer, device(settings), fit)
+
+
+SAMPLE = "a photo of a cat"
+SAMPLE_IDS = {
+    49408: (49406, 320, 1125, 539, 320, 2368, 49407),
+    30524: (101, 1037, 6302, 1997, 1037, 4937, 102),
+}
+"""Entries of a published vocabulary (CLIP's; bert-base-uncased's and two of BLIP's) -> tokens of `SAMPLE` in it."""
+
+
+def check_tokenizer(reward: str, tokenizer: Any, entries: int, last: int | None, whose: str = "CLIP's") -> None:
+    """Raises InputError for a tokenizer that isn't that of a text tower with so many `entries`.
+
+    `last` is the token at the end of each text, if it is known.
+    """
+    tokens = tuple(tokenizer(SAMPLE).input_ids)
+    if entries in SAMPLE_IDS:
+        fits = tokens == SAMPLE_IDS[entries]
+    else:
+        fits = len(tokenizer) <= entries and last in (None, tokens[-1])
+    if not fits:
+        raise InputError(
+            f"rewards.{reward}.tokenizer isn't the model's: it has {len(tokenizer)} entries and makes {list(tokens)} "
+            f"of '{SAMPLE}', the model's has {entries}; name a folder that has {whose}"
+        )
+
+
+def check_clip_tokenizer(reward: str, tokenizer: Any, config: CLIPConfig) -> None:
+    """Raises InputError for a tokenizer that isn't the one of a CLIP model."""
+    text = config.text_config
+    # Old configurations say 2, whatever it is. The token of the highest number ends the text then.
+    last = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
+    check_tokenizer(reward, tokenizer, text.vocab_size, last)
 
 
 def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:

@@ -11,13 +11,14 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
-from .clip import device, load_tokenizer, published, read_weights, weights_file
-from .images import cropped, prepared
+from .clip import check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
+from .images import cropped_by_torchvision, prepared
 from .linear import LinearHead
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 """Of the scores of the data that it was trained on."""
 LENGTH = 35
+TOKENIZER = "bert-base-uncased's"
 HEAD_WIDTH = 64
 VISION = {
     "cls_token": "embeddings.class_embedding",
@@ -47,9 +48,14 @@ class ImageReward:
         self._size = self._vision.config.image_size
         self._head = LinearHead(_below(weights, "mlp."), device)
 
+    @property
+    def entries(self) -> int:
+        """Of the vocabulary."""
+        return int(self._text.config.vocab_size)
+
     @torch.no_grad()
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        pixels = prepared(frames(media), self._size, cropped, self.device)
+        pixels = prepared(frames(media), self._size, cropped_by_torchvision, self.device)
         seen = self._vision(pixel_values=pixels).last_hidden_state
         distinct = list(dict.fromkeys(prompts))
         tokens = self._tokenizer(
@@ -68,9 +74,11 @@ class ImageReward:
 def load_image_reward(settings: RewardSettings, threads: int | None = None) -> ImageReward:
     """`pretrained` is the file ImageReward.pt, or its folder; `tokenizer` a folder with bert-base-uncased's."""
     path = weights_file("image_reward", settings)
-    tokenizer = load_tokenizer("image_reward", settings.tokenizer or str(path.parent), "bert-base-uncased's")
+    tokenizer = load_tokenizer("image_reward", settings.tokenizer or str(path.parent), TOKENIZER)
     with published("image_reward", path):
-        return ImageReward(read_weights(path), tokenizer, device(settings))
+        model = ImageReward(read_weights(path), tokenizer, device(settings))
+    check_tokenizer("image_reward", tokenizer, model.entries, None, TOKENIZER)
+    return model
 
 
 def vision_name(published: str) -> str:

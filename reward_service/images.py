@@ -1,17 +1,20 @@
-"""Pictures made ready for reward models, on the device where the model is."""
+"""Pictures made ready for reward models, on the device where the model is: exactly as their own packages do it."""
 
 from collections.abc import Callable
+from functools import lru_cache
 
 import numpy as np
 import numpy.typing as npt
 import torch
-from torch.nn.functional import interpolate, pad
+from torch.nn.functional import pad
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Of the pictures that CLIP was trained on, by channel; most reward models stem from it."""
 Fit = Callable[[torch.Tensor, int], torch.Tensor]
-"""From pictures, float32 [n, 3, height, width] in [0, 255], to squares of the side asked for."""
+"""From a picture, float64 [3, height, width] in [0, 255], to a square of the side asked for."""
+BITS = 22
+"""Of the fraction of Pillow's weights, which are whole numbers."""
 
 
 def prepared(pictures: npt.NDArray[np.uint8], size: int, fit: Fit, device: torch.device) -> torch.Tensor:
@@ -19,29 +22,64 @@ def prepared(pictures: npt.NDArray[np.uint8], size: int, fit: Fit, device: torch
 
     `pictures` is uint8 [n, height, width, 3]; bytes are what goes to the device.
     """
-    given = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2).float()
+    given = torch.from_numpy(np.array(pictures)).to(device).permute(0, 3, 1, 2)
     mean, std = (torch.tensor(values, device=device).reshape(3, 1, 1) for values in (CLIP_MEAN, CLIP_STD))
-    return (fit(given, size) / 255 - mean) / std
+    squares = torch.stack([fit(picture.double(), size).float() for picture in given])
+    return (squares / 255 - mean) / std
 
 
-def cropped(pictures: torch.Tensor, size: int) -> torch.Tensor:
-    """The shorter side resized to `size`, rounded to whole values as Pillow does, and the middle of the longer."""
-    height, width = pictures.shape[-2:]
-    short = min(height, width)
-    if short != size:
-        rows, columns = int(size * height / short), int(size * width / short)
-        for target in ([height, columns], [rows, columns]):  # Pillow rounds after each of two passes
-            pictures = interpolate(pictures, target, mode="bicubic", antialias=True).round().clamp(0, 255)
-    top, left = (round((side - size) / 2) for side in pictures.shape[-2:])
-    return pictures[..., top : top + size, left : left + size]
+def cropped(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """The shorter side resized to `size` as Pillow does, and the middle of the longer, as transformers takes it."""
+    return _middle(picture, size, lambda surplus: surplus // 2)
 
 
-def padded(pictures: torch.Tensor, size: int) -> torch.Tensor:
+def cropped_by_torchvision(picture: torch.Tensor, size: int) -> torch.Tensor:
+    """As `cropped`, with the middle as torchvision takes it: half of an odd surplus is rounded to the even number."""
+    return _middle(picture, size, lambda surplus: round(surplus / 2))
+
+
+def padded(picture: torch.Tensor, size: int) -> torch.Tensor:
     """The longer side resized to `size`, and black on both sides of the shorter."""
-    height, width = pictures.shape[-2:]
-    if (long := max(height, width)) == size == min(height, width):
-        return pictures
-    target = [round(side * size / long) for side in (height, width)]
-    pictures = interpolate(pictures, target, mode="bicubic", antialias=True)
-    top, left = ((size - side) // 2 for side in target)
-    return pad(pictures, (left, size - target[1] - left, top, size - target[0] - top))
+    height, width = picture.shape[-2:]
+    scale = size / max(height, width)  # first, as the hpsv2 package has it: size * side / long rounds otherwise
+    rows, columns = (max(1, round(side * scale)) for side in (height, width))
+    resized = _weights(height, rows).to(picture) @ picture @ _weights(width, columns).to(picture).T
+    top, left = (size - rows) // 2, (size - columns) // 2
+    return pad(resized, (left, size - columns - left, top, size - rows - top))
+
+
+def _middle(picture: torch.Tensor, size: int, before: Callable[[int], int]) -> torch.Tensor:
+    """The shorter side resized to `size`; `before` says how much of a surplus of the longer lies before its middle."""
+    height, width = picture.shape[-2:]
+    rows, columns = (int(size * side / min(height, width)) for side in (height, width))
+    # Pillow rounds after each of two passes. (From version 13 on it takes rows first where that is less work.)
+    picture = _rounded(picture @ _whole(_weights(width, columns)).to(picture).T)
+    picture = _rounded(_whole(_weights(height, rows)).to(picture) @ picture)
+    top, left = before(rows - size), before(columns - size)
+    return picture[..., top : top + size, left : left + size]
+
+
+@lru_cache(maxsize=32)
+def _weights(given: int, wanted: int) -> torch.Tensor:
+    """The weights of Pillow's bicubic resize of a side, float64 [wanted, given]."""
+    scale = given / wanted
+    stretch = max(scale, 1.0)
+    centre = (np.arange(wanted)[:, None] + 0.5) * scale
+    place = np.arange(given)
+    distance = np.abs(place - centre + 0.5) / stretch
+    near = (1.5 * distance - 2.5) * distance**2 + 1
+    far = (((distance - 5) * distance + 8) * distance - 4) * -0.5
+    weights = np.where(distance < 1, near, np.where(distance < 2, far, 0.0))
+    first, end = (np.trunc(centre + sign * 2 * stretch + 0.5) for sign in (-1, 1))
+    weights[(place < first) | (place >= end)] = 0
+    return torch.from_numpy(weights / weights.sum(axis=1, keepdims=True))
+
+
+def _whole(weights: torch.Tensor) -> torch.Tensor:
+    """As whole numbers, of which float64 holds every sum exactly."""
+    return torch.trunc(weights * 2**BITS + torch.copysign(torch.tensor(0.5), weights))
+
+
+def _rounded(sums: torch.Tensor) -> torch.Tensor:
+    """Values of pixels, of sums with whole weights."""
+    return torch.floor(sums / 2**BITS + 0.5).clamp(0, 255)

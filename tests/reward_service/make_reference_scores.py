@@ -1,8 +1,8 @@
 """Makes reference_scores.json: what the reward models' own packages give for the weights and pictures of published.py.
 
-They want another environment than ours (old timm and transformers):
+They want another environment than ours (old timm and transformers, and a Pillow that resizes columns first):
 
-    pip install torch==2.13.0 transformers==4.46.3 timm==0.6.13 fairscale==0.4.13 ftfy regex pillow numpy
+    pip install torch==2.13.0 transformers==4.46.3 timm==0.6.13 fairscale==0.4.13 ftfy regex pillow==11.3.0 numpy
     pip install --no-deps hpsv2==1.2.0 image-reward==1.5 torchvision
 
 and open_clip's bpe_simple_vocab_16e6.txt.gz in the folder of hpsv2/src/open_clip, which lacks it; then
@@ -18,9 +18,6 @@ from pathlib import Path
 
 import torch
 
-OPERATORS = torch.library.Library("torchvision", "DEF")  # which torchvision wants to be there; none is called
-for operator in ("nms", "roi_align", "roi_pool", "ps_roi_align", "ps_roi_pool", "deform_conv2d", "qnms"):
-    OPERATORS.define(f"{operator}(Tensor x) -> Tensor")
 for name in ("clint", "clint.textui", "datasets", "ImageReward.ReFL", "clip"):  # for downloads and training
     sys.modules[name] = types.ModuleType(name)
     sys.modules[name].__spec__ = importlib.machinery.ModuleSpec(name, None)
@@ -28,6 +25,7 @@ sys.modules["clint.textui"].progress = None
 sys.modules["datasets"].load_dataset = None
 
 from hpsv2.src.open_clip.model import CLIP  # noqa: E402
+from hpsv2.src.open_clip.tokenizer import basic_clean, whitespace_clean  # noqa: E402
 from hpsv2.src.open_clip.transform import image_transform  # noqa: E402
 from ImageReward.ImageReward import MLP, ImageReward, _transform  # noqa: E402
 from ImageReward.models.BLIP.med import BertConfig, BertModel  # noqa: E402
@@ -35,7 +33,30 @@ from ImageReward.models.BLIP.vit import VisionTransformer  # noqa: E402
 from PIL import Image  # noqa: E402
 from published import pictures, tokens, weights  # noqa: E402
 
-SIZES = ((40, 64), (28, 28), (100, 60))
+SIZES = (
+    (40, 64),
+    (28, 28),
+    (100, 60),
+    (64, 134),
+    (134, 64),
+    (75, 200),
+    (200, 75),
+    (1, 40),
+)  # of (40, 1) torch makes other pictures than Pillow
+TEXTS = (
+    "a “curly” sign, it’s ‘odd’",
+    "Tom &amp; Jerry",
+    "Tom &amp;amp; Jerry &lt;b&gt; &eacute;",
+    "ＦＵＬＬ　ｗｉｄｔｈ １２３",
+    "a cafÃ© in MÃ¼nchen, â€œquotedâ€\x9d",
+    "the ﬁnal e\u0301 of ΟΔΥΣΣΕΥΣ and İstanbul",
+    "  two\n lines\tand \u00a0 blanks\u2028more ",
+    "\x1b[31mred\x1b[0m \ufeffmark \x00",
+    "a 🐈‍⬛ and 👩‍🚀, ❤️",
+    "開店の看板「開」 в дождь",
+    "very long, " * 9,
+    "&",
+)
 
 
 def shapes(model: torch.nn.Module) -> dict[str, list[int]]:
@@ -93,5 +114,6 @@ def image_reward() -> dict:
 
 
 if __name__ == "__main__":
-    found = {"sizes": SIZES, "hps": hps(), "image_reward": image_reward()}
+    cleaned = {text: whitespace_clean(basic_clean(text)).lower() for text in TEXTS}
+    found = {"sizes": SIZES, "hps": hps(), "image_reward": image_reward(), "cleaned": cleaned}
     (Path(__file__).parent / "reference_scores.json").write_text(json.dumps(found, indent=1) + "\n")
