@@ -21,7 +21,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectLostError
 
-from ..proto.errors import InputError, ProcessLost
+from ..proto.errors import ProcessLost
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -34,7 +34,7 @@ from .branching import Branching
 from .evaluation import evaluation_tasks
 from .launch import Pools
 from .loop import IterationReport
-from .messages import Published
+from .messages import ControllerState, Published, Sizes
 from .operate import serve_http
 from .pool import ATTEMPTS, Worker
 from .sampling import Growing, Iteration, parts_of
@@ -49,13 +49,13 @@ Scores = dict[str, npt.NDArray[np.float64]]
 class Controller:
     """Directs the pools of one run."""
 
-    def __init__(self, settings: RunSettings, name: str, namespace: str) -> None:
-        """`name` and `namespace` are this actor's own."""
+    def __init__(self, settings: RunSettings, name: str, namespace: str, sizes: Sizes) -> None:
+        """`name` and `namespace` are this actor's own; `sizes`, what was scaled before the run was set up again."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
         self.settings = settings
         self.exporters = ExporterDirectory(settings.name)
         self.branching = Branching(settings)
-        self.pools = Pools(settings, (name, namespace), self.exporters)
+        self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[Published] = deque(maxlen=2)
         self._ahead: Iteration | None = None
         self._going_on: list[Iteration] = []
@@ -253,17 +253,11 @@ class Controller:
     async def start(self, recoveries: int, port: int) -> str:
         """Launch all processes and wait until they are ready. Returns `host:port` of this actor's HTTP server.
 
-        `recoveries` is how often the run has been set up again; `port`, where the controller before was found, or 0. It
-        is taken again, if it can be had, so that Prometheus finds this one too.
+        `recoveries` is how often the run has been set up again; `port` is where to listen.
         """
         start_tracing(self.settings.trace_folder, "controller", "controller")
         log, node = self.settings.logging, ray.util.get_node_ip_address()
-        try:
-            address = await serve_http(self, log.metrics_host, node, log.metrics_port or port, metrics.REGISTRY)
-        except InputError:
-            if log.metrics_port:
-                raise
-            address = await serve_http(self, log.metrics_host, node, 0, metrics.REGISTRY)
+        address = await serve_http(self, log.metrics_host, node, port, metrics.REGISTRY)
         metrics.RECOVERIES.set(recoveries)
         metrics.LAST_PROGRESS.set_to_current_time()
         self._watching = asyncio.create_task(self._watch())
@@ -364,9 +358,9 @@ class Controller:
                 counter.inc(more)
                 iteration.counted[counter] = total
 
-    async def progress_now(self) -> tuple[str, float]:
-        """The phase at work and how much of it is done."""
-        return self.progress
+    async def state_now(self) -> ControllerState:
+        """The phase at work, how much of it is done, and what pools were scaled to."""
+        return ControllerState(*self.progress, self.pools.sizes)
 
     async def status(self) -> dict[str, Any]:
         """Iterations done, the phase at work, and every process, as plain data."""

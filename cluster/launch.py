@@ -17,6 +17,7 @@ from ..reward_service.service import QUIET, application
 from . import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .learner_group import LearnerGroup
+from .messages import Sizes
 from .placement import reward_pools, threads_of
 from .pool import WorkerPool
 from .scaling import Observed, workers_wanted
@@ -38,32 +39,31 @@ class Pools:
         settings: RunSettings,
         directory: tuple[str, str],
         exporters: ExporterDirectory,
+        sizes: Sizes,
     ) -> None:
-        """`directory` is name and namespace of the actor that keeps the list of `exporters`."""
-        self.settings, self._directory, self._exporters = settings, directory, exporters
-        self._scales = settings.placement != "colocated"
-        """Whether the number of rollout workers is the run's to choose, where its recipe gives bounds."""
-        self._rewards = reward_pools(settings)
+        """`directory` is name and namespace of the actor that keeps the list of `exporters`; `sizes`, what was scaled
+        before the run was set up again."""
+        self.settings, self._directory, self._exporters, self.sizes = settings, directory, exporters, sizes
         self._colocated = settings.placement == "colocated"
-        self._start_learner()
-        self._start_workers()
+        self.learner = LearnerGroup([])
+        self.workers = self._worker_pool()
         self.workers.gone = lambda info: exporters.forget(info.exporter)
 
-    def _start_learner(self) -> None:
+    def _launch_learner(self) -> LearnerGroup:
         pool = self.settings.pools.learner
         actor = self._remote(ColocatedActor if self._colocated else LearnerActor, pool)
         threads = threads_of(pool, self.settings)
-        self.learner = LearnerGroup(
+        return LearnerGroup(
             [
                 actor.remote(self.settings, self._directory, "learner", threads, rank, pool.count)
                 for rank in range(pool.count)
             ]
         )
 
-    def _start_workers(self) -> None:
+    def _worker_pool(self) -> WorkerPool:
         pool = self.settings.pools.rollout_workers
         actor, threads = self._remote(RolloutActor, pool), threads_of(pool, self.settings)
-        self.workers = WorkerPool(
+        return WorkerPool(
             "rollout_workers",
             launch=lambda: actor.remote(self.settings, self._directory, "rollout_workers", threads),
             setup=lambda worker: worker.setup.remote(),
@@ -72,7 +72,8 @@ class Pools:
 
     async def start(self) -> None:
         """Launch everything at once; returns when all that the run needs at least is ready."""
-        least = 0 if self._colocated else self.settings.pools.rollout_workers.count
+        least = 0 if self._colocated else self.sizes.rollout_workers or self.settings.pools.rollout_workers.count
+        self.learner = self._launch_learner()
         self.workers.resize(least)
         await asyncio.gather(self.learner.setup(), self._deploy(), self.workers.up(min(least, 1)))
         metrics.PROCESSES.labels("learner").set(len(self.learner.actors))
@@ -85,7 +86,7 @@ class Pools:
         self.rewards = RewardClient(
             self._application,
             models,
-            {model: pool.timeout_seconds for model, pool in self._rewards.items()},
+            {model: pool.timeout_seconds for model, pool in reward_pools(self.settings).items()},
             retried=lambda model: metrics.RETRIES.labels(model).inc(),
         )
 
@@ -108,13 +109,11 @@ class Pools:
                 )
             if rollout_workers < 1:
                 raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
+        scaled = {names[reward]: count for reward, count in rewards.items()}
+        self.sizes = Sizes(rollout_workers or self.sizes.rollout_workers, {**self.sizes.rewards, **scaled})
         if rollout_workers is not None:
-            self._scales = False
             self.workers.resize(rollout_workers)
         if rewards:
-            for reward, count in rewards.items():
-                fixed = {"replicas": count, "max_replicas": None}
-                self._rewards[names[reward]] = self._rewards[names[reward]].model_copy(update=fixed)
             await self._deploy()
         if rollout_workers is not None:
             await self.workers.up(rollout_workers, SCALING_SECONDS)
@@ -123,7 +122,7 @@ class Pools:
     def adapt(self, observed: Observed) -> None:
         """Have as many rollout workers as the run is best off with, by what an iteration was like."""
         pool = self.settings.pools.rollout_workers
-        if self._scales and pool.max_count:
+        if pool.max_count and not self._colocated and self.sizes.rollout_workers is None:
             self.workers.resize(workers_wanted(observed, pool.count, pool.max_count))
 
     def kill_the_silent(self, silence: Callable[[str], float]) -> None:
@@ -160,7 +159,7 @@ class Pools:
             "learner": [{"pid": info.pid, "node": info.node, "state": "up"} for info in self.learner.infos],
             "rewards": {
                 model: {str(state): count for state, count in deployments[model].replica_states.items()}
-                for model in self._rewards
+                for model in reward_models(self.settings.rewards)
                 if model in deployments
             },
         }
@@ -177,11 +176,17 @@ class Pools:
 
     async def _deploy(self) -> None:
         """Bring the Serve application to the sizes that are wanted."""
-        threads = {model: threads_of(pool, self.settings) for model, pool in self._rewards.items()}
+        pools = {
+            model: pool.model_copy(update={"replicas": self.sizes.rewards[model], "max_replicas": None})
+            if model in self.sizes.rewards
+            else pool
+            for model, pool in reward_pools(self.settings).items()
+        }
+        threads = {model: threads_of(pool, self.settings) for model, pool in pools.items()}
         target = application(
             self._application,
             self.settings.rewards,
-            self._rewards,
+            pools,
             self._directory,
             threads,
             self.settings.trace_folder,

@@ -1,7 +1,9 @@
 """What a run on Ray tells and takes from outside: its HTTP server, and the commands `status` and `scale`."""
 
 import asyncio
+import errno
 import socket
+import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol, TypeVar
@@ -50,7 +52,7 @@ async def serve_http(
     """Serve `/sd` (Prometheus' HTTP service discovery), `/metrics` and `/status`; returns `host:port`.
 
     It listens on the address `node`, or on `metrics_host`. With port 0 a free one is taken. Raises InputError if the
-    address can't be had.
+    port can't be had.
     """
     host, reached_at = listening(metrics_host, node)
     app = FastAPI(title="BranchGRPO run")
@@ -69,15 +71,40 @@ async def serve_http(
     try:
         listener = socket.create_server((host, port))
     except OSError as error:
-        raise InputError(
-            f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be had: {error.strerror}"
-        ) from error
+        raise _port_refused(host, port, error) from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     server.capture_signals = _no_signals  # type: ignore[method-assign]  # they are Ray's in an actor
     controller.server = asyncio.create_task(server.serve(sockets=[listener]))
     address = f"{reached_at}:{listener.getsockname()[1]}"
     controller.exporters.keep(address, "controller")
     return address
+
+
+def reserve_port(host: str, port: int, seconds: float) -> socket.socket:
+    """A socket that holds a port of this machine (0: a free one): the system gives it to nobody who doesn't ask for it
+    by its number, and one process of ours may listen there.
+
+    Waits, for so many seconds at most, until nobody listens there any more. Raises InputError if it can't be had.
+    """
+    limit = time.monotonic() + seconds
+    while True:
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
+                raise _port_refused(host, port, error) from error
+            time.sleep(0.2)
+        else:
+            return held
+
+
+def _port_refused(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be had: {error.strerror}"
+    )
 
 
 @contextmanager

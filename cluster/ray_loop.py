@@ -7,6 +7,7 @@ What must not be lost (logs, pictures, checkpoints' names) stays with the driver
 
 import logging
 import os
+import socket
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -20,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ..proto.errors import InputError, ProcessLost, RunFailed
 from ..proto.files import is_full
+from ..proto.metrics import listening
 from ..proto.settings import RunSettings
 from ..reward_service.service import start_serve
 from . import checkpoints
@@ -28,15 +30,20 @@ from .controller import Controller
 from .evaluation import Evaluation, sampled_prompts
 from .launch import application_name
 from .loop import IterationReport, Progress
-from .operate import NAMESPACE, controller_name, unwrapped
+from .messages import ControllerState, Sizes
+from .operate import NAMESPACE, controller_name, reserve_port, unwrapped
 from .placement import check_room, demands, free_nodes, wait_for_room
 from .whereabouts import AUTH_MODE, FILE, Whereabouts
 
 POLL_SECONDS = 0.25
 NAME_SECONDS = 30
 """How long to wait for the controller of an earlier driver to be gone."""
+PORT_SECONDS = 20
+"""How long to wait for a controller that was ended to give its port back."""
 START_SECONDS = 300
 """How long a controller may take to begin."""
+ENDING_SECONDS = 60
+"""How long to wait for the room of processes that an earlier driver of the run left, and that are being ended."""
 NODES_SECONDS = 600
 """How long to wait for room, at least, when a run that has been going is set up again."""
 
@@ -49,16 +56,24 @@ class RayLoop:
 
     def __init__(self, settings: RunSettings, folder: Path, address: str | None) -> None:
         """Raises InputError for pools that can't be placed, or a name that is taken there."""
-        self.settings, self._folder = settings, folder
+        # Whole paths: a run doesn't need the directory that it was started in.
+        self.settings = settings.model_copy(update={"runs": settings.runs.resolve()})
+        self._folder = folder.resolve()
+        self._application = application_name(settings.name)
         self._connects = not ray.is_initialized()
         if self._connects:
             connect(address)
         self._controller: Any = None
-        self._recoveries, self._port = 0, 0
-        self._serves = False
+        self._started = False
+        """Whether there is something that `close` must end well."""
+        self._recoveries, self._sizes = 0, Sizes()
+        self._port: socket.socket | None = None
+        """Holds the port of the controller's HTTP server as long as the run goes on."""
         try:
-            self._find_room()
-            self._launch()
+            self._controller = self._named_controller()  # with the name, what an earlier driver left is ours
+            self._find_room(left=self._end_leftovers())
+            self._port = self._reserve_port(settings.logging.metrics_port or 0)
+            self._start()
         except BaseException:
             self.close()
             raise
@@ -67,27 +82,57 @@ class RayLoop:
         """Set up all processes anew, but for the reward models, which Serve looks after."""
         self._recoveries += 1
         self._end_controller()
+        # At once, for the reward models end when there is none.
+        self._controller = self._named_controller()
         wanted = [demand for demand in demands(self.settings) if not demand.pool.startswith("pools.rewards")]
         least = [replace(demand, count=1) if "rollout" in demand.pool else demand for demand in wanted]
         seconds = max(NODES_SECONDS, self.settings.pools.wait_for_room_seconds)
         if not wait_for_room(least, seconds):
             raise RunFailed(f"in {seconds:g} s the cluster had no room for the processes that were lost; go on later")
-        self._launch()
+        self._keep_port()
+        self._start()
 
-    def _find_room(self) -> None:
-        """Raises InputError if there is no room for the pools, and none comes in the time that the recipe allows."""
-        wanted, seconds = demands(self.settings), self.settings.pools.wait_for_room_seconds
+    def _end_leftovers(self) -> bool:
+        """End the reward models of an earlier driver of the run, which was killed; returns whether there was one."""
+        left = (self._folder / FILE).exists()
+        if self._application in serve.status().applications:
+            serve.delete(self._application)
+            left = True
+        return left
+
+    def _find_room(self, left: bool) -> None:
+        """Raises InputError if there is no room for the pools, and none comes in the time that the recipe allows.
+
+        `left`: processes of the run's are being ended, and what they hold becomes free.
+        """
+        wanted = demands(self.settings)
+        seconds = max(self.settings.pools.wait_for_room_seconds, ENDING_SECONDS if left else 0)
         if not (seconds and wait_for_room(wanted, seconds)):
             check_room(wanted, free_nodes())
 
-    def _launch(self) -> None:
+    def _reserve_port(self, port: int) -> socket.socket:
+        host, _ = listening(self.settings.logging.metrics_host, ray.util.get_node_ip_address())
+        return reserve_port(host, port, PORT_SECONDS)
+
+    def _keep_port(self) -> None:
+        """Wait until the controller before has given its port back; take another one if it doesn't."""
+        assert self._port
+        port = self._port.getsockname()[1]
+        try:
+            self._reserve_port(port).close()  # it can be had once more only if nobody listens
+        except InputError as error:
+            self._port.close()
+            self._port = self._reserve_port(0)
+            now = self._port.getsockname()[1]
+            logging.getLogger(__name__).warning("metrics and /sd have moved from port %d to %d: %s", port, now, error)
+
+    def _start(self) -> None:
+        """Have the controller launch all processes, and note where it is."""
+        assert self._port
         start_serve()
-        self._serves = True
-        self._controller = self._named_controller()
-        if not self._recoveries and application_name(self.settings.name) in serve.status().applications:
-            serve.delete(application_name(self.settings.name))  # left by a run that was killed
-        where = self._call(self._controller.start.remote(self._recoveries, self._port), silent=START_SECONDS)
-        self._port = int(where.rpartition(":")[2])
+        self._started = True
+        port = self._port.getsockname()[1]
+        where = self._call(self._controller.start.remote(self._recoveries, port), silent=START_SECONDS)
         address = ray.get_runtime_context().gcs_address
         Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
 
@@ -100,7 +145,6 @@ class RayLoop:
             "num_cpus": 0,
             "scheduling_strategy": NodeAffinitySchedulingStrategy(here, soft=False),
         }
-        settings = self.settings.model_copy(update={"runs": self.settings.runs.resolve()})
         try:
             # The controller of a driver that was killed just now still has the name.
             for attempt in tenacity.Retrying(
@@ -110,8 +154,10 @@ class RayLoop:
                 reraise=True,
             ):
                 with attempt:
-                    return ray.remote(Controller).options(**options).remote(settings, name, NAMESPACE)
+                    return ray.remote(Controller).options(**options).remote(self.settings, name, NAMESPACE, self._sizes)
         except ValueError as error:
+            if self._recoveries:
+                raise ProcessLost(f"the controller before doesn't end: {error}") from error
             raise InputError(
                 f"a run named '{self.settings.name}' is going on on this cluster; take another name (name=...)"
             ) from error
@@ -155,16 +201,20 @@ class RayLoop:
 
     def close(self) -> None:
         """End the run's processes, its Serve application, and Ray if it was started here."""
-        (self._folder / FILE).unlink(missing_ok=True)
-        self._end_controller()
-        name = application_name(self.settings.name)
         try:
-            # Before Serve is started here, it would ask the one of a cluster that this process was connected to before.
-            if self._serves and name in serve.status().applications:
-                serve.delete(name)
-        except ray.exceptions.RayError as error:
+            if self._started:
+                (self._folder / FILE).unlink(missing_ok=True)
+                self._end_controller()
+                # What was never started is not ours: another run may have the name.
+                if self._application in serve.status().applications:
+                    serve.delete(self._application)
+            elif self._controller is not None:
+                ray.kill(self._controller)
+        except (ray.exceptions.RayError, TimeoutError) as error:
             logging.getLogger(__name__).warning("the reward models could not be ended: %s", error)
         finally:
+            if self._port:
+                self._port.close()
             if self._connects:
                 ray.shutdown()
 
@@ -185,12 +235,14 @@ class RayLoop:
         Raises ProcessLost if the controller is dead, or `silent` for longer than it may be.
         """
         while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
-            progress(*self._progress(silent or self.settings.pools.silent_seconds))
+            now = self._state(silent or self.settings.pools.silent_seconds)
+            self._sizes = now.sizes
+            progress(now.phase, now.share)
         return unwrapped(lambda: ray.get(answer))
 
-    def _progress(self, limit: float) -> tuple[str, float]:
+    def _state(self, limit: float) -> ControllerState:
         try:
-            now: tuple[str, float] = unwrapped(lambda: ray.get(self._controller.progress_now.remote(), timeout=limit))
+            now: ControllerState = unwrapped(lambda: ray.get(self._controller.state_now.remote(), timeout=limit))
         except ray.exceptions.GetTimeoutError as error:
             ray.kill(self._controller)
             raise ProcessLost(f"the controller has given no sign of life for {limit:g} s") from error

@@ -1,9 +1,12 @@
 """The reward models of a run as one Ray Serve application: a deployment per model. They are called by handles.
 
 The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
-be using it.
+be using it. When the run is gone without having deleted it, it deletes itself.
 """
 
+import logging
+import threading
+import time
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -13,7 +16,7 @@ import numpy.typing as npt
 import ray
 import tenacity
 from ray import serve
-from ray.exceptions import ActorAlreadyExistsError
+from ray.exceptions import ActorAlreadyExistsError, RayError
 from ray.serve import Application
 
 from .. import __version__
@@ -30,6 +33,9 @@ QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
+LEASE_SECONDS = 60
+"""How long an application outlives its run: a run that is set up again has it back before."""
+LOOK_SECONDS = 5
 
 
 @tenacity.retry(
@@ -113,14 +119,33 @@ def application(
     root = serve.deployment(Models).options(
         version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
     )
-    return root.bind(list(replicas.values()))
+    return root.bind(list(replicas.values()), run, directory)
 
 
 class Models:
-    """Holds an application together, as Serve wants it: every model is called by a handle of its own."""
+    """Holds an application together, as Serve wants it: every model is called by a handle of its own.
 
-    def __init__(self, models: list[Any]) -> None:
+    Deletes the application when the actor `directory`, which lives as long as the run, has been gone for a while.
+    """
+
+    def __init__(self, models: list[Any], application: str, directory: tuple[str, str]) -> None:
         self.models = models
+        threading.Thread(target=_keep, args=(application, *directory), daemon=True, name="lease").start()
+
+
+def _keep(application: str, owner: str, namespace: str) -> None:
+    """Delete an application once its owner, an actor, hasn't been there for `LEASE_SECONDS`."""
+    seen = time.monotonic()
+    while time.monotonic() < seen + LEASE_SECONDS:
+        time.sleep(LOOK_SECONDS)
+        try:
+            ray.get_actor(owner, namespace)
+        except ValueError:  # there is none
+            continue
+        except RayError:  # the cluster can't tell at the moment
+            logging.getLogger(__name__).debug("looking for '%s'", owner, exc_info=True)
+        seen = time.monotonic()
+    serve.delete(application)
 
 
 def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any]) -> serve.Deployment:
