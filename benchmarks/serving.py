@@ -31,6 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cluster.connect import connected
+from ..cluster.serve_rewards import service_name
 from ..proto.recipe import load_recipe
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RewardSettings
@@ -121,7 +122,7 @@ async def throughput(url: str, name: str, token: str, rounds: int, requests: int
     request = ScoreRequest(media, texts, REWARDS, "bench")
     here = Scorers({reward: RewardSettings() for reward in REWARDS}, threads=1)
     models = reward_models(load_recipe(RECIPE).rewards)
-    handle = RewardClient(f"branchgrpo-rewards-{name}", models, dict.fromkeys(models, 300.0))
+    handle = RewardClient(service_name(name), models, dict.fromkeys(models, 300.0))
     body, kind = request.to_bytes(), {"content-type": BINARY[0]}
     files: list[Any] = [("media", (f"{place}.png", png(picture))) for place, picture in enumerate(media)]
     files += [("prompt", (None, text)) for text in texts] + [("reward", (None, reward)) for reward in REWARDS]

@@ -17,7 +17,8 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..cluster.operate import NAMESPACE, controller_name
+from ..cluster.connect import NAMESPACE
+from ..cluster.operate import controller_name
 from ..cluster.ray_loop import RayLoop
 from ..proto.settings import RunSettings
 from .on_ray import demo

@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from contextlib import nullcontext
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -110,6 +111,9 @@ def submit(
 
     settings = load_recipe(recipe, overrides or [])
     with Console().status("submitting"):
+        from .address import use_dashboard
+
+        use_dashboard(address)  # before Ray is imported
         from . import submit as jobs
 
         jobs.check(settings)
@@ -227,8 +231,8 @@ def status(run: RunOnRay, address: Address = None) -> None:
     """
     from .whereabouts import Whereabouts
 
-    where = Whereabouts.find(run, address)
-    with Console(stderr=True).status(f"asking the Ray at '{where.address or 'auto'}' for the run '{where.run}'"):
+    where = Whereabouts.find(run, address).found()
+    with Console(stderr=True).status(f"asking the Ray at '{where.address}' for the run '{where.run}'"):
         from .operate import call_controller, show
 
         found = call_controller(where, "status")
@@ -250,7 +254,7 @@ def scale(
     """
     from .whereabouts import Whereabouts
 
-    where = Whereabouts.find(run, address)
+    where = Whereabouts.find(run, address).found()
     from .operate import call_controller, replica_counts
 
     counts = replica_counts(reward or [])
@@ -261,13 +265,30 @@ def scale(
     typer.echo(f"{starting} workers have no room yet, and start when there is some" if starting else "scaled")
 
 
-Seconds = Annotated[float, typer.Option("--seconds", help="How long its processes may take to move elsewhere.")]
+MOST_TIME = 1e6
+
+
+def _duration(context: typer.Context, option: typer.CallbackParam, value: float) -> float:
+    """Raises InputError for what is no length of time."""
+    if not 0 <= value <= MOST_TIME:
+        raise InputError(f"--{option.name} is {value:g}; it must be from 0 to {MOST_TIME:g}")
+    return value
+
+
+Seconds = Annotated[
+    float, typer.Option("--seconds", callback=_duration, help="How long its processes may take to move elsewhere.")
+]
 
 
 @app.command()
 def drain(
-    address: Annotated[str, typer.Option(help="The cluster (host:port).")] = "auto",
-    node_name: Annotated[str | None, typer.Option(help="Name of the node. Default: the one of this machine.")] = None,
+    address: Annotated[
+        str | None,
+        typer.Option(help="The cluster (host:port). Default: $RAY_ADDRESS, or that of this machine's only node."),
+    ] = None,
+    node_name: Annotated[
+        str | None, typer.Option(help="Name of the node. Default: the cluster's only one on this machine.")
+    ] = None,
     seconds: Seconds = 60,
 ) -> None:
     """Take a node out of use before its machine goes: runs move their processes off it.
@@ -276,10 +297,14 @@ def drain(
 
     Example: [bold]branchgrpo drain --seconds 90[/bold]
     """
+    from .address import find_ray
+
+    found = find_ray(address)
     from .node import drain as empty
 
-    left = empty(address, node_name, seconds)
-    typer.echo(f"still there: {', '.join(left)}" if left else "drained")
+    name, left = empty(found, node_name, seconds)
+    state = f"is still used by {', '.join(left)}" if left else "is drained"
+    typer.echo(f"node {name} of the cluster at {found} {state}")
 
 
 @app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
@@ -294,31 +319,64 @@ def node(
 
     Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
     """
+    from .address import find_ray
+
+    found = find_ray(address)
     from .node import join
 
-    raise typer.Exit(join(address, seconds, context.args))
+    raise typer.Exit(join(found, seconds, context.args))
+
+
+@app.command()
+def clean(
+    runs: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"),
+    address: Annotated[
+        str | None, typer.Option(help="The cluster (host:port). Default: $RAY_ADDRESS, or that of this machine.")
+    ] = None,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+) -> None:
+    """List what runs have left that were killed, on a cluster and in run folders; remove it with --yes.
+
+    What belongs to a run that goes on, to rewards that are served, or to others than BranchGRPO is never touched.
+
+    Example: [bold]branchgrpo clean --address head:6379 --yes[/bold]
+    """
+    from .address import RAY_ADDRESS, find_ray, nodes_here
+
+    cluster = find_ray(address) if address or os.environ.get(RAY_ADDRESS) or nodes_here() else None
+    from .clean import orphans, stale_notes
+    from .connect import visiting
+
+    with visiting(cluster) if cluster else nullcontext():
+        left = [*(orphans() if cluster else []), *stale_notes(runs)]
+        for leftover in left:
+            if yes:
+                leftover.remove()
+            typer.echo(f"{'removed' if yes else 'left by a run that is gone'}: {leftover.what}")
+    where = f"on the cluster at {cluster} and in {runs}" if cluster else f"in {runs}; no Ray runs on this machine"
+    if not left:
+        typer.echo(f"nothing is left {where}")
+    elif not yes:
+        typer.echo("remove it with --yes")
 
 
 @app.command()
 def monitor(
     run: Annotated[Path, typer.Argument(help="Folder of a run that is going on, such as runs/glyphs.")],
-    port: Annotated[int, typer.Option(help="Port of Prometheus.")] = 9090,
-    grafana_port: Annotated[int, typer.Option(help="Port of Grafana.")] = 3000,
+    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prometheus.")] = 9090,
+    grafana_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Grafana.")] = 3000,
     ray_dashboard: Annotated[
         str | None, typer.Option(help="Ray's dashboard, to have Ray's own metrics too: http://head:8265.")
     ] = None,
 ) -> None:
-    """Start Prometheus, and Grafana where it is installed, for a run; Ctrl-C ends them.
+    """Start Prometheus, and Grafana where it is installed, for a run; they end with it, or with Ctrl-C.
 
     Example: [bold]branchgrpo monitor runs/glyphs[/bold]
     """
     from .monitor import monitor as watch
     from .run_folder import RunFolder
-    from .whereabouts import Whereabouts
 
-    folder = RunFolder.open(run).path
-    where = Whereabouts.find(str(folder), None)
-    watch(folder, where.http or "", port, grafana_port, ray_dashboard, Console())
+    watch(RunFolder.open(run).path, port, grafana_port, ray_dashboard, Console())
 
 
 @app.command()
@@ -326,7 +384,7 @@ def draw_dashboards(
     run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
     out: Annotated[Path, typer.Option(help="New folder for the pictures.")] = Path("dashboards"),
     prometheus: Annotated[str, typer.Option(help="Prometheus that scrapes the run.")] = "http://127.0.0.1:9090",
-    minutes: Annotated[float, typer.Option(help="How far to look back.")] = 30,
+    minutes: Annotated[float, typer.Option(callback=_duration, help="How far to look back.")] = 30,
 ) -> None:
     """Draw the dashboards of a run as pictures, where there is no Grafana to show them.
 
@@ -398,6 +456,9 @@ def serve_rewards(
     settings = load_recipe(recipe, overrides or [])
     console = Console()
     with console.status("starting"):
+        from .address import find_cluster
+
+        address = find_cluster(address)  # before Ray is imported
         from .serve_rewards import serve
     serve(settings, host, port, _token(token_file), max_mib * 2**20, address, console)
 

@@ -9,7 +9,10 @@ from contextlib import contextmanager
 import ray
 
 from ..proto.errors import InputError
-from .operate import NAMESPACE, must_listen
+from .address import find_cluster
+
+NAMESPACE = "branchgrpo"
+"""Ray namespace in which the actors of runs have their names."""
 
 PROCESS_ENVIRONMENT = {
     # Threads that spin long while they wait would slow those of the other processes many times, and threads that never
@@ -23,14 +26,22 @@ PROCESS_ENVIRONMENT = {
 """Of every process."""
 
 
+UNREACHABLE = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
+"""What Ray raises when it can't connect."""
+
+
+def unreachable(address: str | None, error: Exception) -> InputError:
+    """What to tell when Ray can't connect to an address, or be started (None)."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(f"no Ray can be {f'reached at {address!r}' if address else 'started'}: {reason[:300]}")
+
+
 def connect(address: str | None) -> bool:
     """Connect to the Ray at `address` (default: RAY_ADDRESS), or start one. Returns whether it was started here.
 
     Raises InputError if there is none at the address.
     """
-    address = address or os.environ.get("RAY_ADDRESS")
-    if address:
-        must_listen(address)
+    address = find_cluster(address)
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A job may have set some of these variables itself: its values are in our environment, and so in what is given.
@@ -46,14 +57,30 @@ def connect(address: str | None) -> bool:
             include_dashboard=None if address else False,
             logging_level="warning",
         )
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray can be reached at '{address}': {error}") from error
+    except UNREACHABLE as error:
+        raise unreachable(address, error) from error
     finally:
         signal.pthread_sigmask(signal.SIG_SETMASK, mask)
         for signum, handler in handlers.items():  # Ray takes SIGTERM for itself, and the run would miss it
             if callable(handler):
                 signal.signal(signum, handler)
     return address is None
+
+
+@contextmanager
+def visiting(address: str | None) -> Iterator[None]:
+    """Within the block this process looks at the Ray at an address, which `find_ray` has found, and runs nothing there.
+
+    Raises InputError if it can't be reached.
+    """
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    except UNREACHABLE as error:
+        raise unreachable(address, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
 
 
 @contextmanager

@@ -56,9 +56,9 @@ class Prometheus:
         try:
             answer = requests.get(f"{self.url}/api/v1/{path}", params=asked, timeout=30)
             answer.raise_for_status()
-        except requests.RequestException as error:
-            raise InputError(f"--prometheus is '{self.url}', which doesn't answer: {error}") from error
-        return answer.json()["data"]
+            return answer.json()["data"]
+        except (requests.RequestException, LookupError, TypeError) as error:
+            raise InputError(f"--prometheus is '{self.url}', which doesn't answer as one does: {error}") from error
 
 
 def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) -> list[Path]:

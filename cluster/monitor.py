@@ -6,8 +6,9 @@ import signal
 import socket
 import subprocess
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -16,14 +17,17 @@ from rich.console import Console
 
 from ..proto.errors import InputError
 from ..proto.files import whole, write_text
+from .address import TOKEN, token_path
+from .driver_lock import driver_of
 from .stop import StopRequest
+from .whereabouts import FILE, Whereabouts
 
 HERE = Path(__file__).parent
 DASHBOARDS = HERE / "grafana" / "dashboards"
 SCRAPE_SECONDS = 5
 """The rates in the dashboards need two scrapes; Grafana's data source must know this interval."""
-RAY_TOKEN = Path("~/.ray/auth_token")
-"""Where Ray keeps its token, unless RAY_AUTH_TOKEN_PATH or RAY_AUTH_TOKEN says otherwise."""
+LOOK_SECONDS = 1
+"""How often it is looked where the run is."""
 NO_PROMETHEUS = (
     "Prometheus isn't installed: `apt install prometheus`, or https://prometheus.io/download; then run this again. One "
     "that runs elsewhere needs what is in {config}"
@@ -34,11 +38,13 @@ NO_GRAFANA = (
 )
 
 
-def monitor(run: Path, http: str, port: int, grafana_port: int, ray_dashboard: str | None, console: Console) -> None:
-    """Run Prometheus and Grafana for the run in a folder until SIGTERM or Ctrl-C. `http` is its controller's URL.
+def monitor(run: Path, port: int, grafana_port: int, ray_dashboard: str | None, console: Console) -> None:
+    """Run Prometheus and Grafana for the run in a folder until it ends, or SIGTERM or Ctrl-C comes.
 
-    Raises InputError without Prometheus, or when a port can't be had.
+    Follows the run when it is set up or submitted again and is then found elsewhere. Raises InputError if it isn't
+    going on, without Prometheus, or when a port can't be had.
     """
+    http = Whereabouts.of_folder(run).http or ""
     folder = run / "monitoring"
     config = write_config(folder, http, ray_dashboard)
     if not shutil.which("prometheus"):
@@ -46,17 +52,17 @@ def monitor(run: Path, http: str, port: int, grafana_port: int, ray_dashboard: s
     prometheus = f"http://127.0.0.1:{port}"
     must_be_free("--port", port)
     with StopRequest().listening(signal.SIGHUP) as stop, process(prometheus_command(folder, config, port)) as server:
-        servers = [server]
+        follower = Follower(run, http, server, lambda http: write_config(folder, http, ray_dashboard), console)
         console.print(f"Prometheus: {prometheus} (with its targets and alerts)")
         if program := shutil.which("grafana") or shutil.which("grafana-server"):
             must_be_free("--grafana-port", grafana_port)
             with process(*grafana_command(program, folder, prometheus, grafana_port)) as grafana:
                 console.print(f"Grafana: http://127.0.0.1:{grafana_port}/dashboards")
-                _wait([*servers, grafana], stop)
+                _wait([server, grafana], stop, follower)
         else:
             hint = NO_GRAFANA.format(dashboards=DASHBOARDS, run=run, prometheus=prometheus)
             console.print(hint, soft_wrap=True, highlight=False, markup=False)
-            _wait(servers, stop)
+            _wait([server], stop, follower)
 
 
 def write_config(folder: Path, http: str, ray_dashboard: str | None) -> Path:
@@ -89,12 +95,12 @@ def prometheus_config(http: str, ray_dashboard: str | None = None, ray_token: Pa
 
 def _ray_token(folder: Path) -> Path | None:
     """File with Ray's token, if there is one."""
-    if token := os.environ.get("RAY_AUTH_TOKEN"):
+    if token := os.environ.get(TOKEN):
         with whole(folder / "ray-token") as path:
             path.touch(mode=0o600)
             path.write_text(token)
         return (folder / "ray-token").resolve()
-    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or RAY_TOKEN).expanduser()
+    path = token_path()
     return path.resolve() if path.is_file() else None
 
 
@@ -149,11 +155,47 @@ def process(command: list[str], environment: dict[str, str] | None = None) -> It
             started.wait()
 
 
-def _wait(servers: list[subprocess.Popen[bytes]], stop: StopRequest) -> None:
-    """Until somebody asks to stop. Raises InputError if a server ends by itself."""
+@dataclass
+class Follower:
+    """Keeps Prometheus at a run that may move."""
+
+    run: Path
+    http: str
+    """Where the run is now."""
+    prometheus: subprocess.Popen[bytes]
+    write_config: Callable[[str], object]
+    console: Console
+    driver_lives: bool = True
+
+    def look(self) -> bool:
+        """Whether the run goes on, or may be submitted again; tells of what has changed."""
+        if not (self.run / FILE).exists():
+            self._say("the run has ended, and so do its servers")
+            return False
+        with suppress(InputError):  # it is being written anew
+            if (http := Whereabouts.read(self.run).http) and http != self.http:
+                self.http = http
+                self.write_config(http)
+                self.prometheus.send_signal(signal.SIGHUP)  # it reads its settings again
+                self._say(f"the run has moved to {http}")
+        driver = driver_of(self.run)
+        lives = driver is not None and driver.alive
+        if lives != self.driver_lives:
+            self.driver_lives = lives
+            self._say(
+                "the run goes on" if lives else "the run's driver is gone; waiting for the run to be submitted again"
+            )
+        return True
+
+    def _say(self, text: str) -> None:
+        self.console.print(text, soft_wrap=True, highlight=False, markup=False)
+
+
+def _wait(servers: list[subprocess.Popen[bytes]], stop: StopRequest, follower: Follower) -> None:
+    """Until the run ends or somebody asks to stop. Raises InputError if a server ends by itself."""
     waiting = threading.Event()
-    while stop.signum is None:
+    while stop.signum is None and follower.look():
         for server in servers:
             if server.poll() is not None:
                 raise InputError("a server has ended by itself; it says why above")
-        waiting.wait(0.2)
+        waiting.wait(LOOK_SECONDS)

@@ -19,6 +19,8 @@ import ray
 from ray.core.generated import autoscaler_pb2
 
 from ..proto.errors import InputError
+from .address import nodes_here
+from .connect import visiting
 from .stop import StopRequest
 
 OURS = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
@@ -27,31 +29,25 @@ POLL_SECONDS = 0.5
 END_SECONDS = 30
 
 
-def drain(address: str, name: str | None, seconds: float) -> list[str]:
-    """Take the node `name` of the cluster at `address` (default: the one of this machine) out of use.
+def drain(address: str, name: str | None, seconds: float) -> tuple[str, list[str]]:
+    """Take the node `name` of the cluster at `address` (default: the only one of this machine) out of use.
 
-    Waits until no process of a run is on it, for so many seconds at most; returns those that are left. Raises
-    InputError if there is no such node.
+    Waits until no process of a run is on it, for so many seconds at most; returns the node's name, and the processes
+    that are left. Raises InputError if there is no such node.
     """
-    try:
-        ray.init(address=address, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray can be reached at '{address}'; name its head with --address") from error
-    try:
-        node = _node(name)
-        _announce(node, seconds)
+    with visiting(address):
+        node = _node(address, name)
+        _announce(node["NodeID"], seconds)
         limit = time.monotonic() + seconds
-        while (left := _processes_on(node)) and time.monotonic() < limit:
+        while (left := _processes_on(node["NodeID"])) and time.monotonic() < limit:
             time.sleep(POLL_SECONDS)
-        return left
-    finally:
-        ray.shutdown()
+        return node["NodeName"], left
 
 
 def join(address: str, seconds: float, options: Sequence[str]) -> int:
     """Make this machine a node of the cluster at `address` until SIGTERM or Ctrl-C, which drain it for so many seconds.
 
-    `options` are passed on to `ray start`. Returns its exit status, 0 if it was asked to end.
+    `find_ray` has found it. `options` are passed on to `ray start`. Returns its exit status, 0 if it was asked to end.
     """
     name = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
     ray_command = str(Path(sys.executable).with_name("ray"))
@@ -71,15 +67,19 @@ def join(address: str, seconds: float, options: Sequence[str]) -> int:
     return 0 if stop.signum is not None else node.returncode
 
 
-def _node(name: str | None) -> str:
-    """Id of the living node `name`, or of the one of this machine."""
-    here = ray.util.get_node_ip_address()
-    living = [node for node in ray.nodes() if node["Alive"]]
-    for node in living:
-        if node["NodeName"] == name if name else node["NodeManagerAddress"] == here:
-            return str(node["NodeID"])
-    names = sorted(node["NodeName"] for node in living)
-    raise InputError(f"the cluster has no node {f'named {name!r}' if name else f'at {here}'}; there are {names}")
+def _node(address: str, name: str | None) -> dict[str, Any]:
+    """The living node `name`, or the only one of this machine."""
+    here = {node.node_id for node in nodes_here()}
+    living: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+    meant = [node for node in living if (node["NodeName"] == name if name else node["NodeID"] in here)]
+    if len(meant) == 1:
+        return meant[0]
+    what = f"named '{name}'" if name else "on this machine"
+    names = ", ".join(sorted(node["NodeName"] for node in meant or living))
+    raise InputError(
+        f"the cluster at '{address}' has {len(meant) or 'no'} {'nodes' if meant else 'node'} {what}; name one with "
+        f"--node-name: there {'are' if ',' in names else 'is'} {names}"
+    )
 
 
 def _announce(node: str, seconds: float) -> None:

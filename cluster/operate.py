@@ -19,11 +19,10 @@ from rich.table import Table
 from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory, listening
 from ..reward_service.client import cause_of
+from .connect import visiting
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
-NAMESPACE = "branchgrpo"
-"""Ray namespace in which controllers have their names."""
 LOST = (RayActorError, ObjectLostError)
 """What Ray raises when a process died, or its node with all that lay there."""
 
@@ -113,29 +112,10 @@ def _no_signals() -> Iterator[None]:
 
 
 def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
-    """What a method of a run's controller returns. Raises InputError if there is none."""
-    address = where.address or "auto"
-    must_listen(address)
-    try:
-        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
-    except (ConnectionError, ValueError) as error:
-        raise InputError(f"no Ray can be reached at '{address}'; name its head with --address") from error
-    try:
+    """What a method of a run's controller returns, which `find_ray` has found. Raises InputError if there is none."""
+    with visiting(where.address):
         controller = _named_controller(where.run)
         return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
-    finally:
-        ray.shutdown()
-
-
-def must_listen(address: str) -> None:
-    """Raises InputError if nobody listens at an address `host:port`, where Ray would try for minutes."""
-    host, given, port = address.removeprefix("ray://").rpartition(":")
-    if not given:  # auto, local
-        return
-    try:
-        socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
-    except (OSError, ValueError) as error:
-        raise InputError(f"no Ray can be reached at '{address}' ({error}); name its head with --address") from error
 
 
 def _named_controller(run: str) -> Any:

@@ -25,15 +25,16 @@ from ..proto.metrics import listening
 from ..proto.settings import RunSettings
 from ..reward_service.service import start_serve
 from . import checkpoints
-from .connect import connect
+from .address import AUTH_MODE
+from .connect import NAMESPACE, connect
 from .controller import Controller
 from .evaluation import Evaluation, sampled_prompts
 from .launch import application_name
 from .loop import IterationReport, Progress
 from .messages import ControllerState, Sizes
-from .operate import NAMESPACE, controller_name, reserve_port, unwrapped
+from .operate import controller_name, reserve_port, unwrapped
 from .placement import check_room, demands, free_nodes, wait_for_room
-from .whereabouts import AUTH_MODE, FILE, Whereabouts
+from .whereabouts import FILE, Whereabouts
 
 POLL_SECONDS = 0.25
 NAME_SECONDS = 30

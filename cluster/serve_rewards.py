@@ -20,10 +20,15 @@ from ..reward_service.http import face
 from ..reward_service.scorers import reward_models
 from ..reward_service.server import listen, server
 from ..reward_service.service import QUIET, application, start_serve
-from .connect import connected
-from .operate import NAMESPACE, serve_http, unwrapped
+from .connect import NAMESPACE, connected
+from .operate import serve_http, unwrapped
 from .placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
 from .stop import StopRequest
+
+
+def service_name(name: str) -> str:
+    """Name of a Ray Serve application that serves others; no run's begins so."""
+    return f"branchgrpo_rewards-{name}"
 
 
 class RewardDirectory:
@@ -68,7 +73,7 @@ def serve(
         )
     with StopRequest().listening() as stop, listen(host, port) as listener, connected(address):
         check_room(reward_demands(settings), free_nodes())
-        with deployed(settings, f"branchgrpo-rewards-{settings.name}", console) as (client, discovery):
+        with deployed(settings, service_name(settings.name), console) as (client, discovery):
             url = f"http://{host}:{port}"
             console.print(f"rewards {', '.join(settings.rewards)} at {url}/v1/score", highlight=False, soft_wrap=True)
             console.print(

@@ -23,6 +23,7 @@ from ..proto.errors import InputError, RunFailed
 from ..proto.recipe import save_recipe
 from ..proto.settings import RunSettings
 from ..rollout_workers.policies.load import EMBEDDED, find_policy
+from .address import AUTH_MODE
 from .branching import Branching
 from .prompts import training_and_held_out
 from .train import check_rewards
@@ -88,17 +89,17 @@ def stage_package(folder: Path) -> Path:
 
 
 def connect(address: str) -> JobSubmissionClient:
-    """The job server at `address`, http://HOST:PORT. Raises InputError if there is none."""
-    wrong = f"no Ray cluster can be reached at '{address}'; name its dashboard with --address, http://HEAD:8265"
-    if not address.startswith(("http://", "https://")):
-        raise InputError(wrong)
+    """The job server at `address`, http://HOST:PORT, which `use_dashboard` has found.
+
+    Raises InputError if it takes no jobs.
+    """
     os.environ["RAY_API_SERVER_ADDRESS"] = address  # RAY_ADDRESS would win over the argument
     for quiet in ("ray", "ray.dashboard.modules.dashboard_sdk", "ray.dashboard.modules.job.sdk"):
         logging.getLogger(quiet).setLevel(logging.WARNING)
     try:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, KeyError, AuthenticationError) as error:
-        raise InputError(f"{wrong} ({error})") from error
+        raise InputError(f"the Ray at '{address}' takes no jobs: {str(error).splitlines()[0]}") from error
 
 
 def submit(client: JobSubmissionClient, settings: RunSettings, *, resume: bool = False) -> str:
@@ -141,4 +142,5 @@ def follow(client: JobSubmissionClient, job: str) -> JobStatus:
 def hints(client: JobSubmissionClient, job: str) -> str:
     """How to go on following a job, and how to stop it."""
     address = f"--address {client.get_address()}"
-    return f"follow it with: ray job logs {job} --follow {address}\nstop it with: ray job stop {job} {address}"
+    ray = f"{AUTH_MODE}=token ray" if os.environ.get(AUTH_MODE) == "token" else "ray"  # it doesn't look for itself
+    return f"follow it with: {ray} job logs {job} --follow {address}\nstop it with: {ray} job stop {job} {address}"

@@ -104,6 +104,9 @@ def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop
 
         start_tracing(settings.trace_folder, "plain", "plain")
         return PlainLoop(settings)
+    from .address import find_cluster
+
+    address = find_cluster(address)  # before Ray is imported
     from .ray_loop import RayLoop
 
     return RayLoop(settings, folder.path, address)

@@ -5,15 +5,15 @@ Nothing here imports Ray, which reads its way of authentication when it is impor
 
 import json
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import MISSING, asdict, dataclass, fields, replace
 from pathlib import Path
 
 from ..proto.errors import InputError
 from ..proto.files import write_text
 from ..proto.recipe import load_recipe
+from .address import AUTH_MODE, find_ray
 
 FILE = "ray.json"
-AUTH_MODE = "RAY_AUTH_MODE"
 
 
 @dataclass(frozen=True)
@@ -21,7 +21,7 @@ class Whereabouts:
     """A run and the Ray that it goes on."""
 
     run: str
-    address: str | None
+    address: str | None = None
     """Of Ray, as `host:port`; None for the Ray of this host."""
     http: str | None = None
     """URL of the controller's HTTP server."""
@@ -32,6 +32,23 @@ class Whereabouts:
         write_text(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod
+    def read(cls, folder: Path) -> "Whereabouts":
+        """What is noted in a run folder. Raises InputError if it can't be read."""
+        path = folder / FILE
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be read ({error}); the run writes it anew when it goes on") from error
+        kinds = {field.name: str if field.default is MISSING else str | None for field in fields(cls)}
+        if (
+            not isinstance(noted, dict)
+            or noted.keys() - kinds.keys()
+            or any(not isinstance(noted.get(name), kind) for name, kind in kinds.items())
+        ):
+            raise InputError(f"{path} isn't what this version writes; the run writes it anew when it goes on")
+        return cls(**noted)
+
+    @classmethod
     def find(cls, run: str, address: str | None) -> "Whereabouts":
         """Of `run`, a name or a run folder; a given `address` wins over the folder's.
 
@@ -40,10 +57,20 @@ class Whereabouts:
         folder = Path(run)
         if not (folder / "recipe.yaml").is_file():
             return cls(run, address)
+        found = cls.of_folder(folder)
+        return found if address is None else cls(found.run, address)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "Whereabouts":
+        """Of the run in a folder. Takes up its authentication. Raises InputError if it isn't going on."""
         if not (folder / FILE).is_file():
             name = load_recipe(folder / "recipe.yaml").name
             raise InputError(f"run '{name}' in {folder} isn't going on on Ray (there is no {FILE})")
-        found = cls(**json.loads((folder / FILE).read_text()))
+        found = cls.read(folder)
         if found.auth_mode:
             os.environ.setdefault(AUTH_MODE, found.auth_mode)
-        return found if address is None else cls(found.run, address)
+        return found
+
+    def found(self) -> "Whereabouts":
+        """The same, once its Ray has answered (`find_ray`)."""
+        return replace(self, address=find_ray(self.address))

@@ -1,0 +1,71 @@
+"""What runs have left that none of them owns any more, because its driver was killed.
+
+On a cluster that is their reward models; these end by themselves after a minute, unless they never began. In run
+folders it is the note of where the run goes on.
+"""
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import ray
+from ray import serve
+
+from ..proto.errors import InputError
+from .driver_lock import driver_of
+from .launch import application_name
+from .operate import controller_name
+from .serve_rewards import service_name
+from .whereabouts import FILE
+
+LOOK_SECONDS = 3
+"""A run that is being set up again has no controller for a moment."""
+
+
+@dataclass(frozen=True)
+class Leftover:
+    """Something that can be removed."""
+
+    what: str
+    remove: Callable[[], object]
+
+
+def orphans() -> list[Leftover]:
+    """The reward models, on the cluster that this process is connected to, whose run or service is gone."""
+    found = _orphans()
+    if found:
+        time.sleep(LOOK_SECONDS)
+        found &= _orphans()
+    return [Leftover(f"reward models '{name}'", lambda name=name: _delete(name)) for name in sorted(found)]  # type: ignore[misc]
+
+
+def stale_notes(runs: Path) -> list[Leftover]:
+    """The notes in folders of `runs` whose driver is gone."""
+    return [
+        Leftover(str(note), lambda note=note: note.unlink(missing_ok=True))  # type: ignore[misc]
+        for note in sorted(runs.glob(f"*/{FILE}"))
+        if (driver := driver_of(note.parent)) is None or not driver.alive
+    ]
+
+
+def _orphans() -> set[str]:
+    owners = set(ray.util.list_named_actors())
+    return {name for name in serve.status().applications if (owner := _owner(name)) and owner not in owners}
+
+
+def _owner(application: str) -> str | None:
+    """Name of the actor that lives as long as the one that an application was started for; None if it isn't ours."""
+    if application.startswith(service_name("")):
+        return application
+    if application.startswith(application_name("")):
+        return controller_name(application.removeprefix(application_name("")))
+    return None
+
+
+def _delete(application: str) -> None:
+    """Raises InputError if it doesn't end."""
+    try:
+        serve.delete(application)
+    except TimeoutError as error:
+        raise InputError(f"the reward models '{application}' don't end; look at the cluster's nodes") from error
