@@ -148,7 +148,7 @@ def _only_one_here() -> str:
 def _must_listen(address: str, endpoint: str) -> None:
     """Raises InputError if nobody listens at `endpoint`, where Ray would try for minutes."""
     host, _, port = endpoint.rpartition(":")
-    if not host or not port.isdecimal() or not 0 < int(port) < 2**16:
+    if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
         raise InputError(f"'{address}' is no address of a Ray; name its head as host:port, such as head:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
