@@ -14,6 +14,7 @@ from ..learner.pruning import kept_edges
 from ..proto.errors import InputError
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_source
+from ..rollout_workers.kernels import grid_levels
 from ..rollout_workers.policies.base import Policy, trainable
 from ..rollout_workers.policies.folder import Part, read_headers, weight_files
 from ..rollout_workers.policies.load import find_adapter, find_policy, load_policy
@@ -83,6 +84,8 @@ def check(settings: RunSettings) -> Checked:
             if problems := find_problems(parts.values()):
                 raise InputError("\n".join(problems))
             policy = _without_weights(settings)
+            schedule = settings.schedule.build(1, settings.seed)
+            grid_levels(schedule, policy.sigmas(schedule.grid_steps))
             found.guided = getattr(policy, "guided", False)
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
             found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}

@@ -64,7 +64,7 @@ class PolicySettings(Settings):
     """Guidance for low noise levels, of models with a second network for them (Wan 2.2); null takes the same."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
-    shift: PositiveFloat | None = None
+    shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
     max_sequence_length: Annotated[int, Field(gt=0, le=512)] = 512
     """Length to which the T5 encoder pads or cuts a prompt, tokens."""

@@ -14,10 +14,16 @@ x - s * v and x + (1 - s) * v.
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import torch
 
+from ..proto.errors import InputError
 from ..proto.schedule import DETERMINISTIC, Kernel, Schedule, Step
+
+ROUNDING = 2e-4
+"""A policy's first noise level, this near to 1, is 1, and its last, this near to 0, is 0: they come in float32, and small
+timestep shifts magnify rounding near 1 a thousandfold."""
 
 
 @dataclass(frozen=True)
@@ -33,27 +39,37 @@ class Transition:
 def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: float) -> Transition:
     """Coefficients of `kernel` for the step from noise level `s` to `s_next` (Flow-GRPO, DanceGRPO, CPS, DDIM).
 
-    `s_second` is the schedule's second noise level, which `flow` takes for s where 1 - s would be 0.
+    1 >= s > s_next >= 0, as `grid_levels` has them. `s_second` is the schedule's second noise level, which `flow` takes
+    for s where 1 - s would be 0.
     """
     ds = s_next - s
     if kernel in DETERMINISTIC:
         return Transition(1.0, ds)
     if kernel in ("cps", "ddim"):
-        # The clean state, and noise of which a part is new.
-        std = s_next * math.sin(eta * math.pi / 2) if kernel == "cps" else _ddim_deviation(s, s_next, eta)
-        kept = math.sqrt(s_next**2 - std**2)
-        return Transition((1 - s_next) + kept, -(1 - s_next) * s + kept * (1 - s), std)
+        # The clean state, and noise of which a part is new: two parts whose squares add up to 1.
+        new, old = _angle(eta) if kernel == "cps" else _ddim_parts(s, s_next, eta)
+        kept = s_next * old
+        return Transition((1 - s_next) + kept, -(1 - s_next) * s + kept * (1 - s), s_next * new)
     # `dance` and `flow` add eta^2/2 * score * ds to the ODE's drift, with score = -(x + (1 - s) * v) / s;
     # they differ in how the noise grows with s.
-    level = eta if kernel == "dance" else eta * math.sqrt(s / (1 - (s_second if s == 1 else s)))
+    level = eta if kernel == "dance" else eta * math.sqrt(s / (1 - (s if s < 1 else s_second)))
     push = level**2 * ds / (2 * s)
     return Transition(1 + push, ds + push * (1 - s), level * math.sqrt(-ds))
 
 
-def _ddim_deviation(s: float, s_next: float, eta: float) -> float:
-    """DDIM's sigma (arXiv 2010.02502, eq. 16). Its states are ours over `size`, so that their squares add up to 1."""
-    share, share_next = ((1 - level) ** 2 / size(level) ** 2 for level in (s, s_next))
-    return eta * math.sqrt((1 - share_next) / (1 - share) * (1 - share / share_next)) * size(s_next)
+def _angle(eta: float) -> tuple[float, float]:
+    """New and old noise of CPS: sine and cosine, of which neither leaves its bounds by rounding."""
+    return math.sin(eta * math.pi / 2), math.cos(eta * math.pi / 2)
+
+
+def _ddim_parts(s: float, s_next: float, eta: float) -> tuple[float, float]:
+    """New and old noise of DDIM (arXiv 2010.02502, eq. 16), as shares of the noise at `s_next`.
+
+    With q the ratio of noise to signal at `s_next` over that at `s`, DDIM's sigma is eta * sqrt(1 - q^2) of the noise
+    that is there. Written as sums and products of what is not negative, so that no root meets a rounding error.
+    """
+    q = (1 - s) / s * s_next / (1 - s_next)
+    return eta * math.sqrt((1 - q) * (1 + q)), math.hypot(math.sqrt((1 - eta) * (1 + eta)), eta * q)
 
 
 def size(s: float) -> float:
@@ -77,11 +93,37 @@ def multistep(s_before: float, s: float, s_next: float) -> Transition:
     return Transition(s_next / s + own, -s * own, c=-pull * extrapolated)
 
 
+def grid_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
+    """The policy's noise levels [grid_steps + 1] as kernels need them: falling, the first exactly 1 and the last
+    exactly 0 where that is meant. The last step, which is deterministic, may stay where it is.
+
+    Raises InputError if they don't fall, or there are more or fewer than the schedule has.
+    """
+    if len(sigmas) != schedule.grid_steps + 1:
+        raise InputError(
+            f"schedule.steps is {schedule.grid_steps}, for which this model's scheduler has {len(sigmas)} noise levels "
+            "instead of one more; take another number"
+        )
+    levels = [float(sigma) for sigma in sigmas]
+    for place, end in ((0, 1.0), (-1, 0.0)):
+        if abs(levels[place] - end) <= ROUNDING:
+            levels[place] = end
+    for step, (level, following) in enumerate(pairwise(levels)):
+        falls = level > following or (level == following and step == schedule.grid_steps - 1)
+        if not (1 >= level and falls and following >= 0):
+            raise InputError(
+                f"noise levels must fall from 1 to 0, and step {step} of {schedule.grid_steps} goes from {level:g} to "
+                f"{following:g}; take fewer schedule.steps, or another policy.shift"
+            )
+    return levels
+
+
 def relative_noise(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
     """Noise of every step over the mean of what its kernel would have at all steps of the grid but the last."""
+    grid = grid_levels(schedule, sigmas)
 
     def std(step: Step, level: int) -> float:
-        return transition(step.kernel, sigmas[level], sigmas[level + 1], step.eta, sigmas[1]).std
+        return transition(step.kernel, grid[level], grid[level + 1], step.eta, grid[1]).std
 
     noise = []
     for level, step in zip(schedule.levels, schedule.steps, strict=False):
@@ -106,16 +148,15 @@ class Transitions:
     def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "Transitions":
         """From the policy's grid of noise levels [grid_steps + 1], which fall from 1 to 0.
 
-        Raises ValueError if they don't fit the schedule.
+        Raises InputError if they don't fall, or don't fit the schedule.
         """
-        if len(sigmas) != schedule.grid_steps + 1:
-            raise ValueError(f"{len(sigmas)} sigmas for {schedule.grid_steps} steps; one more than steps is needed")
-        levels, taken = [sigmas[level] for level in schedule.levels], []
+        grid = grid_levels(schedule, sigmas)
+        levels, taken = [grid[level] for level in schedule.levels], []
         for i, step in enumerate(schedule.steps):
             if step.kernel == "dpm" and i and schedule.steps[i - 1].kernel == "dpm":
                 taken.append(multistep(*levels[i - 1 : i + 2]))
             else:
-                taken.append(transition(step.kernel, levels[i], levels[i + 1], step.eta, sigmas[1]))
+                taken.append(transition(step.kernel, levels[i], levels[i + 1], step.eta, grid[1]))
         tables = (torch.tensor([getattr(step, name) for step in taken]) for name in ("a", "b", "std", "c"))
         return cls(torch.tensor(levels[:-1]), *tables)
 

@@ -41,8 +41,14 @@ class StableDiffusionPolicy(PipelinePolicy):
         return self.network.config.in_channels, *self.latent_size
 
     def sigmas(self, steps: int) -> list[float]:
-        self.pipeline.scheduler.set_timesteps(steps)
-        return [float(s) for s in (*self._levels[self.pipeline.scheduler.timesteps], self._last_level)]
+        scheduler, levels = self.pipeline.scheduler, self._levels
+        # With all of them, an offset of the timesteps, as SD 1.5 has one, would lead beyond the last.
+        if steps >= len(levels):
+            raise InputError(
+                f"schedule.steps is {steps}; of this model's {len(levels)} noise levels it must leave some"
+            )
+        scheduler.set_timesteps(steps)
+        return [float(s) for s in (*levels[scheduler.timesteps], self._last_level)]
 
     @property
     def _levels(self) -> torch.Tensor:

@@ -15,7 +15,7 @@ from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.proto.settings import RolloutSettings, RunSettings
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.kernels import Transitions
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
@@ -73,6 +73,26 @@ def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_setting
         with torch.no_grad():
             logprobs = edge_logprobs(policy, transitions, batch)
         assert (logprobs - batch.logprobs).abs().max() < demo.learner.clip_range / 10
+
+
+@pytest.mark.parametrize("shift", [1.18, 1.32])
+@pytest.mark.parametrize(("kernel", "eta"), [("dance", 0.3), ("flow", 0.7), ("cps", 1.0), ("ddim", 1.0)])
+def test_sampler_and_learner_see_the_same_levels_where_float32_misses_one(
+    policy_settings: PolicySettings, sample: Sample, shift: float, kernel: Kernel, eta: float
+) -> None:
+    """FLUX's first level with these shifts is 0.9999999 and 1.0000001."""
+    policy = load_policy(policy_settings.model_copy(update={"shift": shift}))
+    sigmas = policy.sigmas(6)
+    assert sigmas[0] != 1
+    schedule = tree_schedule(6, kernel=kernel, eta=eta, splits={0: 2})
+    trees = sample(policy, schedule, prompts=("123",))
+    transitions = Transitions.of(schedule, sigmas)
+    everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))]
+    (batch,) = micro_batches(pick_rows(trees, everything), trees, everything, rows=99)
+    with torch.no_grad():
+        logprobs = edge_logprobs(policy, transitions, batch)
+    assert (logprobs - batch.logprobs).abs().max() < 1e-5
+    assert max(float(trees[0].state(node).abs().max()) for node in range(schedule.nodes)) < 20
 
 
 # Gradients ----------------------------------------------------------------------------------------------------------

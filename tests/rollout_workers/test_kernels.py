@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.rollout_workers.kernels import Transitions, size, transition
 from diffusers import DDIMScheduler
@@ -113,5 +114,5 @@ def test_marginals_of_gaussian_data(kernel: Kernel) -> None:
 
 
 def test_sigmas_must_fit_the_schedule() -> None:
-    with pytest.raises(ValueError, match="6 sigmas for 4 steps"):
+    with pytest.raises(InputError, match="schedule.steps is 4, for which this model's scheduler has 6 noise levels"):
         Transitions.of(tree_schedule(4, kernel="dance", eta=0.6, roots=2), SIGMAS)
