@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from ..proto.logs import mark_warnings
 from ..proto.metrics import start_exporter
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -49,6 +50,7 @@ class _Process:
         torch.set_num_threads(self._threads)
 
     def _ready(self, component: str) -> ProcessInfo:
+        mark_warnings()
         start_tracing(self.settings.trace_folder, component, self._pool)
         node, (name, namespace), pool = ray.util.get_node_ip_address(), self._directory, self._pool
         exporter = start_exporter(

@@ -15,6 +15,7 @@ from rich.table import Table
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from .stop import Stopped
+from .terminal import lasting_output
 
 if TYPE_CHECKING:
     from .run_folder import WhichCheckpoint
@@ -65,7 +66,7 @@ def train(
     from ..proto.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
-    console = Console()
+    console = Console(file=sys.stdout)  # as it is now: the run takes over what others print
     with console.status("starting"):
         from .console import RunDisplay
         from .train import train as run
@@ -492,6 +493,11 @@ def main() -> None:
     """Run the command line; mistakes of the user end in one line each and exit status 2."""
     _prepare_environment()
     sys.path.append(str(Path.cwd()))  # for what recipes name as `module:name`; Ray has its workers do the same
+    with lasting_output():
+        _main()
+
+
+def _main() -> None:
     try:
         app()
     except InputError as error:

@@ -48,7 +48,7 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # A signal to the whole process group is for the run, which then ends its Ray: the processes that are started here
     # inherit the mask.
-    mask = signal.pthread_sigmask(signal.SIG_BLOCK, set() if address else {signal.SIGTERM})
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(
             address=address or "local",

@@ -22,6 +22,7 @@ import ray
 from ray.exceptions import ObjectLostError
 
 from ..proto.errors import ProcessLost
+from ..proto.logs import mark_warnings
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
@@ -255,6 +256,7 @@ class Controller:
 
         `recoveries` is how often the run has been set up again; `port` is where to listen.
         """
+        mark_warnings()
         start_tracing(self.settings.trace_folder, "controller", "controller")
         log, node = self.settings.logging, ray.util.get_node_ip_address()
         address = await serve_http(self, log.metrics_host, node, port, metrics.REGISTRY)

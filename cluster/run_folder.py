@@ -4,6 +4,8 @@ recipe.yaml            all settings, as the run used them
 prompts/               copies of its prompt files
 versions.json          of Python and the packages that matter
 driver.lock            locked by the driver, of which there is one
+state.json             what the run is doing, or how it has ended
+log.txt                what the run tells, with times
 metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each
@@ -18,6 +20,7 @@ summary.json, before_after.png, reward_curve.png
 import json
 import math
 import platform
+import shlex
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -135,6 +138,11 @@ class RunFolder:
     @property
     def settings(self) -> RunSettings:
         return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def command(self) -> str:
+        """What goes on with the run."""
+        return f"branchgrpo train {shlex.quote(str(self.path / 'recipe.yaml'))} --resume"
 
     @property
     def started(self) -> bool:

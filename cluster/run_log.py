@@ -89,8 +89,7 @@ class _EventFile:
                 broken.close()
 
     def close(self) -> None:
-        if self._file:
-            self._file.close()
+        self._give_up()
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:

@@ -6,13 +6,15 @@ same, for every iteration is a pure function of the state before it.
 """
 
 import json
+import logging
+import signal
 import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
 from ..proto.errors import InputError, ProcessLost
-from ..proto.files import Result, check_free, when_there_is_room, write_text
+from ..proto.files import Result, check_free, is_full, when_there_is_room, write_text
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..reward_service.scorers import reward_models
@@ -38,19 +40,25 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
     after SIGTERM or Ctrl-C.
     """
-    check_rewards(settings)
-    Branching(settings)
-    find_policy(settings.policy)
-    train_prompts, held_out = training_and_held_out(settings)
-    if settings.logging.wandb_project and find_spec("wandb") is None:
-        raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
-    with StopRequest().listening() as stop:
+    # A closed terminal is no reason to end: neither for the run, nor for the processes that it starts.
+    with StopRequest("at once").listening(deaf=(signal.SIGHUP,)) as stop:
+        check_rewards(settings)
+        Branching(settings)
+        find_policy(settings.policy)
+        train_prompts, held_out = training_and_held_out(settings)
+        if settings.logging.wandb_project and find_spec("wandb") is None:
+            raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
         if resume or (settings.resume == "auto" and (settings.runs / settings.name).exists()):
             opened = RunFolder.resume(settings)
         else:
             opened = RunFolder.create(settings)
-        with opened as folder:
-            _go(folder, settings, display, stop, address, train_prompts, held_out)
+        with opened as folder, display.recording(folder.path, settings):
+            try:
+                _go(folder, settings, display, stop, address, train_prompts, held_out)
+            except BaseException as error:
+                with stop.during("ignored"):
+                    _salvage(folder, settings, display, error)
+                raise
     return settings.runs / settings.name
 
 
@@ -89,13 +97,34 @@ def _go(
                 if fruitless > FRUITLESS:
                     raise
                 display.lost(error, reached)
-                if stop.signum is not None and reached:
-                    raise Stopped(stop.signum, reached) from error
+                if stop.signum is not None:
+                    raise Stopped(stop.signum, _after_stop(folder)) from error
+    except KeyboardInterrupt:
+        if stop.signum is None:
+            raise
+        raise Stopped(stop.signum, _after_stop(folder)) from None
     finally:
-        with display.waiting("ending processes"):
+        with stop.during("ignored"), display.waiting("ending processes"):
             if loop is not None:
                 loop.close()
-        stop_tracing()
+            stop_tracing()
+
+
+def _after_stop(folder: RunFolder) -> str:
+    """How a run that has stopped goes on."""
+    if not folder.done:
+        return "stopped before the first checkpoint"
+    return f"stopped after iteration {folder.done} with a checkpoint; go on with --resume: {folder.command}"
+
+
+def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, error: BaseException) -> None:
+    """Write what came of a run that has ended before its time."""
+    if not folder.started:
+        return
+    try:
+        write_results(folder, settings, error)
+    except Exception as another:  # the first error is the one to tell
+        logging.getLogger(__name__).warning("the results so far could not be written: %s", another, exc_info=True)
 
 
 def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
@@ -120,11 +149,14 @@ class _Run:
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
         self.done = folder.newest_whole_checkpoint(display.damaged)
-        folder.forget_after(self.done or -1)
+        self._write(lambda: folder.forget_after(self.done or -1))
         if self.done:
+            display.resumed(folder.checkpoint(self.done), self.done)
             with display.waiting("loading the checkpoint"):
                 loop.load(folder.checkpoint(self.done))
-        self.log = RunLog(folder, settings, self.done + 1)
+        self.log = self._write(lambda: RunLog(folder, settings, self.done + 1))
+        stop.asked = self._answer
+        self._at, self._begun = self.done, time.perf_counter()
 
     def go(self, prompts: Sequence[str], held_out: Sequence[str]) -> None:
         settings, folder = self.settings, self.folder
@@ -133,7 +165,8 @@ class _Run:
                 self._evaluate(0, held_out)
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):
-                    self._iterate(iteration, prompts, held_out)
+                    with self.stop.during("noted"):
+                        self._iterate(iteration, prompts, held_out)
             self._finish(held_out)
         finally:
             self.log.close()
@@ -141,7 +174,7 @@ class _Run:
 
     def _iterate(self, iteration: int, prompts: Sequence[str], held_out: Sequence[str]) -> None:
         settings = self.settings
-        start = time.perf_counter()
+        self._at, self._begun = iteration, time.perf_counter()
         drawn, upcoming = (
             prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed) for i in (iteration, iteration + 1)
         )
@@ -149,19 +182,21 @@ class _Run:
             report = self.loop.iterate(
                 iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
             )
-        seconds = time.perf_counter() - start
+        seconds = time.perf_counter() - self._begun
         self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)
         if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
             grid = self.folder.path / "samples" / f"iteration-{iteration:06d}.png"
             self._write(lambda: pictures.sample_grid(grid, report.media))
-        last, stopped_by = iteration == settings.iterations, self.stop.signum
+        last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-        if last or stopped_by or report.learner_leaves or settings.checkpoint_due(iteration):
+        if last or report.learner_leaves or settings.checkpoint_due(iteration):
             self._save(iteration)
-        if stopped_by and not last:
-            raise Stopped(stopped_by, iteration)
+        if (signum := self.stop.signum) and not last:
+            if self.folder.done < iteration:
+                self._save(iteration)
+            raise Stopped(signum, _after_stop(self.folder))
         if report.learner_leaves and not last:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
 
@@ -178,20 +213,32 @@ class _Run:
         self.folder.drop_old_checkpoints(self.settings.checkpoint)
 
     def _write(self, write: Callable[[], Result]) -> Result:
-        """What `write` returns, as soon as the disk has room for it."""
-        return when_there_is_room(
-            write,
-            self.settings.checkpoint.wait_for_disk_seconds,
-            self.display.full,
-            lambda: self.stop.signum is not None,
-        )
+        """What `write` returns, as soon as the disk has room for it. Raises Stopped if that is asked for meanwhile."""
+        try:
+            return when_there_is_room(
+                write,
+                self.settings.checkpoint.wait_for_disk_seconds,
+                self.display.full,
+                lambda: self.stop.signum is not None,
+            )
+        except OSError as error:
+            if is_full(error) and self.stop.signum is not None:
+                raise Stopped(self.stop.signum, f"the disk is full; {_after_stop(self.folder)}") from error
+            raise
+
+    def _answer(self) -> None:
+        """Tell whoever asks to stop how long that takes."""
+        last = next(reversed(self.folder.lines("metrics")), None)
+        left = last["seconds"] - (time.perf_counter() - self._begun) if last else 0
+        self.display.stopping(self._at, left if left > 0 else None)
 
     def _evaluate(self, iteration: int, held_out: Sequence[str]) -> None:
         if held_out:
             with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
                 evaluation = self.loop.evaluate(held_out)
+            # First what may be told twice, should the disk be full.
+            self._write(lambda: self.log.evaluation(iteration, evaluation.means()))
             self._write(lambda: self.folder.add_evaluation(iteration, evaluation))
-            self.log.evaluation(iteration, evaluation.means())
             self.display.evaluation(iteration, evaluation.means())
 
     def _finish(self, held_out: Sequence[str]) -> None:
@@ -200,31 +247,39 @@ class _Run:
             self._evaluate(self.settings.iterations, held_out)
             self.folder.drop_old_checkpoints(self.settings.checkpoint)  # the last one may be the best now
         with self.display.waiting("exporting"):
-            self._write(lambda: self._write_results(held_out))
-
-    def _write_results(self, held_out: Sequence[str]) -> None:
-        folder, settings = self.folder, self.settings
-        self.loop.export(folder.path / "export")
-        metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
-        pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
-        if held_out:
-            first, last = folder.evaluation(0), folder.evaluation(settings.iterations)
-            trained_on = max(settings.rewards, key=lambda name: abs(settings.rewards[name].weight))
-            pictures.before_after(folder.path / "before_after.png", first, last, trained_on)
-        write_text(folder.path / "summary.json", json.dumps(summary(folder, settings), indent=2) + "\n")
+            self._write(lambda: self.loop.export(self.folder.path / "export"))
+            self._write(lambda: write_results(self.folder, self.settings))
 
 
-def summary(folder: RunFolder, settings: RunSettings) -> dict[str, object]:
-    """What came of a run: rewards before and after, iterations, seconds."""
-    metrics = folder.lines("metrics")
-    evaluations = {line.pop("iteration"): line for line in folder.lines("evaluations")}
+def write_results(folder: RunFolder, settings: RunSettings, error: BaseException | None = None) -> None:
+    """Write reward curve, before and after, and summary, from what the folder holds.
+
+    `error` is what has ended a run before its time. The newest evaluation stands for what came after.
+    """
+    metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
+    pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
+    evaluated = [line["iteration"] for line in evaluations]
+    if len(evaluated) > 1:
+        first, last = folder.evaluation(evaluated[0]), folder.evaluation(evaluated[-1])
+        trained_on = max(settings.rewards, key=lambda name: abs(settings.rewards[name].weight))
+        pictures.before_after(folder.path / "before_after.png", first, last, trained_on)
+    write_text(folder.path / "summary.json", json.dumps(summary(folder, error), indent=2) + "\n")
+
+
+def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, object]:
+    """What came of a run: how it ended, rewards before and after, iterations, seconds."""
+    metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
     phases = {phase for line in metrics for phase in line["phase_seconds"]}
+    evaluated = [line.pop("iteration") for line in evaluations]
     return {
-        "name": settings.name,
-        "iterations": settings.iterations,
-        "evaluation_prompts": len(set(folder.evaluation(0).prompts)) if 0 in evaluations else 0,
-        "before": evaluations.get(0),
-        "after": evaluations.get(settings.iterations),
+        "name": folder.settings.name,
+        "ended": "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
+        "error": None if error is None or isinstance(error, Stopped) else str(error) or type(error).__name__,
+        "iterations": metrics[-1]["iteration"] if metrics else 0,
+        "evaluation_prompts": len(set(folder.evaluation(evaluated[0]).prompts)) if evaluated else 0,
+        "before": evaluations[0] if evaluations else None,
+        "after": evaluations[-1] if len(evaluations) > 1 else None,
+        "after_iteration": evaluated[-1] if len(evaluations) > 1 else None,
         "training_seconds": sum(line["seconds"] for line in metrics),
         "phase_seconds": {
             phase: sum(line["phase_seconds"].get(phase, 0.0) for line in metrics) for phase in sorted(phases)
