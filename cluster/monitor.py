@@ -12,11 +12,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import yaml
 from rich.console import Console
 
 from ..proto.errors import InputError
 from ..proto.files import whole, write_text
+from ..proto.yaml12 import write_yaml
 from .address import TOKEN, token_path
 from .driver_lock import driver_of
 from .stop import StopRequest
@@ -70,7 +70,7 @@ def write_config(folder: Path, http: str, ray_dashboard: str | None) -> Path:
     write_text(folder / "alerts.yaml", (HERE / "prometheus" / "alerts.yaml").read_text())
     content = prometheus_config(http, ray_dashboard, _ray_token(folder) if ray_dashboard else None)
     path = folder / "prometheus.yml"
-    write_text(path, yaml.safe_dump(content, sort_keys=False))
+    write_text(path, write_yaml(content))
     return path
 
 

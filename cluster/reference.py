@@ -4,6 +4,7 @@ import inspect
 import re
 import sys
 import types
+from collections.abc import Iterable
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -15,10 +16,17 @@ from ..proto.settings import ScheduleSettings
 
 HEADER = """# Recipe reference
 
-A recipe is a YAML file of the settings below. `branchgrpo train recipe.yaml key=value ...` replaces settings by their
-dotted name. An unknown key is an error. With `base: other.yaml` a recipe starts from another one: it says only what
-differs, but `schedule` and `rewards` replace the whole section. This page is made from `proto/settings.py` by
-`make docs`.
+A recipe is a YAML 1.2 file of the settings below. An unknown key, a key that stands twice and a value of another type
+are errors: `yes` is a text, not `true`. A recipe that comes with the package goes by its name (`branchgrpo train
+glyphs`).
+
+`branchgrpo train recipe.yaml key=value ...` replaces settings by their dotted name. Where a setting is a text or a
+path, the value is what was typed (`name=042`, `'policy.negative_prompt=blurry: bad'`), and `null` for none where there
+may be none. Any other value is read as YAML (`'schedule.splits={0: 2, 3: 2}'`). Every path may begin with `~`.
+
+With `base: other.yaml` (or `base: glyphs`) a recipe starts from another one: it says only what differs, but `schedule`
+and `rewards` replace the whole section, and what the base says in `pools.rewards` of rewards that are gone is
+forgotten. Keys may be dotted (`policy.height: 48`). This page is made from `proto/settings.py` by `make docs`.
 """
 
 
@@ -54,18 +62,21 @@ def _methods() -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    bounds = [f"{sign} {getattr(m, name)}" for m in field.metadata for name, sign in BOUNDS.items() if hasattr(m, name)]
-    return _name(field.annotation) + "".join(f", {bound}" for bound in bounds)
+    return _name(field.annotation) + "".join(f", {bound}" for bound in _bounds(field.metadata))
 
 
-BOUNDS = {"gt": "&gt;", "ge": "&ge;", "lt": "&lt;", "le": "&le;"}
+def _bounds(metadata: Iterable[Any]) -> list[str]:
+    """What a number must be, but for the bound of all integers."""
+    signs = {"gt": "&gt;", "ge": "&ge;", "lt": "&lt;", "le": "&le;"}
+    items = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
+    every = [(sign, getattr(item, name)) for item in items for name, sign in signs.items() if hasattr(item, name)]
+    return [f"{sign} {bound}" for sign, bound in every if bound != 2**63]
 
 
 def _name(annotation: Any) -> str:
     origin, arguments = get_origin(annotation), get_args(annotation)
     if origin is Annotated:
-        bounds = [f" {sign} {getattr(m, n)}" for m in arguments[1:] for n, sign in BOUNDS.items() if hasattr(m, n)]
-        return _name(arguments[0]) + "".join(bounds)
+        return " ".join([_name(arguments[0]), *_bounds(arguments[1:])])
     if origin is Literal:
         return " \\| ".join(f"`{value}`" for value in arguments)
     if origin in (Union, types.UnionType):

@@ -1,6 +1,8 @@
 """Files that are there whole or not at all: written under a temporary name, then renamed."""
 
+import codecs
 import errno
+import io
 import os
 import shutil
 import uuid
@@ -16,6 +18,14 @@ from .errors import InputError
 Result = TypeVar("Result")
 FULL = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
 """How the system tells of a disk without room, and of a quota that is used up."""
+MARKS = {
+    codecs.BOM_UTF8: "utf-8",
+    codecs.BOM_UTF32_LE: "utf-32-le",
+    codecs.BOM_UTF32_BE: "utf-32-be",
+    codecs.BOM_UTF16_LE: "utf-16-le",
+    codecs.BOM_UTF16_BE: "utf-16-be",
+}
+"""Byte order marks, and what stands behind them."""
 PARTIAL = ".partial-"
 """What names of unfinished files and folders begin with."""
 
@@ -69,6 +79,28 @@ def write_text(path: Path, text: str) -> None:
     """`text` as the whole content of `path`, in one rename."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def decoded(content: bytes) -> str:
+    """The text in a file's bytes: UTF-8, or what a byte order mark says, with `\\n` for every line end.
+
+    Raises ValueError that says what it looks like instead.
+    """
+    mark = next((mark for mark in MARKS if content.startswith(mark)), b"")
+    encoding = MARKS.get(mark, "utf-8")
+    try:
+        text = io.TextIOWrapper(io.BytesIO(content[len(mark) :]), encoding).read()
+    except UnicodeDecodeError as error:
+        if mark or b"\0" in content:
+            raise ValueError(f"it isn't text in {encoding.upper()}: {error.reason}") from error
+        line = 1 + content.count(b"\n", 0, error.start)
+        raise ValueError(
+            f"it isn't text in UTF-8 (line {line} has the byte 0x{content[error.start]:02x}); if it is in Latin-1, "
+            "`iconv -f latin1 -t utf-8` converts it"
+        ) from error
+    if text.count("\0") > len(text) // 4:
+        raise ValueError("it looks like UTF-16 without a byte order mark; `iconv -f utf-16le -t utf-8` converts it")
+    return text
 
 
 def is_full(error: BaseException) -> bool:

@@ -1,50 +1,55 @@
 """Recipes: YAML files of run settings, with `key=value` overrides, and errors that say what was meant."""
 
 import difflib
+import os
 import pkgutil
+import types
+from collections import Counter
 from collections.abc import Iterator, Sequence
-from functools import partial
 from pathlib import Path
-from typing import Any, TypeVar, get_args, get_origin
+from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
-import yaml
-from omegaconf import DictConfig, OmegaConf
-from omegaconf.errors import OmegaConfBaseException
 from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
 from .errors import InputError
-from .files import write_text
+from .files import decoded, write_text
 from .prompts import HUB, read_prompts, write_lines
 from .settings import RunSettings
+from .yaml12 import read_yaml, write_yaml
 
 Section = TypeVar("Section", bound=BaseModel)
+Keys = tuple[Any, ...]
+"""A setting's dotted name, taken apart."""
 WHOLE = ("schedule", "rewards")
 """Sections that a recipe doesn't share with its base: another method has other settings."""
+SHOWN = 200
+"""Characters of a value that an error message shows."""
+SHIPPED = Path(__file__).parents[1] / "recipes"
+"""Recipes that go by their name alone."""
 
 
 def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
-    """Settings from the YAML file `path`, with overrides such as `learner.clip_range=1e-3`.
+    """Settings from the YAML file `path`, or the shipped recipe of this name, with overrides such as
+    `learner.clip_range=1e-3`.
 
-    An override replaces what the file says for its key. A recipe with a `base` starts from that recipe: its sections
-    replace what they name in the base's, and `schedule` and `rewards` the whole section; keys may be dotted. Relative
-    prompt files are looked up from the folder of the recipe that names them.
+    An override replaces what the file says for its key. For a setting that is text, the text is taken as it stands, and
+    `null` for none where there may be none; any other value is read as YAML. A recipe with a `base` starts from that
+    recipe: its sections replace what they name in the base's, and `schedule` and `rewards` the whole section, with
+    `pools.rewards` of rewards that are gone; keys may be dotted. Relative prompt files are looked up from the folder
+    of the recipe that names them.
 
     Raises InputError with one line per mistake.
     """
-    try:
-        recipe = _recipe(path)
-        for override in overrides:
-            key, equals, _ = override.partition("=")
-            if not equals or not key:
-                raise InputError(f"'{override}' is no override; write key=value, such as iterations=10")
-            value = OmegaConf.select(OmegaConf.from_dotlist([override]), key)
-            OmegaConf.update(recipe, key, value, merge=False)
-        content = OmegaConf.to_container(recipe, resolve=True)
-    except (yaml.YAMLError, OmegaConfBaseException, UnicodeDecodeError, OSError) as error:
-        raise InputError(f"recipe {path} can't be read: {' '.join(str(error).split())}") from error
-    settings = parse_settings(content)
+    path = _found(path)
+    recipe = _recipe(path)
+    given = dict(map(_parsed, overrides))
+    if ("rewards",) in given:
+        _forget_pools(recipe, given["rewards",])
+    for keys, value in given.items():
+        _put(recipe, keys, value)
+    settings = parse_settings(recipe)
     policy = _resolved(settings.policy, "pretrained")
     rewards = {
         name: _resolved(reward, "pretrained", "tokenizer", "backbone") for name, reward in settings.rewards.items()
@@ -55,29 +60,140 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 def _resolved(section: Section, *names: str) -> Section:
     """With those of the settings `names` that are files or folders here as absolute paths, for processes elsewhere."""
     given = {name: getattr(section, name) for name in names}
-    there = {name: str(Path(value).resolve()) for name, value in given.items() if value and Path(value).exists()}
+    there = {name: os.path.realpath(value) for name, value in given.items() if value and os.path.exists(value)}
     return section.model_copy(update=there)
 
 
-def _recipe(path: Path, above: tuple[Path, ...] = ()) -> DictConfig:
+def _found(path: Path, folder: Path = Path()) -> Path:
+    """The file of a recipe: `path` from `folder`, or the shipped one of this name. Raises InputError for neither."""
+    file = folder / os.path.expanduser(path)
+    if os.path.isfile(file):
+        return file
+    names = sorted(recipe.stem for recipe in SHIPPED.glob("*.yaml"))
+    if str(path) in names:
+        return SHIPPED / f"{path}.yaml"
+    wrong = f"recipe {file} " + ("is a folder" if os.path.isdir(file) else "doesn't exist")
+    if path.name == str(path):
+        near = difflib.get_close_matches(path.stem, names, n=1)
+        wrong += f"; did you mean '{near[0]}'?" if near else f"; those that go by their name are {', '.join(names)}"
+    raise InputError(wrong)
+
+
+def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     """What the file says, over what its base says. Raises InputError for a file that is none, or its own base."""
-    if not path.is_file():
-        raise InputError(f"recipe {path} doesn't exist" + (f"; it is the base of {above[-1]}" if above else ""))
     if path.resolve() in above:
         raise InputError(f"recipe {path} is its own base")
-    recipe = OmegaConf.load(path)
-    if not isinstance(recipe, DictConfig):
+    try:
+        content = read_yaml(decoded(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"recipe {path} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict):
         raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
-    if "base" not in recipe:
-        return recipe
-    base_path = path.parent / str(recipe.pop("base"))
-    base = _recipe(base_path, (*above, path.resolve()))
-    for prompts in ("prompts.train", "prompts.held_out"):
-        if (file := OmegaConf.select(base, prompts)) and not str(file).startswith(HUB):
-            OmegaConf.update(base, prompts, str(base_path.resolve().parent / str(file)))
-    for key, value in recipe.items():
-        OmegaConf.update(base, str(key), value, merge=key not in WHOLE)
-    return base
+    base = content.pop("base", None)
+    given = {tuple(key.split(".")) if isinstance(key, str) else (key,): value for key, value in content.items()}
+    if twice := [
+        keys for keys, n in Counter(leaf for item in given.items() for leaf in _leaves(*item)).items() if n > 1
+    ]:
+        raise InputError(f"recipe {path} says '{_dotted(twice[0])}' twice")
+    recipe = {} if base is None else _base(path, base, above)
+    if ("rewards",) in given:
+        _forget_pools(recipe, given["rewards",])
+    for keys, value in given.items():
+        _put(recipe, keys, value, merge=keys[0] not in WHOLE or len(keys) > 1)
+    return recipe
+
+
+def _base(path: Path, base: Any, above: tuple[Path, ...]) -> dict[str, Any]:
+    """What the base of the recipe `path` says, with its prompt files as seen from there."""
+    if not isinstance(base, str):
+        raise InputError(f"base is {base!r} in recipe {path}; it must be another recipe's path or name")
+    try:
+        file = _found(Path(base), path.parent)
+    except InputError as error:
+        raise InputError(f"{error} (the base of {path})") from error
+    recipe = _recipe(file, (*above, path.resolve()))
+    if isinstance(prompts := recipe.get("prompts"), dict):
+        for name in {"train", "held_out"} & prompts.keys():
+            if isinstance(source := prompts[name], str) and not source.startswith(HUB):
+                prompts[name] = str(file.resolve().parent / os.path.expanduser(source))
+    return recipe
+
+
+def _parsed(override: str) -> tuple[Keys, Any]:
+    """Keys and value of `key=value`. Raises InputError, naming the override, if it is none."""
+    key, equals, text = override.partition("=")
+    if not equals or not all(key.split(".")):
+        raise InputError(f"'{override}' is no override; write key=value, such as iterations=10")
+    keys, options = _described(key)
+    if options and all(map(_is_text, options)):
+        return keys, None if text == "null" and types.NoneType in options else text
+    try:
+        return keys, read_yaml(text)
+    except ValueError as error:
+        raise InputError(f"the value of '{override}' can't be read: {error}") from error
+
+
+def _described(key: str) -> tuple[Keys, list[Any]]:
+    """A dotted name's keys, and the types that its setting may have; none if there is no such setting."""
+    keys: list[Any] = []
+    options: list[Any] = [RunSettings]
+    for name in key.split("."):
+        sections = [o for o in options if isinstance(o, type) and issubclass(o, BaseModel) and name in o.model_fields]
+        tables = [get_args(option) for option in options if get_origin(option) is dict]
+        inner = [_options(o.model_fields[name].annotation) for o in sections] + [_options(of) for _, of in tables]
+        keys.append(int(name) if name.isdecimal() and any(of is int for of, _ in tables) else name)
+        options = inner[0] if inner else []
+    return tuple(keys), options
+
+
+def _options(annotation: Any) -> list[Any]:
+    """The types of which a setting's value has one."""
+    if get_origin(annotation) is Annotated:
+        return _options(get_args(annotation)[0])
+    if get_origin(annotation) in (Union, types.UnionType):
+        return [option for argument in get_args(annotation) for option in _options(argument)]
+    return [annotation]
+
+
+def _is_text(option: Any) -> bool:
+    named = get_origin(option) is Literal and all(isinstance(value, str) for value in get_args(option))
+    return named or option in (str, Path, types.NoneType)
+
+
+def _put(recipe: dict[str, Any], keys: Keys, value: Any, *, merge: bool = False) -> None:
+    """Set one setting, where sections that aren't there are made. With `merge` a section adds to what is there."""
+    section = recipe
+    for depth, name in enumerate(keys[:-1], start=1):
+        inner = section.get(name)
+        if inner is not None and not isinstance(inner, dict):
+            raise InputError(f"'{_dotted(keys)}' can't be set: {_dotted(keys[:depth])} is {_shown(inner)}, no section")
+        section[name] = section = dict(inner or {})
+    section[keys[-1]] = _merged(section.get(keys[-1]), value) if merge else value
+
+
+def _merged(base: Any, value: Any) -> Any:
+    if not isinstance(base, dict) or not isinstance(value, dict):
+        return value
+    return base | {key: _merged(base.get(key), inner) for key, inner in value.items()}
+
+
+def _forget_pools(recipe: dict[str, Any], rewards: Any) -> None:
+    """Drop what a recipe says of the pools of rewards, but for those in `rewards`."""
+    if isinstance(pools := recipe.get("pools"), dict) and isinstance(given := pools.get("rewards"), dict):
+        kept = {name: pool for name, pool in given.items() if isinstance(rewards, dict) and name in rewards}
+        recipe["pools"] = pools | {"rewards": kept}
+
+
+def _leaves(keys: Keys, value: Any) -> Iterator[Keys]:
+    if isinstance(value, dict) and value:
+        for key, inner in value.items():
+            yield from _leaves((*keys, key), inner)
+    else:
+        yield keys
+
+
+def _dotted(keys: Keys) -> str:
+    return ".".join(map(str, keys))
 
 
 def _located(settings: RunSettings, path: Path) -> RunSettings:
@@ -108,7 +224,7 @@ def imported(name: str, setting: str) -> Any:
 
 def dump_recipe(settings: RunSettings) -> str:
     """All settings as YAML, from which `load_recipe` makes the same settings again."""
-    return yaml.safe_dump(settings.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return write_yaml(settings.model_dump())
 
 
 def save_recipe(settings: RunSettings, folder: Path) -> Path:
@@ -118,12 +234,12 @@ def save_recipe(settings: RunSettings, folder: Path) -> Path:
     """
     copies, column = {}, settings.prompts.column
     for name in ("train", "held_out"):
-        if original := getattr(settings.prompts, name):
-            text = original.suffix == ".txt" and original.is_file()
-            copies[name] = Path("prompts", f"{name}.{'txt' if text else 'jsonl'}")
-            read = partial(read_prompts, original, f"prompts.{name}", column)
-            content = original.read_text(encoding="utf-8") if text else write_lines(read(), column)
-            write_text(folder / copies[name], content)
+        if source := getattr(settings.prompts, name):
+            prompts = read_prompts(source, f"prompts.{name}", column)
+            lines = all(prompt.isprintable() and not prompt.fields for prompt in prompts)
+            copies[name] = Path("prompts", f"{name}.{'txt' if lines else 'jsonl'}")
+            text = "".join(f"{prompt}\n" for prompt in prompts) if lines else write_lines(prompts, column)
+            write_text(folder / copies[name], text)
     own = settings.prompts.model_copy(update=copies)
     write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": own})))
     return folder / "recipe.yaml"
@@ -157,7 +273,16 @@ def _explain(detail: ErrorDetails) -> str:
         return f"setting '{key}' is missing"
     if detail["type"] == "value_error":
         return f"{key}: {message}" if key else message
-    return f"{key} is {detail['input']!r}: {message[0].lower()}{message[1:]}"
+    quotes = detail["type"] == "string_type" and isinstance(detail["input"], (int, float))
+    return f"{key} is {_shown(detail['input'])}: {message[0].lower()}{message[1:]}{'; write it in quotes' * quotes}"
+
+
+def _shown(value: Any) -> str:
+    try:
+        text = repr(value)
+    except ValueError:  # an integer of thousands of digits
+        text = "a very large number"
+    return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
 def _nearest(key: str) -> str:

@@ -4,16 +4,16 @@ The text under a field is its documentation: docs/recipe.md is generated from it
 """
 
 import inspect
+import os
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import Annotated, Any, Literal
 
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
-    NonNegativeInt,
     PositiveFloat,
-    PositiveInt,
     field_validator,
     model_validator,
 )
@@ -22,9 +22,14 @@ from .methods import METHODS
 from .schedule import Schedule
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-Seed = Annotated[int, Field(ge=0, lt=2**63)]
+PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
+NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
+HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(strict=False)]
+"""A file or folder; a recipe may begin it with `~`, the home folder."""
+HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
+"""The same where it may be something else too, such as a name."""
 Precision = Literal["float32", "bfloat16"]
 Method = Literal[
     "branch_grpo",
@@ -40,15 +45,18 @@ SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
 
 
 class Settings(BaseModel):
-    """Immutable; unknown keys, values that don't convert to the type, and infinite numbers are refused."""
+    """Immutable; unknown keys, values of another type (an integer may stand for a number), and infinite numbers are
+    refused."""
 
-    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
+    model_config = ConfigDict(
+        extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, strict=True
+    )
 
 
 class PolicySettings(Settings):
     """The model that is aligned."""
 
-    pretrained: str
+    pretrained: HomeText
     """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one. A relative path
     starts where the command is run."""
     height: PositiveInt = 720
@@ -84,9 +92,9 @@ class PromptSettings(Settings):
     reads, or `hf:NAME` of the Hugging Face hub (from its cache, or with `HF_HUB_OFFLINE=0` in the environment), both
     with `@split` behind if that isn't `train`."""
 
-    train: Path
+    train: HomePath
     """Prompts to train on. A relative path starts at the recipe's folder."""
-    held_out: Path | None = None
+    held_out: HomePath | None = None
     """Prompts to evaluate on, never trained on."""
     hold_out: NonNegativeInt = 0
     """Without `held_out`, so many of the prompts to train on, drawn by the run's seed, are kept to evaluate on."""
@@ -164,6 +172,17 @@ class ScheduleSettings(Settings):
         now = {name: value for name, value in {"iteration": iteration, "seed": seed}.items() if name in accepted}
         return method(**given, **now)
 
+    @field_validator("splits", mode="before")
+    @classmethod
+    def _steps_may_be_quoted(cls, splits: Any) -> Any:
+        """As they are in recipes that were written by earlier versions, and in JSON."""
+        if not isinstance(splits, dict):
+            return splits
+        steps = [int(step) if isinstance(step, str) and step.isdecimal() else step for step in splits]
+        if len(set(steps)) < len(steps):
+            raise ValueError("a step stands there twice")
+        return dict(zip(steps, splits.values(), strict=True))
+
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
         self.build()
@@ -189,9 +208,9 @@ class RolloutSettings(Settings):
     trees_in_flight: PositiveInt | None = None
     """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
     a window and a task where it is less."""
-    embeddings: Path | None = None
+    embeddings: HomePath | None = None
     """Folder in which embeddings of prompts are kept from run to run, of any models; null keeps the newest in memory
-    only. `~` is the home folder."""
+    only."""
     latents_precision: Precision = "float32"
     """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
 
@@ -202,11 +221,11 @@ class RewardSettings(Settings):
     weight: float = 1.0
     """Factor in the sum of rewards. With 0 the reward is held out: watched, not trained on, it tells whether training
     on the others misleads."""
-    pretrained: str | None = None
+    pretrained: HomeText | None = None
     """File or folder of the weights, of built-in rewards that are models (docs/rewards.md)."""
-    tokenizer: str | None = None
+    tokenizer: HomeText | None = None
     """Folder of the model's tokenizer; null looks for it beside the weights."""
-    backbone: str | None = None
+    backbone: HomeText | None = None
     """Folder of the CLIP model below `aesthetic`."""
     device: Device = "auto"
     """Where the model is: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
@@ -329,14 +348,14 @@ class OptimizerSettings(Settings):
 
     learning_rate: PositiveFloat = 1e-5
     """Peak learning rate."""
-    betas: tuple[Fraction, Fraction] = (0.9, 0.999)
+    betas: Annotated[tuple[Fraction, Fraction], Field(strict=False)] = (0.9, 0.999)
     """AdamW's decay rates."""
     weight_decay: NonNegativeFloat = 1e-4
     """AdamW's weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
     """Course of the learning rate after the warm-up, over all updates of the run. More iterations stretch `linear` and
     `cosine`."""
-    warmup_updates: Annotated[int, Field(ge=0)] = 0
+    warmup_updates: NonNegativeInt = 0
     """Updates over which the learning rate rises from 0."""
     gradient_clipping: NonNegativeFloat = 1.0
     """Largest gradient norm; 0 for none."""
@@ -378,9 +397,9 @@ class LearnerSettings(Settings):
 class EvaluationSettings(Settings):
     """Evaluation on the held-out prompts: deterministic sampling from fixed starts."""
 
-    every: Annotated[int, Field(ge=0)] = 0
+    every: NonNegativeInt = 0
     """Iterations between evaluations; 0 evaluates before the first and after the last only."""
-    seed: Seed = 0
+    seed: NonNegativeInt = 0
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
@@ -429,7 +448,7 @@ class LoggingSettings(Settings):
     """Write TensorBoard event files."""
     wandb_project: str | None = None
     """Weights & Biases project to log to; needs the package `wandb`."""
-    samples_every: Annotated[int, Field(ge=0)] = 5
+    samples_every: NonNegativeInt = 5
     """Iterations between grids of sampled leaves; 0 for none."""
 
 
@@ -518,13 +537,13 @@ class RunSettings(Settings):
 
     name: str
     """Name of the run and of its folder."""
-    runs: Path = Path("runs")
+    runs: HomePath = Path("runs")
     """Folder in which run folders are made. A relative path starts where the command is run."""
     resume: Literal["never", "auto"] = "never"
     """`auto`: go on with the run of this name where there is one, from its newest checkpoint, so that the same command
     can be given again when the cluster was lost. `never`: a run that exists is an error, unless the command has
     --resume."""
-    seed: Seed = 0
+    seed: NonNegativeInt = 0
     """Seed of all noise and of the order of prompts."""
     iterations: PositiveInt = 300
     """Iterations: sample, score, learn, publish. A resumed run may ask for more."""
@@ -538,7 +557,7 @@ class RunSettings(Settings):
     """`separate`: rollout workers and learner ranks have processes and GPUs of their own. `colocated`: each learner
     rank samples too, with the same copy of the policy, in turns; `pools.learner` says how many and
     `pools.rollout_workers` is not used."""
-    staleness: Literal[0, 1] = 0
+    staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """0: every tree is sampled with the newest weights. 1: the next iteration is sampled while the learner works, with
     weights one iteration old."""
     pools: PoolsSettings = PoolsSettings()

@@ -110,7 +110,7 @@ def grid_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
             levels[place] = end
     for step, (level, following) in enumerate(pairwise(levels)):
         falls = level > following or (level == following and step == schedule.grid_steps - 1)
-        if not (1 >= level and falls and following >= 0):
+        if not (level <= 1 and falls and following >= 0):
             raise InputError(
                 f"noise levels must fall from 1 to 0, and step {step} of {schedule.grid_steps} goes from {level:g} to "
                 f"{following:g}; take fewer schedule.steps, or another policy.shift"

@@ -28,7 +28,7 @@ class Embeddings:
     def __init__(self, policy: Policy, folder: Path | None) -> None:
         """`folder` None keeps them in memory only."""
         self._policy, self._recent = policy, OrderedDict[str, Conditioning]()
-        self._folder = folder.expanduser() / policy.encoding if folder else None
+        self._folder = folder / policy.encoding if folder else None
 
     def of(self, prompts: Sequence[str]) -> list[Conditioning]:
         """Conditioning of each prompt, computed alone: in a batch its last bits would depend on the others."""

@@ -71,11 +71,11 @@ def test_the_staged_package_is_importable_by_itself(tmp_path: Path) -> None:
 def test_a_saved_recipe_brings_its_prompts(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings()
     save_recipe(settings, tmp_path / "here").parent.rename(tmp_path / "there")
-    original = settings.prompts.train.read_text()
+    original = settings.prompts.train.read_text().split()
     settings.prompts.train.unlink()
     loaded = load_recipe(tmp_path / "there" / "recipe.yaml")
     assert loaded.prompts.train == tmp_path / "there" / "prompts" / "train.txt"
-    assert loaded.prompts.train.read_text() == original
+    assert loaded.prompts.train.read_text().split() == original
     assert loaded.model_copy(update={"prompts": settings.prompts}) == settings
 
 
@@ -154,7 +154,7 @@ def test_a_run_goes_on_with_the_same_prompts_only_wherever_they_lie(run_settings
     prompts = settings.prompts.model_copy(update={"train": moved, "held_out": moved})
     settings = settings.model_copy(update={"prompts": prompts})
     with RunFolder.resume(settings) as folder:
-        assert folder.settings.prompts.train.read_text() == moved.read_text()
+        assert folder.settings.prompts.train.read_text().split() == moved.read_text().split()
     moved.write_text(moved.read_text() + "\n999")
     with (
         pytest.raises(InputError, match=r"prompts.train was 14 prompts .* and is 15 prompts"),

@@ -6,6 +6,9 @@ from pathlib import Path
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, parse_settings, setting_paths
+from branchgrpo.proto.yaml12 import read_yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GLYPHS = RECIPES / "glyphs.yaml"
@@ -123,9 +126,172 @@ def test_a_recipe_starts_from_its_base(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("text", "message"),
-    [("base: none.yaml", "none.yaml doesn't exist; it is the base of"), ("base: it.yaml", "own base")],
+    [("base: none.yaml", "none.yaml doesn't exist.* \\(the base of"), ("base: it.yaml", "own base")],
 )
 def test_a_base_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
     (tmp_path / "it.yaml").write_text(text)
     with pytest.raises(InputError, match=message):
         load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        *((f"name={text}", text) for text in ("042", "on", "sweep #4", "a=b", "null", "1e3", " x ", "é", "'q'")),
+        *((f"policy.negative_prompt={text}", text) for text in ("no", "blurry: bad", "", "[a", "~")),
+        ("policy.adapter=null", None),
+        ("policy.adapter=1:30", "1:30"),
+        ("policy.device=cuda:1", "cuda:1"),
+        ("pools.learner.labels.zone=042", "042"),
+        ("iterations=010", 10),
+        ("learner.optimizer.learning_rate=3E-4", 3e-4),
+        ("learner.optimizer.learning_rate=1", 1.0),
+        ("learner.lora.rank=4", 4),
+        ("policy.shift=null", None),
+        ("schedule.splits={1: 3}", {1: 3}),
+        ("schedule.splits.1=3", {0: 2, 1: 3, 3: 2, 6: 2, 9: 2}),
+        ("schedule.splits=dense", "dense"),
+    ],
+)
+def test_an_override_is_the_text_that_was_typed_or_yaml(override: str, value: object) -> None:
+    content = load_recipe(GLYPHS, [override]).model_dump()
+    for key in override.partition("=")[0].removesuffix(".1").split("."):
+        content = content[key]
+    assert (content, type(content)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"iterations={value}" for value in ("true", "5.0", "1e3", "1:30", "'5'", "???", "", "0x" + "f" * 9999)),
+        *(f"learner.optimizer.learning_rate={value}" for value in ("yes", "true", "'1'", "1" + "0" * 400, ".nan")),
+        *(f"schedule.splits={value}" for value in ("{0: 2, 0: 3}", "{0: 2, '0': 3}", "{true: 2}", "{1: true}", "[")),
+        *(f"staleness={value}" for value in ("true", "1.0", "2")),
+        *("learner.keep_graph=yes", "learner.keep_graph=1", "policy={height: '5'}", "schedule.sde_steps=[1.0]"),
+        *("name.x=3", "runs.x=3", "a..b=3", ".=3", "=3", "iterations", "base=glyphs", "1=1", "learner.zero_stage={"),
+    ],
+)
+def test_an_override_of_another_type_is_an_error_that_names_it(override: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, [override])
+    assert override.partition("=")[0].split(".")[0] in str(error.value)
+    assert str(GLYPHS) not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("text", ["name: 042", "name: 1e3", "name: true", "rewards: {1e3: {function: 'a:b'}}"])
+def test_texts_that_yaml_reads_as_something_else_need_quotes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(f"base: glyphs\n{text}\n")
+    with pytest.raises(InputError, match=r"name is .*write it in quotes|rewards"):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\\0"), min_size=1),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(-1e9, 1e9), min_size=1),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.integers(0, 2**63 - 1),
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_can_be_set_is_the_same_in_the_run_folder(
+    tmp_path: Path, name: str, weights: dict[str, float], text: str, seed: int, rate: float
+) -> None:
+    content = read_yaml(GLYPHS.read_text()) | {"name": name, "seed": seed}
+    content["rewards"] = {key: {"weight": weight, "function": "a:b"} for key, weight in weights.items()}
+    content["policy"]["negative_prompt"] = text
+    content["learner"]["optimizer"]["learning_rate"] = rate
+    try:
+        given = parse_settings(content)
+    except InputError:
+        return  # a name that can't be used
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(given), encoding="utf-8")
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.model_copy(update={"prompts": given.prompts}) == given
+
+
+def test_recipes_of_earlier_versions_load(tmp_path: Path) -> None:
+    """They have steps in quotes."""
+    (tmp_path / "it.yaml").write_text("base: glyphs\nschedule: {splits: {'0': 2, '3': 2}, steps: 8}\n")
+    assert load_recipe(tmp_path / "it.yaml").schedule.splits == {0: 2, 3: 2}
+
+
+def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glyphs").mkdir()
+    assert load_recipe(Path("glyphs")) == load_recipe(GLYPHS)
+    (tmp_path / "mine.yaml").write_text("base: glyphs_mix_grpo\nname: mine\n")
+    assert load_recipe(Path("mine.yaml")).schedule == load_recipe(RECIPES / "glyphs_mix_grpo.yaml").schedule
+    (tmp_path / "glyphs").rmdir()
+    (tmp_path / "glyphs").write_text(f"base: {GLYPHS}\nname: mine\n")
+    assert load_recipe(Path("glyphs")).name == "mine"
+    for name, hint in {
+        "glyph": "did you mean 'glyphs'",
+        "zzz": "those that go by their name are flux_hps_branch, ",
+    }.items():
+        with pytest.raises(InputError, match=f"recipe {name} doesn't exist; {hint}"):
+            load_recipe(Path(name))
+
+
+def test_pools_of_rewards_that_the_base_alone_has_are_forgotten(tmp_path: Path) -> None:
+    own = "base: glyphs\nrewards: {x: {function: 'a:b'}}\n"
+    (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {x: {cpus: 2}}}\n")
+    assert load_recipe(tmp_path / "it.yaml").pools.rewards.keys() == {"x"}
+    assert load_recipe(GLYPHS, ["rewards={x: {function: 'a:b'}}"]).pools.rewards == {}
+    assert load_recipe(GLYPHS, ["rewards.x={function: 'a:b'}"]).pools.rewards.keys() == {"ocr"}
+    (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {y: {cpus: 2}}}\n")
+    assert load_recipe(tmp_path / "it.yaml").pools.rewards.keys() == {"y"}, "which is the recipe's own mistake"
+
+
+def test_a_key_that_stands_twice_in_dotted_form_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("base: glyphs\npolicy: {height: 8, width: 8}\npolicy.height: 16\n")
+    with pytest.raises(InputError, match=r"says 'policy\.height' twice"):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x81PK", "isn't text in UTF-8"),
+        ("name: é".encode("latin1"), "line 1 has the byte 0xe9.*latin1"),
+        ("name: x".encode("utf-16-le"), "looks like UTF-16"),
+        (b"base: 5", "base is 5 in recipe"),
+        (b"base: [a]", "base is"),
+        (b"base: it.yaml", "own base"),
+        (b"base: .", "is a folder"),
+        (b"base: a\nbase: b", "duplicate key"),
+        (b"5: 3", "5"),
+        (b"policy: 5\npolicy.height: 3", "policy is 5"),
+        (b"&x {a: *x}", "contains itself"),
+        (b"{a: " * 600 + b"}" * 600, "nested too deeply"),
+        (b"? [1, 2]\n: 3", "1"),
+    ],
+)
+def test_what_is_no_recipe_is_told_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_a_recipe_is_written(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("base: glyphs\r\nname: é\r\n", encoding=encoding)
+    assert load_recipe(tmp_path / "it.yaml").name == "é"
+
+
+def test_every_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "it.yaml").write_text("base: ~/base.yaml\nrewards: {aesthetic: {pretrained: ~/a, backbone: ~/b}}\n")
+    (tmp_path / "base.yaml").write_text("base: glyphs\nprompts: {train: ~/p.txt, held_out: ~/q.txt}\nruns: ~/runs\n")
+    given = load_recipe(Path("~/it.yaml"), ["rollout.embeddings=~/e", "policy.pretrained=~/model"])
+    assert given.prompts.train == tmp_path / "p.txt"
+    assert given.prompts.held_out == tmp_path / "q.txt"
+    assert (given.runs, given.rollout.embeddings) == (tmp_path / "runs", tmp_path / "e")
+    assert given.policy.pretrained == str(tmp_path / "model")
+    assert (given.rewards["aesthetic"].pretrained, given.rewards["aesthetic"].backbone) == (
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    )
+    assert load_recipe(GLYPHS, ["runs=~no-such-user/x"]).runs == Path("~no-such-user/x")
+    paths = {path for path, field in setting_paths() if "path" in path or Path in (field.annotation,)}
+    assert all(str(load_recipe(GLYPHS, [f"{path}=~/x"])).count("'~/x'") == 0 for path in paths)
