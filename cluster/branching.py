@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from ..learner.advantages import FLAT
 from ..proto.errors import InputError
 from ..proto.schedule import Schedule
 from ..proto.settings import RunSettings
@@ -134,7 +135,7 @@ def sibling_variance(schedule: Schedule, trees: Sequence[npt.NDArray[np.float64]
                 values = leaves.reshape(schedule.nodes_per_depth[depth + 1], -1).mean(axis=1)
                 between = values.reshape(-1, step.children).var(axis=1, ddof=1).mean()
                 total = leaves.var(ddof=1)
-                found.append(between / total if total > 1e-12 else 0.0)
+                found.append(between / total if total > (FLAT * np.abs(leaves).max()) ** 2 else 0.0)
             shares[int(schedule.levels[depth])] = float(np.mean(found))
     return shares
 

@@ -72,7 +72,7 @@ class Iteration:
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
         """First trees whose pictures are kept to be looked at."""
         self.media: dict[int, list[Any]] = {}
-        self._may_leave_out = int(settings.rollout.may_leave_out * len(prompts))
+        self._may_leave_out = settings.rollout.trees_to_leave_out(len(prompts))
         self.left_out: set[int] = set()
         """Trees that a reward gave no score."""
         self.forwards: dict[tuple[int, ...], list[tuple[float, int]]] = {}

@@ -12,19 +12,29 @@ from ..proto.tree import FloatArray
 Normaliser = Literal["depth", "leaf", "group"]
 
 FLAT = 1e-6
-"""A standard deviation below this is rounding, not a difference: the advantage is exactly zero."""
+"""A standard deviation below this share of the values' size is rounding of scores in float32, not a difference: the
+advantage is exactly zero."""
+EXACT = 1e-12
+"""What arithmetic in float64 may add to or take from a value, as a share of the values' size."""
 
 
-def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normaliser) -> FloatArray:
-    """Advantage of the edge into every node, float64 [nodes]; zero where the edge isn't trained.
+def depth_advantages(
+    values: FloatArray, schedule: Schedule, normaliser: Normaliser, size: float | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Advantage of the edge into every node, and by how much rounding can have moved it; each float64 [nodes], zero
+    where the edge isn't trained.
 
     A(n) = (value(n) - mean) / std over the nodes of n's depth (BranchGRPO, eq. 4). `depth` takes both from the nodes
     under the same root, `group` from those under all roots; `leaf` takes the mean as `depth` does and the std from that
     root's leaves. The std is the sample's (ddof 1). A depth with one node, or with equal values, gives exactly zero.
+
+    Rounding is relative to `size`: the largest sum of absolute summands that a value was added up from (default: the
+    largest absolute value).
     """
+    size = float(np.abs(values).max()) if size is None else size
     groups = 1 if normaliser == "group" else schedule.roots
     leaves = values[schedule.first_node[-2] :].reshape(groups, -1)
-    advantages = np.zeros(schedule.nodes)
+    advantages, rounding = np.zeros(schedule.nodes), np.zeros(schedule.nodes)
     for depth in schedule.trained_depths:
         nodes = slice(schedule.first_node[depth], schedule.first_node[depth + 1])
         rows = values[nodes].reshape(groups, -1)
@@ -32,10 +42,12 @@ def depth_advantages(values: FloatArray, schedule: Schedule, normaliser: Normali
             continue
         own = rows.std(axis=1, ddof=1, keepdims=True)
         scale = leaves.std(axis=1, ddof=1, keepdims=True) if normaliser == "leaf" else own
-        flat = (own < FLAT) | (scale < FLAT)
+        flat = (own <= FLAT * size) | (scale <= FLAT * size)
         centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
-        advantages[nodes] = (centred / np.where(flat, 1.0, scale)).ravel()
-    return advantages
+        scale = np.where(flat, 1.0, scale)
+        advantages[nodes] = (centred / scale).ravel()
+        rounding[nodes] = np.broadcast_to(EXACT * size / scale, rows.shape).ravel()
+    return advantages, rounding
 
 
 def edge_weights(

@@ -8,7 +8,7 @@ import numpy as np
 from ..proto.errors import InputError
 from ..proto.settings import AdvantageSettings, PruningSettings
 from ..proto.tree import FloatArray, Tree
-from .advantages import depth_advantages, edge_weights
+from .advantages import EXACT, depth_advantages, edge_weights
 from .fusion import fuse
 from .pruning import kept_edges
 
@@ -43,19 +43,18 @@ def tree_credit(
     def value(leaves: FloatArray) -> FloatArray:
         return fuse(leaves, tree.logprobs, schedule, beta, per_edge=settings.fusion == "edge_softmax")
 
-    total = sum((weight * tree.rewards[name] for name, weight in rewards.items()), np.zeros(schedule.leaves))
-    values = value(total)
+    parts = [weight * tree.rewards[name] for name, weight in rewards.items()]
+    values = value(np.sum(parts, axis=0))
     if settings.combine == "rewards":
-        advantages = depth_advantages(values, schedule, settings.normaliser)
+        size = float(np.abs(parts).sum(axis=0).max())
+        advantages, rounding = depth_advantages(values, schedule, settings.normaliser, size)
     else:
-        advantages = sum(
-            (
-                weight * depth_advantages(value(tree.rewards[name]), schedule, settings.normaliser)
-                for name, weight in rewards.items()
-                if weight
-            ),
-            np.zeros(schedule.nodes),
-        )
+        advantages, rounding = np.zeros(schedule.nodes), np.zeros(schedule.nodes)
+        for name, weight in rewards.items():
+            own, own_rounding = depth_advantages(value(tree.rewards[name]), schedule, settings.normaliser)
+            advantages += weight * own
+            rounding += np.abs(weight) * (own_rounding + EXACT * np.abs(own))
+    advantages[np.abs(advantages) <= rounding] = 0.0  # exactly, so that no row is trained on rounding
     kept = kept_edges(values, schedule, pruning, iteration)
     if not kept.any():
         raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")

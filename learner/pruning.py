@@ -26,7 +26,8 @@ def kept_edges(values: FloatArray, schedule: Schedule, settings: PruningSettings
 
 
 def _kept_by_width(values: FloatArray, schedule: Schedule, settings: WidthPruningSettings) -> BoolArray:
-    """Whole chains of edges below the last split are kept or not; everything above stays.
+    """Whole chains of edges below the last split are kept or not; everything above stays, and so does, by default, the
+    last split's own edge into each child.
 
     A forest without a split counts as if its roots were the children of one.
     """
@@ -42,7 +43,8 @@ def _kept_by_width(values: FloatArray, schedule: Schedule, settings: WidthPrunin
         best = siblings.argmax(axis=1) + siblings.shape[1] * np.arange(len(siblings))
         chains[best] = True
     kept = np.ones(schedule.nodes, dtype=bool)
-    kept[schedule.first_node[top] :] = np.tile(chains, len(schedule.steps) + 1 - top)
+    begin = top + settings.keep_last_split  # depth of the first edge that can be left out
+    kept[schedule.first_node[begin] :] = np.tile(chains, len(schedule.steps) + 1 - begin)
     return kept
 
 

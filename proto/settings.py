@@ -4,6 +4,7 @@ The text under a field is its documentation: docs/recipe.md is generated from it
 """
 
 import inspect
+import math
 import os
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -214,6 +215,10 @@ class RolloutSettings(Settings):
     latents_precision: Precision = "float32"
     """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
 
+    def trees_to_leave_out(self, trees: int) -> int:
+        """How many of so many trees `may_leave_out` allows to be left out."""
+        return math.floor(round(self.may_leave_out * trees, 6))  # 0.29 of 100 is 29, though 0.29 * 100 is less
+
 
 class RewardSettings(Settings):
     """One reward."""
@@ -286,6 +291,9 @@ class WidthPruningSettings(PrunedIterations):
     """`parent_top1` keeps each last split's best child; `extreme` the `keep` best and the `keep` worst leaves."""
     keep: PositiveInt = 4
     """b of `extreme`."""
+    keep_last_split: bool = True
+    """Keep the last split's own edges into all its children, as the authors' release does: what a losing child teaches
+    is trained on, and only the chain below it is left out. `false` leaves out its edge too."""
 
 
 class DepthPruningSettings(PrunedIterations):

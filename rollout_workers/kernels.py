@@ -22,8 +22,8 @@ from ..proto.errors import InputError
 from ..proto.schedule import DETERMINISTIC, Kernel, Schedule, Step
 
 ROUNDING = 2e-4
-"""A policy's first noise level, this near to 1, is 1, and its last, this near to 0, is 0: they come in float32, and small
-timestep shifts magnify rounding near 1 a thousandfold."""
+"""A first noise level this near to 1 is 1, and a last one this near to 0 is 0: they come in float32, whose rounding a
+small timestep shift magnifies a hundredfold, and twice where diffusers shifts twice."""
 
 
 @dataclass(frozen=True)

@@ -41,13 +41,32 @@ def kept(schedule: Schedule, leaves: np.ndarray, iteration: int = 1, **pruning: 
 def test_width_pruning_keeps_the_chains_it_names() -> None:
     assert kept(SMALL, LEAVES) == list(range(1, 15))
     best_child = WidthPruningSettings(mode="parent_top1")
-    assert kept(SMALL, LEAVES, width=best_child) == [1, 2, 5, 7, 11, 13]
+    assert kept(SMALL, LEAVES, width=best_child) == [*range(1, 9), 11, 13]
     extreme = WidthPruningSettings(mode="extreme", keep=1)
-    assert kept(SMALL, LEAVES, width=extreme) == [1, 2, 5, 6, 11, 12]
+    assert kept(SMALL, LEAVES, width=extreme) == [*range(1, 9), 11, 12]
     two = WidthPruningSettings(mode="extreme", keep=2)
-    assert kept(SMALL, LEAVES, width=two) == [1, 2, 4, 5, 6, 8, 10, 11, 12, 14]
+    assert kept(SMALL, LEAVES, width=two) == [*range(1, 9), 10, 11, 12, 14]
     everything = WidthPruningSettings(mode="extreme", keep=9)
     assert kept(SMALL, LEAVES, width=everything) == list(range(1, 15))
+
+
+def test_the_last_split_s_own_edges_can_be_pruned_too() -> None:
+    best_child = WidthPruningSettings(mode="parent_top1", keep_last_split=False)
+    assert kept(SMALL, LEAVES, width=best_child) == [1, 2, 5, 7, 11, 13]
+    extreme = WidthPruningSettings(mode="extreme", keep=1, keep_last_split=False)
+    assert kept(SMALL, LEAVES, width=extreme) == [1, 2, 5, 6, 11, 12]
+
+
+@pytest.mark.parametrize(("keep_last_split", "edges"), [(True, 138), (False, 130)])
+def test_width_pruning_leaves_the_paper_s_count(keep_last_split: bool, edges: int) -> None:
+    """8.625 edges for each of 16 leaves, with those of the last step, which we don't train."""
+    schedule, leaves = branch_grpo(), np.random.default_rng(0).random(16)
+    for mode, keep in (("parent_top1", 4), ("extreme", 4)):
+        width = WidthPruningSettings(mode=mode, keep=keep, keep_last_split=keep_last_split)
+        nodes = kept(schedule, leaves, width=width)
+        chains = sum(int(schedule.depth[node]) == schedule.trained_depths[-1] for node in nodes)
+        assert (chains, len(nodes) + chains) == (8, edges)
+    assert 138 / 16 == 8.625
 
 
 def test_in_a_forest_without_splits_whole_samples_are_kept() -> None:
@@ -63,7 +82,7 @@ def test_depth_pruning_drops_a_window_of_depths() -> None:
     last = DepthPruningSettings(mode="fixed", window=1)
     assert kept(SMALL, LEAVES, depth=last) == list(range(1, 9))
     both = kept(SMALL, LEAVES, depth=last, width=WidthPruningSettings(mode="parent_top1"))
-    assert both == [1, 2, 5, 7]
+    assert both == list(range(1, 9))
 
 
 @pytest.mark.parametrize(
@@ -85,7 +104,7 @@ def test_a_sliding_window_moves_with_iterations(direction: str, starts: list[int
 def test_pruning_keeps_to_its_iterations() -> None:
     width = WidthPruningSettings(mode="parent_top1", first_iteration=3, last_iteration=4)
     counts = [len(kept(SMALL, LEAVES, iteration, width=width)) for iteration in range(1, 7)]
-    assert counts == [14, 14, 6, 6, 14, 14]
+    assert counts == [14, 14, 10, 10, 14, 14]
 
 
 @settings(max_examples=40, deadline=None)
@@ -175,7 +194,7 @@ def test_several_rewards_are_added_before_or_after_normalising() -> None:
         return tree_credit(tree, weights, AdvantageSettings(combine=combine), PruningSettings(), 1, stds).advantages
 
     def alone(rewards: np.ndarray) -> np.ndarray:
-        return depth_advantages(fuse(rewards, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")
+        return depth_advantages(fuse(rewards, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")[0]
 
     assert advantages("rewards") == pytest.approx(alone(LEAVES + 0.5 * loud))
     assert advantages("advantages") == pytest.approx(alone(LEAVES) + 0.5 * alone(loud))
@@ -187,6 +206,37 @@ def test_advantages_are_clipped_at_the_end() -> None:
     tree.rewards = {"a": LEAVES, "b": -LEAVES}
     given = AdvantageSettings(combine="advantages", clip=0.5)
     credit = tree_credit(tree, {"a": 3.0, "b": 1.0}, given, PruningSettings(), 1, [0.5] * 4)
-    expected = 2 * depth_advantages(fuse(LEAVES, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")
+    expected = 2 * depth_advantages(fuse(LEAVES, np.zeros(SMALL.nodes), SMALL), SMALL, "depth")[0]
     assert np.abs(expected).max() > 0.5
     assert credit.advantages == pytest.approx(expected.clip(-0.5, 0.5))
+
+
+@pytest.mark.parametrize("fusion", ["uniform", "path_softmax", "edge_softmax"])
+@pytest.mark.parametrize("normaliser", ["depth", "leaf", "group"])
+@settings(max_examples=20, deadline=None)
+@given(schedules, st.integers(0, 999), st.floats(0.1, 10), st.floats(-3, 3))
+def test_advantages_that_cancel_are_exactly_zero(
+    fusion: str, normaliser: str, schedule: Schedule, seed: int, factor: float, offset: float
+) -> None:
+    """Two rewards that say the opposite, in other units: nothing is left to train on, however they are combined."""
+    rng = np.random.default_rng(seed)
+    tree = Tree(0, "p", schedule)
+    tree.logprobs = rng.normal(size=schedule.nodes)
+    scores = rng.normal(size=schedule.leaves)
+    tree.rewards = {"a": scores, "b": factor * scores + offset}
+    for combine, weight in (("advantages", -1.0), ("rewards", -1 / factor)):
+        given = AdvantageSettings(combine=combine, fusion=fusion, normaliser=normaliser)
+        credit = tree_credit(tree, {"a": 1.0, "b": weight}, given, PruningSettings(), 1, [0.5] * len(schedule.steps))
+        assert not credit.advantages.any()
+
+
+def test_a_leaf_that_equals_the_mean_but_for_rounding_has_no_advantage() -> None:
+    forest = dance_grpo(steps=3, group=3)
+    tree = Tree(0, "p", forest)
+    tree.logprobs, tree.rewards = np.zeros(forest.nodes), {"r": np.array([0.1, 0.2, 0.3])}
+    assert np.mean(tree.rewards["r"]) != 0.2
+    credit = tree_credit(
+        tree, {"r": 1.0}, AdvantageSettings(normaliser="group"), PruningSettings(), 1, [0.5] * len(forest.steps)
+    )
+    assert credit.advantages[3:6] == pytest.approx([-1, 0, 1])
+    assert credit.advantages[4] == 0

@@ -54,11 +54,11 @@ def test_path_softmax_is_a_softmax_over_all_leaves_below(schedule: Schedule, see
 
 def test_depth_advantages_by_hand() -> None:
     values = fuse(LEAVES, np.zeros(SMALL.nodes), SMALL)
-    got = depth_advantages(values, SMALL, "depth")
+    got, _ = depth_advantages(values, SMALL, "depth")
     half = 1 / math.sqrt(2)
     six = (LEAVES - 1.75) / LEAVES.std(ddof=1)
     assert got == pytest.approx([0, half, -half, half, -half, *six, *np.zeros(6)])
-    leaf = depth_advantages(values, SMALL, "leaf")
+    leaf, _ = depth_advantages(values, SMALL, "leaf")
     assert leaf[1:5] == pytest.approx(np.array([1.25, -1.25] * 2) / LEAVES.std(ddof=1))
 
 
@@ -66,7 +66,7 @@ def test_independent_roots_with_group_are_plain_grpo() -> None:
     """Every edge of a trajectory gets its leaf's advantage within the group."""
     schedule = tree_schedule(3, kernel="dance", eta=0.5, roots=4)
     rewards = np.array([1.0, 2.0, 3.0, 6.0])
-    got = depth_advantages(fuse(rewards, np.zeros(schedule.nodes), schedule), schedule, "group")
+    got, _ = depth_advantages(fuse(rewards, np.zeros(schedule.nodes), schedule), schedule, "group")
     grpo = (rewards - 3) / rewards.std(ddof=1)
     assert got == pytest.approx([*np.zeros(4), *grpo, *grpo, *np.zeros(4)])
 
@@ -76,7 +76,7 @@ def test_independent_roots_with_group_are_plain_grpo() -> None:
 def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: int, normaliser: str) -> None:
     rewards, logprobs = random_tree(schedule, seed)
     values = fuse(rewards, logprobs, schedule, beta=0.5)
-    got = depth_advantages(values, schedule, normaliser)
+    got, _ = depth_advantages(values, schedule, normaliser)
     root = np.concatenate([np.repeat(np.arange(schedule.roots), n // schedule.roots) for n in schedule.nodes_per_depth])
     roots = np.zeros_like(root) if normaliser == "group" else root
     for depth, root in itertools.product(schedule.trained_depths, np.unique(roots)):
@@ -89,7 +89,19 @@ def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: 
 def test_equal_leaves_give_exactly_zero(schedule: Schedule, reward: float, normaliser: str, beta: float) -> None:
     _, logprobs = random_tree(schedule, 1)
     values = fuse(np.full(schedule.leaves, reward), logprobs, schedule, beta)
-    assert not depth_advantages(values, schedule, normaliser).any()
+    assert not depth_advantages(values, schedule, normaliser)[0].any()
+
+
+@pytest.mark.parametrize("scale", [1e-12, 1e-7, 1.0, 1e7, 1e12])
+@pytest.mark.parametrize("normaliser", ["depth", "leaf", "group"])
+def test_advantages_do_not_depend_on_the_unit_of_rewards(scale: float, normaliser: str) -> None:
+    """A small weight, or a reward in other units, takes nothing away, and equal rewards stay equal."""
+    values = fuse(LEAVES, np.zeros(SMALL.nodes), SMALL)
+    got, _ = depth_advantages(scale * values, SMALL, normaliser)
+    assert got == pytest.approx(depth_advantages(values, SMALL, normaliser)[0])
+    rng = np.random.default_rng(0)
+    rounded = scale * 0.3 * (1 + 1e-8 * rng.normal(size=SMALL.nodes))
+    assert not depth_advantages(rounded, SMALL, normaliser)[0].any()
 
 
 @settings(max_examples=30, deadline=None)
@@ -119,8 +131,8 @@ def test_relabelling_siblings_changes_nothing(schedule: Schedule, seed: int, nor
     values = fuse(rewards, logprobs, schedule, beta)
     moved = fuse(rewards[node[first_leaf:] - first_leaf], logprobs[node], schedule, beta)
     assert moved == pytest.approx(values[node])
-    advantages = depth_advantages(values, schedule, normaliser)
-    assert depth_advantages(moved, schedule, normaliser) == pytest.approx(advantages[node], abs=1e-9)
+    advantages, _ = depth_advantages(values, schedule, normaliser)
+    assert depth_advantages(moved, schedule, normaliser)[0] == pytest.approx(advantages[node], abs=1e-9)
 
 
 @given(schedules)

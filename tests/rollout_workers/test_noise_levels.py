@@ -74,7 +74,8 @@ def test_schedulers_that_shift_twice_give_finite_steps_too() -> None:
         table = tables(flow_levels(shift, 5, own=False), kernel, eta)
         assert_finite(table)
         assert float(table.sigma[0]) == 1
-        assert (table.std[:-1] > 0).all() and (table.std < 100).all()
+        assert float(table.std[:-1].min()) > 0
+        assert float(table.std.max()) < 100
 
 
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
