@@ -225,19 +225,35 @@ Address = Annotated[
 
 
 @app.command()
-def status(run: RunOnRay, address: Address = None) -> None:
-    """Show how far a run is, and its processes.
+def status(
+    run: Annotated[
+        str | None, typer.Argument(help="Folder or name of a run. Default: all runs.", metavar="[RUN]")
+    ] = None,
+    runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
+    address: Annotated[
+        str | None, typer.Option(help="Ray cluster to ask (host:port). Default: $RAY_ADDRESS, or this machine's.")
+    ] = None,
+    as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
+) -> None:
+    """Show how a run goes, or went: state, iteration, rewards, time left, restarts, processes. Answers within 5 s.
+
+    Without RUN, a line for each run below `runs` and on the cluster.
 
     Example: [bold]branchgrpo status runs/glyphs[/bold]
     """
-    from .whereabouts import Whereabouts
+    from . import run_status
 
-    where = Whereabouts.find(run, address).found()
-    with Console(stderr=True).status(f"asking the Ray at '{where.address}' for the run '{where.run}'"):
-        from .operate import call_controller, show
-
-        found = call_controller(where, "status")
-    show(found, Console())
+    asking = Console(stderr=True).status("asking")
+    if run is None:
+        with asking:
+            found, complaints = run_status.find_all(runs, address)
+        typer.echo(run_status.as_json(found)) if as_json else run_status.show_all(found, Console())
+        for complaint in complaints:
+            typer.echo(complaint, err=True)
+        return
+    with asking:
+        one = run_status.find(run, runs, address)
+    typer.echo(run_status.as_json(one)) if as_json else run_status.show(one, Console())
 
 
 @app.command()

@@ -13,13 +13,11 @@ import ray
 import uvicorn
 from fastapi import FastAPI
 from ray.exceptions import ObjectLostError, RayActorError, RayError
-from rich.console import Console
-from rich.table import Table
 
 from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory, listening
 from ..reward_service.client import cause_of
-from .connect import visiting
+from .connect import NAMESPACE, visiting
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
@@ -114,18 +112,24 @@ def _no_signals() -> Iterator[None]:
 def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
     """What a method of a run's controller returns, which `find_ray` has found. Raises InputError if there is none."""
     with visiting(where.address):
-        controller = _named_controller(where.run)
+        controller = named_controller(where.run)
         return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
 
 
-def _named_controller(run: str) -> Any:
+def named_controller(run: str) -> Any:
+    """The controller of a run on the Ray that this process is connected to. Raises InputError if there is none."""
     try:
-        return ray.get_actor(controller_name(run))
+        return ray.get_actor(controller_name(run), NAMESPACE)
     except ValueError as error:
-        prefix = controller_name("")
-        named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-        running = sorted(name.removeprefix(prefix) for name in named if name.startswith(prefix))
-        raise InputError(f"no run '{run}' goes on there; there is {', '.join(running) or 'none'}") from error
+        running = ", ".join(run_names()) or "none"
+        raise InputError(f"no run '{run}' goes on there; there is {running}") from error
+
+
+def run_names() -> list[str]:
+    """Names of the runs on the Ray that this process is connected to."""
+    prefix = controller_name("")
+    named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(name.removeprefix(prefix) for name in named if name.startswith(prefix))
 
 
 def unwrapped(call: Callable[[], Result]) -> Result:
@@ -152,21 +156,3 @@ def replica_counts(options: Sequence[str]) -> dict[str, int]:
             raise InputError(f"--reward is '{option}'; write name=count, such as ocr=2")
         counts[name] = int(count)
     return counts
-
-
-def show(status: dict[str, Any], console: Console) -> None:
-    """A run's status as tables."""
-    done = status["iterations"]
-    console.print(
-        f"{status['run']}: iteration {done['done']} of {done['of']} done, {status['phase']} {status['share']:.0%}, "
-        f"weights version {status['weights_version']}, {status['trees_in_flight']} trees in flight",
-        highlight=False,
-    )
-    table = Table("pool", "process", "node", "state")
-    for pool in ("rollout_workers", "learner"):
-        for process in status["pools"][pool]:
-            table.add_row(pool, str(process["pid"]), process["node"], process["state"])
-    for model, states in status["pools"]["rewards"].items():
-        shown = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count)
-        table.add_row(f"rewards.{model}", "replicas", "", shown)
-    console.print(table)

@@ -4,6 +4,7 @@ import json
 import logging
 import sys
 from collections.abc import Callable
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -56,7 +57,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         assert part in log
     lines = log.splitlines()
     assert all(line[:4].isdecimal() and line[20:27].strip() in ("INFO", "WARNING") for line in lines)
-    assert [line for line in lines if "worker 7" in line][0][20:27] == "WARNING"
+    assert next(line for line in lines if "worker 7" in line)[20:27] == "WARNING"
 
 
 @pytest.mark.parametrize(
@@ -72,13 +73,11 @@ def test_how_a_run_ends_is_kept(
     error: Exception | None, state: str, told: str | None, run_settings: Callable[..., RunSettings], tmp_path: Path
 ) -> None:
     for _ in range(2):
-        try:
-            with RunDisplay(Console(quiet=True)).recording(tmp_path, run_settings()):
-                assert json.loads((tmp_path / "state.json").read_text())["state"] == "starting"
-                if error:
-                    raise error
-        except Exception as caught:
-            assert caught is error
+        ends = pytest.raises(type(error)) if error else nullcontext()
+        with ends, RunDisplay(Console(quiet=True)).recording(tmp_path, run_settings()):
+            assert json.loads((tmp_path / "state.json").read_text())["state"] == "starting"
+            if error:
+                raise error
     found = read_state(tmp_path)
     assert (found["state"], found["error"], found["drivers"]) == (state, told, 2)
     assert not error or str(error) in (tmp_path / "log.txt").read_text()

@@ -1,0 +1,374 @@
+"""`branchgrpo status`: how runs go, from their folders, and from their controllers where these can be asked.
+
+Every answer is bounded in time, whatever hangs: a disk, a host, a Ray cluster.
+"""
+
+import json
+import os
+import shlex
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from statistics import median
+from typing import Any, TypeVar
+from urllib.request import ProxyHandler, build_opener
+
+import psutil
+from rich import box
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+from rich.text import Text
+
+from ..proto.errors import InputError
+from .address import HERE, RAY_ADDRESS, nodes_here
+from .driver_lock import driver_of
+from .run_state import ENDED, read_state
+from .whereabouts import Whereabouts
+
+Result = TypeVar("Result")
+HTTP_SECONDS = 1.5
+"""How long a controller may take to answer."""
+ALL_SECONDS = 4.7
+"""How long a command may take from its start, whatever it asks."""
+LEAST_SECONDS = 1.0
+TAIL_BYTES = 2**18
+TYPICAL = 10
+"""Iterations whose median tells how long one takes."""
+COLOURS = {"running": "green", "finished": "green", "failed": "red", "lost": "red", "stopped": "yellow"}
+
+
+@dataclass
+class RunStatus:
+    """How a run goes. Times are Unix seconds."""
+
+    name: str
+    folder: str | None
+    """None for a run of which only a cluster tells."""
+    state: str
+    """`starting`, `running`, `recovering`, `stopping`, `finished`, `stopped`, `failed`, `lost` (its driver died) or
+    `unknown` (run by a version that didn't tell)."""
+    since: float | None = None
+    doing: str = ""
+    error: str | None = None
+    driver: str | None = None
+    iteration: int = 0
+    iterations: int | None = None
+    iteration_ended: float | None = None
+    checkpoint: int | None = None
+    rewards: dict[str, float] = field(default_factory=dict)
+    """Mean rewards of the newest iteration's leaves."""
+    held_out: dict[str, float] = field(default_factory=dict)
+    """Those of the newest evaluation."""
+    held_out_iteration: int | None = None
+    seconds_per_iteration: float | None = None
+    seconds_left: float | None = None
+    recoveries: int = 0
+    resumed: int = 0
+    changes: list[dict[str, Any]] = field(default_factory=list)
+    """Settings that were changed when the run was resumed."""
+    command: str | None = None
+    """What goes on with a run that has ended before its time."""
+    controller: dict[str, Any] | None = None
+    """What the run's controller on Ray tells of its processes."""
+    unreachable: str | None = None
+    """Why it tells nothing."""
+
+    @property
+    def live(self) -> bool:
+        return self.state in ("starting", "running", "recovering", "stopping")
+
+
+def status_of(folder: Path) -> RunStatus:
+    """The status of the run in a folder, without its controller's."""
+    recorded, seen = read_state(folder), driver_of(folder)
+    run = RunStatus(str(recorded.get("name", folder.name)), str(folder), "unknown")
+    if seen and seen.alive:
+        # What an earlier driver wrote tells nothing of this one.
+        mine = recorded.get("pid") == seen.driver.pid and recorded.get("state") not in ENDED
+        run.state, run.since = (recorded["state"], recorded["since"]) if mine else ("starting", seen.driver.since)
+        run.driver = str(seen.driver)
+    elif recorded.get("state") in ENDED:
+        run.state, run.since = recorded["state"], recorded["since"]
+    elif recorded or seen:
+        run.state, run.since = "lost", seen.last_seen if seen else recorded["since"]
+    elif (folder / "summary.json").is_file():
+        run.state, run.since = "finished", (folder / "summary.json").stat().st_mtime
+    if run.live:
+        run.doing = recorded.get("doing", "")
+    run.error = recorded.get("error")
+    run.iterations = recorded.get("iterations")
+    run.recoveries, run.resumed = recorded.get("recoveries", 0), max(0, recorded.get("drivers", 1) - 1)
+    run.changes = _lines(folder / "changes.jsonl")
+    checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
+    run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
+    _add_figures(run, _lines(folder / "metrics.jsonl"), _lines(folder / "evaluations.jsonl"))
+    if run.state in ("stopped", "failed", "lost"):
+        run.command = f"branchgrpo train {shlex.quote(str(folder / 'recipe.yaml'))} --resume"
+    return run
+
+
+def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+    with suppress(KeyError, TypeError):  # lines of another version
+        if metrics:
+            newest = metrics[-1]
+            run.iteration, run.iteration_ended = newest["iteration"], newest["started"] + newest["seconds"]
+            run.rewards = {name: values["mean"] for name, values in newest["rewards"].items()}
+            run.seconds_per_iteration = median(line["seconds"] for line in metrics[-TYPICAL:])
+            if run.live and run.iterations:
+                run.seconds_left = (run.iterations - run.iteration) * run.seconds_per_iteration
+        if evaluations:
+            run.held_out = {name: mean for name, mean in evaluations[-1].items() if name != "iteration"}
+            run.held_out_iteration = evaluations[-1]["iteration"]
+
+
+def _lines(path: Path) -> list[dict[str, Any]]:
+    """The last lines of a file of JSON lines; without those that can't be read."""
+    try:
+        with path.open("rb") as file:
+            end = file.seek(0, os.SEEK_END)
+            file.seek(max(0, end - TAIL_BYTES))
+            text = file.read().decode(errors="replace")
+    except OSError:
+        return []
+    found = []
+    for line in text.splitlines():
+        with suppress(ValueError):
+            if isinstance(value := json.loads(line), dict):
+                found.append(value)
+    return found
+
+
+def look(folder: Path) -> RunStatus:
+    """The status of the run in a folder, and what its controller tells."""
+    run = status_of(folder)
+    if not run.live:
+        return run
+    try:
+        url = Whereabouts.read(folder).http
+    except InputError:
+        url = None
+    if url is None:  # in one process, or about to start
+        return run
+    try:
+        run.controller = within(HTTP_SECONDS, lambda: _asked(f"{url}/status"))
+    except (OSError, ValueError) as error:
+        run.unreachable = f"its controller at {url} can't be asked ({getattr(error, 'reason', None) or error})"
+    return run
+
+
+def _asked(url: str) -> dict[str, Any]:
+    # A proxy knows no way to the inside of a cluster.
+    with build_opener(ProxyHandler({})).open(url, timeout=HTTP_SECONDS) as answer:
+        return json.load(answer)
+
+
+def look_at_all(runs: Path) -> list[RunStatus]:
+    """Every run in a folder of runs, the newest last."""
+    if not runs.is_dir():
+        return []
+    folders = sorted(path.parent for path in runs.glob("*/recipe.yaml"))
+    return sorted((status_of(folder) for folder in folders), key=lambda run: run.since or 0.0)
+
+
+def ask_cluster(address: str, run: str | None = None) -> list[RunStatus]:
+    """The runs on the Ray cluster at an address, or one of them, as their controllers tell.
+
+    Raises InputError if it doesn't answer, or has no such run.
+    """
+    # In a process of its own, which can be ended: what talks to Ray can hang for minutes.
+    command = [sys.executable, "-m", "branchgrpo.cluster.cluster_runs", address, *([run] if run else [])]
+    try:
+        asked = subprocess.run(command, capture_output=True, text=True, timeout=_seconds_left())
+    except subprocess.TimeoutExpired as error:
+        raise InputError(f"the Ray cluster at '{address}' gave no answer in {error.timeout:.1f} s") from error
+    if asked.returncode:
+        lines = asked.stderr.strip().splitlines()
+        raise InputError(lines[-1] if lines else f"the Ray cluster at '{address}' gave no answer")
+    found = []
+    for name, told in json.loads(asked.stdout.splitlines()[-1]).items():
+        status = RunStatus(name, None, "running", controller=told)
+        if told:
+            status.iteration, status.iterations = told["iterations"]["done"], told["iterations"]["of"]
+        else:
+            status.unreachable = "its controller gives no answer"
+        found.append(status)
+    return found
+
+
+def _seconds_left() -> float:
+    """What is left of the time that this command may take."""
+    return max(LEAST_SECONDS, ALL_SECONDS - (time.time() - psutil.Process().create_time()))
+
+
+def within(seconds: float, call: Callable[[], Result]) -> Result:
+    """What `call` returns. Raises InputError if it takes longer; it is then left to itself."""
+    result: list[Result] = []
+    errors: list[BaseException] = []
+
+    def run() -> None:
+        try:
+            result.append(call())
+        except BaseException as error:
+            errors.append(error)
+
+    thread = threading.Thread(target=run, daemon=True)
+    thread.start()
+    thread.join(seconds)
+    if errors:
+        raise errors[0]
+    if not result:
+        raise InputError(f"no answer in {seconds:.1f} s: a disk or a host hangs")
+    return result[0]
+
+
+def find(run: str, runs: Path, address: str | None) -> RunStatus:
+    """The status of a run, by its folder or its name, below `runs` or on the cluster at `address`."""
+    if address is None:
+        for folder in (Path(run), runs / run):
+            if within(HTTP_SECONDS, (folder / "recipe.yaml").is_file):
+                return within(_seconds_left(), lambda folder=folder: look(folder))  # type: ignore[misc]
+        if Path(run).is_dir():
+            raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
+    where = Whereabouts.find(run, address)
+    return ask_cluster(where.address or os.environ.get(RAY_ADDRESS) or HERE, where.run)[0]
+
+
+def find_all(runs: Path, address: str | None) -> tuple[list[RunStatus], list[str]]:
+    """All runs below `runs` and on the cluster, and what could not be asked.
+
+    Without an address it is the cluster of RAY_ADDRESS or of this host, if there is one.
+    """
+    given, complaints, on_cluster = address or os.environ.get(RAY_ADDRESS), list[str](), list[RunStatus]()
+
+    def ask() -> None:
+        try:
+            on_cluster.extend(ask_cluster(given or HERE))
+        except InputError as error:
+            if given:
+                complaints.append(str(error))
+
+    asking = threading.Thread(target=ask, daemon=True)
+    if given or nodes_here():
+        asking.start()
+    try:
+        found = within(_seconds_left(), lambda: look_at_all(runs))
+    except InputError as error:
+        found = []
+        complaints.append(f"{runs}: {error}")
+    if asking.ident:
+        asking.join()
+    known = {run.name for run in found if run.live}
+    return [*found, *(run for run in on_cluster if run.name not in known)], complaints
+
+
+def as_json(runs: RunStatus | Sequence[RunStatus]) -> str:
+    """One status as an object, or several as a list."""
+    plain = asdict(runs) if isinstance(runs, RunStatus) else [asdict(run) for run in runs]
+    return json.dumps(plain, indent=2)
+
+
+def show_all(runs: Sequence[RunStatus], console: Console) -> None:
+    """Runs as a table, a line each."""
+    if not runs:
+        console.print("no runs")
+        return
+    table = Table(box=box.SIMPLE)
+    table.add_column("run", overflow="fold")
+    for column in ("state", "since", "iteration", "reward", "held-out", "left"):
+        table.add_column(column, no_wrap=True)
+    for run in runs:
+        table.add_row(
+            Text(Path(run.folder).name if run.folder else f"{run.name} (on the cluster)"),
+            Text(run.state, style=COLOURS.get(run.state, "")),
+            _ago(run.since),
+            _of(run),
+            Text(_rewards(dict([*run.rewards.items()][:1]))),
+            Text(_rewards(dict([*run.held_out.items()][:1]))),
+            "" if run.seconds_left is None else duration(run.seconds_left),
+        )
+    console.print(table)
+
+
+def show(run: RunStatus, console: Console) -> None:
+    """A run's status as lines, and its processes as a table."""
+
+    def line(label: str, text: str) -> None:
+        if text:
+            console.print(f"{label:<15}{escape(text)}", highlight=False, soft_wrap=True)
+
+    head = f"[{COLOURS.get(run.state, 'default')}]{run.state}[/]"
+    since = f" for {duration(time.time() - run.since)} ({clock(run.since)})" if run.since and run.live else ""
+    if run.since and not run.live:
+        since = f" since {clock(run.since)} ({_ago(run.since)})"
+    console.print(f"[bold]{escape(run.name)}[/]: {head}{since}", highlight=False, soft_wrap=True)
+    line("folder", run.folder or "")
+    line("driver", run.driver or "")
+    line("doing", run.doing)
+    line("error", run.error or "")
+    ended = f", the newest ended {_ago(run.iteration_ended)}" if run.iteration_ended else ""
+    line("iteration", _of(run) + ended)
+    line("reward", _rewards(run.rewards))
+    if run.held_out:
+        line("held-out", f"{_rewards(run.held_out)} (after iteration {run.held_out_iteration})")
+    if run.seconds_per_iteration is not None:
+        left = "" if run.seconds_left is None else f", about {duration(run.seconds_left)} left"
+        line("per iteration", duration(run.seconds_per_iteration) + left)
+    line("checkpoint", "" if run.checkpoint is None else f"of iteration {run.checkpoint}")
+    line("restarts", f"{run.recoveries} after a fault, {run.resumed} by --resume")
+    for change in run.changes:
+        line("changed", _change(change))
+    line("unreachable", run.unreachable or "")
+    line("go on with", run.command or "")
+    if run.controller:
+        show_processes(run.controller, console)
+
+
+def show_processes(status: dict[str, Any], console: Console) -> None:
+    """What a controller tells: the phase at work, and every process."""
+    console.print(
+        f"{status['phase']} {status['share']:.0%}, weights version {status['weights_version']}, "
+        f"{status['trees_in_flight']} trees in flight",
+        highlight=False,
+    )
+    table = Table("pool", "process", "node", "state")
+    for pool in ("rollout_workers", "learner"):
+        for process in status["pools"][pool]:
+            table.add_row(pool, str(process["pid"]), process["node"], process["state"])
+    for model, states in status["pools"]["rewards"].items():
+        shown = ", ".join(f"{count} {state.lower()}" for state, count in states.items() if count)
+        table.add_row(Text(f"rewards.{model}"), "replicas", "", shown)
+    console.print(table)
+
+
+def duration(seconds: float) -> str:
+    """Seconds in the unit that one thinks in."""
+    for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
+        if seconds >= 2 * size:
+            return f"{seconds / size:.1f} {unit}" if seconds < 10 * size else f"{seconds / size:.0f} {unit}"
+    return f"{seconds:.1f} s" if seconds < 10 else f"{seconds:.0f} s"
+
+
+def clock(moment: float) -> str:
+    return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
+
+
+def _ago(moment: float | None) -> str:
+    return "" if moment is None else f"{duration(max(0.0, time.time() - moment))} ago"
+
+
+def _of(run: RunStatus) -> str:
+    return f"{run.iteration} of {run.iterations}" if run.iterations else str(run.iteration)
+
+
+def _rewards(means: dict[str, float]) -> str:
+    return "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+
+
+def _change(change: dict[str, Any]) -> str:
+    return ", ".join(f"{key} {value}" for key, value in change.items())

@@ -1,0 +1,177 @@
+"""How runs go, as `branchgrpo status` tells it from whatever is left of them."""
+
+import json
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable, Iterator
+from http.server import BaseHTTPRequestHandler, HTTPServer
+from pathlib import Path
+
+import pytest
+from branchgrpo.benchmarks.nodes import free_port
+from branchgrpo.cluster import cli
+from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run_state import RunState
+from branchgrpo.cluster.run_status import duration, find, look, status_of
+from branchgrpo.cluster.whereabouts import Whereabouts
+from branchgrpo.proto.settings import RunSettings
+
+Settings = Callable[..., RunSettings]
+DRIVE = """
+import sys, time
+from pathlib import Path
+from branchgrpo.cluster.driver_lock import driver_lock
+from branchgrpo.cluster.run_state import RunState
+folder = Path(sys.argv[1])
+with driver_lock(folder):
+    state = RunState(folder, "run", "plain", 10)
+    state.change("running")
+    state.change("recovering", error="a process was lost")
+    state.change("running")
+    print("driving", flush=True)
+    time.sleep(60)
+"""
+
+
+def add_iteration(folder: RunFolder, iteration: int, seconds: float, reward: float) -> None:
+    folder.append(
+        "metrics",
+        {"iteration": iteration, "started": 1000.0, "seconds": seconds, "rewards": {"ocr": {"mean": reward}}},
+    )
+
+
+@pytest.fixture
+def folder(run_settings: Settings) -> Iterator[RunFolder]:
+    """A run of ten iterations, of which three are done."""
+    with RunFolder.create(run_settings({"iterations": 10})) as folder:
+        for iteration, seconds in enumerate((9.0, 2.0, 4.0), 1):
+            add_iteration(folder, iteration, seconds, iteration / 10)
+        folder.append("evaluations", {"iteration": 2, "ocr": 0.6})
+        folder.checkpoint(2).mkdir(parents=True)
+        RunState(folder.path, "run", "plain", 10)
+        yield folder
+
+
+@pytest.fixture
+def driver(folder: RunFolder, tmp_path: Path) -> Iterator[tuple[subprocess.Popen[str], Path]]:
+    """A process that drives a run, and the run's folder."""
+    run = tmp_path / "driven"
+    shutil.copytree(folder.path, run)
+    process = subprocess.Popen([sys.executable, "-c", DRIVE, str(run)], stdout=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stdout.readline() == "driving\n"
+    yield process, run
+    process.kill()
+    process.wait()
+
+
+def test_a_live_run_its_copy_and_what_is_left_when_it_is_killed(
+    driver: tuple[subprocess.Popen[str], Path], tmp_path: Path
+) -> None:
+    process, folder = driver
+    live = status_of(folder)
+    assert (live.state, live.command, live.recoveries) == ("running", None, 1)
+    assert live.driver
+    assert f"process {process.pid}" in live.driver
+    assert (live.iteration, live.iterations, live.checkpoint, live.rewards) == (3, 10, 2, {"ocr": 0.3})
+    assert (live.held_out, live.held_out_iteration) == ({"ocr": 0.6}, 2)
+    assert (live.seconds_per_iteration, live.seconds_left, live.iteration_ended) == (4.0, 28.0, 1004.0)
+    copy = shutil.copytree(folder, tmp_path / "copy")
+    assert status_of(copy).state == "lost"
+    process.send_signal(signal.SIGKILL)
+    process.wait()
+    lost = status_of(folder)
+    assert (lost.state, lost.seconds_left) == ("lost", None)
+    assert lost.since
+    assert time.time() - 60 < lost.since <= time.time()
+    assert lost.command == f"branchgrpo train {folder}/recipe.yaml --resume"
+
+
+@pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
+def test_how_a_run_has_ended(state: str, run_settings: Settings, tmp_path: Path) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        add_iteration(folder, 1, 1.0, 0.5)
+        ended = RunState(folder.path, "run", "plain", 2)
+        ended.change(state, error="why" if state == "failed" else None)  # type: ignore[arg-type]
+    found = status_of(folder.path)
+    assert (found.state, found.error) == (state, "why" if state == "failed" else None)
+    assert (found.command is None) == (state == "finished")
+    with RunFolder.resume(run_settings({"iterations": 5})):
+        assert status_of(folder.path).state == "starting", "what an earlier driver wrote isn't of this one"
+
+
+def test_a_folder_of_an_older_version_and_a_broken_one(run_settings: Settings) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        folder.append("metrics", {"iteration": 1})
+        with (folder.path / "metrics.jsonl").open("ab") as file:
+            file.write(b"[]\n{\xff\n")
+    assert status_of(folder.path).state == "unknown"
+    (folder.path / "state.json").write_text("{")
+    (folder.path / "summary.json").write_text("{}")
+    assert status_of(folder.path).state == "finished"
+
+
+class Controller(BaseHTTPRequestHandler):
+    """Tells what a run's controller tells."""
+
+    def do_GET(self) -> None:
+        self.send_response(200)
+        self.end_headers()
+        self.wfile.write(json.dumps({"path": self.path}).encode())
+
+    def log_message(self, *args: object) -> None:
+        pass
+
+
+def test_a_controller_is_asked_directly_and_one_that_is_silent_is_not_waited_for(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
+    with HTTPServer(("127.0.0.1", 0), Controller) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        Whereabouts("run", None, f"http://127.0.0.1:{server.server_port}").write(folder.path)
+        assert look(folder.path).controller == {"path": "/status"}
+        server.shutdown()
+    with socket.create_server(("127.0.0.1", 0)) as silent:
+        Whereabouts("run", None, f"http://127.0.0.1:{silent.getsockname()[1]}").write(folder.path)
+        found = look(folder.path)
+    assert (found.state, found.controller, found.iteration) == ("starting", None, 3)
+    assert found.unreachable
+    assert "can't be asked" in found.unreachable
+
+
+def test_the_command_lists_runs_and_finds_one_by_its_name(
+    folder: RunFolder, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    runs = folder.path.parent
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    monkeypatch.setattr("branchgrpo.cluster.run_status.nodes_here", list)
+    (runs / "no run").mkdir()
+    assert find("run", runs, None).folder == str(folder.path)
+
+    def call(*arguments: str) -> str:
+        monkeypatch.setattr(sys, "argv", ["branchgrpo", "status", "--runs", str(runs), *arguments])
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        assert not end.value.code
+        return capsys.readouterr().out
+
+    assert [found["name"] for found in json.loads(call("--json"))] == ["run"]
+    assert json.loads(call("run", "--json"))["state"] == "starting"
+    assert "3 of 10" in call()
+    shown = call("run")
+    assert "iteration      3 of 10" in shown
+    assert "held-out       ocr 0.600 (after iteration 2)" in shown
+
+
+@pytest.mark.parametrize(
+    ("seconds", "told"),
+    [(0.25, "0.2 s"), (12, "12 s"), (119, "119 s"), (150, "2.5 min"), (7200, "2.0 h"), (40000, "11 h"), (2e5, "2.3 d")],
+)
+def test_durations(seconds: float, told: str) -> None:
+    assert duration(seconds) == told
