@@ -1,5 +1,7 @@
 """Which prompts are trained on, and in which order."""
 
+import json
+import logging
 from collections.abc import Sequence
 
 import numpy as np
@@ -16,12 +18,18 @@ HELD_OUT_PASS = 2**63 - 1
 def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to train on, and those to evaluate on, of which there may be none.
 
-    Raises InputError for sources that can't be read, or that leave nothing to train on.
+    Warns of rows that are repeated, and of texts that are in both. Raises InputError for sources that can't be read, or
+    that leave nothing to train on.
     """
-    given = settings.prompts
+    given, warn = settings.prompts, logging.getLogger(__name__).warning
     train = read_prompts(given.train, "prompts.train", given.column)
+    if repeats := len(train) - len({(prompt, json.dumps(prompt.fields, sort_keys=True)) for prompt in train}):
+        warn("prompts.train: %d of %d rows repeat an earlier one", repeats, len(train))
     if given.held_out:
         held_out = read_prompts(given.held_out, "prompts.held_out", given.column)
+        trained = set(train)
+        if both := sum(prompt in trained for prompt in held_out):
+            warn("prompts.held_out: %d of %d are in prompts.train too, and are trained on", both, len(held_out))
     else:
         texts = list(dict.fromkeys(train))  # of rows with one text the first
         if given.hold_out >= len(texts):

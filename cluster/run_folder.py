@@ -294,7 +294,7 @@ def _compared(settings: RunSettings) -> dict[str, Any]:
     del flat["prompts.column"]  # what was read from it is compared
     for name in ("prompts.train", "prompts.held_out"):
         if path := flat[name]:
-            prompts = read_prompts(path, name, settings.prompts.column)
+            prompts = read_prompts(path, name, settings.prompts.column, quiet=True)
             content = json.dumps([(prompt, dict(fields_of(prompt))) for prompt in prompts])
             flat[name] = f"{len(prompts)} prompts ({sha256(content.encode()).hexdigest()[:8]})"
     return flat

@@ -1,20 +1,27 @@
-"""Prompts, and where they come from: text, JSON, parquet, Hugging Face datasets.
+"""Prompts, and where they come from: text, JSON, CSV, parquet, Hugging Face datasets.
 
 A prompt is its text. It may carry fields of its row besides (the text to be drawn, a reference picture), which rewards
 read.
 """
 
+import csv
+import gzip
+import io
 import json
 import logging
 import os
-from collections.abc import Iterator, Mapping, Sequence
+import zlib
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .errors import InputError
+from .files import decoded
 
+Row = tuple[str, Any]
+"""What to call its place, and what stands there: a text, an object, or the ValueError of what can't be read."""
 HUB = "hf:"
 """What the name of a dataset on the Hugging Face hub begins with."""
 OFFLINE = "HF_HUB_OFFLINE"
@@ -23,7 +30,11 @@ SAVED = ("dataset_info.json", "dataset_dict.json")
 """One of them is in a folder that `datasets` has saved, and not in one that it would load files from."""
 NAMED = 5
 """Bad rows that are named one by one."""
-KINDS = ".txt, .jsonl, .json, .parquet"
+PACKED = ".gz"
+SHOWN = 300
+"""Characters of what is wrong with a row."""
+MAX_FIELD = 2**24
+"""Characters of a field of a CSV file."""
 
 
 class Prompt(str):
@@ -50,26 +61,21 @@ def with_fields(prompts: Sequence[str], fields: Sequence[Mapping[str, Any]] | No
     return list(prompts) if fields is None else [Prompt(p, f) for p, f in zip(prompts, fields, strict=True)]
 
 
-def read_prompts(source: Path, setting: str, column: str = "prompt") -> list[Prompt]:
+def read_prompts(source: Path, setting: str, column: str = "prompt", *, quiet: bool = False) -> list[Prompt]:
     """All prompts of a file, of a folder that `datasets` reads, or of `hf:NAME` of the hub (both with `@split`).
 
     Rows are texts, or objects with the text under `column`; what else they hold are the prompt's fields, as JSON has
-    them: times are texts, bytes are in base64, a picture of a dataset is an object with `bytes` and `path`. Rows
-    without a text, or with fields that JSON can't hold, are left out, counted and named in a warning. Raises
-    InputError, naming `setting`, if the source can't be read or no prompt is left.
+    them: times are texts, bytes are in base64, NaN and infinity are null, a picture of a dataset is an object with
+    `bytes` and `path`. Rows without a text, or with what JSON can't hold, are left out, counted and named in a warning,
+    unless `quiet`. Raises InputError, naming `setting`, if the source can't be read or no prompt is left.
     """
     prompts, bad = [], []
-    for place, row in _rows(source, setting):
-        text = row.get(column) if isinstance(row, Mapping) else row
-        if isinstance(text, str) and (text := text.strip()):
-            fields = {k: v for k, v in row.items() if k != column} if isinstance(row, Mapping) else {}
-            try:
-                prompts.append(Prompt(text, to_jsonable_python(fields, bytes_mode="base64")))
-            except PydanticSerializationError as error:
-                bad.append(f"{place} has a field that can't be kept: {error}")
-        else:
-            bad.append(f"{place} has {_lacks(row, column)}")
-    if bad:
+    for place, row in _rows(source, setting, column):
+        try:
+            prompts.append(_prompt(row, column))
+        except ValueError as error:
+            bad.append(f"{place} has {' '.join(str(error).split())[:SHOWN]}")
+    if bad and not quiet:
         named = "; ".join([*bad[:NAMED], *(["..."] if len(bad) > NAMED else [])])
         total = len(bad) + len(prompts)
         logging.getLogger(__name__).warning("%s: %d of %d rows are left out: %s", setting, len(bad), total, named)
@@ -78,10 +84,36 @@ def read_prompts(source: Path, setting: str, column: str = "prompt") -> list[Pro
     return prompts
 
 
-def _lacks(row: object, column: str) -> str:
-    if not isinstance(row, Mapping) or column in row:
-        return "no text"
-    return f"no text {column!r}, of prompts.column; there are {', '.join(map(str, row))}"
+def _prompt(row: Any, column: str) -> Prompt:
+    """The prompt of a row. Raises ValueError that says what the row has instead."""
+    if isinstance(row, ValueError):
+        raise row
+    text, fields = row, {}
+    if isinstance(row, Mapping):
+        text, fields = row.get(column), {name: value for name, value in row.items() if name != column}
+        if column not in row:
+            raise ValueError(f"no text {column!r}, of prompts.column; there are {', '.join(map(str, row))}")
+    if not isinstance(text, str) or not (text := text.strip()):
+        raise ValueError("no text")
+    if "\0" in text:
+        raise ValueError("a NUL in its text")
+    if not _is_unicode(text):
+        raise ValueError("half a character (a lone surrogate) in its text")
+    try:
+        fields = to_jsonable_python(fields, bytes_mode="base64", inf_nan_mode="null")
+        if not _is_unicode(json.dumps(fields, ensure_ascii=False)):
+            raise ValueError("half a character (a lone surrogate)")
+    except (PydanticSerializationError, ValueError, RecursionError) as error:
+        raise ValueError(f"a field that can't be kept: {error}") from error
+    return Prompt(text, fields)
+
+
+def _is_unicode(text: str) -> bool:
+    try:
+        text.encode()
+    except UnicodeEncodeError:
+        return False
+    return True
 
 
 def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
@@ -89,47 +121,102 @@ def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
     return "".join(json.dumps({column: str(p), **fields_of(p)}) + "\n" for p in prompts)
 
 
-def _rows(source: Path, setting: str) -> Iterator[tuple[str, Any]]:
-    """Each row, and what to call its place."""
+def _rows(source: Path, setting: str, column: str) -> Iterator[Row]:
     name, _ = _split(source)
-    if str(source).startswith(HUB) or (Path(name).is_dir() and not source.is_file()):
+    if str(source).startswith(HUB) or (os.path.isdir(name) and not os.path.isfile(source)):
         yield from _numbered("row", _dataset(source, setting))
         return
-    if not source.is_file():
-        raise InputError(f"{setting} is '{source}'; no such file")
     try:
-        if source.suffix == ".parquet":
-            yield from _numbered("row", _parquet(source, setting))
-        elif source.suffix == ".json":
-            content = json.loads(source.read_text(encoding="utf-8-sig"))
-            if not isinstance(content, list):
-                raise InputError(f"{setting} is '{source}', which holds no list of texts or objects")
-            yield from _numbered("entry", content)
-        elif source.suffix == ".jsonl":
-            lines = source.read_text(encoding="utf-8-sig").split("\n")
-            yield from ((f"line {i}", _parsed(line)) for i, line in enumerate(lines, 1) if line.strip())
-        elif source.suffix == ".txt":
-            lines = source.read_text(encoding="utf-8-sig").split("\n")
-            yield from ((f"line {i}", line) for i, line in enumerate(lines, 1) if line.strip())
-        else:
-            raise InputError(f"{setting} is '{source}'; it must be one of {KINDS}, a folder of a dataset, or hf:NAME")
-    except InputError:
-        raise
-    except UnicodeDecodeError as error:
-        raise InputError(f"{setting} is '{source}', which isn't UTF-8 text: {error.reason}") from error
+        content = source.read_bytes()
+    except (FileNotFoundError, NotADirectoryError) as error:
+        raise InputError(f"{setting} is '{source}'; no such file") from error
     except (OSError, ValueError) as error:
-        raise InputError(f"{setting} is '{source}', which can't be read: {error}") from error
+        raise _unreadable(source, setting, error) from error
+    inner = source.with_suffix("") if source.suffix.lower() == PACKED else source
+    if not (read := READERS.get(inner.suffix.lower())):
+        kinds = f"{', '.join(READERS)}, each as {PACKED} too"
+        raise InputError(f"{setting} is '{source}'; it must be one of {kinds}, a folder of a dataset, or hf:NAME")
+    try:
+        yield from read(content if inner == source else gzip.decompress(content), column)
+    except ImportError as error:
+        raise _not_installed(source, setting) from error
+    except (OSError, ValueError, EOFError, zlib.error, csv.Error) as error:
+        raise _unreadable(source, setting, error) from error
 
 
-def _numbered(kind: str, rows: Any) -> Iterator[tuple[str, Any]]:
+def _unreadable(source: Path, setting: str, error: Exception) -> InputError:
+    reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+    return InputError(f"{setting} is '{source}', which can't be read: {reason}")
+
+
+def _numbered(kind: str, rows: Iterable[Any]) -> Iterator[Row]:
     return ((f"{kind} {number}", row) for number, row in enumerate(rows, start=1))
 
 
-def _parsed(line: str) -> Any:
+def _lines(content: bytes, column: str) -> Iterator[Row]:
+    return ((place, line) for place, line in _numbered("line", decoded(content).split("\n")) if line.strip())
+
+
+def _json_lines(content: bytes, column: str) -> Iterator[Row]:
+    return ((place, _parsed(line)) for place, line in _lines(content, column))
+
+
+def _json(content: bytes, column: str) -> Iterator[Row]:
+    """A list of rows; or JSON lines, which are often called so too."""
+    if not decoded(content).lstrip().startswith("["):
+        return _json_lines(content, column)
+    rows = _parsed(decoded(content))
+    if isinstance(rows, ValueError):
+        raise rows
+    return _numbered("entry", rows)
+
+
+def _parsed(text: str) -> Any:
+    """What a JSON text says, or the ValueError of what is wrong with it."""
     try:
-        return json.loads(line)
-    except json.JSONDecodeError:
-        return None
+        return json.loads(text)
+    except RecursionError:
+        return ValueError("JSON that is nested too deeply")
+    except ValueError as error:
+        return ValueError(f"no JSON: {error}")
+
+
+def _table(content: bytes, column: str) -> Iterator[Row]:
+    """A table with a header, separated by whichever of `,`, `;` and tabulators makes `column` one of its names."""
+    text = decoded(content)
+    csv.field_size_limit(MAX_FIELD)
+    headers = {separator: next(csv.reader(io.StringIO(text), delimiter=separator), []) for separator in ",\t;"}
+    separator = next((separator for separator, header in headers.items() if column in header), None)
+    if separator is None:
+        header = text.partition("\n")[0][:200]
+        raise ValueError(f"its first line, the header, has no {column!r}, of prompts.column: {header}")
+    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    names = next(rows)
+    if len(set(names)) < len(names):
+        raise ValueError(f"its header names a column twice: {', '.join(names)}")
+    for row in filter(None, rows):
+        wrong = len(row) != len(names)
+        place = f"line {rows.line_num}"
+        yield place, ValueError(f"{len(row)} of {len(names)} columns") if wrong else dict(zip(names, row, strict=True))
+
+
+def _parquet(content: bytes, column: str) -> Iterator[Row]:
+    import pyarrow
+    from pyarrow import parquet
+
+    return _numbered("row", parquet.read_table(pyarrow.BufferReader(content)).to_pylist())
+
+
+READERS: dict[str, Callable[[bytes, str], Iterator[Row]]] = {
+    ".txt": _lines,
+    ".jsonl": _json_lines,
+    ".ndjson": _json_lines,
+    ".json": _json,
+    ".csv": _table,
+    ".tsv": _table,
+    ".parquet": _parquet,
+}
+"""Suffix of a file, in small letters -> its rows."""
 
 
 def _split(source: Path) -> tuple[str, str]:
@@ -167,14 +254,6 @@ def _dataset(source: Path, setting: str) -> Any:
         if str(source).startswith(HUB) and os.environ.get(OFFLINE, "0") != "0":
             reason += f" ({OFFLINE} is set, as it is unless you say {OFFLINE}=0: only what is in the cache is read)"
         raise InputError(f"{setting} is '{source}', which can't be read: {reason}") from error
-
-
-def _parquet(source: Path, setting: str) -> Any:
-    try:
-        from pyarrow import parquet
-    except ImportError as error:
-        raise _not_installed(source, setting) from error
-    return parquet.read_table(source).to_pylist()
 
 
 def _not_installed(source: Path, setting: str) -> InputError:

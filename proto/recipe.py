@@ -235,7 +235,7 @@ def save_recipe(settings: RunSettings, folder: Path) -> Path:
     copies, column = {}, settings.prompts.column
     for name in ("train", "held_out"):
         if source := getattr(settings.prompts, name):
-            prompts = read_prompts(source, f"prompts.{name}", column)
+            prompts = read_prompts(source, f"prompts.{name}", column, quiet=True)
             lines = all(prompt.isprintable() and not prompt.fields for prompt in prompts)
             copies[name] = Path("prompts", f"{name}.{'txt' if lines else 'jsonl'}")
             text = "".join(f"{prompt}\n" for prompt in prompts) if lines else write_lines(prompts, column)

@@ -89,9 +89,10 @@ class PolicySettings(Settings):
 
 
 class PromptSettings(Settings):
-    """The prompts. A source is a file (.txt with a prompt per line, .jsonl, .json, .parquet), a folder that `datasets`
-    reads, or `hf:NAME` of the Hugging Face hub (from its cache, or with `HF_HUB_OFFLINE=0` in the environment), both
-    with `@split` behind if that isn't `train`."""
+    """The prompts. A source is a file (.txt with a prompt per line; .jsonl, .json, .csv, .tsv, .parquet with a row per
+    prompt; with .gz behind it if it is packed), a folder that `datasets` reads, or `hf:NAME` of the Hugging Face hub
+    (from its cache, or with `HF_HUB_OFFLINE=0` in the environment), both with `@split` behind if that isn't `train`.
+    Text is in UTF-8, or begins with a byte order mark. A .csv or .tsv begins with a header."""
 
     train: HomePath
     """Prompts to train on. A relative path starts at the recipe's folder."""

@@ -2,6 +2,7 @@
 
 import base64
 import datetime
+import gzip
 import io
 import json
 import pickle
@@ -17,6 +18,8 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RunSettings
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 PROMPTS = list("abcdefg")
 
@@ -81,7 +84,8 @@ def test_bad_rows_are_counted_and_named(tmp_path: Path, caplog: pytest.LogCaptur
     (tmp_path / "p.jsonl").write_text('{"prompt": "one"}\n{"text": "no"}\nnot json\n{"prompt": " "}\n{"prompt": 3}\n')
     assert read_prompts(tmp_path / "p.jsonl", "prompts.train") == ["one"]
     assert "prompts.train: 4 of 5 rows are left out: line 2 has no text 'prompt', of " in caplog.text
-    assert "; line 3 has no text; line 4" in caplog.text
+    assert "; line 3 has no JSON: Expecting value" in caplog.text
+    assert "; line 4 has no text; line 5" in caplog.text
 
 
 def test_fields_travel_with_the_prompt(tmp_path: Path) -> None:
@@ -147,9 +151,10 @@ def test_a_mark_of_the_byte_order_is_no_text(tmp_path: Path) -> None:
 
 
 def test_a_kind_that_is_not_known_is_told_once(tmp_path: Path) -> None:
-    (tmp_path / "p.csv").write_text("one\n")
-    with pytest.raises(InputError, match="^prompts.train is '.*p.csv'; it must be one of .txt"):
-        read_prompts(tmp_path / "p.csv", "prompts.train")
+    for name in ("p.xls", "p", "p.gz", "p.xls.gz"):
+        (tmp_path / name).write_text("one\n")
+        with pytest.raises(InputError, match=f"^prompts.train is '.*{name}'; it must be one of .txt"):
+            read_prompts(tmp_path / name, "prompts.train")
 
 
 def test_a_text_is_held_out_with_all_its_rows(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
@@ -190,3 +195,143 @@ def test_a_wrong_column_is_told_with_those_that_are_there(tmp_path: Path) -> Non
         InputError, match="holds no prompt: line 1 has no text 'prompt', of prompts.column; there are c"
     ):
         read_prompts(tmp_path / "p.jsonl", "prompts.train")
+
+
+@pytest.mark.parametrize("packed", [False, True])
+@pytest.mark.parametrize("capital", [False, True])
+@pytest.mark.parametrize(
+    ("suffix", "text"),
+    [
+        (".txt", "one\r\ntwo, too\r\n"),
+        (".jsonl", '{"prompt": "one"}\n{"prompt": "two, too"}\n'),
+        (".ndjson", '"one"\n"two, too"'),
+        (".json", '["one", "two, too"]'),
+        (".json", '{"prompt": "one"}\n{"prompt": "two, too"}\n'),
+        (".csv", 'prompt\none\n"two, too"\n'),
+        (".csv", "a;prompt\n1;one\n\n2;two, too\n"),
+        (".tsv", "a\tprompt\n1\tone\n2\ttwo, too\n"),
+    ],
+)
+def test_every_kind_of_file(suffix: str, text: str, capital: bool, packed: bool, tmp_path: Path) -> None:
+    suffix = (suffix + ".gz" * packed).upper() if capital else suffix + ".gz" * packed
+    path = tmp_path / f"p{suffix}"
+    path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
+    prompts = read_prompts(path, "prompts.train")
+    assert prompts == ["one", "two, too"]
+    if "a" in text.partition("prompt")[0]:
+        assert [prompt.fields for prompt in prompts] == [{"a": "1"}, {"a": "2"}]
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("p.csv", b"a cat\na dog\n", "its first line, the header, has no 'prompt', of prompts.column: a cat"),
+        ("p.csv", b'prompt\none\n"two\nthree\n', "can't be read: unexpected end of data"),
+        ("p.csv", b"prompt,prompt\na,b\n", "its header names a column twice"),
+        ("p.csv", b"", "the header, has no 'prompt'"),
+        ("p.json", b'["one", "two"', "has no JSON|can't be read: no JSON"),
+        ("p.json", b'{\n"prompts": ["one"]\n}', "holds no prompt: line 1 has no JSON"),
+        ("p.json", b'{"prompts": ["one"]}', "line 1 has no text 'prompt', of prompts.column; there are prompts"),
+        (
+            "p.txt",
+            "é".encode("latin1"),
+            r"isn't text in UTF-8 \(line 1 has the byte 0xe9\).*`iconv -f latin1 -t utf-8`",
+        ),
+        ("p.txt", "one two".encode("utf-16-le"), "looks like UTF-16 without a byte order mark; `iconv -f utf-16le"),
+        ("p.txt", b"\xff\xfea", "it isn't text in UTF-16-LE"),
+        ("p.parquet", b"no parquet", "can't be read"),
+        ("p.jsonl.gz", b"no gzip", "can't be read: Not a gzipped file"),
+        ("p.jsonl.gz", gzip.compress(b"x" * 1000)[:20], "can't be read: Compressed file ended"),
+    ],
+)
+def test_what_can_t_be_read_is_told_in_one_line(name: str, content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(InputError, match=f"^prompts.train is '.*{name}'.*{message}") as error:
+        read_prompts(tmp_path / name, "prompts.train")
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_text_is_written(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "p.csv").write_text("prompt,a\ncafé 😀,1\n", encoding=encoding)
+    (prompt,) = read_prompts(tmp_path / "p.csv", "prompts.train")
+    assert (prompt, prompt.fields) == ("café 😀", {"a": "1"})
+
+
+@pytest.mark.parametrize(
+    ("row", "told"),
+    [
+        (r'{"prompt": "\ud83d"}', "half a character"),
+        (r'{"prompt": "x", "a": ["\udc00"]}', "a field that can't be kept: half a character"),
+        (r'{"prompt": "x", "\udc00": 1}', "a field that can't be kept"),
+        (r'{"prompt": "a\u0000b"}', "a NUL in its text"),
+        ('{"prompt": "x", "a": ' + "[" * 300 + "]" * 300 + "}", "a field that can't be kept"),
+        ('{"prompt": "x", "a": ' + "[" * 99999 + "]" * 99999 + "}", "JSON that is nested too deeply"),
+        ('{"prompt": "x", "a": ' + "1" * 5000 + "}", "no JSON: Exceeds the limit"),
+        ('{"prompt": ["x"]}', "no text"),
+    ],
+)
+def test_a_row_that_can_t_be_sent_is_left_out(
+    row: str, told: str, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / "p.jsonl").write_text(f'"one"\n{row}\n"two"\n')
+    assert read_prompts(tmp_path / "p.jsonl", "prompts.train") == ["one", "two"]
+    assert f"prompts.train: 1 of 3 rows are left out: line 2 has {told}" in caplog.text
+    caplog.clear()
+    read_prompts(tmp_path / "p.jsonl", "prompts.train", quiet=True)
+    assert not caplog.text
+
+
+def test_numbers_that_json_hasn_t_are_null(tmp_path: Path) -> None:
+    (tmp_path / "p.jsonl").write_text('{"prompt": "x", "a": NaN, "b": [Infinity, {"c": -Infinity}], "d": 1.5}\n')
+    (prompt,) = read_prompts(tmp_path / "p.jsonl", "prompts.train")
+    assert prompt.fields == {"a": None, "b": [None, {"c": None}], "d": 1.5}
+
+
+def test_repeats_and_what_is_held_out_and_trained_on_are_counted(
+    run_settings: Callable[..., RunSettings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = ['{"prompt": "a", "text": "1"}', '{"prompt": "a", "text": "2"}', '"b"', '"b"', '"b"', '"c"']
+    (tmp_path / "train.jsonl").write_text("\n".join(rows))
+    (tmp_path / "held_out.txt").write_text("a\nc\nd\n")
+    changes = {"prompts.train": str(tmp_path / "train.jsonl"), "prompts.held_out": str(tmp_path / "held_out.txt")}
+    assert len(training_and_held_out(run_settings(changes))[0]) == 6
+    told = [record.getMessage() for record in caplog.records]
+    assert told == [
+        "prompts.train: 2 of 6 rows repeat an earlier one",
+        "prompts.held_out: 2 of 3 are in prompts.train too, and are trained on",
+    ]
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(st.characters(exclude_categories=[])),
+    lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(max_size=3), inner, max_size=3),
+    max_leaves=5,
+)
+CONTENT = st.binary() | st.lists(st.fixed_dictionaries({"prompt": JSON}, optional={"a": JSON})).map(
+    lambda rows: "\n".join(map(json.dumps, rows)).encode()
+)
+
+
+@given(CONTENT, st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"]), st.booleans())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_file_gives_prompts_that_can_be_sent_or_one_error(
+    tmp_path: Path, content: bytes, suffix: str, packed: bool
+) -> None:
+    path = tmp_path / f"p{suffix}"
+    path.write_bytes(gzip.compress(content) if packed else content)
+    try:
+        prompts = read_prompts(path, "prompts.train")
+    except InputError as error:
+        wrong = str(error)
+    else:
+        wrong = ""
+    assert "\n" not in wrong
+    if wrong:
+        return
+    copy = tmp_path / "copy.jsonl"
+    copy.write_text(write_lines(prompts))
+    again = read_prompts(copy, "prompts.train")
+    assert [(prompt, prompt.fields) for prompt in again] == [(prompt, prompt.fields) for prompt in prompts]
+    request = ScoreRequest(np.zeros((len(prompts), 1, 1, 3), np.uint8), prompts, ["ocr"]).to_bytes()
+    assert [str(prompt) for prompt in ScoreRequest.from_bytes(request).prompts] == [str(prompt) for prompt in prompts]
