@@ -1,11 +1,13 @@
 """Faults at seeded random moments of real runs on a cluster of three nodes: what each costs, and what it leaves.
 
 Every run is checked to finish with the same weights and the same figures of every iteration as one that was left in
-peace, and to leave no process, no Serve application and no shared memory.
+peace, and to leave no process, no Serve application and no shared memory. Its name is an odd one, its controller has a
+port of its own which it must keep, and `branchgrpo monitor` follows it to its end where Prometheus is installed.
 
     python -m branchgrpo.benchmarks.chaos --faults 42 --seed 0 --out build/bench
 """
 
+import json
 import os
 import random
 import shutil
@@ -15,6 +17,7 @@ import subprocess
 import sys
 import tempfile
 import time
+import urllib.request
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
@@ -31,7 +34,7 @@ from rich.table import Table
 from ..cluster.run_folder import RunFolder
 from ..proto.errors import RunFailed
 from .faults import FOLDER, REWARD_FAULTS
-from .nodes import Nodes, title_of
+from .nodes import Nodes, free_port, title_of
 from .report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
@@ -43,6 +46,7 @@ LASTS = {"disk": 4.0}
 """Seconds that a fault lasts which doesn't end by itself."""
 OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_score")
 """Figures of an iteration that tell of time, and so differ between runs."""
+ODD_NAME = "run {} [1]+lr=3 é"
 CONTROLLER = ("Controller", "controller-")
 """Titles of the process: idle, and at work."""
 SMALL = {"cpus": 1, "threads": 1}
@@ -56,6 +60,8 @@ class Run:
     folder: Path
     nodes: Nodes
     command: list[str]
+    port: int
+    """Of its controller."""
     log: Path
     driver: subprocess.Popen[bytes] = field(init=False)
 
@@ -71,6 +77,42 @@ class Run:
                 start_new_session=True,
                 env={**os.environ, "RAY_AUTH_MODE": "disabled"},
             )
+
+    def on_cluster(self, *arguments: str) -> str:
+        """What a command of ours about this run tells. Raises RunFailed if it goes wrong."""
+        command = [sys.executable, "-m", "branchgrpo", *arguments, "--address", self.nodes.address]
+        done = subprocess.run(
+            command, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, check=False
+        )
+        if done.returncode:
+            raise RunFailed(f"{self.name}: {' '.join(arguments)}: {done.stderr[-3000:]}")
+        return done.stdout
+
+    def workers(self) -> int:
+        """Rollout workers that it has, or that start."""
+        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/status", timeout=30) as answer:
+            return len(json.load(answer)["pools"]["rollout_workers"])
+
+    @contextmanager
+    def watched(self) -> Iterator[None]:
+        """Have `branchgrpo monitor` follow the run, which must end within the block, where Prometheus is installed.
+
+        Raises RunFailed if it doesn't end with the run.
+        """
+        if shutil.which("prometheus") is None:
+            yield
+            return
+        command = [sys.executable, "-m", "branchgrpo", "monitor", str(self.folder), "--port", str(free_port())]
+        with self.log.with_suffix(".monitor").open("w+") as log:
+            monitor = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
+            try:
+                yield
+                ended = monitor.wait(60)
+            finally:
+                monitor.terminate()
+            log.seek(0)
+            if ended or "the run has ended" not in (told := log.read()):
+                raise RunFailed(f"{self.name}: monitor has ended with {ended}: {told}")
 
     def lines(self) -> list[dict[str, Any]]:
         with suppress(FileNotFoundError):
@@ -100,6 +142,8 @@ class Chaos:
     faults: Path
     disk: Path | None
     chance: random.Random
+    start: Callable[[str], Run]
+    """Starts a run."""
     struck: tuple[int, float] = (0, 0.0)
     """Iterations that were done when the last fault struck, and when that was, in Unix seconds."""
 
@@ -123,7 +167,9 @@ class Chaos:
             "learner rank killed": lambda run: self._signal(run, "LearnerActor", signal.SIGKILL),
             "controller killed": lambda run: self._signal(run, CONTROLLER, signal.SIGKILL),
             "worker node killed": lambda run: self.nodes.kill_one(self.chance),
+            "scaled, then controller killed": self._scale_and_kill,
             "driver killed": self._kill_driver,
+            "driver killed, cluster full": self._kill_driver_on_a_full_cluster,
             "checkpoint truncated": self._truncate,
             **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in REWARD_FAULTS},  # type: ignore[misc]
         }
@@ -142,6 +188,30 @@ class Chaos:
         run.driver.kill()
         run.driver.wait()
         run.submit()
+
+    def _scale_and_kill(self, run: Run) -> None:
+        """The run has three workers then, also when it has been set up again."""
+        run.on_cluster("scale", run.name, "--rollout-workers", "3")
+        self._signal(run, CONTROLLER, signal.SIGKILL)
+        killed = time.time()
+        run.until(lambda: any(line["started"] > killed for line in run.lines()), "after the controller was killed")
+        if (workers := run.workers()) != 3:
+            raise RunFailed(f"{run.name} has {workers} rollout workers; it was scaled to 3")
+
+    def _kill_driver_on_a_full_cluster(self, run: Run) -> None:
+        """The reward models of another run that was killed, and the run's own, take all places there are."""
+        orphan = self.start(f"orphan {len(run.lines())}")
+        orphan.until(lambda: orphan.done >= 1, "the first iteration")
+        orphan.driver.kill()
+        orphan.driver.wait()
+        if orphan.name not in run.on_cluster("clean", str(orphan.folder.parent)):
+            raise RunFailed(f"clean doesn't list what {orphan.name} has left")
+        self._note(run)
+        self._kill_driver(run)
+        run.until(lambda: run.done > self.struck[0], "after the driver was killed")
+        run.on_cluster("clean", str(orphan.folder.parent), "--yes")
+        check_gone(self.nodes, orphan.name)
+        shutil.rmtree(orphan.folder)
 
     def _truncate(self, run: Run) -> None:
         """Cut the newest checkpoint short, then lose the controller, so that the checkpoint is wanted."""
@@ -177,7 +247,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
         subprocess.run(["umount", "--lazy", str(folder)], check=True)
 
 
-def overrides(name: str, runs: Path, iterations: int) -> list[str]:
+def overrides(name: str, runs: Path, iterations: int, port: int) -> list[str]:
     """The demo's recipe as a short run with processes of their own on every node."""
     pool = ",".join(f"{key}: {value}" for key, value in SMALL.items())
     return [
@@ -196,6 +266,7 @@ def overrides(name: str, runs: Path, iterations: int) -> list[str]:
         "checkpoint.every=1",
         "checkpoint.wait_for_disk_seconds=120",
         "logging.samples_every=2",
+        f"logging.metrics_port={port}",
         f"pools.rollout_workers={{{pool}, count: 2, resources: {{work: 1}}}}",
         f"pools.learner={{{pool}, resources: {{work: 1}}}}",
         f"pools.rewards.ocr={{{pool}, deterministic: true, resources: {{head: 1}}}}",
@@ -240,7 +311,6 @@ def chaotic(run: Run, plan: list[str], chaos: Chaos, console: Console) -> list[t
 
     That is the time from the fault to the end of the iteration that it hit, whichever time it was made.
     """
-    run.until(lambda: run.done >= 1, "the first iteration")
     costs = []
     for kind in plan:
         typical = statistics.median(line["seconds"] for line in run.lines())
@@ -282,16 +352,17 @@ def main(
     with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary, "disk")) as disk:
         runs, faulty = disk or Path(temporary), Path(temporary, "faults")
         faulty.mkdir()
-        nodes = Nodes({FOLDER: str(faulty)})
+        nodes = Nodes({FOLDER: str(faulty)}, places=2)  # for the reward models of two runs
         try:
 
             def run(name: str) -> Run:
-                command = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE), "--address", nodes.address]
+                command, port = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE)], free_port()
                 return Run(
                     name,
                     runs / name,
                     nodes,
-                    [*command, *overrides(name, runs, iterations)],
+                    [*command, "--address", nodes.address, *overrides(name, runs, iterations, port)],
+                    port,
                     Path(temporary, f"{name}.log"),
                 )
 
@@ -299,17 +370,19 @@ def main(
             peaceful.until(lambda: (runs / "peaceful" / "summary.json").exists(), "the end", 4 * RECOVERY_SECONDS)
             peaceful.driver.wait()
             undisturbed = statistics.median(line["seconds"] for line in peaceful.lines())
-            chaos = Chaos(nodes, faulty, disk, chance)
+            chaos = Chaos(nodes, faulty, disk, chance, run)
             if not disk:
                 console.print("no disk can be mounted here, so that none gets full", style="yellow")
             kinds = only or list(chaos.kinds())
             costs: list[tuple[str, float]] = []
             for number, plan in enumerate(plans(kinds, faults, chance)):
-                disturbed = run(f"run-{number}")
-                costs += chaotic(disturbed, plan, chaos, console)
-                limit = time.monotonic() + RECOVERY_SECONDS
-                while disturbed.driver.poll() is None and time.monotonic() < limit:
-                    time.sleep(0.1)
+                disturbed = run(ODD_NAME.format(number))
+                disturbed.until(lambda now=disturbed: now.done >= 1, "the first iteration")  # type: ignore[misc]
+                with disturbed.watched():
+                    costs += chaotic(disturbed, plan, chaos, console)
+                    limit = time.monotonic() + RECOVERY_SECONDS
+                    while disturbed.driver.poll() is None and time.monotonic() < limit:
+                        time.sleep(0.1)
                 if disturbed.driver.poll() != 0:
                     raise RunFailed(f"{disturbed.name} hasn't ended well:\n{disturbed.log.read_text()[-3000:]}")
                 check_same(disturbed, peaceful.folder, iterations)

@@ -62,12 +62,14 @@ def reachable(port: int, seconds: float = 60) -> bool:
 class Nodes:
     """A head and two nodes for workers, which come back when they were killed."""
 
-    def __init__(self, environment: Mapping[str, str]) -> None:
-        """`environment` is set for their processes, beside this one's own."""
+    def __init__(self, environment: Mapping[str, str], places: int = 100) -> None:
+        """`environment` is set for their processes, beside this one's own; `places` are for processes at the head."""
         self._environment = {**os.environ, **environment, "RAY_AUTH_MODE": "disabled"}
         port = free_port()
         self.address = f"127.0.0.1:{port}"
-        self.head = self._start("--head", "--node-ip-address=127.0.0.1", f"--port={port}", '--resources={"head": 100}')
+        self.head = self._start(
+            "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f'--resources={{"head": {places}}}'
+        )
         if not reachable(port):
             raise RunFailed("Ray's head didn't start")
         self.workers: list[subprocess.Popen[bytes]] = []

@@ -3,7 +3,7 @@
 import os
 import signal
 import sys
-from contextlib import nullcontext
+from contextlib import nullcontext, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -508,7 +508,8 @@ def pretrain_glyphs(
 def main() -> None:
     """Run the command line; mistakes of the user end in one line each and exit status 2."""
     _prepare_environment()
-    sys.path.append(str(Path.cwd()))  # for what recipes name as `module:name`; Ray has its workers do the same
+    with suppress(FileNotFoundError):  # the directory may be gone
+        sys.path.append(str(Path.cwd()))  # for what recipes name as `module:name`; Ray has its workers do the same
     with lasting_output():
         _main()
 

@@ -144,7 +144,8 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and learning-rate schedule. Collective."""
-        self.module.save_checkpoint(str(folder), tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
+        with _plain_path(folder) as path:
+            self.module.save_checkpoint(path, tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
     def load(self, folder: Path, saved_by: int) -> None:
         """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there."""
@@ -152,10 +153,10 @@ class Engine:
         tag = self._universal(folder) if other else ENGINE
         # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
         self.module._config.load_universal_checkpoint = other
-        with _data_only():
-            path, _ = self.module.load_checkpoint(str(folder), tag=tag, load_module_strict=False)
+        with _data_only(), _plain_path(folder) as path:
+            found, _ = self.module.load_checkpoint(path, tag=tag, load_module_strict=False)
         self.module._config.load_universal_checkpoint = False
-        if path is None:
+        if found is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
 
     def _universal(self, folder: Path) -> str:
@@ -163,11 +164,16 @@ class Engine:
         if self.rank == 0 and not (folder / UNIVERSAL).exists():
             from deepspeed.checkpoint.ds_to_universal import main
 
-            with whole(folder / UNIVERSAL) as temporary, redirect_stdout(None), _data_only():
+            with (
+                whole(folder / UNIVERSAL) as temporary,
+                _plain_path(folder) as path,
+                redirect_stdout(None),
+                _data_only(),
+            ):
                 main(
                     Namespace(
-                        input_folder=str(folder / ENGINE),
-                        output_folder=str(temporary),
+                        input_folder=f"{path}/{ENGINE}",
+                        output_folder=f"{path}/{temporary.name}",
                         num_extract_workers=1,
                         num_merge_workers=1,
                         keep_temp_folder=False,
@@ -183,6 +189,16 @@ def join_ranks(store: Any, device: torch.device, *, rank: int, ranks: int) -> No
     """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
     backend = "nccl" if device.type == "cuda" else "gloo"
     torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
+
+
+@contextmanager
+def _plain_path(folder: Path) -> Iterator[str]:
+    """Another path to a folder, of plain characters: DeepSpeed puts paths into patterns of files and of text."""
+    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield f"/proc/self/fd/{opened}"
+    finally:
+        os.close(opened)
 
 
 @contextmanager

@@ -108,7 +108,8 @@ def guarded(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[str, str
     port, dashboard = free_port(), free_port()
     options = (f"--port={port}", f"--dashboard-port={dashboard}", f"--dashboard-agent-listen-port={free_port()}")
     size = ("--num-cpus=4", "--object-store-memory=200000000")
-    process = started("--head", *options, *size, environment=ALONE | {"HOME": str(home)})
+    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"  # where a job finds its python
+    process = started("--head", *options, *size, environment=ALONE | {"HOME": str(home), "PATH": path})
     try:
         assert reachable(port)
         assert reachable(dashboard)
@@ -142,12 +143,11 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
         done = command(*arguments, **unknown)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
         assert "wants a token, and" in done.stderr
-        done = command(*arguments[:1], *arguments[1:], **unknown, RAY_AUTH_TOKEN="b" * 64)
+        done = command(*arguments, **unknown, RAY_AUTH_TOKEN="b" * 64)
         assert "doesn't take the token in RAY_AUTH_TOKEN" in done.stderr
     assert not (tmp_path / "runs").exists()
 
-    path = f"{Path(sys.executable).parent}:{os.environ['PATH']}"
-    done = command("submit", str(recipe), *at_dashboard, "name=submitted", **known, PATH=path)
+    done = command("submit", str(recipe), *at_dashboard, "name=submitted", **known)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
     done = command("train", str(recipe), *at_head, **known)
     assert done.returncode == 0, done.stderr[-3000:]

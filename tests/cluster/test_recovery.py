@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -9,11 +10,12 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
 
+import psutil
 import pytest
 import ray
 import safetensors.torch
@@ -24,6 +26,7 @@ from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.proto.errors import InputError, ProcessLost
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
+from branchgrpo.reward_service.service import LEASE_SECONDS, start_serve
 from ray import serve
 
 Settings = Callable[..., RunSettings]
@@ -147,3 +150,121 @@ def test_what_a_run_leaves_when_it_ends_is_nothing(run_settings: Settings, tmp_p
         until(lambda: not ray.util.list_named_actors())
     finally:
         ray.shutdown()
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_what_killed_runs_leave_ends_by_itself_or_is_cleaned(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    """The reward models of a run that goes on, and what others serve, stay."""
+    for name in ("gone", "live"):
+        (tmp_path / f"{name}.yaml").write_text(
+            dump_recipe(run_settings({**STAND_IN, "name": name, "iterations": 1000, "checkpoint.every": 1000}))
+        )
+    runs = run_settings().runs
+    branchgrpo = [sys.executable, "-m", "branchgrpo"]
+
+    def cleaned(*options: str) -> str:
+        command = [*branchgrpo, "clean", str(runs), "--address", head, *options]
+        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+
+    def train(name: str) -> subprocess.Popen[bytes]:
+        command = [*branchgrpo, "train", str(tmp_path / f"{name}.yaml"), "--address", head]
+        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        until(lambda: (runs / name / "metrics.jsonl").exists() or driver.poll() is not None)
+        return driver
+
+    @serve.deployment
+    class Theirs:
+        pass
+
+    with ExitStack() as drivers:
+        live = drivers.enter_context(train("live"))
+        drivers.callback(live.kill)
+        gone = train("gone")
+        assert "nothing is left" in cleaned()
+        ray.init(head, namespace="branchgrpo", log_to_driver=False)
+        drivers.callback(ray.shutdown)
+        start_serve()
+        serve.run(Theirs.bind(), name="branchgrpo", route_prefix=None)
+        drivers.callback(serve.delete, "branchgrpo")
+        gone.kill()
+        gone.wait()
+        left = cleaned()
+        assert "left by a run that is gone: reward models 'branchgrpo-gone'" in left
+        assert f"left by a run that is gone: {runs / 'gone' / 'ray.json'}" in left
+        assert "live" not in left.replace(str(runs), "")
+        assert "removed: reward models 'branchgrpo-gone'" in cleaned("--yes")
+        assert "nothing is left" in cleaned()
+        assert not (runs / "gone" / "ray.json").exists()
+        shutil.rmtree(runs / "gone")
+        again = train("gone")
+        again.kill()
+        again.wait()
+        assert "branchgrpo-gone" in serve.status().applications
+        until(lambda: "branchgrpo-gone" not in serve.status().applications, LEASE_SECONDS + 60)
+        assert {"branchgrpo", "branchgrpo-live"} <= serve.status().applications.keys()
+        assert live.poll() is None
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+def test_a_run_needs_neither_its_working_directory_nor_torch_in_its_driver(
+    run_settings: Settings, tmp_path: Path
+) -> None:
+    """The directory vanishes, then the controller: all processes are set up again, on a Ray of the run's own."""
+    pools = {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"ocr": SMALL}}
+    settings = run_settings({"execution": "ray", "threads": 1, "iterations": 6, "pools": pools})
+    recipe, run, work = tmp_path / "recipe.yaml", settings.runs / settings.name, tmp_path / "work"
+    recipe.write_text(dump_recipe(settings))
+    work.mkdir()
+    code = (
+        "import sys\nfrom branchgrpo.cluster.cli import main\n"
+        f"sys.argv = ['branchgrpo', 'train', {str(recipe)!r}]\n"
+        "try:\n    main()\nfinally:\n    print('TORCH' if 'torch' in sys.modules else 'LIGHT')\n"
+    )
+    env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+    with (tmp_path / "log").open("w") as log:
+        driver = subprocess.Popen([sys.executable, "-c", code], cwd=work, stdout=log, stderr=log, env=env)
+    try:
+        until(lambda: (run / "metrics.jsonl").exists() or driver.poll() is not None)
+        work.rmdir()
+        titles = {child.pid: " ".join(child.cmdline()) for child in psutil.Process(driver.pid).children(recursive=True)}
+        (controller,) = [pid for pid, title in titles.items() if title.startswith(("ray::Controller", "ray::controll"))]
+        os.kill(controller, signal.SIGKILL)
+        assert driver.wait(400) == 0, (tmp_path / "log").read_text()[-3000:]
+    finally:
+        driver.kill()
+    told = (tmp_path / "log").read_text()
+    assert "setting all processes up again" in told
+    assert told.rstrip().endswith("LIGHT")
+
+
+@pytest.mark.slow
+def test_a_node_is_drained_only_if_it_is_clear_which(head: str, tmp_path: Path) -> None:
+    port = free_port()
+    size = ("--num-cpus=1", "--object-store-memory=100000000", "--include-dashboard=false")
+    first = started("--head", f"--port={port}", "--node-name=one", *size)
+    second = None
+
+    def drained(*options: str) -> subprocess.CompletedProcess[str]:
+        command = [sys.executable, "-m", "branchgrpo", "drain", "--seconds", "1", *options]
+        env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
+        return subprocess.run(command, env=env, capture_output=True, text=True)
+
+    try:
+        assert reachable(port)
+        at = ("--address", f"127.0.0.1:{port}")
+        second = started(f"--address=127.0.0.1:{port}", "--node-name=two", *size[:2])
+        until(lambda: "2 nodes on this machine" in drained(*at).stderr)
+        refused = drained(*at)
+        assert refused.returncode == 2
+        assert "name one with --node-name: there are one, two" in refused.stderr
+        refused = drained()  # there is the head of other tests, too
+        assert refused.returncode == 2
+        assert "several Rays run on this machine" in refused.stderr
+        done = drained(*at, "--node-name", "two")
+        assert done.stdout.strip() == f"node two of the cluster at 127.0.0.1:{port} is drained"
+        assert "no node named 'three'" in drained(*at, "--node-name", "three").stderr
+    finally:
+        for node in filter(None, (second, first)):
+            end(node)

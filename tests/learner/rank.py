@@ -1,6 +1,7 @@
 """One of several learner ranks, as a process of its own: RANK RANKS PORT FOLDER, where FOLDER/*.yaml are recipes.
 
 Learns from two trees whose scores a fixed generator makes, of which the second keeps no edge; saves; learns again.
+With a fifth argument, the FOLDER of other ranks, it goes on from what those have saved in between.
 """
 
 import os
@@ -90,7 +91,7 @@ def _tables(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     return {**plain, **dict(network.named_buffers())}
 
 
-def main(rank: int, ranks: int, port: int, folder: Path) -> None:
+def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = None) -> None:
     torch.set_num_threads(1)
     store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
     join_ranks(store, torch.device("cpu"), rank=rank, ranks=ranks)
@@ -107,7 +108,9 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
         learner = Learner(policy, settings)
         if settings.name == "partitioned" and learner.reference and not settings.learner.lora:
             assert_shared(learner.reference.network.module, ranks)
-        for name in ("first", "second"):
+        if source:
+            learner.load(source / recipe.stem / "first")
+        for name in ("second",) if source else ("first", "second"):
             norm = learn(learner, trees)
             checkpoint = folder / recipe.stem / name
             checkpoint.mkdir(parents=True, exist_ok=True)
@@ -120,4 +123,4 @@ def main(rank: int, ranks: int, port: int, folder: Path) -> None:
 
 
 if __name__ == "__main__":
-    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), Path(sys.argv[4]))
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:]))

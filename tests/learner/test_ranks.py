@@ -28,6 +28,8 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from families import saved
 
 SCRIPT = Path(__file__).with_name("rank.py")
+ODD_NAME = "a run [1]+lr=3 (x)*? é"
+"""What run names may hold."""
 SETTINGS = {
     "prompts.per_iteration": 2,
     "learner.updates_per_iteration": 1,
@@ -100,19 +102,26 @@ def two_ranks(
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
     """What two ranks have saved, by variant, after one update and after two."""
-    folder = tmp_path_factory.mktemp("ranks")
+    folder = tmp_path_factory.mktemp("ranks") / ODD_NAME
+    folder.mkdir()
     for name, changes in variants.items():
         (folder / f"{name}.yaml").write_text(dump_recipe(settings_in(folder, changes)))
+    run_ranks(2, folder)
+    return folder
+
+
+def run_ranks(count: int, *folders: Path) -> None:
+    """Have so many ranks work on the recipes of the first folder (`rank.py`)."""
     with socket.create_server(("127.0.0.1", 0)) as listener:
         port = listener.getsockname()[1]
     ranks = [
         subprocess.Popen(
-            [sys.executable, str(SCRIPT), str(rank), "2", str(port), str(folder)],
+            [sys.executable, str(SCRIPT), str(rank), str(count), str(port), *map(str, folders)],
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
         )
-        for rank in range(2)
+        for rank in range(count)
     ]
     try:
         for process in ranks:
@@ -121,7 +130,6 @@ def two_ranks(
     finally:
         for process in ranks:
             process.kill()
-    return folder
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
@@ -147,6 +155,33 @@ def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
     assert_close(resumed, checkpoints / "first", exactly=True)
     rank_script.learn(resumed, trees)
     assert_close(resumed, checkpoints / "second")
+
+
+@pytest.mark.slow
+def test_other_numbers_of_ranks_go_on_from_a_checkpoint(
+    variants: dict[str, dict[str, Any]],
+    two_ranks: Path,
+    settings_in: Callable[..., RunSettings],
+    rank_script: ModuleType,
+) -> None:
+    """Three from two, and one from three, at every ZeRO stage."""
+    stages = [f"stage{stage}" for stage in range(4)]
+    three = two_ranks / "three"
+    three.mkdir()
+    for stage in stages:
+        (three / f"{stage}.yaml").write_text(dump_recipe(settings_in(two_ranks, variants[stage])))
+    run_ranks(3, three, two_ranks)
+    for stage in stages:
+        expected, found = (
+            safetensors.torch.load_file(folder / stage / "second" / "weights.safetensors")
+            for folder in (two_ranks, three)
+        )
+        for name, value in expected.items():
+            torch.testing.assert_close(found[name], value, atol=1e-5, rtol=0, msg=f"{stage} {name}")
+        settings = settings_in(two_ranks, variants[stage])
+        one = Learner(load_policy(settings.policy), settings)
+        one.load(three / stage / "second")
+        assert_close(one, three / stage / "second", exactly=True)
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
