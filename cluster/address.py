@@ -63,7 +63,8 @@ def find_ray(address: str | None) -> str:
     From then on this process authenticates as that Ray wants it. Raises InputError if none answers there, if its token
     isn't known here, or if it isn't clear which is meant.
     """
-    address = address or os.environ.get(RAY_ADDRESS) or HERE
+    known = os.environ.get(RAY_ADDRESS)
+    address = known or HERE if address in (None, HERE) else address
     if address == HERE:
         address = _only_one_here()
     if address.startswith("ray://"):

@@ -55,6 +55,10 @@ def test_no_ray_is_guessed_among_several(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.setattr(addresses, "nodes_here", list)
     with pytest.raises(InputError, match="no Ray runs on this machine"):
         find_ray("auto")
+    monkeypatch.setenv("RAY_ADDRESS", "nonsense")
+    with pytest.raises(InputError, match="'nonsense' is no address of a Ray"):
+        find_ray("auto")
+    monkeypatch.delenv("RAY_ADDRESS")
     assert find_cluster(None) is None
     assert find_cluster("local") is None
 
