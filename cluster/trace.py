@@ -7,6 +7,7 @@ handed over, the learner takes the trees whose parts are scored, workers load th
 import json
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
 from operator import attrgetter
@@ -113,11 +114,9 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
 
 def _lines(folder: Path) -> Iterable[Span]:
     for path in sorted(folder.glob("*.jsonl*")):
-        for line in path.read_text().splitlines():
-            try:
+        for line in path.read_text(errors="replace").splitlines():
+            with suppress(ValueError, TypeError):  # the last line of a process that was killed, a disk that was full
                 yield Span(**json.loads(line))
-            except json.JSONDecodeError:  # the last line of a process that was killed
-                continue
 
 
 def _named(spans: Iterable[Span], name: str) -> list[Span]:

@@ -92,6 +92,13 @@ def test_the_path_of_an_iteration_ends_with_its_weights_though_workers_sample_ah
     assert names[-3:] == ["learner: forward and backward", "learner: publish", "learner: publish → end"]
 
 
+def test_lines_that_are_cut_off_or_broken_are_left_out(tmp_path: Path) -> None:
+    write(tmp_path / "trace", SPANS)
+    with next((tmp_path / "trace").iterdir()).open("ab") as file:
+        file.write(b'{"process": "c"}\n[1]\n\xff\x00\x00\n{"process": "c", "compo')
+    assert len(read(tmp_path, None).spans) == len(SPANS)
+
+
 def test_idle_time_is_what_no_span_covers_and_what_was_spent_handing_over(found: trace.IterationTrace) -> None:
     uses = {use.pool: (use.processes, round(use.idle, 6), round(use.waited, 6)) for use in idle(found)}
     assert uses == {
