@@ -46,7 +46,7 @@ LASTS = {"disk": 4.0}
 """Seconds that a fault lasts which doesn't end by itself."""
 OWN_FIGURES = ("started", "seconds", "phase_seconds", "scoring_hidden", "first_score")
 """Figures of an iteration that tell of time, and so differ between runs."""
-ODD_NAME = "run {} [1]+lr=3 é"
+ODD_NAME = "run {} [1]+lr=3"
 CONTROLLER = ("Controller", "controller-")
 """Titles of the process: idle, and at work."""
 SMALL = {"cpus": 1, "threads": 1}

@@ -26,6 +26,7 @@ HERE = Path(__file__).parent
 DASHBOARDS = HERE / "grafana" / "dashboards"
 SCRAPE_SECONDS = 5
 """The rates in the dashboards need two scrapes; Grafana's data source must know this interval."""
+CONFIG = "prometheus.yml"
 LOOK_SECONDS = 1
 """How often it is looked where the run is."""
 NO_PROMETHEUS = (
@@ -51,7 +52,7 @@ def monitor(run: Path, port: int, grafana_port: int, ray_dashboard: str | None, 
         raise InputError(NO_PROMETHEUS.format(config=config))
     prometheus = f"http://127.0.0.1:{port}"
     must_be_free("--port", port)
-    with StopRequest().listening(signal.SIGHUP) as stop, process(prometheus_command(folder, config, port)) as server:
+    with StopRequest().listening(signal.SIGHUP) as stop, process(prometheus_command(port), folder=folder) as server:
         follower = Follower(run, http, server, lambda http: write_config(folder, http, ray_dashboard), console)
         console.print(f"Prometheus: {prometheus} (with its targets and alerts)")
         if program := shutil.which("grafana") or shutil.which("grafana-server"):
@@ -69,7 +70,7 @@ def write_config(folder: Path, http: str, ray_dashboard: str | None) -> Path:
     """Write prometheus.yml and the alert rules into `folder`; returns where the first is."""
     write_text(folder / "alerts.yaml", (HERE / "prometheus" / "alerts.yaml").read_text())
     content = prometheus_config(http, ray_dashboard, _ray_token(folder) if ray_dashboard else None)
-    path = folder / "prometheus.yml"
+    path = folder / CONFIG
     write_text(path, write_yaml(content))
     return path
 
@@ -104,11 +105,12 @@ def _ray_token(folder: Path) -> Path | None:
     return path.resolve() if path.is_file() else None
 
 
-def prometheus_command(folder: Path, config: Path, port: int) -> list[str]:
+def prometheus_command(port: int) -> list[str]:
+    """To be run in the folder of the settings: Prometheus takes the path of the rules for a pattern."""
     return [
         "prometheus",
-        f"--config.file={config}",
-        f"--storage.tsdb.path={folder / 'prometheus'}",
+        f"--config.file={CONFIG}",
+        "--storage.tsdb.path=prometheus",
         f"--web.listen-address=127.0.0.1:{port}",
         "--log.level=warn",
     ]
@@ -141,9 +143,11 @@ def must_be_free(option: str, port: int) -> None:
 
 
 @contextmanager
-def process(command: list[str], environment: dict[str, str] | None = None) -> Iterator[subprocess.Popen[bytes]]:
+def process(
+    command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None
+) -> Iterator[subprocess.Popen[bytes]]:
     """A process that ends with the block. Signals to the group are for us: in a session of its own it gets none."""
-    started = subprocess.Popen(command, env={**os.environ, **(environment or {})}, start_new_session=True)
+    started = subprocess.Popen(command, env={**os.environ, **(environment or {})}, start_new_session=True, cwd=folder)
     try:
         yield started
     finally:

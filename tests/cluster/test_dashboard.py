@@ -266,8 +266,8 @@ def test_ray_s_own_metrics_are_found_with_its_token(tmp_path: Path, monkeypatch:
         assert requests.get(f"{address}/api/prometheus/sd", timeout=30).status_code == 401
         server_port = free_port()
         prometheus = Prometheus(f"http://127.0.0.1:{server_port}")
-        config = write_config(tmp_path, "http://127.0.0.1:9", address)
-        with process(prometheus_command(tmp_path, config, server_port)):
+        write_config(tmp_path, "http://127.0.0.1:9", address)
+        with process(prometheus_command(server_port), folder=tmp_path):
             prometheus.until(prometheus.ready)
             prometheus.until(lambda: len(prometheus.now('up{job="ray"} == 1')) > 0)
             prometheus.until(lambda: len(prometheus.now("ray_object_store_memory")) > 0)

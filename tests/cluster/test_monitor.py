@@ -12,6 +12,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 import pytest
 from branchgrpo.benchmarks.nodes import free_port
@@ -55,16 +56,19 @@ def until(reached: Callable[[], bool], seconds: float = 90) -> None:
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
 def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
-    settings = run_settings()
+    settings = run_settings({"name": "a run [1]+lr=3 (x)*?"})
     folder = settings.runs / settings.name
     save_recipe(settings, folder)
     port = free_port()
 
+    def asked(path: str) -> dict[str, Any]:
+        with urllib.request.urlopen(f"http://127.0.0.1:{port}/api/v1/{path}", timeout=5) as answer:
+            found: dict[str, Any] = json.load(answer)["data"]
+            return found
+
     def targets() -> set[str]:
-        url = f"http://127.0.0.1:{port}/api/v1/targets?state=active"
         try:
-            with urllib.request.urlopen(url, timeout=5) as answer:
-                found = json.load(answer)["data"]["activeTargets"]
+            found = asked("targets?state=active")["activeTargets"]
         except OSError:
             return set()
         return {f"http://{target['labels']['instance']}" for target in found if target["health"] == "up"}
@@ -77,6 +81,7 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., Ru
                 monitor = subprocess.Popen(command, stdout=log, stderr=log, text=True)
             try:
                 until(lambda: targets() == {first})
+                assert asked("rules")["groups"]
                 Whereabouts("run", None, second).write(folder)
                 until(lambda: targets() == {second})
             except BaseException:

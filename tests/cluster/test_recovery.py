@@ -158,7 +158,7 @@ def test_what_killed_runs_leave_ends_by_itself_or_is_cleaned(run_settings: Setti
     """The reward models of a run that goes on, and what others serve, stay."""
     for name in ("gone", "live"):
         (tmp_path / f"{name}.yaml").write_text(
-            dump_recipe(run_settings({**STAND_IN, "name": name, "iterations": 1000, "checkpoint.every": 1000}))
+            dump_recipe(run_settings({**STAND_IN, "name": name, "iterations": 10**6, "checkpoint.every": 10**6}))
         )
     runs = run_settings().runs
     branchgrpo = [sys.executable, "-m", "branchgrpo"]
