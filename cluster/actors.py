@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import ray
 
+from ..proto.files import leave_lost_directory
 from ..proto.logs import mark_warnings
 from ..proto.metrics import start_exporter
 from ..proto.settings import RunSettings
@@ -42,6 +43,7 @@ class _Process:
 
     def __init__(self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int) -> None:
         """`directory` is name and namespace of the run's controller, which keeps the list of exporters."""
+        leave_lost_directory()
         self.settings, self._directory, self._pool, self._threads = settings, directory, pool, threads
 
     def _prepare(self) -> None:

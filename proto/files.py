@@ -103,6 +103,14 @@ def decoded(content: bytes) -> str:
     return text
 
 
+def leave_lost_directory() -> None:
+    """Go to the root if the working directory is no more: libraries that look for their files would end the process."""
+    try:
+        os.getcwd()
+    except FileNotFoundError:
+        os.chdir("/")
+
+
 def is_full(error: BaseException) -> bool:
     """Whether an error tells of a disk without room."""
     return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)

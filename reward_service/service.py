@@ -21,6 +21,7 @@ from ray.serve import Application
 
 from .. import __version__
 from ..proto.errors import InputError
+from ..proto.files import leave_lost_directory
 from ..proto.logs import mark_warnings
 from ..proto.metrics import start_exporter
 from ..proto.scoring import NotScored, ScoreReply
@@ -65,6 +66,7 @@ class ServedReplica:
     ) -> None:
         """`directory` is name and namespace of the actor with the list of exporters; `trace`, a folder for spans;
         `metrics_host`, the address that metrics are served on, if not the node's own."""
+        leave_lost_directory()
         mark_warnings()
         start_tracing(trace, "reward", model)
         self._replica = Replica(model, rewards, settings)

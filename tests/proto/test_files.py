@@ -1,5 +1,7 @@
 """Files are there whole or not at all."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -65,3 +67,13 @@ def test_what_is_to_be_written_must_be_new(tmp_path: Path) -> None:
             must_be_new(there)
     with pytest.raises(InputError, match="can't be made: Not a directory"):
         must_be_new(tmp_path / "file" / "below")
+
+
+def test_a_process_whose_directory_is_gone_stands_at_the_root(tmp_path: Path) -> None:
+    code = "import os; from branchgrpo.proto.files import leave_lost_directory as leave; leave(); print(os.getcwd())"
+    command = [sys.executable, "-c", f"import os; os.rmdir(os.getcwd()); {code}"]
+    (tmp_path / "gone").mkdir()
+    done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "/"
+    done = subprocess.run([sys.executable, "-c", code], cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == str(tmp_path)
