@@ -21,6 +21,7 @@ import ray
 import safetensors.torch
 import torch
 from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
+from branchgrpo.cluster.connect import connected
 from branchgrpo.cluster.operate import reserve_port
 from branchgrpo.cluster.ray_loop import RayLoop
 from branchgrpo.proto.errors import InputError, ProcessLost
@@ -255,10 +256,11 @@ def test_a_node_is_drained_only_if_it_is_clear_which(head: str, tmp_path: Path) 
         assert reachable(port)
         at = ("--address", f"127.0.0.1:{port}")
         second = started(f"--address=127.0.0.1:{port}", "--node-name=two", *size[:2])
-        until(lambda: "2 nodes on this machine" in drained(*at).stderr)
+        with connected(f"127.0.0.1:{port}"):
+            until(lambda: len(ray.nodes()) == 2)
         refused = drained(*at)
         assert refused.returncode == 2
-        assert "name one with --node-name: there are one, two" in refused.stderr
+        assert "has 2 nodes on this machine; name one with --node-name: there are one, two" in refused.stderr
         refused = drained()  # there is the head of other tests, too
         assert refused.returncode == 2
         assert "several Rays run on this machine" in refused.stderr
