@@ -31,7 +31,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cluster.connect import connected
-from ..cluster.serve_rewards import service_name
+from ..cluster.ray_names import service_name
 from ..proto.recipe import load_recipe
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RewardSettings

@@ -18,8 +18,8 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cluster.connect import NAMESPACE
-from ..cluster.operate import controller_name
 from ..cluster.ray_loop import RayLoop
+from ..cluster.ray_names import controller_name
 from ..proto.settings import RunSettings
 from .on_ray import demo
 from .simulation import Cluster, Costs, simulate

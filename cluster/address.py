@@ -26,6 +26,10 @@ TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray keeps its token, unless one of these variables says otherwise."""
 SECONDS = 10
 """How long a Ray may take to answer."""
+TEMPORARY = ("RAY_TMPDIR", "TMPDIR")
+"""Variables of which Ray takes the first that is set for its folder."""
+MAX_SOCKET_PATH = 107
+"""Bytes of a socket's path that the system takes."""
 IS_ALIVE = "/ray.rpc.NodeInfoGcsService/CheckAlive"
 """A question that the head of every Ray answers, to those who have its token."""
 
@@ -55,6 +59,18 @@ def find_cluster(address: str | None) -> str | None:
     """`find_ray` for what can start a Ray of its own: None where neither `address` nor RAY_ADDRESS names another."""
     address = address or os.environ.get(RAY_ADDRESS)
     return None if address in (None, OWN) else find_ray(address)
+
+
+def sockets_must_fit() -> None:
+    """Raises InputError if a Ray that is started here couldn't have its sockets where it would put them."""
+    name = next((name for name in TEMPORARY if name in os.environ), None)
+    folder = os.environ[name] if name else "/tmp"
+    longest = f"{folder}/ray/session_0000-00-00_00-00-00_000000_{os.getpid()}/sockets/plasma_store"
+    if (size := len(os.fsencode(longest))) > MAX_SOCKET_PATH:
+        raise InputError(
+            f"{name} is '{folder}'; Ray's sockets there would have paths of {size} bytes, and the system takes "
+            f"{MAX_SOCKET_PATH}: give Ray another folder, such as RAY_TMPDIR=/tmp"
+        )
 
 
 def find_ray(address: str | None) -> str:

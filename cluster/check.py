@@ -9,6 +9,7 @@ import numpy as np
 import torch
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from ..learner.pruning import kept_edges
 from ..proto.errors import InputError
@@ -97,7 +98,7 @@ def check(settings: RunSettings) -> Checked:
 
 def show(found: Checked, settings: RunSettings, console: Console) -> None:
     """As tables, and what is missing as a list."""
-    table = Table("", title=f"{settings.name}: {settings.schedule.method}", title_justify="left")
+    table = Table("", title=Text(f"{settings.name}: {settings.schedule.method}"), title_justify="left")
     for column in ("a tree", "an iteration"):
         table.add_column(column, justify="right")
     for name, (tree, iteration) in found.counts.items():

@@ -14,9 +14,7 @@ from ray import serve
 
 from ..proto.errors import InputError
 from .driver_lock import driver_of
-from .launch import application_name
-from .operate import controller_name
-from .serve_rewards import service_name
+from .ray_names import controller_of, service_name
 from .whereabouts import FILE
 
 LOOK_SECONDS = 3
@@ -56,11 +54,7 @@ def _orphans() -> set[str]:
 
 def _owner(application: str) -> str | None:
     """Name of the actor that lives as long as the one that an application was started for; None if it isn't ours."""
-    if application.startswith(service_name("")):
-        return application
-    if application.startswith(application_name("")):
-        return controller_name(application.removeprefix(application_name("")))
-    return None
+    return application if application.startswith(service_name("")) else controller_of(application)
 
 
 def _delete(application: str) -> None:

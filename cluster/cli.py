@@ -516,7 +516,7 @@ def main() -> None:
 
 def _main() -> None:
     try:
-        app()
+        app(args=[_with_home(argument) for argument in sys.argv[1:]])
     except InputError as error:
         _complain(error)
         sys.exit(2)
@@ -526,6 +526,12 @@ def _main() -> None:
     except Stopped as stopped:
         typer.echo(str(stopped))
         sys.exit(128 + stopped.signum)
+
+
+def _with_home(argument: str) -> str:
+    """An argument with the home folder for `~`, also where shells leave it: in quotes, and in `--out=~/pictures`."""
+    option, equals, value = argument.rpartition("=") if argument.startswith("--") else ("", "", argument)
+    return option + equals + os.path.expanduser(value)
 
 
 def _complain(error: Exception) -> None:

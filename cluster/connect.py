@@ -9,7 +9,7 @@ from contextlib import contextmanager
 import ray
 
 from ..proto.errors import InputError
-from .address import find_cluster
+from .address import find_cluster, sockets_must_fit
 
 NAMESPACE = "branchgrpo"
 """Ray namespace in which the actors of runs have their names."""
@@ -39,9 +39,11 @@ def unreachable(address: str | None, error: Exception) -> InputError:
 def connect(address: str | None) -> bool:
     """Connect to the Ray at `address` (default: RAY_ADDRESS), or start one. Returns whether it was started here.
 
-    Raises InputError if there is none at the address.
+    Raises InputError if there is none at the address, or if none can be started.
     """
     address = find_cluster(address)
+    if address is None:
+        sockets_must_fit()
     handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A job may have set some of these variables itself: its values are in our environment, and so in what is given.

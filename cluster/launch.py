@@ -20,15 +20,11 @@ from .learner_group import LearnerGroup
 from .messages import Sizes
 from .placement import reward_pools, threads_of
 from .pool import WorkerPool
+from .ray_names import application_name
 from .scaling import Observed, workers_wanted
 
 SCALING_SECONDS = 60
 """How long a command that scales waits for new workers."""
-
-
-def application_name(run: str) -> str:
-    """Name of a run's Ray Serve application."""
-    return f"branchgrpo-{run}"
 
 
 class Pools:

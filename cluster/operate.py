@@ -18,16 +18,12 @@ from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory, listening
 from ..reward_service.client import cause_of
 from .connect import NAMESPACE, visiting
+from .ray_names import controller_name, run_of
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
 LOST = (RayActorError, ObjectLostError)
 """What Ray raises when a process died, or its node with all that lay there."""
-
-
-def controller_name(run: str) -> str:
-    """Name of a run's controller actor."""
-    return f"controller-{run}"
 
 
 class Watched(Protocol):
@@ -127,9 +123,8 @@ def named_controller(run: str) -> Any:
 
 def run_names() -> list[str]:
     """Names of the runs on the Ray that this process is connected to."""
-    prefix = controller_name("")
-    named = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    return sorted(name.removeprefix(prefix) for name in named if name.startswith(prefix))
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(run for run in map(run_of, names) if run is not None)
 
 
 def unwrapped(call: Callable[[], Result]) -> Result:

@@ -29,11 +29,11 @@ from .address import AUTH_MODE
 from .connect import NAMESPACE, connect
 from .controller import Controller
 from .evaluation import Evaluation, sampled_prompts
-from .launch import application_name
 from .loop import IterationReport, Progress
 from .messages import ControllerState, Sizes
-from .operate import controller_name, reserve_port, unwrapped
+from .operate import reserve_port, unwrapped
 from .placement import check_room, demands, free_nodes, wait_for_room
+from .ray_names import application_name, controller_name
 from .whereabouts import FILE, Whereabouts
 
 POLL_SECONDS = 0.25

@@ -23,12 +23,8 @@ from ..reward_service.service import QUIET, application, start_serve
 from .connect import NAMESPACE, connected
 from .operate import serve_http, unwrapped
 from .placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
+from .ray_names import service_name
 from .stop import StopRequest
-
-
-def service_name(name: str) -> str:
-    """Name of a Ray Serve application that serves others; no run's begins so."""
-    return f"branchgrpo_rewards-{name}"
 
 
 class RewardDirectory:

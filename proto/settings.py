@@ -32,6 +32,8 @@ HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(p
 HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 """The same where it may be something else too, such as a name."""
 Precision = Literal["float32", "bfloat16"]
+MAX_NAME = 200
+"""Bytes of a run's name; the system takes 255 for a folder's."""
 Method = Literal[
     "branch_grpo",
     "branch_grpo_mix",
@@ -586,8 +588,16 @@ class RunSettings(Settings):
     @field_validator("name")
     @classmethod
     def _name_is_a_folder(cls, name: str) -> str:
-        if not name or name in {".", ".."} or set(name) & set("/\\\0"):
-            raise ValueError(f"'{name}' can't name a folder")
+        reasons = {
+            "is empty": not name,
+            "has a slash": not {"/", "\\"}.isdisjoint(name),
+            "has signs that can't be seen": not name.isprintable(),
+            "begins with a dot, a dash or a blank": name[:1] in (".", "-", " "),
+            "ends with a blank": name[-1:] == " ",
+            f"is longer than {MAX_NAME} bytes": len(name.encode()) > MAX_NAME,
+        }
+        if reason := next((reason for reason, applies in reasons.items() if applies), None):
+            raise ValueError(f"{name[:MAX_NAME]!r} can't name a run and its folder: it {reason}")
         return name
 
     @field_validator("rewards")

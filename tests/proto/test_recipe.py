@@ -67,7 +67,7 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule={method: tempflow_grpo, steps: 1}", "of 1 steps"),
         ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
         ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
-        ("name=a/b", "'a/b' can't name a folder"),
+        ("name=a/b", "'a/b' can't name a run"),
         ("learner.clip_range=.inf", "learner.clip_range is inf"),
         ("iterations", "'iterations' is no override; write key=value"),
         ("learner.optimizer={betas: 3}", "learner.optimizer.betas is 3"),
@@ -137,8 +137,8 @@ def test_a_base_that_is_none_is_named(tmp_path: Path, text: str, message: str) -
 @pytest.mark.parametrize(
     ("override", "value"),
     [
-        *((f"name={text}", text) for text in ("042", "on", "sweep #4", "a=b", "null", "1e3", " x ", "é", "'q'")),
-        *((f"policy.negative_prompt={text}", text) for text in ("no", "blurry: bad", "", "[a", "~")),
+        *((f"name={text}", text) for text in ("042", "on", "sweep #4", "a=b", "null", "1e3", "é", "'q'")),
+        *((f"policy.negative_prompt={text}", text) for text in ("no", "blurry: bad", "", "[a", "~", " x ")),
         ("policy.adapter=null", None),
         ("policy.adapter=1:30", "1:30"),
         ("policy.device=cuda:1", "cuda:1"),
@@ -208,6 +208,27 @@ def test_whatever_can_be_set_is_the_same_in_the_run_folder(
     (tmp_path / "recipe.yaml").write_text(dump_recipe(given), encoding="utf-8")
     again = load_recipe(tmp_path / "recipe.yaml")
     assert again.model_copy(update={"prompts": given.prompts}) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "is empty"),
+        *((name, "has a slash") for name in ("a/b", "a\\b", "/")),
+        *((name, "has signs that can't be seen") for name in ("a\nb", "a\0", "\x1b[31m", "a\u200bb", "a\tb")),
+        *((name, "begins with a dot, a dash or a blank") for name in (".", "..", ".x", "-x", " x")),
+        ("x ", "ends with a blank"),
+        ("é" * 101, "is longer than 200 bytes"),
+    ],
+)
+def test_names_that_can_t_work_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"^name: .* can't name a run and its folder: it {reason}$"):
+        load_recipe(GLYPHS, [f"name={name}"])
+
+
+@pytest.mark.parametrize("name", ["é", "[red]x", "a#b", "a b", "😀", "iteration", "x.", "é" * 100, "a=b+c", "~", "042"])
+def test_all_other_names_are_taken(name: str) -> None:
+    assert load_recipe(GLYPHS, [f"name={name}"]).name == name
 
 
 def test_recipes_of_earlier_versions_load(tmp_path: Path) -> None:
