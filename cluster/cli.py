@@ -453,7 +453,7 @@ def serve_rewards(
     recipe: Recipe,
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
@@ -481,11 +481,15 @@ def serve_rewards(
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a file or of the environment. Raises InputError for an empty one."""
-    token = os.environ.get("BRANCHGRPO_TOKEN") if file is None else file.read_text().strip()
-    if token is not None and not token:
-        raise InputError(f"{'BRANCHGRPO_TOKEN' if file is None else file} is empty; it must hold the token")
-    return token
+    """The token of a file or of the environment. Raises InputError for what can't be one."""
+    from ..proto.scoring import checked_token
+
+    if file is None:
+        return checked_token(os.environ.get("BRANCHGRPO_TOKEN"), "BRANCHGRPO_TOKEN")
+    try:
+        return checked_token(file.read_text(encoding="ascii").strip(), f"--token-file '{file}'")
+    except (OSError, UnicodeDecodeError) as error:
+        raise InputError(f"--token-file '{file}' can't be read: {error}") from error
 
 
 @app.command()

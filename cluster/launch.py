@@ -67,7 +67,10 @@ class Pools:
         )
 
     async def start(self) -> None:
-        """Launch everything at once; returns when all that the run needs at least is ready."""
+        """Launch everything at once; returns when all that the run needs at least is ready.
+
+        Raises what loading a model raised.
+        """
         least = 0 if self._colocated else self.sizes.rollout_workers or self.settings.pools.rollout_workers.count
         self.learner = self._launch_learner()
         self.workers.resize(least)
@@ -85,6 +88,7 @@ class Pools:
             {model: pool.timeout_seconds for model, pool in reward_pools(self.settings).items()},
             retried=lambda model: metrics.RETRIES.labels(model).inc(),
         )
+        await self.rewards.check()
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
         """Change the number of rollout workers and of replicas, which then stay as they are.

@@ -48,7 +48,7 @@ async def serve_http(
     port can't be had.
     """
     host, reached_at = listening(metrics_host, node)
-    app = FastAPI(title="BranchGRPO run")
+    app = FastAPI(title="BranchGRPO run", docs_url=None, redoc_url=None)  # whose pages need the internet
 
     @app.get("/sd")
     async def discovery() -> list[dict[str, object]]:

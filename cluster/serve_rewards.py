@@ -70,7 +70,7 @@ def serve(
     with StopRequest().listening() as stop, listen(host, port) as listener, connected(address):
         check_room(reward_demands(settings), free_nodes())
         with deployed(settings, service_name(settings.name), console) as (client, discovery):
-            url = f"http://{host}:{port}"
+            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
             console.print(f"rewards {', '.join(settings.rewards)} at {url}/v1/score", highlight=False, soft_wrap=True)
             console.print(
                 f"documentation at {url}/docs, metrics' service discovery at {discovery}",
@@ -82,7 +82,10 @@ def serve(
 
 @contextmanager
 def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tuple[RewardClient, str]]:
-    """The recipe's reward models as the Serve application `name`: a client, and the address of `/sd`."""
+    """The recipe's reward models as the Serve application `name`: a client, and the address of `/sd`.
+
+    Raises what loading a model raised.
+    """
     directory = _start_directory(name)
     pools = reward_pools(settings)
     threads = {model: threads_of(pool, settings) for model, pool in pools.items()}
@@ -95,8 +98,10 @@ def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tup
                 name, settings.rewards, pools, (name, NAMESPACE), threads, metrics_host=log.metrics_host
             )
             ray_serve.run(target, name=name, route_prefix=None, logging_config=QUIET)
-        timeouts = {model: pool.timeout_seconds for model, pool in pools.items()}
-        yield RewardClient(name, reward_models(settings.rewards), timeouts), f"http://{where}/sd"
+            timeouts = {model: pool.timeout_seconds for model, pool in pools.items()}
+            client = RewardClient(name, reward_models(settings.rewards), timeouts)
+            asyncio.run(client.check())
+        yield client, f"http://{where}/sd"
     finally:
         ray_serve.delete(name)
         ray.kill(directory)

@@ -218,8 +218,10 @@ def imported(name: str, setting: str) -> Any:
         if ":" not in name:
             raise ValueError("there is no ':' in it")
         return pkgutil.resolve_name(name)
-    except (ImportError, AttributeError, ValueError) as error:
-        raise InputError(f"{setting} is '{name}', which can't be imported (module:name): {error}") from error
+    except Exception as error:  # the module is run, and may raise anything
+        plain = type(error) in (ImportError, ModuleNotFoundError, ValueError)
+        reason = str(error) if plain else f"{type(error).__name__}: {error}"
+        raise InputError(f"{setting} is '{name}', which can't be imported (module:name): {reason}") from error
 
 
 def dump_recipe(settings: RunSettings) -> str:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .arrays import decode, encode
-from .errors import RunFailed
+from .errors import InputError, RunFailed
 from .prompts import fields_of, with_fields
 
 MOST_PICTURES = 256
@@ -32,9 +32,21 @@ class NotScored(RunFailed):
         return self.reason
 
 
+def is_final(error: BaseException) -> bool:
+    """Whether another attempt would end in the same error."""
+    return isinstance(error, InputError) or (isinstance(error, NotScored) and error.final)
+
+
 def frames(media: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
     """All frames of pictures or clips, uint8 [n, height, width, 3], clip after clip."""
     return media.reshape(-1, *media.shape[-3:])
+
+
+def checked_token(token: str | None, source: str) -> str | None:
+    """A bearer token, or None. Raises InputError, naming its `source`, for text that no header can carry."""
+    if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
+        raise InputError(f"{source} must hold the token alone: letters of English, digits and signs, without blanks")
+    return token
 
 
 @dataclass(frozen=True)

@@ -6,6 +6,7 @@ The text under a field is its documentation: docs/recipe.md is generated from it
 import inspect
 import math
 import os
+import re
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -45,6 +46,12 @@ Method = Literal[
     "tree_grpo",
 ]
 SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
+
+
+REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
+"""It stands in dotted settings, files, addresses, labels and names of processes, which take different letters."""
+NO_REWARD_NAMES = ("diversity", "iteration", "Models", "picture", "prompt")
+"""What stands beside rewards in files and among deployments."""
 
 
 class Settings(BaseModel):
@@ -577,7 +584,8 @@ class RunSettings(Settings):
     schedule: ScheduleSettings = ScheduleSettings()
     rollout: RolloutSettings = RolloutSettings()
     rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)]
-    """Reward name -> settings. Each is logged; the weighted sum is trained on."""
+    """Reward name (letters of English, digits, `_` and `-`) -> settings. Each is logged; the weighted sum is trained
+    on."""
     advantage: AdvantageSettings = AdvantageSettings()
     pruning: PruningSettings = PruningSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -605,8 +613,12 @@ class RunSettings(Settings):
     def _something_is_trained_on(cls, rewards: dict[str, RewardSettings]) -> dict[str, RewardSettings]:
         if all(reward.weight == 0 for reward in rewards.values()):
             raise ValueError(f"all of {sorted(rewards)} have weight 0; at least one must be trained on")
-        if "diversity" in rewards:
-            raise ValueError("'diversity' is the name of a figure beside the rewards; name the reward otherwise")
+        for name in rewards:
+            if not re.fullmatch(REWARD_NAME, name) or name in NO_REWARD_NAMES:
+                raise ValueError(
+                    f"{name!r} can't name a reward; a name has up to 64 letters of English, digits, _ and -, begins "
+                    f"with a letter, and is none of {', '.join(NO_REWARD_NAMES)}"
+                )
         return rewards
 
     @model_validator(mode="after")

@@ -1,6 +1,7 @@
 """Scores from the reward models of a Ray Serve application, tried again when a replica dies, never invented."""
 
 import asyncio
+import logging
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
@@ -11,7 +12,7 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from ..proto.errors import InputError
-from ..proto.scoring import NotScored, ScoreReply
+from ..proto.scoring import NotScored, ScoreReply, is_final
 
 ATTEMPTS = 6
 """Times a request is sent, with waits of 0.2 to 5 s between them: a replica that died is replaced in that time."""
@@ -37,6 +38,16 @@ class RewardClient:
         self._models = {model: tuple(rewards) for model, rewards in models.items()}
         self._handles = {model: serve.get_deployment_handle(model, application) for model in models}
         self._retried = retried
+        self._told: set[tuple[str, str]] = set()
+
+    async def check(self) -> None:
+        """Raises InputError or ScoringFailed if a model could not be loaded."""
+        for model, handle in self._handles.items():
+            failure = await handle.failure.remote()
+            if isinstance(failure, NotScored):
+                raise ScoringFailed(f"reward model '{model}' can't be loaded: {failure}", final=True)
+            if failure is not None:
+                raise failure
 
     async def score(self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str) -> ScoreReply:
         """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
@@ -58,7 +69,7 @@ class RewardClient:
                 stop=tenacity.stop_after_attempt(ATTEMPTS),
                 wait=tenacity.wait_exponential_jitter(0.2, max=5, jitter=0.5),
                 retry=tenacity.retry_if_exception(_may_pass),
-                before_sleep=lambda state: self._retried(model),
+                before_sleep=lambda state: self._again(model, state),
                 reraise=True,
             ):
                 with attempt:
@@ -71,12 +82,23 @@ class RewardClient:
         except (RayError, NotScored, TimeoutError) as error:
             if isinstance(cause := cause_of(error), ObjectLostError):
                 raise cause from error
-            attempts = "" if _final(error) else f" in {ATTEMPTS} attempts"
+            attempts = "" if is_final(error) else f" in {ATTEMPTS} attempts"
             reason = str(error) or "it took too long"
             raise ScoringFailed(
                 f"reward model '{model}' gave no score for request '{id}'{attempts}: {reason}"
             ) from error
         return reply
+
+    def _again(self, model: str, state: tenacity.RetryCallState) -> None:
+        """Note a retry; the first failure of its kind is told, with its traceback if there is one."""
+        self._retried(model)
+        error = state.outcome.exception() if state.outcome else None
+        reason, _, details = (str(error) or "it took too long").partition("\n")
+        if (model, reason) not in self._told:
+            self._told.add((model, reason))
+            if isinstance(error, NotScored) and details:  # what Ray adds to its errors helps nobody
+                reason = f"{reason}\n{details}"
+            logging.getLogger(__name__).warning("reward model '%s' is asked again: %s", model, reason)
 
 
 def cause_of(error: BaseException) -> BaseException:
@@ -88,9 +110,5 @@ def cause_of(error: BaseException) -> BaseException:
 
 def _may_pass(error: BaseException) -> bool:
     """Whether another attempt may do better: not if the pictures are lost."""
-    passing = isinstance(error, (RayError, NotScored, TimeoutError)) and not _final(error)
+    passing = isinstance(error, (RayError, NotScored, TimeoutError)) and not is_final(error)
     return passing and not isinstance(cause_of(error), ObjectLostError)
-
-
-def _final(error: BaseException) -> bool:
-    return isinstance(error, NotScored) and error.final

@@ -23,6 +23,7 @@ import numpy as np
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.exceptions import RequestValidationError
 from fastapi.responses import JSONResponse
+from fastapi_offline import FastAPIOffline
 from PIL import Image
 from pydantic import BaseModel, ConfigDict, Field, JsonValue, ValidationError
 from starlette.datastructures import FormData, UploadFile
@@ -119,7 +120,12 @@ def face(
     the rest get a 429.
     """
     limits = _Limits(pictures=max_pictures, bytes=max_bytes, pixels=max_pixels)
-    app = FastAPI(title="Reward service", version="1", description="Scores pictures by how well they do their prompts.")
+    app = FastAPIOffline(
+        redoc_url=None,
+        title="Reward service",
+        version="1",
+        description="Scores pictures by how well they do their prompts.",
+    )
     gate = Gate(token, max_requests, max_held)
     app.add_exception_handler(HTTPException, _refused)
     app.add_exception_handler(RequestValidationError, _invalid)

@@ -1,7 +1,7 @@
 """How legibly a picture shows the prompt's text, as an OCR model reads it.
 
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
-is what the prompt's field `text` says, else what stands in double quotes in it, else the whole prompt. The model is
+is what the prompt's field `text` says, else what stands in quotes in it, else the whole prompt. The model is
 rapidocr's PP-OCRv6. A picture of at most 64 pixels in height is taken as one line of text; in a higher one lines are
 looked for first, and read in their order, with blanks in between. Of a clip, the mean over its frames.
 """
@@ -23,6 +23,26 @@ LINE_SHAPE = (3, 48, 96)
 BATCH = 16
 LINE_HEIGHT = 64
 """Most pixels in the height of a picture that is one line."""
+_LETTER = "[A-Za-zÀ-ɏͰ-ӿ]"  # of the scripts that have apostrophes
+# In each, no two parts match the same character, so that the time is linear in the length of the prompt.
+QUOTED = re.compile(
+    "|".join(
+        (
+            r'(?<!\d)"([^"]*)"',  # not the sign for inches
+            "[“„”]([^“„”]*)[“”]",
+            "«([^«»]*)»",
+            "»([^«»]*)«",
+            "‹([^‹›]*)›",
+            "「([^「」]*)」",
+            "『([^『』]*)』",
+            "＂([^＂]*)＂",
+            f"[‘‚]((?:[^‘’‚]|(?<={_LETTER})’(?={_LETTER}))*)[’‘](?!{_LETTER})",
+        )
+    )
+)
+"""Text in quotes of any kind that can't be mistaken."""
+SINGLE_QUOTED = re.compile(rf"(?<![\w'])'(?!n')((?:[^']|(?<={_LETTER})'(?={_LETTER}))*)'(?!\w)")
+"""Text in straight single quotes, which are apostrophes too: rock 'n' roll, the dogs' house."""
 
 
 class OcrScorer:
@@ -67,13 +87,17 @@ def target(prompt: str) -> str:
 
     >>> target('a shop sign that says "OPEN"'), target("123"), target(Prompt("a number", {"text": 99}))
     ('OPEN', '123', '99')
+    >>> target("the dog's sign says “IT'S OPEN”"), target("写着「开」的招牌")
+    ("IT'S OPEN", '开')
     """
     text = fields_of(prompt).get("text")
     if text is not None and (text := str(text).strip()):
         return text
-    # No two parts match the same character, so that the time is linear in the length of the prompt.
-    quoted = re.search(r'"(\s*[^"\s][^"]*)"', prompt)
-    return (quoted.group(1) if quoted else prompt).strip()
+    for kind in (QUOTED, SINGLE_QUOTED):
+        for found in kind.finditer(prompt):
+            if quoted := "".join(found.groups(default="")).strip():
+                return quoted
+    return prompt.strip()
 
 
 def similarity(read: str, wanted: str) -> float:

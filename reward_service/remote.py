@@ -10,7 +10,15 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
-from ..proto.scoring import MOST_BYTES, MOST_HEADER_BYTES, MOST_PICTURES, NotScored, ScoreReply, ScoreRequest
+from ..proto.scoring import (
+    MOST_BYTES,
+    MOST_HEADER_BYTES,
+    MOST_PICTURES,
+    NotScored,
+    ScoreReply,
+    ScoreRequest,
+    checked_token,
+)
 
 TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
 """Variable of the environment with the bearer token that is sent."""
@@ -36,7 +44,7 @@ class RemoteReward:
         self._reward, self._url, self._timeout = reward, f"{url.rstrip('/')}/v1/score", timeout
         self._session = requests.Session()
         self._session.headers.update({"Content-Type": KIND, "Accept": KIND})
-        if token := os.environ.get(TOKEN):
+        if token := checked_token(os.environ.get(TOKEN) or None, TOKEN):
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),

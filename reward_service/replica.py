@@ -15,6 +15,7 @@ from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
 from . import metrics
+from .own_code import described, may_pass
 from .scorers import Scorers
 
 
@@ -24,6 +25,7 @@ class Replica:
     def __init__(self, model: str, rewards: Mapping[str, RewardSettings], settings: RewardPoolSettings) -> None:
         """Loads the model."""
         self.model, self.rewards, self.settings = model, list(rewards), settings
+        self._remote = any(reward.url for reward in rewards.values())
         self._scorers = Scorers(rewards, settings.threads)
 
     async def score(
@@ -39,7 +41,7 @@ class Replica:
                 try:
                     return await asyncio.to_thread(self._together, media, prompts, ids)
                 except Exception as error:
-                    if isinstance(error, NotScored) and error.final:
+                    if isinstance(error, NotScored) and self._remote:  # which has been asked often enough
                         return [error] * len(requests)
                     # Find out which of them it was.
                     return [await asyncio.to_thread(self._one, *request) for request in requests]
@@ -56,7 +58,7 @@ class Replica:
             metrics.FAILURES.labels(self.model).inc()
             if isinstance(error, (InputError, NotScored)):
                 return error
-            return NotScored(f"{type(error).__name__}: {error}")
+            return NotScored(described(error), final=not may_pass(error))
 
     def _together(
         self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]

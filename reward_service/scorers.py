@@ -10,6 +10,7 @@ from ..proto.errors import InputError
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardSettings
+from .own_code import OwnScorer, as_failure
 
 Scores = Mapping[str, npt.NDArray[np.float64]]
 
@@ -58,7 +59,10 @@ class Scorers:
         self._models = [_load(name, given[name], threads) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
-        """Every reward that `request` asks for; raises NotScored if a model's scores are not whole and finite."""
+        """Every reward that `request` asks for.
+
+        Raises NotScored for what a model of the user's own raises, and for scores that are not whole and finite.
+        """
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for model in self._models:
             scores.update(model(request.media, request.prompts))
@@ -66,7 +70,7 @@ class Scorers:
         try:
             return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
         except ValueError as error:
-            raise NotScored(str(error)) from error
+            raise NotScored(str(error), final=True) from error
 
 
 def check_names(asked: Iterable[str], served: Iterable[str]) -> None:
@@ -108,19 +112,14 @@ def _load(name: str, settings: RewardSettings, threads: int | None) -> Scorer:
 
         return RemoteReward(name, settings.url, settings.timeout_seconds)
     if settings.function:
-        return OwnFunction(name, imported(settings.function, f"rewards.{name}.function"))
+        setting = f"rewards.{name}.function"
+        return OwnScorer(name, f"{setting} '{settings.function}'", imported(settings.function, setting))
     if settings.scorer:
-        own: Callable[[int | None], Scorer] = imported(settings.scorer, f"rewards.{name}.scorer")
-        return own(threads)
+        setting = f"rewards.{name}.scorer"
+        what, own = f"{setting} '{settings.scorer}'", imported(settings.scorer, setting)
+        try:
+            return OwnScorer(name, what, own(threads))
+        except Exception as error:
+            raise as_failure(what, error) from error
     load: Loader = imported(SCORERS[name], f"rewards.{name}")
     return load(settings, threads)
-
-
-class OwnFunction:
-    """A user's function as a scorer."""
-
-    def __init__(self, name: str, function: Callable[[npt.NDArray[np.uint8], Sequence[str]], Any]) -> None:
-        self._name, self._function = name, function
-
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        return {self._name: np.asarray(self._function(media, prompts), dtype=np.float64)}

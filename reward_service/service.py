@@ -24,7 +24,7 @@ from ..proto.errors import InputError
 from ..proto.files import leave_lost_directory
 from ..proto.logs import mark_warnings
 from ..proto.metrics import start_exporter
-from ..proto.scoring import NotScored, ScoreReply
+from ..proto.scoring import NotScored, ScoreReply, is_final
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import start_tracing
 from . import metrics
@@ -69,7 +69,13 @@ class ServedReplica:
         leave_lost_directory()
         mark_warnings()
         start_tracing(trace, "reward", model)
-        self._replica = Replica(model, rewards, settings)
+        self._failure: InputError | NotScored | None = None
+        try:
+            self._replica = Replica(model, rewards, settings)
+        except (InputError, NotScored) as error:
+            if not is_final(error):
+                raise  # Serve starts it again
+            self._failure = error
         metrics.export(model)
         self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
         self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
@@ -89,10 +95,16 @@ class ServedReplica:
     ) -> list[ScoreReply | InputError | NotScored]:
         return await self._replica.score(media, prompts, ids)
 
+    async def failure(self) -> InputError | NotScored | None:
+        """Why the model could not be loaded, if it could not."""
+        return self._failure
+
     async def score(
         self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
     ) -> ScoreReply | InputError | NotScored:
         """The model's rewards of one request, or why it can't be scored."""
+        if self._failure:
+            return self._failure
         with self._waiting.track_inprogress(), self._seconds.time():
             return await self.score_batch(media, prompts, id)
 

@@ -27,7 +27,7 @@ def faults_happen_once(threads: int | None) -> Score:
                 (folder / name).touch()
                 if name == "died":
                     os._exit(1)
-                raise ValueError("a passing fault")
+                raise ConnectionError("a passing fault")
         return scorer(media, prompts)
 
     return score

@@ -1,6 +1,7 @@
 """The command line: help, mistakes, evaluate and export."""
 
 import json
+import socket
 import subprocess
 import sys
 from pathlib import Path
@@ -33,6 +34,8 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             "policy.pretrained is '/nowhere/flux'; it must be a diffusers pipeline folder",
         ),
         (["rewards={beauty: {}}"], "unknown reward 'beauty' in rewards"),
+        (["rewards={prompt: {function: 'm:f'}}"], "rewards: 'prompt' can't name a reward; a name has up to 64 letters"),
+        (["rewards={my.reward: {function: 'm:f'}}"], "rewards: 'my.reward' can't name a reward"),
         (["prompts.train={empty}"], "which holds no prompt"),
         (["prompts.train=/nowhere.txt"], "prompts.train is '/nowhere.txt'; no such file"),
         (["schedule.splits={15: 2}"], "splits names step 15"),
@@ -155,9 +158,48 @@ def test_rewards_are_not_served_to_others_without_a_token(
     serve = ("serve-rewards", GLYPHS, "--host", "0.0.0.0")
     status, error = call(*serve, capsys=capsys, monkeypatch=monkeypatch)
     assert (status, "--host is '0.0.0.0'" in error) == (2, True)
-    (tmp_path / "token").write_text("\n")
-    status, error = call(*serve, "--token-file", str(tmp_path / "token"), capsys=capsys, monkeypatch=monkeypatch)
-    assert (status, "is empty" in error) == (2, True)
+    for content, problem in {
+        b"\n": "must hold the token alone",
+        b"two\nlines": "must hold the token alone",
+        b"two words": "must hold the token alone",
+        "schlüssel".encode(): "can't be read: 'ascii' codec",
+        bytes(range(256)): "can't be read: 'ascii' codec",
+    }.items():
+        (tmp_path / "token").write_bytes(content)
+        status, error = call(*serve, "--token-file", str(tmp_path / "token"), capsys=capsys, monkeypatch=monkeypatch)
+        assert (status, len(error.strip().splitlines())) == (2, 1)
+        assert f"--token-file '{tmp_path / 'token'}' {problem}" in error
+    status, error = call(*serve, "--token-file", str(tmp_path), capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, "can't be read: [Errno 21] Is a directory" in error) == (2, True)
+
+
+@pytest.mark.parametrize(
+    ("given", "message"),
+    [
+        (
+            ("--port", "99999"),
+            "--port is 99999, which can't be had on --host '127.0.0.1': bind(): port must be 0-65535",
+        ),
+        (("--port", "{taken}"), "--port is {taken}, which can't be had on --host '127.0.0.1': Address already in use"),
+        (("--port", "0", "--host", "no.such.host"), "--port is 0, which can't be had on --host 'no.such.host': "),
+        (("--port", "0", "--host", "a" * 70 + ".b"), "which can't be had on --host 'aaaa"),
+    ],
+)
+def test_an_address_that_cannot_be_had_is_named(
+    given: tuple[str, ...],
+    message: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    monkeypatch.setenv("BRANCHGRPO_TOKEN", "secret")
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = str(taken.getsockname()[1])
+        arguments = [part.replace("{taken}", port) for part in given]
+        status, error = call("serve-rewards", GLYPHS, *arguments, capsys=capsys, monkeypatch=monkeypatch)
+    assert status == 2
+    assert message.replace("{taken}", port) in error
+    assert len(error.strip().splitlines()) == 1
 
 
 @pytest.mark.parametrize(

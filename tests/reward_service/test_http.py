@@ -4,6 +4,7 @@ import asyncio
 import io
 import json
 import pickle
+import re
 import struct
 import zlib
 from collections.abc import Iterator
@@ -552,3 +553,11 @@ def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
     answer = post_bytes(client, ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes())
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "0.05 seconds" in answer.json()["error"]
+
+
+def test_the_documentation_page_needs_no_internet(small: TestClient) -> None:
+    page = small.get("/docs").text
+    files = re.findall(r'(?:src|href)="([^"]*)"', page)
+    assert any(file.endswith("swagger-ui-bundle.js") for file in files)
+    assert all(file.startswith("/") and small.get(file).status_code == 200 for file in files)
+    assert "//" not in "".join(files)

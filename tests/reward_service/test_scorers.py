@@ -49,6 +49,37 @@ def test_target_is_the_quoted_text_or_all() -> None:
     assert target('say " "') == 'say " "'
 
 
+@pytest.mark.parametrize(
+    ("prompt", "wanted"),
+    [
+        ("a sign that says “OPEN”", "OPEN"),
+        ("a sign that says ‘OPEN’", "OPEN"),
+        ("the dog’s sign says ‘DON’T WALK’, it’s old", "DON’T WALK"),
+        ("the dog's sign says 'DON'T WALK', it's old", "DON'T WALK"),
+        ("写着「开」的招牌", "开"),
+        ("写着『开』的招牌", "开"),
+        ("写着“开”字", "开"),
+        ("写着‘开’字", "开"),
+        ("写着＂开＂字", "开"),
+        ("ein Schild „OFFEN“ an der Tür", "OFFEN"),
+        ("ein Schild ‚OFFEN‘ an der Tür", "OFFEN"),
+        ("en skylt ”ÖPPET”", "ÖPPET"),
+        ("une enseigne « OUVERT »", "OUVERT"),
+        ("ein Schild »OFFEN«", "OFFEN"),
+        ('"" and " " and "A"', "A"),
+        ('a 5" screen that shows "A"', "A"),
+        ("“it's” and 'B'", "it's"),
+        ("it's the dogs' house, that's", "it's the dogs' house, that's"),
+        ("it’s the dogs’ house, that’s", "it’s the dogs’ house, that’s"),
+        ("rock 'n' roll", "rock 'n' roll"),
+        ("a 'quoted' word", "quoted"),
+        ("the '90s", "the '90s"),
+    ],
+)
+def test_quotes_of_all_kinds_mark_the_text(prompt: str, wanted: str) -> None:
+    assert target(prompt) == wanted
+
+
 def test_a_field_of_the_prompt_says_what_is_to_be_read() -> None:
     prompts = [Prompt("a sign in the rain", {"text": "OPEN"}), Prompt("a house number", {"text": 123})]
     media = np.stack([picture("OPEN"), picture("123")])
@@ -70,8 +101,10 @@ def test_lines_are_found_in_a_large_picture() -> None:
 
 
 def test_target_of_a_long_prompt_takes_no_time() -> None:
-    for prompt in ('"' + "a" * 10**6, '"' + " a" * 10**6, '"' + " " * 10**6):  # hours, if it were quadratic
-        assert target(prompt) == prompt.strip()
+    """Minutes, if it were quadratic."""
+    for start in "\"'“‘«":
+        for more in ("a", " a", " ", " '", "'a", " 'a", "a'", "’a", " ’a", "‘", " “", "« "):
+            target(start + more * 10**5)
 
 
 def test_an_unknown_reward_is_named() -> None:

@@ -1,0 +1,63 @@
+"""Functions and scorers of the user's own: they get media of their own, and what they raise is told with its place."""
+
+import copy
+import sysconfig
+import traceback
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ..proto.errors import InputError
+from ..proto.scoring import NotScored
+
+PACKAGE = str(Path(__file__).parents[1])
+LIBRARIES = (sysconfig.get_path("purelib"), sysconfig.get_path("stdlib"), "<frozen")
+MISTAKES = ("builtins", "numpy", "torch")
+"""Packages whose exceptions tell of mistakes in the code that is run, which another attempt would meet again."""
+
+
+class OwnScorer:
+    """A function or scorer of the user's own. Raises NotScored for whatever it raises, with its traceback."""
+
+    def __init__(self, reward: str, what: str, call: Callable[[npt.NDArray[np.uint8], list[str]], Any]) -> None:
+        """`what` names it in errors. It returns scores by reward, or those of `reward` alone."""
+        self._reward, self._what, self._call = reward, what, call
+
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+        try:
+            # Copies: whatever it writes into them, other rewards and those who look at pictures don't see.
+            found = self._call(media.copy(), copy.deepcopy(list(prompts)))
+            scores = found if isinstance(found, Mapping) else {self._reward: found}
+            return {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
+        except Exception as error:
+            raise as_failure(self._what, error) from error
+
+
+def as_failure(what: str, error: Exception) -> Exception:
+    """What an exception of the user's own code is told as: NotScored with its place and traceback, unless it is an
+    InputError or NotScored itself."""
+    if isinstance(error, (InputError, NotScored)):
+        return error
+    return NotScored(f"{what} raised {described(error)}", final=not may_pass(error))
+
+
+def described(error: Exception) -> str:
+    """The exception, the line of the user's code that it came from, and its traceback from there on."""
+    rest = error.__traceback__
+    while rest and rest.tb_frame.f_code.co_filename.startswith(PACKAGE):
+        rest = rest.tb_next
+    frames = traceback.extract_tb(rest)
+    own = [frame for frame in frames if not frame.filename.startswith(LIBRARIES)] or frames
+    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
+    lines = traceback.format_exception(type(error), error, rest)
+    return f"{type(error).__name__}: {error}{place}\n{''.join(lines).rstrip()}"
+
+
+def may_pass(error: Exception) -> bool:
+    """Whether another attempt may do better: files, connections and memory come back, mistakes stay."""
+    if isinstance(error, (OSError, EOFError, MemoryError)) or "out of memory" in str(error):
+        return True
+    return type(error).__module__.partition(".")[0] not in MISTAKES
