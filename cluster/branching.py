@@ -2,6 +2,7 @@
 
 import json
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
@@ -79,6 +80,12 @@ class Branching:
                 return schedule
         return self._split_at(self._places[-1], iteration)
 
+    @property
+    def stuck(self) -> bool:
+        """Whether the budget leaves the splits one place only."""
+        # The last place is the cheapest, the one before it the next.
+        return len(self._places) < 2 or self._split_at(self._places[-2], 1).forward_passes > self._budget
+
     def learn(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves, tree by tree."""
         if self._adapt:
@@ -118,7 +125,9 @@ class Branching:
 
     def _split_at(self, places: Sequence[int], iteration: int) -> Schedule:
         splits = {int(place): children for place, children in zip(places, self._children, strict=True)}
-        changed = self.settings.schedule.model_copy(update={"splits": splits})
+        changed = self.settings.schedule.model_copy(
+            update={"splits": splits, "max_nodes": sys.maxsize}
+        )  # the budget bounds it
         return changed.build(iteration, self.settings.seed)
 
 

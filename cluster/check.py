@@ -21,6 +21,7 @@ from ..rollout_workers.policies.folder import Part, read_headers, weight_files
 from ..rollout_workers.policies.load import find_adapter, find_policy, load_policy
 from ..rollout_workers.policies.pipeline import PipelinePolicy
 from ..rollout_workers.policies.weights import find_problems
+from .advice import advice
 from .branching import Branching
 from .placement import demands
 from .prompts import training_and_held_out
@@ -57,6 +58,8 @@ class Checked:
     gpus: dict[str, float] = field(default_factory=dict)
     """By pool, of a run on Ray."""
     prompts: dict[str, int] = field(default_factory=dict)
+    advice: list[str] = field(default_factory=list)
+    """Settings that don't do what they seem to."""
     missing: list[str] = field(default_factory=list)
 
 
@@ -64,7 +67,7 @@ def check(settings: RunSettings) -> Checked:
     """Look at everything but the weights themselves. Raises InputError for settings that can't be used."""
     check_rewards(settings)
     Branching(settings)
-    found = Checked(counts=_counts(settings))
+    found = Checked(counts=_counts(settings), advice=advice(settings))
     if settings.execution == "ray":
         found.gpus = {need.pool: need.count * need.each.get("GPU", 0) for need in demands(settings)}
     for name, reward in settings.rewards.items():
@@ -122,6 +125,8 @@ def show(found: Checked, settings: RunSettings, console: Console) -> None:
         console.print(f"{sum(found.gpus.values()):g} GPUs: {pools}")
     if found.prompts:
         console.print(", ".join(f"{count:,} prompts {kind}" for kind, count in found.prompts.items()))
+    for line in found.advice:
+        console.print(f"warning: {line}", style="yellow", markup=False, soft_wrap=True, highlight=False)
     for problem in found.missing:
         console.print("missing: ", style="red", end="")
         console.print(problem, markup=False, soft_wrap=True, highlight=False)

@@ -116,8 +116,11 @@ def submit(
 
         use_dashboard(address)  # before Ray is imported
         from . import submit as jobs
+        from .advice import advice
 
         jobs.check(settings)
+        for line in advice(settings):
+            typer.echo(f"warning: {line}", err=True)
         client = jobs.connect(address)
         job = jobs.submit(client, settings, resume=resume)
     typer.echo(f"submitted: {job}")
@@ -524,7 +527,7 @@ def _main() -> None:
     except InputError as error:
         _complain(error)
         sys.exit(2)
-    except (OSError, FloatingPointError, RunFailed) as error:
+    except (OSError, RunFailed) as error:
         _complain(error)
         sys.exit(1)
     except Stopped as stopped:

@@ -5,7 +5,7 @@ import logging
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -151,6 +151,11 @@ class RunDisplay:
     def full(self, error: BaseException) -> None:
         """The disk is full, and the run waits."""
         self._warn(f"the disk is full, waiting for room: {error}")
+
+    def advise(self, lines: Sequence[str]) -> None:
+        """What settings don't do."""
+        for line in lines:
+            self._warn(f"warning: {line}")
 
     def _warn(self, text: str) -> None:
         self._say(text, style="yellow", level=logging.WARNING)

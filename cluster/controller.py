@@ -286,10 +286,10 @@ class Controller:
 
     async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:
         """Reference to the pictures of an evaluation's task."""
-        stream = aiter(worker.actor.draw.options(num_returns="streaming").remote(task, weights))
-        media = await anext(stream)
-        await (await anext(stream))  # raises what went wrong in the worker
-        return media
+        stream = worker.actor.draw.options(num_returns="streaming").remote(task, weights)
+        objects = [reference async for reference in stream]
+        await objects[-1]  # raises what went wrong in the worker
+        return objects[0]
 
     async def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""

@@ -13,13 +13,14 @@ from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 
-from ..proto.errors import InputError, ProcessLost
+from ..proto.errors import Diverged, InputError, ProcessLost
 from ..proto.files import Result, check_free, is_full, when_there_is_room, write_text
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..reward_service.scorers import reward_models
 from ..rollout_workers.policies.load import find_policy
 from . import pictures
+from .advice import advice
 from .branching import Branching
 from .checkpoints import size
 from .console import RunDisplay
@@ -53,6 +54,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
         else:
             opened = RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
+            display.advise(advice(settings))
             try:
                 _go(folder, settings, display, stop, address, train_prompts, held_out)
             except BaseException as error:
@@ -99,6 +101,8 @@ def _go(
                 display.lost(error, reached)
                 if stop.signum is not None:
                     raise Stopped(stop.signum, _after_stop(folder)) from error
+    except Diverged as error:
+        raise Diverged(f"{error}; {_after_divergence(folder, settings)}") from error
     except KeyboardInterrupt:
         if stop.signum is None:
             raise
@@ -115,6 +119,17 @@ def _after_stop(folder: RunFolder) -> str:
     if not folder.done:
         return "stopped before the first checkpoint"
     return f"stopped after iteration {folder.done} with a checkpoint; go on with --resume: {folder.command}"
+
+
+def _after_divergence(folder: RunFolder, settings: RunSettings) -> str:
+    """How a run goes on whose numbers have grown beyond all bounds."""
+    if not folder.done:
+        return "there is no checkpoint yet; try smaller learner.optimizer.learning_rate, or policy.precision 'float32'"
+    lower = f"learner.optimizer.learning_rate={settings.learner.optimizer.learning_rate / 10:g}"
+    return (
+        f"the checkpoint of iteration {folder.done} is whole: go on from it with smaller steps, such as "
+        f"{folder.command} {lower}, or with learner.optimizer.gradient_clipping"
+    )
 
 
 def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, error: BaseException) -> None:

@@ -73,8 +73,10 @@ class Engine:
         return float(self._reduced(value, torch.distributed.ReduceOp.SUM))
 
     def largest(self, values: torch.Tensor) -> torch.Tensor:
-        """Largest of each value over all ranks. Collective."""
-        return self._reduced(values, torch.distributed.ReduceOp.MAX)
+        """Largest of each value over all ranks; what is no number counts as infinite. Collective."""
+        # NaN would get lost where ranks compare.
+        comparable = values.nan_to_num(nan=math.inf, posinf=math.inf, neginf=-math.inf)
+        return self._reduced(comparable, torch.distributed.ReduceOp.MAX)
 
     def _reduced(self, values: torch.Tensor, how: torch.distributed.ReduceOp.RedOpType) -> torch.Tensor:
         values = values.clone()
@@ -86,13 +88,18 @@ class Engine:
         self.module.backward(loss, scale_wrt_gas=False)
 
     def step(self) -> float:
-        """Make the optimizer step and return the gradient's norm before clipping.
+        """Make the optimizer step and return the gradient's norm before clipping. Collective.
 
-        Raises FloatingPointError if it isn't finite.
+        Raises FloatingPointError if gradient or weights aren't finite, on all ranks.
         """
         self.module.step()
-        norm = self._norm if self._stage == 0 else float(self.module.get_global_grad_norm())
-        return _finite(norm)
+        norm = self._norm if self._stage == 0 else _finite(float(self.module.get_global_grad_norm()))
+        # Of each rank its own share, where ranks share the weights.
+        weights = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self._parameters.values()]
+        largest = torch.nn.utils.get_total_norm(weights, math.inf).to(self.module.device)
+        if not torch.isfinite(self.largest(largest)):
+            raise FloatingPointError("a weight isn't finite after the optimizer's step")
+        return norm
 
     def _clip(self, limit: float) -> None:
         """Clip the gradients to the norm `limit` (0: don't) and note their norm; from stage 1 on DeepSpeed does."""
@@ -321,8 +328,9 @@ def _use_exact_linear() -> None:
 
 
 def _finite(norm: float) -> float:
-    if not math.isfinite(norm):
-        raise FloatingPointError(f"the gradient's norm is {norm}; a lower learner.optimizer.learning_rate may help")
+    """`norm`, as it is. Raises FloatingPointError if it isn't finite, for which DeepSpeed has -1 too."""
+    if not (math.isfinite(norm) and norm >= 0):
+        raise FloatingPointError("the gradient isn't finite")
     return norm
 
 

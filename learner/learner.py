@@ -9,6 +9,7 @@ import numpy as np
 import safetensors.torch
 import torch
 
+from ..proto.errors import Diverged
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tensors import KeptForward
@@ -85,7 +86,8 @@ class Learner:
     def update(self) -> UpdateStats:
         """Make the optimizer step of the trees taken.
 
-        An update whose edges all have zero advantage makes no step. Raises ValueError if trees are missing.
+        An update whose edges all have zero advantage makes no step. Raises ValueError if trees are missing, and
+        Diverged, on all ranks, if log-probabilities, gradient or weights aren't finite; this learner is of no use then.
         """
         if self._update.stats.trees != self.trees_per_update:
             raise ValueError(f"an update takes {self.trees_per_update} trees; got {self._update.stats.trees}")
@@ -96,13 +98,20 @@ class Learner:
         if stats.edges:
             stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
             differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
+            if not torch.isfinite(differences).all():
+                raise Diverged(
+                    f"a log-probability that the learner computed in iteration {self.version + 1} isn't finite"
+                )
             stats.logprob_abs_diff = float(differences.max().abs())
             stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update
             stats.learning_rate = self.engine.learning_rate
             with span("optimizer step"):
-                stats.gradient_norm = self.engine.step()
+                try:
+                    stats.gradient_norm = self.engine.step()
+                except FloatingPointError as error:
+                    raise Diverged(f"in iteration {self.version + 1} {error}") from error
                 if self.average:
                     self.average.update(self.engine.master_weights())
         return stats

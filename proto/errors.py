@@ -11,3 +11,10 @@ class RunFailed(RuntimeError):
 
 class ProcessLost(RunFailed):
     """A process of a run died or hangs, or what it held is lost; the run can be set up again from a checkpoint."""
+
+
+class Diverged(RunFailed):
+    """A number of a run isn't finite: a state, a log-probability, a gradient or a weight. The message says where.
+
+    Trying again would give the same, so nothing is; what was saved before is whole.
+    """

@@ -17,6 +17,9 @@ import numpy.typing as npt
 
 Kernel = Literal["ode", "dpm", "dance", "flow", "cps", "ddim"]
 DETERMINISTIC: tuple[Kernel, ...] = ("ode", "dpm")
+LEAST_ETA, MAX_ETA = 1e-4, 10.0
+"""Bounds for stochastic kernels: with less the rounding of states in float32 isn't small beside their noise, with more
+nothing is left of a state."""
 IntArray = npt.NDArray[np.int64]
 
 
@@ -44,10 +47,9 @@ class Step:
             raise ValueError(f"children is {self.children}; a step has at least 1")
         if self.stride < 1:
             raise ValueError(f"stride is {self.stride}; a step goes down by at least 1 noise level")
-        if self.stochastic and not self.eta > 0:
-            raise ValueError(f"eta is {self.eta}; the stochastic kernel '{self.kernel}' needs a value above 0")
-        if self.kernel in ("cps", "ddim") and self.eta > 1:
-            raise ValueError(f"eta is {self.eta}; the kernel '{self.kernel}' takes values up to 1")
+        most = 1.0 if self.kernel in ("cps", "ddim") else MAX_ETA
+        if self.stochastic and not LEAST_ETA <= self.eta <= most:
+            raise ValueError(f"eta is {self.eta}; the kernel '{self.kernel}' takes values from {LEAST_ETA} to {most:g}")
         if self.children > 1 and not self.stochastic:
             raise ValueError("a split needs a stochastic kernel: the children of a deterministic step would be equal")
         if self.trained and not self.stochastic:
@@ -116,6 +118,18 @@ class Schedule:
     @property
     def leaves(self) -> int:
         return self.nodes_per_depth[-1]
+
+    def check_size(self, max_nodes: int) -> None:
+        """Raises ValueError for a tree of more nodes. Counts no further, and makes no arrays."""
+        count = nodes = self.roots
+        for step in self.steps:
+            count *= step.children
+            nodes += count
+            if nodes > max_nodes:
+                raise ValueError(
+                    f"a tree has more than {max_nodes:,} nodes; take fewer steps, splits or samples, or raise "
+                    "schedule.max_nodes"
+                )
 
     @property
     def forward_passes(self) -> int:

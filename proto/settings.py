@@ -8,7 +8,7 @@ import math
 import os
 import re
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 from pydantic import (
     AfterValidator,
@@ -46,6 +46,10 @@ Method = Literal[
     "tree_grpo",
 ]
 SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
+OF_ANY_METHOD = ("method", "max_nodes", "adapt")
+"""Settings of a schedule that are none of its method."""
+MAX_NUMBER = 1e30
+"""Largest absolute value of a number that isn't whole: with larger ones float32 has no room left to compute."""
 
 
 REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
@@ -61,6 +65,13 @@ class Settings(BaseModel):
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, strict=True
     )
+
+    @model_validator(mode="after")
+    def _not_beyond_float32(self) -> Self:
+        for name, value in self:
+            if isinstance(value, float) and MAX_NUMBER < abs(value) < math.inf:
+                raise ValueError(f"{name} is {value}; numbers go up to {MAX_NUMBER:g}")
+        return self
 
 
 class PolicySettings(Settings):
@@ -112,7 +123,7 @@ class PromptSettings(Settings):
     column: str = "prompt"
     """Where rows have several columns, the one with the text. The others are the prompt's fields, for rewards to
     read."""
-    per_iteration: PositiveInt = 8
+    per_iteration: Annotated[int, Field(gt=0, le=100_000)] = 8
     """Prompts (= trees) per iteration, drawn in an order shuffled anew in each pass through the file."""
 
 
@@ -168,6 +179,9 @@ class ScheduleSettings(Settings):
     ode_stride: PositiveInt | None = None
     """Steps of a deterministic stretch that are taken as one, by a multistep solver (DPM-Solver++ 2M); 1 takes each."""
 
+    max_nodes: PositiveInt = 100_000
+    """Maximum nodes of a tree. A recipe that asks for more is refused before anything is built, for a slip in `splits`
+    would fill all memory."""
     adapt: AdaptSettings | None = None
     """Move the splits within a budget (`branch_grpo`, `branch_grpo_mix`); null leaves them where they are. The first
     iteration has those of the recipe."""
@@ -176,12 +190,21 @@ class ScheduleSettings(Settings):
         """The schedule of an iteration (the first is 1). Some methods draw lots from the run's seed."""
         method = METHODS[self.method]
         accepted = inspect.signature(method).parameters
-        given = {name: value for name, value in self if value is not None and name not in ("method", "adapt")}
+        given = {name: value for name, value in self if value is not None and name not in OF_ANY_METHOD}
         if unknown := [name for name in given if name not in accepted]:
             own = [name for name in accepted if name in type(self).model_fields]
             raise ValueError(f"{unknown[0]} isn't a setting of the method '{self.method}', which has {', '.join(own)}")
+        if self.steps is not None and self.steps >= self.max_nodes:
+            raise ValueError(f"steps is {self.steps}, more than a tree may have nodes (schedule.max_nodes)")
         now = {name: value for name, value in {"iteration": iteration, "seed": seed}.items() if name in accepted}
-        return method(**given, **now)
+        schedule = method(**given, **now)
+        schedule.check_size(self.max_nodes)
+        return schedule
+
+    @property
+    def varies(self) -> bool:
+        """Whether the method's schedule may differ from iteration to iteration."""
+        return self.adapt is not None or "iteration" in inspect.signature(METHODS[self.method]).parameters
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -289,6 +312,14 @@ class PrunedIterations(Settings):
     """First iteration that is pruned."""
     last_iteration: PositiveInt | None = None
     """Last iteration that is pruned; null for the run's last."""
+
+    @model_validator(mode="after")
+    def _ordered(self) -> Self:
+        if self.last_iteration is not None and self.last_iteration < self.first_iteration:
+            raise ValueError(
+                f"last_iteration is {self.last_iteration}; it must be at least first_iteration, {self.first_iteration}"
+            )
+        return self
 
     def applies(self, iteration: int) -> bool:
         return self.first_iteration <= iteration <= (self.last_iteration or iteration)
@@ -421,7 +452,7 @@ class EvaluationSettings(Settings):
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
-    samples: PositiveInt = 1
+    samples: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Pictures of each prompt. With more than one, how much they differ is told too."""
 
 
@@ -664,6 +695,11 @@ class RunSettings(Settings):
             raise ValueError(
                 f"pruning.depth.window is {self.pruning.depth.window} of {len(schedule.trained_depths)} trained "
                 "depths; it must leave some"
+            )
+        if (depth := self.pruning.depth) and depth.start is not None and depth.start >= schedule.grid_steps:
+            raise ValueError(
+                f"pruning.depth.start is {depth.start}; of {schedule.grid_steps} steps the deepest edge that can be "
+                f"trained leads to depth {schedule.grid_steps - 1}"
             )
         if (depth := self.pruning.depth) and depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
             raise ValueError(

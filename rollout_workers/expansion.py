@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import torch
 
+from ..proto.errors import Diverged
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tensors import KeptForward
@@ -148,6 +149,8 @@ class _Growth:
             states, logprobs = mean.to(self.storage), torch.zeros(len(mean))
         children = _Frontier(depth + 1, tree, index, states, clean)
         self._note(children, logprobs)
+        # These are on the host anyway; what a deterministic step breaks is seen at the next one with noise, or the end.
+        self._check(tree, torch.isfinite(logprobs), "a log-probability")
         return children
 
     def _noise(self, depth: int, trees: IntArray, indices: IntArray, stream: Stream) -> torch.Tensor:
@@ -169,11 +172,32 @@ class _Growth:
             pending.logprobs.append(logprobs[begin:end])
             pending.latents.extend(frontier.states[begin:end].unbind())
 
+    def _check(self, tree: IntArray, finite: torch.Tensor, what: str) -> None:
+        """Raises Diverged unless all are `finite`, bool [n], of nodes of the trees at `tree`."""
+        if finite.all():
+            return
+        broken = int(tree[int(finite.logical_not().nonzero()[0, 0])])
+        task, schedule, pending = self.task, self.schedule, self.pending[broken]
+        states = zip(np.concatenate(pending.nodes), pending.latents, strict=True)
+        first = min((int(node) for node, state in states if not torch.isfinite(state).all()), default=None)
+        if first is not None:
+            depth = int(schedule.depth[first])
+            what = "the start" if depth == 0 else f"the state after step {schedule.levels[depth] - 1}"
+        number = task.trees[broken]
+        where = (
+            f"tree {number} of iteration {task.iteration}" if task.iteration else f"picture {number} of an evaluation"
+        )
+        embedding = self.conditionings[broken].values()
+        also = "" if all(torch.isfinite(value).all() for value in embedding) else ", nor is the prompt's embedding"
+        raise Diverged(f"{what} of {where} isn't finite{also} (prompt '{task.prompts[broken][:80]}')")
+
     @torch.no_grad()
     def _finish(self, leaves: _Frontier) -> Iterator[Subtree]:
         """Decode the leaves and hand out all that is pending of their trees."""
         with span("decode", leaves=len(leaves.states)):
             pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
+            for what, values in (("a leaf", leaves.states), ("a decoded picture", pictures)):
+                self._check(leaves.tree, torch.isfinite(values).flatten(1).all(dim=1).cpu(), what)
             media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):

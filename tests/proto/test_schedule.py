@@ -81,7 +81,9 @@ def test_only_chosen_steps_are_stochastic() -> None:
         ({"sde_steps": [19]}, "sde_steps names step 19"),
         ({"roots": 0}, "roots is 0"),
         ({"eta": 0.0}, "eta is 0.0"),
-        ({"kernel": "cps", "eta": 1.5}, "the kernel 'cps' takes values up to 1"),
+        ({"eta": 1e300}, "eta is 1e\\+300; the kernel 'dance' takes values from 0.0001 to 10"),
+        ({"kernel": "cps", "eta": 1.5}, "the kernel 'cps' takes values from 0.0001 to 1"),
+        ({"kernel": "ddim", "eta": 1 + 2**-52}, "the kernel 'ddim' takes values from 0.0001 to 1"),
         ({"sibling_spread": -1.0}, "sibling_spread is -1.0"),
     ],
 )
