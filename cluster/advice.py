@@ -30,7 +30,7 @@ def _of_schedule(settings: RunSettings) -> Iterator[str]:
         for name in ("window_every", "window_end"):
             if getattr(given, name) is not None:
                 yield f"schedule.{name} has no effect: schedule.window_stride is 0, so the window stays where it is"
-    elif stride and settings.iterations <= every:
+    elif stride and every and settings.iterations <= every:
         yield f"the window doesn't move in {settings.iterations} iterations: schedule.window_every is {every}"
     if given.adapt and Branching(settings).stuck:
         yield "schedule.adapt.forward_passes is so small that the splits have one place only, and can't move"

@@ -102,7 +102,7 @@ def _go(
                 if stop.signum is not None:
                     raise Stopped(stop.signum, _after_stop(folder)) from error
     except Diverged as error:
-        raise Diverged(f"{error}; {_after_divergence(folder, settings)}") from error
+        raise Diverged(f"{error}; {_after_divergence(error, folder, settings)}") from error
     except KeyboardInterrupt:
         if stop.signum is None:
             raise
@@ -121,15 +121,17 @@ def _after_stop(folder: RunFolder) -> str:
     return f"stopped after iteration {folder.done} with a checkpoint; go on with --resume: {folder.command}"
 
 
-def _after_divergence(folder: RunFolder, settings: RunSettings) -> str:
-    """How a run goes on whose numbers have grown beyond all bounds."""
-    if not folder.done:
-        return "there is no checkpoint yet; try smaller learner.optimizer.learning_rate, or policy.precision 'float32'"
+def _after_divergence(error: Diverged, folder: RunFolder, settings: RunSettings) -> str:
+    """How a run goes on whose numbers have grown beyond all bounds: from the newest checkpoint that wasn't to blame."""
     lower = f"learner.optimizer.learning_rate={settings.learner.optimizer.learning_rate / 10:g}"
-    return (
-        f"the checkpoint of iteration {folder.done} is whole: go on from it with smaller steps, such as "
-        f"{folder.command} {lower}, or with learner.optimizer.gradient_clipping"
-    )
+    if error.weights == 0:
+        return "the weights are those that were loaded: is policy.precision enough for this model?"
+    if not (done := folder.checkpoints()):
+        return f"there is no checkpoint yet; begin anew with smaller steps, such as {lower}"
+    whole = max((n for n in done if error.weights is None or n < error.weights), default=0)
+    back = "" if whole == done[-1] else f" --iteration {whole}"
+    told = f"the checkpoint of iteration {whole} is whole" if whole else "no checkpoint comes before these weights"
+    return f"{told}; go on with smaller steps, such as: {folder.command}{back} {lower}"
 
 
 def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, error: BaseException) -> None:

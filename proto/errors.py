@@ -18,3 +18,6 @@ class Diverged(RunFailed):
 
     Trying again would give the same, so nothing is; what was saved before is whole.
     """
+
+    weights: int | None = None
+    """Version of the weights that gave it, where it arose in sampling: the iteration after which they were saved."""

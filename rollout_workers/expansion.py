@@ -189,7 +189,9 @@ class _Growth:
         )
         embedding = self.conditionings[broken].values()
         also = "" if all(torch.isfinite(value).all() for value in embedding) else ", nor is the prompt's embedding"
-        raise Diverged(f"{what} of {where} isn't finite{also} (prompt '{task.prompts[broken][:80]}')")
+        error = Diverged(f"{what} of {where} isn't finite{also} (prompt '{task.prompts[broken][:80]}')")
+        error.weights = task.weights_version
+        raise error
 
     @torch.no_grad()
     def _finish(self, leaves: _Frontier) -> Iterator[Subtree]:
