@@ -9,9 +9,15 @@ import pytest
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(900)
+@pytest.mark.timeout(1200)
 def test_faults_change_nothing_but_the_time(tmp_path: Path) -> None:
-    kinds = ["worker node killed", "reward: nan", "checkpoint truncated"]
+    kinds = [
+        "worker node killed",
+        "reward: nan",
+        "checkpoint truncated",
+        "scaled, then controller killed",
+        "driver killed, cluster full",
+    ]
     command = [sys.executable, "-m", "branchgrpo.benchmarks.chaos", f"--faults={len(kinds)}", f"--out={tmp_path}"]
     done = subprocess.run([*command, *(f"--only={kind}" for kind in kinds)], capture_output=True, text=True)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]

@@ -75,7 +75,22 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "submit", "status", "scale", "serve-rewards", "evaluate", "export", "pretrain-glyphs"]
+    "name",
+    [
+        "train",
+        "submit",
+        "status",
+        "scale",
+        "serve-rewards",
+        "evaluate",
+        "export",
+        "pretrain-glyphs",
+        "drain",
+        "node",
+        "clean",
+        "monitor",
+        "trace",
+    ],
 )
 def test_every_command_has_help_with_an_example(name: str) -> None:
     done = subprocess.run(
