@@ -1,9 +1,8 @@
 """What a recipe needs, before it is run: passes, edges and rows, parameters and memory, files that are missing."""
 
 import math
-from collections.abc import Callable, Collection, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import numpy as np
 import torch
@@ -16,7 +15,7 @@ from ..proto.errors import InputError
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_source
 from ..rollout_workers.kernels import grid_levels
-from ..rollout_workers.policies.base import Policy, trainable
+from ..rollout_workers.policies.base import Policy, Weights, trainable
 from ..rollout_workers.policies.folder import Part, read_headers, weight_files
 from ..rollout_workers.policies.load import find_adapter, find_policy, load_policy
 from ..rollout_workers.policies.pipeline import PipelinePolicy
@@ -25,6 +24,7 @@ from .advice import advice
 from .branching import Branching
 from .placement import demands
 from .prompts import training_and_held_out
+from .starting import find_start
 from .train import check_rewards
 
 BYTES = {"float32": 4, "bfloat16": 2}
@@ -81,6 +81,7 @@ def check(settings: RunSettings) -> Checked:
     except InputError as error:
         found.missing.append(str(error))
     try:
+        settings = find_start(settings)
         folder, adapter = find_policy(settings.policy)
         family = find_adapter(adapter)
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
@@ -156,7 +157,7 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
 def _without_weights(settings: RunSettings) -> Policy:
     """The policy as the learner has it, with shapes in place of numbers. Raises InputError as it would."""
 
-    def shapes(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
+    def shapes(make: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
         with torch.device("meta"):
             return make()
 
@@ -188,7 +189,9 @@ def _memory(
     states = trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
     if settings.policy.precision == "float32":
         states *= 2 / 3
-    reference = share if learner.kl_weight and not learner.lora else 0
+    start = settings.policy.start_from
+    second = not learner.lora or (start is not None and start.lora == "train")
+    reference = share if learner.kl_weight and second else 0
     average = trained * 4 if learner.ema_decay is not None else 0  # of rank 0 alone
     on_host = (share + reference) * offload.parameters + states * offload.optimizer
     learning = share + reference + gradients + states - on_host

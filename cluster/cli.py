@@ -162,6 +162,7 @@ def evaluate(
     from .evaluation import evaluate as run
     from .prompts import training_and_held_out
     from .run_folder import RunFolder
+    from .starting import find_start
     from .trained import trained_policy, write_evaluation
 
     if recipe is None:
@@ -170,7 +171,7 @@ def evaluate(
     elif ema or best or iteration is not None:
         raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema, --best and --iteration")
     else:
-        settings, policy = recipe, load_policy(recipe.policy)
+        settings, policy = recipe, load_policy(find_start(recipe).policy.merged)
     if settings.threads:
         torch.set_num_threads(settings.threads)
     _, prompts = training_and_held_out(settings)

@@ -28,6 +28,7 @@ from .loop import Loop
 from .prompts import prompts_of, training_and_held_out
 from .run_folder import RunFolder
 from .run_log import RunLog
+from .starting import find_start, same_start, without_start
 from .stop import Stopped, StopRequest
 
 FRUITLESS = 3
@@ -46,13 +47,13 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
         check_rewards(settings)
         Branching(settings)
         find_policy(settings.policy)
+        before = settings.runs / settings.name
+        resume = resume or (settings.resume == "auto" and before.exists())
+        settings = same_start(settings, before) if resume else find_start(settings)
         train_prompts, held_out = training_and_held_out(settings)
         if settings.logging.wandb_project and find_spec("wandb") is None:
             raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
-        if resume or (settings.resume == "auto" and (settings.runs / settings.name).exists()):
-            opened = RunFolder.resume(settings)
-        else:
-            opened = RunFolder.create(settings)
+        opened = RunFolder.resume(settings) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
             try:
@@ -145,6 +146,7 @@ def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, erro
 
 
 def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
+    settings = without_start(settings) if folder.done else settings
     if settings.execution == "plain":
         from .plain import PlainLoop
 

@@ -43,7 +43,8 @@ def trained_policy(folder: RunFolder, which: WhichCheckpoint = "newest", *, ema:
 
 def policy_with(settings: RunSettings, weights: Path) -> Policy:
     """The policy of a recipe with the trained weights in a file."""
-    policy = load_policy(settings.policy)
+    own = settings.policy if settings.learner.lora else settings.policy.model_copy(update={"start_from": None})
+    policy = load_policy(own)
     if settings.learner.lora:
         policy.add_lora(settings.learner.lora)
     load_weights(policy.network, safetensors.torch.load_file(weights))

@@ -9,19 +9,18 @@ Two of its defaults lose gradients without a word, and are avoided here:
 import math
 import os
 from argparse import Namespace
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
-import safetensors
 import torch
 import transformers
 from accelerate import init_empty_weights
 
 from ..proto.files import whole
 from ..proto.settings import LearnerSettings, OffloadSettings, Precision
-from ..rollout_workers.policies.base import Builder, trainable
+from ..rollout_workers.policies.base import Builder, Weights, trainable
 
 ENGINE, UNIVERSAL = "engine", "universal"
 """Folders of a checkpoint: what the ranks have saved, and the same for any number of ranks."""
@@ -260,7 +259,7 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
 
     dtype = getattr(torch, precision)
 
-    def build(make: Callable[[], torch.nn.Module], files: Sequence[Path]) -> torch.nn.Module:
+    def build(make: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
         config = {**_config(settings, precision), "train_batch_size": torch.distributed.get_world_size()}
         with init_empty_weights():  # of the parameters; buffers are real
             pattern = dict(make().named_modules())
@@ -272,20 +271,14 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
                 module._buffers[own] = None if buffer is None else buffer.to(device)
         parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
         reads = torch.distributed.get_rank() == 0
-        for file in files:
-            with safetensors.safe_open(file, framework="pt") as weights:
-                for name in weights.keys():  # noqa: SIM118 - no mapping
-                    if name in buffers:
-                        kept = weights.get_tensor(name)
-                        buffers[name].data = kept.to(device, dtype if kept.is_floating_point() else kept.dtype)
-                        continue
-                    if (parameter := parameters.pop(name, None)) is None:
-                        raise ValueError(f"{file} holds '{name}', which is no weight of this network")
-                    with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
-                        if reads:
-                            parameter.copy_(weights.get_tensor(name))
-        if parameters:
-            raise ValueError(f"{len(parameters)} weights are missing in {files}, such as '{next(iter(parameters))}'")
+        for name, read in weights:
+            if name in buffers:
+                kept = read()
+                buffers[name].data = kept.to(device, dtype if kept.is_floating_point() else kept.dtype)
+                continue
+            with deepspeed.zero.GatheredParameters(parameters[name], modifier_rank=0), torch.no_grad():
+                if reads:
+                    parameters[name].copy_(read())
         return network
 
     return build

@@ -13,16 +13,17 @@ from .engine import builder, gathering
 
 
 class Reference:
-    """With adapters it is the same network without them; else a second one, which ranks share as they do the first."""
+    """With new adapters it is the same network without them; else a second one, which ranks share as the first."""
 
     def __init__(self, policy: Policy, settings: RunSettings) -> None:
         """Loads a second network if there must be one. Collective."""
         self._policy = policy
         self.network: Network | None = None
         """The second network."""
-        if settings.learner.lora is None:
+        start = settings.policy.start_from
+        if settings.learner.lora is None or (start and start.lora == "train"):
             build = builder(settings.learner, settings.policy.precision, policy.device)
-            network = load_policy(settings.policy, network_only=True, build=build).network.requires_grad_(False)
+            network = load_policy(settings.policy.merged, network_only=True, build=build).network.requires_grad_(False)
             self.network = gathering(network, settings.learner, settings.policy.precision) if build else network
 
     @torch.no_grad()

@@ -51,6 +51,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         _put(recipe, keys, value)
     settings = parse_settings(recipe)
     policy = _resolved(settings.policy, "pretrained")
+    if policy.start_from:
+        policy = policy.model_copy(update={"start_from": _resolved(policy.start_from, "path")})
     rewards = {
         name: _resolved(reward, "pretrained", "tokenizer", "backbone") for name, reward in settings.rewards.items()
     }

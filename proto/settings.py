@@ -74,6 +74,21 @@ class Settings(BaseModel):
         return self
 
 
+class StartSettings(Settings):
+    """What was trained before, to train on."""
+
+    path: str
+    """Folder of a run or of one of its checkpoints; what `branchgrpo export` wrote; a network folder that diffusers
+    saved; or a LoRA: a file that diffusers reads, or a folder that PEFT wrote."""
+    iteration: PositiveInt | Literal["newest", "best"] = "newest"
+    """Of a run: the checkpoint of this iteration, the newest, or the best (`checkpoint.keep_best`)."""
+    ema: bool = False
+    """Of a run: take the running average of its weights."""
+    lora: Literal["merge", "train"] = "merge"
+    """`merge` adds a LoRA to the weights; what is trained are these, or a new LoRA beside them. `train` continues the
+    LoRA itself, whose rank and alpha `learner.lora` must have."""
+
+
 class PolicySettings(Settings):
     """The model that is aligned."""
 
@@ -93,6 +108,9 @@ class PolicySettings(Settings):
     """Guidance for low noise levels, of models with a second network for them (Wan 2.2); null takes the same."""
     negative_prompt: str = ""
     """What classifier-free guidance leads away from."""
+    start_from: StartSettings | None = None
+    """What to start from in place of the published weights; a path alone stands for a section with this `path`. The
+    reference of the KL term is what was started from."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
     max_sequence_length: Annotated[int, Field(gt=0, le=512)] = 512
@@ -106,6 +124,18 @@ class PolicySettings(Settings):
     Not with `learner.zero_stage: 3`."""
     adapter: str | None = None
     """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""
+
+    @field_validator("start_from", mode="before")
+    @classmethod
+    def _path_alone(cls, given: object) -> object:
+        return {"path": given} if isinstance(given, str) else given
+
+    @property
+    def merged(self) -> "PolicySettings":
+        """The same policy, with a LoRA that is trained further merged."""
+        if self.start_from is None:
+            return self
+        return self.model_copy(update={"start_from": self.start_from.model_copy(update={"lora": "merge"})})
 
 
 class PromptSettings(Settings):
@@ -686,6 +716,8 @@ class RunSettings(Settings):
                     "checkpoint.keep_best chooses by evaluations; give evaluation.every (now "
                     f"{self.evaluation.every}) and held-out prompts (prompts.held_out or prompts.hold_out)"
                 )
+        if (start := self.policy.start_from) and start.lora == "train" and self.learner.lora is None:
+            raise ValueError("policy.start_from.lora is 'train' and learner.lora is null; give its rank and alpha")
         if self.learner.keep_graph:
             self._check_kept_graphs()
         schedule = self.schedule.build()

@@ -1,6 +1,6 @@
 """What every policy can do. Nothing here, or below this folder, knows of Ray, DeepSpeed or run folders."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Protocol
@@ -11,8 +11,10 @@ from ...proto.settings import LoraSettings
 from ...proto.tree import Conditioning
 
 Network = Callable[..., tuple[torch.Tensor]]
-Builder = Callable[[Callable[[], torch.nn.Module], Sequence[Path]], torch.nn.Module]
-"""Makes a network, and loads its weights from safetensors files, in another way than whole into this process."""
+Weights = Iterable[tuple[str, Callable[[], torch.Tensor]]]
+"""Names of weights, and what reads each from disk. One is read before the next name is asked for, or not at all."""
+Builder = Callable[[Callable[[], torch.nn.Module], Weights], torch.nn.Module]
+"""Makes a network, and loads its weights, in another way than whole into this process."""
 
 
 class Policy(Protocol):

@@ -2,7 +2,8 @@
 
 import os
 import shutil
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -18,8 +19,9 @@ from ...proto.settings import LoraSettings, PolicySettings
 from ...proto.tree import Conditioning
 from .base import Builder, Network
 from .embeddings import fingerprint
-from .folder import INDEX, Part, find_parts, read_json, weight_files
-from .weights import find_problems, one_line
+from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
+from .start import ADAPTER, Start, Starts, adapted_layers, delta, lora_of
+from .weights import find_problems, one_line, without_numbers
 
 NEGATIVE = "negative_"
 """Before the names of the negative prompt's entries in a conditioning."""
@@ -36,6 +38,8 @@ class PipelinePolicy:
     """The pipeline's parts that are trained."""
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that get an adapter if the recipe names none."""
+    checkpoint_prefixes: ClassVar[dict[str, str]] = {}
+    """What is before the names of each network's weights in a checkpoint, if there is more than one network."""
     absent: ClassVar[dict[str, Any]] = {}
     """What the pipeline is loaded with instead of a part that is not used."""
     float32_parts: ClassVar[tuple[str, ...]] = ()
@@ -70,9 +74,14 @@ class PipelinePolicy:
         absent = {**dict.fromkeys(null), **self.absent, **(dict.fromkeys(around) if network_only else {})}
         if problems := find_problems(part for name, part in parts.items() if name not in absent):
             raise InputError("\n".join(problems))
+        networks = {name: parts[name] for name in self.networks if name in parts}
+        self.start = Start()
+        if settings.start_from:
+            prefixes = self.checkpoint_prefixes if len(networks) > 1 else {}
+            self.start = Starts(self.pipeline_class, folder, networks, prefixes).read(settings.start_from)
         try:
             if build:
-                absent |= {name: _built(parts[name], build) for name in self.networks if name in parts}
+                absent |= {name: self._built(part, build) for name, part in networks.items()}
             self.pipeline = self.pipeline_class.from_pretrained(
                 folder,
                 dtype={"default": self.precision, **dict.fromkeys(self.float32_parts, torch.float32)},
@@ -98,6 +107,7 @@ class PipelinePolicy:
             # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
             for parameter in self.network.parameters():
                 parameter.data = parameter.data.to(self.precision)
+            self._take_up(networks)
         if settings.compile:
             compile_network(self.network)
         for part in self.encoders.values():
@@ -263,13 +273,38 @@ class PipelinePolicy:
         )
         return latents.float() * std + mean
 
+    def _built(self, part: Part, build: Builder) -> torch.nn.Module:
+        network_class = getattr(diffusers, part.class_name)
+        config = network_class.load_config(part.folder, local_files_only=True)
+        return build(lambda: network_class.from_config(config), self._weights(part))
+
+    def _weights(self, part: Part) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
+        """The weights of a network to start from."""
+        for file in weight_files(part):
+            with opened(file, "pt") as stored:
+                for name in stored.keys():  # noqa: SIM118 - no mapping
+                    published = partial(stored.get_tensor, name)
+                    yield name, partial(self.start.weight, part.name, name, published)
+
+    @torch.no_grad()
+    def _take_up(self, networks: Mapping[str, Part]) -> None:
+        """Put what training starts from in place of the published weights, as a `Builder` does: from the files."""
+        for name, part in networks.items():
+            if changed := self.start.changed(name):
+                weights = getattr(self.pipeline, name).state_dict()
+                for own, read in self._weights(part):
+                    if own in changed:
+                        weights[own].copy_(read())
+
     def checkpoint_gradients(self) -> None:
         for network in self._networks.values():
             network.enable_gradient_checkpointing()
 
     def add_lora(self, settings: LoraSettings) -> None:
         modules = settings.target_modules or list(self.lora_modules)
-        for network in self._networks.values():
+        for name, network in self._networks.items():
+            if self.start.adapters:
+                modules = agreed_modules(self.start.adapters[name], settings)
             network.requires_grad_(False)
             adapters = LoraConfig(
                 r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, init_lora_weights="gaussian"
@@ -279,11 +314,20 @@ class PipelinePolicy:
             except ValueError as error:
                 reason = str(error).splitlines()[0]
                 raise InputError(f"learner.lora.target_modules is {modules}: {reason}") from error
+            if self.start.adapters:
+                _copy_adapters(self.start.adapters[name], network)
 
     def save(self, folder: Path) -> Path:
+        """As every policy's. A LoRA over weights that aren't the published ones (`start_from`) is merged into them: by
+        itself it would be of no use."""
         paths = []
+        parts = self.find_parts(self.folder)
         for number, (name, network) in enumerate(self._networks.items(), start=1):
-            if getattr(network, "peft_config", None):
+            adapted = getattr(network, "peft_config", None)
+            if adapted and self.start.changes_any:
+                self._merged(parts[name], network).save_pretrained(folder / name, safe_serialization=True)
+                paths.append(folder / name)
+            elif adapted:
                 # The second network's adapters go by the first one's name: diffusers loads them into either.
                 prefix, file = self.networks[0], f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
                 layers = {f"{prefix}_lora_layers": get_peft_model_state_dict(network)}
@@ -294,6 +338,18 @@ class PipelinePolicy:
                 network.save_pretrained(folder / name, safe_serialization=True)
                 paths.append(folder / name)
         return paths[0] if len(paths) == 1 else folder
+
+    @torch.no_grad()
+    def _merged(self, part: Part, network: torch.nn.Module) -> Any:
+        """A network with the adapters of `network` merged, on the CPU. The weights below them are read from disk: ranks
+        that share them (ZeRO 3) don't hold them."""
+        layers, weights = dict(adapted_layers(network)), {}
+        for name, read in self._weights(part):
+            weight = read()
+            weights[name] = (weight.float() + delta(layers[name]) if name in layers else weight).to(self.precision)
+        merged = without_numbers(part)
+        merged.load_state_dict(weights, assign=True)
+        return merged
 
     @property
     def _networks(self) -> dict[str, Any]:
@@ -314,10 +370,28 @@ class PipelinePolicy:
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
 
 
-def _built(part: Part, build: Builder) -> torch.nn.Module:
-    network_class = getattr(diffusers, part.class_name)
-    config = network_class.load_config(part.folder, local_files_only=True)
-    return build(lambda: network_class.from_config(config), weight_files(part))
+def agreed_modules(adapted: torch.nn.Module, settings: LoraSettings) -> list[str]:
+    """The layers of a LoRA that is trained further. Raises InputError if `settings` are of another LoRA."""
+    rank, alpha, modules = lora_of(adapted)
+    if (rank, alpha) != (settings.rank, settings.alpha):
+        raise InputError(
+            f"learner.lora has rank {settings.rank} and alpha {settings.alpha:g}, and the LoRA to be trained further "
+            f"rank {rank} and alpha {alpha:g}; give learner.lora.rank={rank} learner.lora.alpha={alpha:g}, or merge it"
+        )
+    if (given := settings.target_modules) is not None:
+        raise InputError(
+            f"learner.lora.target_modules is {given}, and the LoRA to be trained further has {len(modules)} layers of "
+            "its own; leave it out, or merge the LoRA"
+        )
+    return modules
+
+
+@torch.no_grad()
+def _copy_adapters(adapted: torch.nn.Module, network: torch.nn.Module) -> None:
+    given = {name: value for name, value in adapted.named_parameters() if f".{ADAPTER}" in name}
+    for name, parameter in network.named_parameters():
+        if name in given:
+            parameter.copy_(given[name])
 
 
 def compile_network(network: Any) -> None:

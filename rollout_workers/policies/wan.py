@@ -20,6 +20,7 @@ class WanPolicy(PipelinePolicy):
 
     pipeline_class = WanPipeline
     networks = ("transformer", "transformer_2")
+    checkpoint_prefixes = {"transformer": "high.", "transformer_2": "low."}  # noqa: RUF012 - of `Experts`
     float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
     lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 

@@ -1,0 +1,211 @@
+"""Runs that start from what another run has trained: its checkpoints, its export, and runs that started from these."""
+
+import shutil
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.torch
+from branchgrpo.cluster.check import check
+from branchgrpo.cluster.console import RunDisplay
+from branchgrpo.cluster.evaluation import evaluate
+from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.train import train
+from branchgrpo.cluster.trained import trained_policy
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+from families import saved
+from rich.console import Console
+
+Settings = Callable[..., RunSettings]
+LORA = {"rank": 2, "alpha": 8}
+SMALL = {
+    "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}},
+    "prompts.per_iteration": 2,
+    "learner.updates_per_iteration": 1,
+    "learner.optimizer": {"learning_rate": 2e-2},
+    "learner.ema_decay": 0.5,
+    "checkpoint.keep": 9,
+    "logging": {"samples_every": 0, "tensorboard": False, "trace": False},
+}
+
+
+def run(settings: RunSettings, **more: Any) -> RunFolder:
+    return RunFolder.open(train(settings, RunDisplay(Console(quiet=True)), **more))
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]]:
+    """Settings of small runs over a model with one network and one with two."""
+    video = str(saved("Wan 2.2 14B", tmp_path_factory.mktemp("family") / "pipeline"))
+    return {
+        "FLUX": SMALL,
+        "Wan 2.2": {**SMALL, "policy.pretrained": video, "policy.frames": 5, "policy.width": 16},
+    }
+
+
+def pictures(folder: RunFolder, iteration: int) -> np.ndarray:
+    return folder.evaluation(iteration).media.astype(int)
+
+
+def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
+    """What the run's last evaluation drew, by the published pipeline with the export alone."""
+    export = folder.path / "export"
+    own = settings.policy.model_copy(update={"start_from": None})
+    policy = load_policy(own)
+    for name, network in policy._networks.items():
+        if (export / name).is_dir():
+            loaded = type(network).from_pretrained(export / name)
+            network.load_state_dict(loaded.state_dict())
+        else:
+            number = list(policy._networks).index(name)
+            file = sorted(export.glob("pytorch_lora_weights*.safetensors"))[number]
+            second = {"load_into_transformer_2": True} if number else {}
+            policy.pipeline.load_lora_weights(export, weight_name=file.name, **second)
+    worker = RolloutWorker(policy, settings.rollout)
+    drawn = evaluate(worker, Scorers(settings.rewards), settings, folder.evaluation(0).prompts).media
+    assert np.abs(drawn.astype(int) - pictures(folder, settings.iterations)).max() <= 1
+
+
+@pytest.mark.parametrize(
+    ("name", "first", "second"),
+    [
+        ("FLUX", None, LORA),
+        ("FLUX", LORA, None),
+        ("FLUX", LORA, LORA),
+        ("Wan 2.2", None, LORA),
+        ("Wan 2.2", LORA, None),
+    ],
+    ids=["full, then LoRA", "LoRA, then full", "LoRA, then LoRA", "two networks, then LoRA", "two LoRAs, then full"],
+)
+def test_a_run_begins_where_another_has_ended(
+    models: dict[str, dict[str, Any]], name: str, first: Any, second: Any, run_settings: Settings
+) -> None:
+    model = models[name]
+    one = run_settings({**model, "learner.lora": first, "name": "one"})
+    before = run(one)
+    assert np.abs(pictures(before, 2) - pictures(before, 0)).max() > 4
+    path = str(before.path)
+    two = run_settings({**model, "learner.lora": second, "name": "two", "policy.start_from": path})
+    assert not check(two).missing
+    after = run(two)
+    assert np.abs(pictures(after, 0) - pictures(before, 2)).max() <= (0 if first is None else 1)
+    assert np.abs(pictures(after, 2) - pictures(after, 0)).max() > 4
+    assert after.settings.policy.start_from.path == str(before.checkpoint(2).resolve())
+    assert_export_draws(two, after)
+
+    three = run_settings({**model, "name": "three", "iterations": 1, "policy.start_from": str(after.path)})
+    assert np.abs(pictures(run(three), 0) - pictures(after, 2)).max() <= 1  # through both
+
+    run(one.model_copy(update={"iterations": 3}), resume=True)  # there is a newer checkpoint, which isn't the start
+    resumed = run(two.model_copy(update={"iterations": 3}), resume=True)
+    assert resumed.settings.policy.start_from.path == str(before.checkpoint(2).resolve())
+    shutil.rmtree(before.path)
+    again = two.model_copy(update={"iterations": 4})
+    if second is None:  # a checkpoint of all weights stands for itself
+        run(again, resume=True)
+        trained_policy(resumed)
+    else:
+        with pytest.raises(InputError, match=r"policy\.start_from\.path is '.*iteration-000002': it isn't there"):
+            run(again, resume=True)
+        with pytest.raises(InputError, match=r"policy\.start_from\.path is '.*iteration-000002': it isn't there"):
+            trained_policy(resumed)
+
+
+@pytest.mark.parametrize("name", ["FLUX", "Wan 2.2"])
+def test_a_lora_of_a_run_is_trained_further(
+    models: dict[str, dict[str, Any]], name: str, run_settings: Settings
+) -> None:
+    """From the run, or from its export; what comes out is a LoRA over the published weights."""
+    lora = {**models[name], "learner.lora": LORA}
+    before = run(run_settings({**lora, "name": "one"}))
+    export = before.path / "export"
+    for name, path in (("two", before.path), ("three", export)):
+        start = {"path": str(path), "lora": "train"}
+        settings = run_settings({**lora, "name": name, "policy.start_from": start, "learner.kl_weight": 0.1})
+        after = run(settings)
+        np.testing.assert_array_equal(pictures(after, 0), pictures(before, 2))
+        first, second = after.lines("metrics")
+        assert abs(first["kl"]) < 1e-6 < second["kl"]  # the reference is what was started from
+        assert_export_draws(settings, after)
+        assert not list((after.path / "export").glob("transformer*"))
+
+
+def test_the_kl_term_s_reference_is_what_was_started_from(run_settings: Settings) -> None:
+    before = run(run_settings({**SMALL, "name": "one"}))
+    for name, lora in (("two", None), ("three", LORA)):
+        changes = {"learner.lora": lora, "learner.kl_weight": 0.1, "policy.start_from": str(before.path), "name": name}
+        first, second = run(run_settings({**SMALL, **changes})).lines("metrics")
+        assert abs(first["kl"]) < 1e-6 < second["kl"]
+
+
+def test_iteration_and_average_are_chosen(run_settings: Settings) -> None:
+    before = run(run_settings({**SMALL, "name": "one"}))
+    for start, file in (
+        ({"iteration": 1}, before.checkpoint(1) / "weights.safetensors"),
+        ({"ema": True}, before.checkpoint(2) / "ema.safetensors"),
+        ({"iteration": 1, "ema": True}, before.checkpoint(1) / "ema.safetensors"),
+    ):
+        given = {"path": str(before.path), **start}
+        settings = run_settings({**SMALL, "iterations": 1, "policy.start_from": given, "name": file.parent.name})
+        settings = settings.model_copy(update={"name": f"{file.parent.name}-{file.stem}"})
+        begun = run(settings)
+        policy = load_policy(begun.settings.policy)
+        expected = safetensors.torch.load_file(file)
+        for name, value in policy.network.named_parameters():
+            assert (value == expected[name]).all(), name
+
+
+def test_what_can_t_be_started_from_is_refused(run_settings: Settings, tmp_path: Path) -> None:
+    lora = run(run_settings({**SMALL, "learner.lora": LORA, "name": "one", "iterations": 1, "learner.ema_decay": None}))
+    other = saved("SD3.5", tmp_path / "other")
+    (tmp_path / "empty").mkdir()
+    (tmp_path / "notes.safetensors").write_text("no")
+    safetensors.numpy.save_file({"a.weight": np.ones(2)}, tmp_path / "plain.safetensors")
+    foreign = {f"transformer.nowhere.to_q.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}
+    safetensors.numpy.save_file(foreign, tmp_path / "foreign.safetensors")
+    encoder = {f"text_encoder.layers.0.q.lora_{x}.weight": np.ones((2, 2), np.float32) for x in "AB"}
+    safetensors.numpy.save_file(encoder, tmp_path / "encoder.safetensors")
+    whole = load_policy(run_settings().policy)
+    whole.save(tmp_path / "whole")
+    train_it = {"lora": "train"}
+    for start, more, told in (
+        ({"path": tmp_path / "nowhere"}, {}, "nowhere', which isn't there"),
+        ({"path": tmp_path / "empty"}, {}, "it is no run, no LoRA, and no network of diffusers'"),
+        ({"path": tmp_path / "notes.safetensors"}, {}, "is no whole safetensors file"),
+        ({"path": tmp_path / "plain.safetensors"}, {}, "holds no LoRA: its first name is 'a.weight'"),
+        ({"path": tmp_path / "foreign.safetensors"}, {}, "a LoRA of another architecture: it has 'nowhere.to_q'"),
+        ({"path": tmp_path / "encoder.safetensors"}, {}, "has 'text_encoder.layers.0.q.lora_A.weight' and 1 more"),
+        ({"path": other}, {}, "is a SD3Transformer2DModel, and policy.pretrained has a FluxTransformer2DModel"),
+        ({"path": lora.path, "iteration": 7}, {}, "has no checkpoint of iteration 7; there are [1]"),
+        ({"path": lora.path, "iteration": "best"}, {}, "policy.start_from.path is '"),
+        ({"path": lora.path, "ema": True}, {}, "policy.start_from.path is '"),
+        ({"path": tmp_path / "whole", "ema": True}, {}, "policy.start_from.ema is of these"),
+        ({"path": tmp_path / "whole", "iteration": 1}, {}, "policy.start_from.iteration chooses among its checkpoints"),
+        ({"path": tmp_path / "whole", **train_it}, {"learner.lora": LORA}, "it is no LoRA, which"),
+        (
+            {"path": lora.path, **train_it},
+            {"learner.lora": {"rank": 3, "alpha": 8}},
+            "learner.lora has rank 3 and alpha 8, and the LoRA to be trained further rank 2 and alpha 8; give",
+        ),
+        (
+            {"path": lora.path, **train_it},
+            {"learner.lora": {**LORA, "target_modules": ["to_q"]}},
+            "learner.lora.target_modules is ['to_q'], and the LoRA to be trained further has",
+        ),
+    ):
+        given = {**start, "path": str(start["path"])}
+        settings = run_settings({**SMALL, **more, "name": "two", "policy.start_from": given})
+        with pytest.raises(InputError) as refused:
+            run(settings)
+        assert told in str(refused.value)
+        assert "\n" not in str(refused.value)
+        assert check(settings).missing == [str(refused.value)]
+        assert not (settings.runs / "two").exists()
+    with pytest.raises(InputError, match="policy.start_from.lora is 'train' and learner.lora is null"):
+        run_settings({"policy.start_from": {"path": str(lora.path), **train_it}})
