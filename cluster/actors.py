@@ -270,6 +270,12 @@ class LearnerActor(_Process):
         """Take up a checkpoint."""
         self.learner.load(folder)
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` of which the policy takes the beginning only."""
+        from ..rollout_workers.policies.base import cut_prompts
+
+        return cut_prompts(self.learner.policy, prompts)
+
     def export(self, folder: Path) -> None:
         """Write what was trained in diffusers' format."""
         self.learner.export(folder)

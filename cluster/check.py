@@ -15,7 +15,7 @@ from ..proto.errors import InputError
 from ..proto.settings import RunSettings
 from ..reward_service.scorers import check_source
 from ..rollout_workers.kernels import grid_levels
-from ..rollout_workers.policies.base import Policy, Weights, trainable
+from ..rollout_workers.policies.base import Policy, Weights, cut_prompts, trainable
 from ..rollout_workers.policies.folder import Part, read_headers, weight_files
 from ..rollout_workers.policies.load import find_adapter, find_policy, load_policy
 from ..rollout_workers.policies.pipeline import PipelinePolicy
@@ -23,7 +23,7 @@ from ..rollout_workers.policies.weights import find_problems
 from .advice import advice
 from .branching import Branching
 from .placement import demands
-from .prompts import training_and_held_out
+from .prompts import cut_warning, training_and_held_out
 from .starting import find_start
 from .train import check_rewards
 
@@ -75,9 +75,11 @@ def check(settings: RunSettings) -> Checked:
             check_source(name, reward)
         except InputError as error:
             found.missing.append(str(error))
+    prompts: list[str] = []
     try:
         train, held_out = training_and_held_out(settings)
         found.prompts = {"to train on": len(train), "held out": len(held_out)}
+        prompts = [*train, *held_out]
     except InputError as error:
         found.missing.append(str(error))
     try:
@@ -92,6 +94,8 @@ def check(settings: RunSettings) -> Checked:
             schedule = settings.schedule.build(1, settings.seed)
             grid_levels(schedule, policy.sigmas(schedule.grid_steps))
             found.guided = getattr(policy, "guided", False)
+            if cut := cut_prompts(policy, prompts):
+                found.advice.append(cut_warning(cut, settings.policy.max_sequence_length))
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
             found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
             found.memory = dict(_memory(settings, parts.values(), family, found.parameters))

@@ -268,6 +268,10 @@ class Controller:
         self.progress = ("ready", 0.0)
         return address
 
+    async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` of which the policy takes the beginning only."""
+        return await self.pools.learner.cut_prompts(prompts)
+
     async def evaluate(self, prompts: Sequence[str]) -> list[tuple[Any, Scores]]:
         """References to pictures, and their scores, task by task; with the newest weights."""
         weights = self.published[-1]

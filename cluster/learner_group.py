@@ -51,6 +51,11 @@ class LearnerGroup:
     async def export(self, folder: Path) -> None:
         await self._all("export", folder)
 
+    async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` of which the policy takes the beginning only. Of rank 0 alone."""
+        cut: list[str] = await self.actors[0].cut_prompts.remote(prompts)
+        return cut
+
     async def _all(self, method: str, *arguments: Any) -> list[Any]:
         return list(await asyncio.gather(*(getattr(actor, method).remote(*arguments) for actor in self.actors)))
 

@@ -59,6 +59,9 @@ class Loop(Protocol):
     ) -> IterationReport:
         """One iteration over `prompts`. `upcoming` are those of the next one, if there will be one."""
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` of which the policy takes the beginning only."""
+
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         """Deterministic samples with the newest weights, scored."""
 

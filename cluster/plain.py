@@ -16,6 +16,7 @@ from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
 from ..proto.tree import Tree
 from ..reward_service.scorers import Scorers
+from ..rollout_workers.policies.base import cut_prompts
 from ..rollout_workers.policies.load import find_device, load_policy
 from ..rollout_workers.worker import RolloutWorker
 from . import checkpoints
@@ -92,6 +93,9 @@ class PlainLoop:
             media=[np.concatenate(media[number]) for number in sorted(media)],
             diversity=float(diversity.mean()),
         )
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        return cut_prompts(self.policy, prompts)
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         return evaluate(self.worker, self.scorers, self.settings, prompts)

@@ -15,6 +15,14 @@ HELD_OUT_PASS = 2**63 - 1
 """Number of a pass through the prompts that no run gets to, whose order says which of them are held out."""
 
 
+def cut_warning(cut: Sequence[str], limit: int) -> str:
+    """What is said of the prompts of a run that are `cut`, with `policy.max_sequence_length` at `limit`."""
+    first = cut[0] if len(cut[0]) <= 80 else f"{cut[0][:80]}..."
+    count = "1 prompt is" if len(cut) == 1 else f"{len(cut):,} prompts are"
+    setting = f"policy.max_sequence_length is {limit}"
+    return f"{count} longer than the model takes and will be cut ({setting}), such as: {first}"
+
+
 def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Prompt]]:
     """The prompts to train on, and those to evaluate on, of which there may be none.
 

@@ -175,6 +175,10 @@ class RayLoop:
         media = [np.concatenate(parts) for parts in unwrapped(lambda: [ray.get(parts) for parts in report.media])]
         return replace(report, media=media)
 
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        cut: list[str] = self._call(self._controller.cut_prompts.remote(list(prompts)))
+        return cut
+
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         prompts = sampled_prompts(prompts, self.settings)
         parts = self._call(self._controller.evaluate.remote(prompts))

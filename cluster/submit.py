@@ -70,6 +70,10 @@ def check(settings: RunSettings) -> None:
             f"policy.pretrained is '{policy.pretrained}'; it must be one of {sorted(EMBEDDED)} or an absolute path to "
             "a pipeline folder that the cluster sees"
         )
+    if (start := policy.start_from) and not Path(start.path).is_absolute():
+        raise InputError(
+            f"policy.start_from.path is '{start.path}', which isn't there; name an absolute path that the cluster sees"
+        )
     Branching(settings)
     if not any(reward.scorer for reward in settings.rewards.values()):
         check_rewards(settings)

@@ -25,7 +25,7 @@ from .branching import Branching
 from .checkpoints import size
 from .console import RunDisplay
 from .loop import Loop
-from .prompts import prompts_of, training_and_held_out
+from .prompts import cut_warning, prompts_of, training_and_held_out
 from .run_folder import RunFolder
 from .run_log import RunLog
 from .starting import find_start, same_start, without_start
@@ -181,6 +181,8 @@ class _Run:
         settings, folder = self.settings, self.folder
         try:
             if not self.done:
+                if cut := self.loop.cut_prompts([*prompts, *held_out]):
+                    self.display.advise([cut_warning(cut, settings.policy.max_sequence_length)])
                 self._evaluate(0, held_out)
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):

@@ -113,8 +113,9 @@ class PolicySettings(Settings):
     reference of the KL term is what was started from."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
-    max_sequence_length: Annotated[int, Field(gt=0, le=512)] = 512
-    """Length to which the T5 encoder pads or cuts a prompt, tokens."""
+    max_sequence_length: PositiveInt = 512
+    """Length to which a prompt is padded or cut, tokens: at most 512 for FLUX, SD3 and Wan, 1024 for Qwen-Image. SD1.5
+    has a length of its own."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and learner alike."""
     device: Device = "auto"

@@ -66,6 +66,12 @@ class Policy(Protocol):
         model with two networks, the folder that holds those of both."""
 
 
+def cut_prompts(policy: Policy, prompts: Sequence[str]) -> list[str]:
+    """Those of `prompts` of which a policy takes the beginning only, as far as it can say."""
+    cut: Callable[[Sequence[str]], list[str]] = getattr(policy, "cut_prompts", lambda prompts: [])
+    return cut(prompts)
+
+
 def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
     """Conditionings of several prompts as one, with a leading row dimension."""
     return {name: torch.stack([c[name] for c in conditionings]) for name in conditionings[0]}

@@ -16,6 +16,7 @@ class FluxPolicy(PipelinePolicy):
 
     pipeline_class = FluxPipeline
     classifier_free = False
+    tokenizer = "tokenizer_2"
     _patch = 2  # its configuration says 1: latents are packed before they reach the network
 
     @property

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 from ...proto.errors import InputError
 from ...proto.recipe import imported
@@ -17,14 +17,24 @@ if TYPE_CHECKING:
 
     from .base import Builder, Policy
 
+
+class Family(NamedTuple):
+    """A family of models."""
+
+    adapter: str
+    """`module:class`."""
+    max_sequence_length: int | None
+    """Maximum number of a prompt's tokens; None if it isn't a setting."""
+
+
 FAMILIES = {
-    "FluxPipeline": f"{__package__}.flux:FluxPolicy",
-    "QwenImagePipeline": f"{__package__}.qwen_image:QwenImagePolicy",
-    "StableDiffusion3Pipeline": f"{__package__}.sd3:StableDiffusion3Policy",
-    "StableDiffusionPipeline": f"{__package__}.stable_diffusion:StableDiffusionPolicy",
-    "WanPipeline": f"{__package__}.wan:WanPolicy",
+    "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
+    "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
+    "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
+    "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
+    "WanPipeline": Family(f"{__package__}.wan:WanPolicy", 512),
 }
-"""diffusers' pipeline class -> `module:class` of its adapter. A new family is one file and one line here."""
+"""By diffusers' pipeline class. A new family is one file and one line here."""
 
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
@@ -65,7 +75,7 @@ def find_adapter(name: str) -> Callable[..., Policy]:
 def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     """Where the policy lies and `module:class` of its adapter, without loading either.
 
-    Raises InputError if there is no pipeline, or none that we know.
+    Raises InputError if there is no pipeline, none that we know, or one that takes no prompts of that length.
     """
     folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
     if not os.path.lexists(folder / INDEX):
@@ -81,7 +91,12 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
             f"{sorted(FAMILIES)}"
         )
-    return folder, FAMILIES[family]
+    adapter, limit = FAMILIES[family]
+    if limit is not None and settings.max_sequence_length > limit:
+        raise InputError(
+            f"policy.max_sequence_length is {settings.max_sequence_length}; a {family} takes at most {limit}"
+        )
+    return folder, adapter
 
 
 def find_device(settings: PolicySettings) -> torch.device:

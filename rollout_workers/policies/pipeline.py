@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, ClassVar
@@ -38,6 +38,8 @@ class PipelinePolicy:
     """The pipeline's parts that are trained."""
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
     """Layers that get an adapter if the recipe names none."""
+    tokenizer: ClassVar[str] = "tokenizer"
+    """The pipeline's tokenizer by whose tokens prompts are cut."""
     checkpoint_prefixes: ClassVar[dict[str, str]] = {}
     """What is before the names of each network's weights in a checkpoint, if there is more than one network."""
     absent: ClassVar[dict[str, Any]] = {}
@@ -230,6 +232,26 @@ class PipelinePolicy:
     @cached_property
     def _negative(self) -> dict[str, torch.Tensor]:
         return self.embed(self.settings.negative_prompt)
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` that are longer than what is encoded of them."""
+        name, limit = self.prompt_tokens
+        if (tokenizer := getattr(self.pipeline, name, None)) is None:
+            return []
+        # There are never more tokens than bytes, and two around them: most prompts needn't be looked at.
+        texts = {prompt: self.prompt_template.format(prompt) for prompt in prompts}
+        long = [prompt for prompt, text in texts.items() if len(text.encode()) + 2 > limit]
+        return [prompt for prompt in long if len(tokenizer(texts[prompt], verbose=False).input_ids) > limit]
+
+    @property
+    def prompt_template(self) -> str:
+        """What is encoded of a prompt, which stands there as {}."""
+        return "{}"
+
+    @property
+    def prompt_tokens(self) -> tuple[str, int]:
+        """The tokenizer by which a prompt is cut, by the pipeline's name, and the number of tokens that are left."""
+        return self.tokenizer, self.settings.max_sequence_length
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """What the network gets of one prompt, each tensor without a batch dimension. Encoders are on the device."""

@@ -25,6 +25,14 @@ class QwenImagePolicy(PipelinePolicy):
     )
 
     @property
+    def prompt_template(self) -> str:
+        return str(self.pipeline.prompt_template_encode)
+
+    @property
+    def prompt_tokens(self) -> tuple[str, int]:
+        return "tokenizer", self.pipeline.prompt_template_encode_start_idx + self.settings.max_sequence_length
+
+    @property
     def scale(self) -> int:
         return int(2 ** len(self.autoencoder["temperal_downsample"]))
 

@@ -19,6 +19,12 @@ class StableDiffusion3Policy(PipelinePolicy):
     )
 
     @property
+    def prompt_tokens(self) -> tuple[str, int]:
+        if self.pipeline.tokenizer_3 is None:  # without T5 a prompt is what CLIP takes of it
+            return "tokenizer", self.pipeline.tokenizer.model_max_length
+        return "tokenizer_3", self.settings.max_sequence_length
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.network.config.in_channels, *self.latent_size
 

@@ -37,6 +37,10 @@ class StableDiffusionPolicy(PipelinePolicy):
         return scheduler
 
     @property
+    def prompt_tokens(self) -> tuple[str, int]:
+        return "tokenizer", self.pipeline.tokenizer.model_max_length
+
+    @property
     def latent_shape(self) -> tuple[int, ...]:
         return self.network.config.in_channels, *self.latent_size
 

@@ -12,6 +12,7 @@ from branchgrpo.cluster.check import check
 from branchgrpo.cluster.console import RunDisplay
 from branchgrpo.cluster.evaluation import evaluate
 from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.starting import find_start
 from branchgrpo.cluster.train import train
 from branchgrpo.cluster.trained import trained_policy
 from branchgrpo.proto.errors import InputError
@@ -28,7 +29,8 @@ SMALL = {
     "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}},
     "prompts.per_iteration": 2,
     "learner.updates_per_iteration": 1,
-    "learner.optimizer": {"learning_rate": 2e-2},
+    "learner.optimizer": {"learning_rate": 5e-2},
+    "evaluation": {"prompts": 2},
     "learner.ema_decay": 0.5,
     "checkpoint.keep": 9,
     "logging": {"samples_every": 0, "tensorboard": False, "trace": False},
@@ -86,35 +88,44 @@ def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
 def test_a_run_begins_where_another_has_ended(
     models: dict[str, dict[str, Any]], name: str, first: Any, second: Any, run_settings: Settings
 ) -> None:
-    model = models[name]
+    model = {**models[name], "iterations": 1}
     one = run_settings({**model, "learner.lora": first, "name": "one"})
     before = run(one)
-    assert np.abs(pictures(before, 2) - pictures(before, 0)).max() > 4
-    path = str(before.path)
-    two = run_settings({**model, "learner.lora": second, "name": "two", "policy.start_from": path})
+    assert np.abs(pictures(before, 1) - pictures(before, 0)).max() > 4
+    two = run_settings({**model, "learner.lora": second, "name": "two", "policy.start_from": str(before.path)})
     assert not check(two).missing
     after = run(two)
-    assert np.abs(pictures(after, 0) - pictures(before, 2)).max() <= (0 if first is None else 1)
-    assert np.abs(pictures(after, 2) - pictures(after, 0)).max() > 4
-    assert after.settings.policy.start_from.path == str(before.checkpoint(2).resolve())
+    assert np.abs(pictures(after, 0) - pictures(before, 1)).max() <= (0 if first is None else 1)
+    assert np.abs(pictures(after, 1) - pictures(after, 0)).max() > 4
     assert_export_draws(two, after)
 
-    three = run_settings({**model, "name": "three", "iterations": 1, "policy.start_from": str(after.path)})
-    assert np.abs(pictures(run(three), 0) - pictures(after, 2)).max() <= 1  # through both
+    three = run_settings({**model, "name": "three", "policy.start_from": str(after.path)})
+    assert np.abs(pictures(run(three), 0) - pictures(after, 1)).max() <= 1  # through both
 
-    run(one.model_copy(update={"iterations": 3}), resume=True)  # there is a newer checkpoint, which isn't the start
-    resumed = run(two.model_copy(update={"iterations": 3}), resume=True)
-    assert resumed.settings.policy.start_from.path == str(before.checkpoint(2).resolve())
+
+@pytest.mark.parametrize("lora", [None, LORA], ids=["full", "LoRA"])
+def test_a_run_that_is_resumed_has_started_where_it_did(lora: Any, run_settings: Settings) -> None:
+    """Whatever the other run does since, such as going on, or being removed."""
+    one = run_settings({**SMALL, "iterations": 1, "name": "one"})
+    before = run(one)
+    own = {"learner.lora": lora, "name": "two", "policy.start_from": str(before.path)}
+    two = run_settings({**SMALL, **own, "iterations": 1})
+    after, start = run(two), str(before.checkpoint(1).resolve())
+    assert after.settings.policy.start_from.path == start
+
+    run(one.model_copy(update={"iterations": 2}), resume=True)
+    run(two.model_copy(update={"iterations": 2}), resume=True)
+    assert after.settings.policy.start_from.path == start
     shutil.rmtree(before.path)
-    again = two.model_copy(update={"iterations": 4})
-    if second is None:  # a checkpoint of all weights stands for itself
+    again = two.model_copy(update={"iterations": 3})
+    if lora is None:  # a checkpoint of all weights stands for itself
         run(again, resume=True)
-        trained_policy(resumed)
-    else:
-        with pytest.raises(InputError, match=r"policy\.start_from\.path is '.*iteration-000002': it isn't there"):
-            run(again, resume=True)
-        with pytest.raises(InputError, match=r"policy\.start_from\.path is '.*iteration-000002': it isn't there"):
-            trained_policy(resumed)
+        trained_policy(after)
+        return
+    gone = r"policy\.start_from\.path is '.*iteration-000001': it isn't there"
+    for needs_it in (lambda: run(again, resume=True), lambda: trained_policy(after)):
+        with pytest.raises(InputError, match=gone):
+            needs_it()
 
 
 @pytest.mark.parametrize("name", ["FLUX", "Wan 2.2"])
@@ -149,13 +160,12 @@ def test_iteration_and_average_are_chosen(run_settings: Settings) -> None:
     for start, file in (
         ({"iteration": 1}, before.checkpoint(1) / "weights.safetensors"),
         ({"ema": True}, before.checkpoint(2) / "ema.safetensors"),
-        ({"iteration": 1, "ema": True}, before.checkpoint(1) / "ema.safetensors"),
+        ({"iteration": "best", "ema": True}, before.checkpoint(2) / "ema.safetensors"),  # the one that was evaluated
     ):
         given = {"path": str(before.path), **start}
-        settings = run_settings({**SMALL, "iterations": 1, "policy.start_from": given, "name": file.parent.name})
-        settings = settings.model_copy(update={"name": f"{file.parent.name}-{file.stem}"})
-        begun = run(settings)
-        policy = load_policy(begun.settings.policy)
+        settings = find_start(run_settings({**SMALL, "policy.start_from": given}))
+        assert settings.policy.start_from.path == str(file.parent.resolve())
+        policy = load_policy(settings.policy)
         expected = safetensors.torch.load_file(file)
         for name, value in policy.network.named_parameters():
             assert (value == expected[name]).all(), name
@@ -183,7 +193,6 @@ def test_what_can_t_be_started_from_is_refused(run_settings: Settings, tmp_path:
         ({"path": tmp_path / "encoder.safetensors"}, {}, "has 'text_encoder.layers.0.q.lora_A.weight' and 1 more"),
         ({"path": other}, {}, "is a SD3Transformer2DModel, and policy.pretrained has a FluxTransformer2DModel"),
         ({"path": lora.path, "iteration": 7}, {}, "has no checkpoint of iteration 7; there are [1]"),
-        ({"path": lora.path, "iteration": "best"}, {}, "policy.start_from.path is '"),
         ({"path": lora.path, "ema": True}, {}, "policy.start_from.path is '"),
         ({"path": tmp_path / "whole", "ema": True}, {}, "policy.start_from.ema is of these"),
         ({"path": tmp_path / "whole", "iteration": 1}, {}, "policy.start_from.iteration chooses among its checkpoints"),

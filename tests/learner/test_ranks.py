@@ -23,9 +23,10 @@ from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.schedule import tree_schedule
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree
-from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.base import Policy, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
-from families import saved
+from diffusers import DiffusionPipeline
+from families import as_lora, saved
 
 SCRIPT = Path(__file__).with_name("rank.py")
 ODD_NAME = "a run [1]+lr=3 (x)*? é"
@@ -58,6 +59,9 @@ VARIANTS = [
     "stage3 partitioned kl",
     *(f"stage3 partitioned {family}" for family in FAMILIES),
     "stage2 Wan 2.2 14B",
+    "stage3 partitioned start merged",
+    "stage3 partitioned start trained",
+    "stage3 partitioned start merged Wan 2.2 14B",
 ]
 
 
@@ -88,6 +92,26 @@ def variants(
         **changes["stage3 partitioned Wan 2.2 14B"],
         "name": "run",
         "learner.zero_stage": 2,
+    }
+    tiny = str(saved("FLUX.1-dev", tmp_path_factory.mktemp("family") / "pipeline"))
+    video = changes["stage2 Wan 2.2 14B"]["policy.pretrained"]
+    one, two = (
+        str(as_lora(DiffusionPipeline.from_pretrained(pipeline), tmp_path_factory.mktemp("lora")))
+        for pipeline in (tiny, video)
+    )
+    partitioned = {**third, "name": "partitioned", "policy.pretrained": tiny}
+    changes |= {
+        "stage3 partitioned start merged": {**partitioned, "policy.start_from": one},
+        "stage3 partitioned start trained": {
+            **partitioned,
+            "policy.start_from": {"path": one, "lora": "train"},
+            "learner.lora": {"rank": 2, "alpha": 6},
+        },
+        "stage3 partitioned start merged Wan 2.2 14B": {
+            **changes["stage3 partitioned Wan 2.2 14B"],
+            "policy.start_from": two,
+            "learner.lora": {"rank": 2},
+        },
     }
     for method, small in small_methods.items():
         full = {"schedule": {"method": method, **small}, "advantage.normaliser": "group"}
@@ -184,7 +208,26 @@ def test_other_numbers_of_ranks_go_on_from_a_checkpoint(
         assert_close(one, three / stage / "second", exactly=True)
 
 
-@pytest.mark.parametrize("variant", VARIANTS)
+def test_what_two_ranks_export_over_a_merged_lora_is_whole(
+    variants: dict[str, dict[str, Any]], two_ranks: Path, settings_in: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    variant = "stage3 partitioned start merged Wan 2.2 14B"
+    settings = settings_in(tmp_path, variants[variant])
+    policy = load_policy(settings.policy)
+    policy.add_lora(settings.learner.lora)
+    load_weights(policy.network, safetensors.torch.load_file(two_ranks / variant / "second" / "weights.safetensors"))
+    policy.save(tmp_path / "export")
+    files = sorted((tmp_path / "export").rglob("*.safetensors"))
+    assert len(files) == 2
+    for file in files:
+        ours = safetensors.torch.load_file(file)
+        theirs = safetensors.torch.load_file(two_ranks / variant / "export" / file.relative_to(tmp_path / "export"))
+        assert ours.keys() == theirs.keys()
+        for name, value in ours.items():
+            torch.testing.assert_close(theirs[name], value, atol=1e-6, rtol=0, msg=name)
+
+
+@pytest.mark.parametrize("variant", [name for name in VARIANTS if "start merged Wan" not in name])
 def test_what_two_ranks_export_is_what_they_have_trained(variant: str, two_ranks: Path) -> None:
     def values(*files: Path) -> Counter[bytes]:
         """Without names: diffusers has its own for adapters, and for the layers of a second network."""

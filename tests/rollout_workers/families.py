@@ -24,6 +24,8 @@ from diffusers import (
     WanPipeline,
     WanTransformer3DModel,
 )
+from diffusers.training_utils import _collate_lora_metadata
+from peft import LoraConfig, get_peft_model_state_dict
 from tokenizers import pre_tokenizers
 from transformers import (
     ByT5Tokenizer,
@@ -251,3 +253,31 @@ def saved(name: str, folder: Path) -> Path:
             torch.nn.init.normal_(parameter, std=0.1)  # zero-initialised layers would hide what goes through them
     pipeline.save_pretrained(folder)
     return folder
+
+
+def networks(pipeline: Any) -> dict[str, Any]:
+    names = ("transformer", "transformer_2", "unet")
+    return {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}
+
+
+def trained_lora(pipeline: Any, rank: int = 2, alpha: float = 6) -> None:
+    """Put adapters with numbers on the networks of a pipeline."""
+    torch.manual_seed(1)
+    for network in networks(pipeline).values():
+        network.add_adapter(
+            LoraConfig(r=rank, lora_alpha=alpha, target_modules=["to_q", "to_v"], init_lora_weights=False)
+        )
+        for name, parameter in network.named_parameters():
+            if "lora" in name:
+                torch.nn.init.normal_(parameter, std=0.5)
+
+
+def as_lora(pipeline: Any, folder: Path) -> Path:
+    """A LoRA in diffusers' form, as `branchgrpo export` writes it; the pipeline has it from then on."""
+    trained_lora(pipeline)
+    first = next(iter(networks(pipeline)))
+    for number, network in enumerate(networks(pipeline).values(), start=1):
+        file = f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
+        layers = {f"{first}_lora_layers": get_peft_model_state_dict(network)}
+        type(pipeline).save_lora_weights(folder, weight_name=file, **layers, **_collate_lora_metadata({first: network}))
+    return folder if len(networks(pipeline)) > 1 else folder / "pytorch_lora_weights.safetensors"

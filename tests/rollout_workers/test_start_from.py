@@ -14,8 +14,7 @@ from branchgrpo.proto.settings import LoraSettings, PolicySettings, RolloutSetti
 from branchgrpo.proto.tree import Task
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from diffusers.training_utils import _collate_lora_metadata
-from families import saved
+from families import as_lora, networks, saved, trained_lora
 from test_families import PROMPTS, STEPS, plain, starts, theirs
 
 FAMILIES = ["FLUX.1-dev", "Qwen-Image", "SD1.5", "SD3.5", "Wan 2.1", "Wan 2.2 14B"]
@@ -42,34 +41,6 @@ def policy_settings(family: str, folder: Path) -> PolicySettings:
         precision="float32",
         device="cpu",
     )
-
-
-def networks(pipeline: Any) -> dict[str, Any]:
-    names = ("transformer", "transformer_2", "unet")
-    return {name: part for name in names if (part := getattr(pipeline, name, None)) is not None}
-
-
-def trained_lora(pipeline: Any, rank: int = 2, alpha: float = 6) -> None:
-    """Put adapters with numbers on the networks of a pipeline."""
-    torch.manual_seed(1)
-    for network in networks(pipeline).values():
-        network.add_adapter(
-            peft.LoraConfig(r=rank, lora_alpha=alpha, target_modules=["to_q", "to_v"], init_lora_weights=False)
-        )
-        for name, parameter in network.named_parameters():
-            if "lora" in name:
-                torch.nn.init.normal_(parameter, std=0.5)
-
-
-def as_lora(pipeline: Any, folder: Path) -> Path:
-    """In diffusers' form, as `branchgrpo export` writes it; the pipeline has it from then on."""
-    trained_lora(pipeline)
-    first = next(iter(networks(pipeline)))
-    for number, network in enumerate(networks(pipeline).values(), start=1):
-        file = f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
-        layers = {f"{first}_lora_layers": peft.get_peft_model_state_dict(network)}
-        type(pipeline).save_lora_weights(folder, weight_name=file, **layers, **_collate_lora_metadata({first: network}))
-    return folder if len(networks(pipeline)) > 1 else folder / "pytorch_lora_weights.safetensors"
 
 
 def as_peft(pipeline: Any, folder: Path) -> Path:

@@ -1,0 +1,69 @@
+"""How long prompts may be, and which are cut."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import torch
+from branchgrpo.cluster.check import check
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import PolicySettings, RunSettings
+from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
+from families import FAMILIES, saved
+
+LIMITS = {"FLUX.1-dev": 512, "Qwen-Image": 1024, "SD3.5": 512, "Wan 2.1": 512}
+
+
+@pytest.mark.parametrize("family", LIMITS)
+def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
+    family: str, run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    folder = saved(family, tmp_path / "pipeline")
+    changes = {"policy.pretrained": str(folder), "policy.width": 16, "policy.frames": 5 if "Wan" in family else 1}
+    fits, not_any_more = (
+        run_settings({**changes, "policy.max_sequence_length": length})
+        for length in (LIMITS[family], LIMITS[family] + 1)
+    )
+    find_policy(fits.policy)
+    assert not check(fits).missing
+    with pytest.raises(InputError, match=rf"max_sequence_length is {LIMITS[family] + 1}; a \w+ takes at most"):
+        find_policy(not_any_more.policy)
+    (told,) = check(not_any_more).missing
+    assert told.endswith(f"takes at most {LIMITS[family]}")
+
+
+@pytest.mark.parametrize("family", [name for name in FAMILIES if name not in ("FLUX.1-schnell", "SD2.1 (v)")])
+def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_path: Path) -> None:
+    most = 210 if "Qwen" in family else 40  # whose template is long in characters
+    settings = PolicySettings(
+        pretrained=str(saved(family, tmp_path / "pipeline")),
+        height=16,
+        width=16,
+        frames=5 if "Wan" in family else 1,
+        guidance_scale=1.0,
+        max_sequence_length=most,
+        precision="float32",
+        device="cpu",
+    )
+    policy = load_policy(settings)
+    prompts = ["1234567890"[: i % 10] + "1234567890" * (i // 10) for i in range(1, 60)]
+    cut = policy.cut_prompts(prompts)
+    assert 0 < len(cut) < len(prompts)
+    without = load_policy(settings, network_only=True)
+    assert without.cut_prompts(prompts) == cut
+    for prompt in prompts:
+        if family == "Qwen-Image":
+            embeds, _ = policy.pipeline.encode_prompt(prompt, max_sequence_length=1024)
+            assert (embeds.shape[1] > most) == (prompt in cut)
+        else:
+            one, other = (policy.embed(text)["prompt_embeds"] for text in (prompt, f"{prompt}7"))
+            # With one character more it is cut, or was before.
+            assert torch.equal(one, other) == (f"{prompt}7" in policy.cut_prompts([f"{prompt}7"]))
+
+
+def test_check_tells_of_prompts_that_are_cut(run_settings: Callable[..., RunSettings]) -> None:
+    assert not check(run_settings({"policy.max_sequence_length": 4})).advice
+    (told,) = check(run_settings({"policy.max_sequence_length": 3})).advice
+    assert told == (
+        "14 prompts are longer than the model takes and will be cut (policy.max_sequence_length is 3), such as: 000"
+    )
