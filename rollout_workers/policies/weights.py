@@ -172,6 +172,7 @@ def compare(
 
 def _transformers_differences(part: Part, stored: Mapping[str, StoredTensor]) -> Differences:
     """As the library itself tells when it loads, with its knowledge of tied weights and of names in older files."""
+    transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, part.class_name)
     empty = {
         name: torch.empty(tensor.shape, dtype=DTYPES[tensor.dtype], device="meta") for name, tensor in stored.items()

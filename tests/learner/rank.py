@@ -98,8 +98,8 @@ def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = N
     # ZeRO 3 changes torch for good, so it comes last.
     for recipe in sorted(folder.glob("*.yaml")):
         settings = load_recipe(recipe)
+        trees = unequal_trees(load_policy(settings.policy.merged), settings)
         policy = load_policy(settings.policy)
-        trees = unequal_trees(policy, settings)
         if settings.name == "partitioned":
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
             policy = load_policy(settings.policy, network_only=True, build=build)

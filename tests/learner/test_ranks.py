@@ -165,9 +165,8 @@ def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
     rank_script: ModuleType,
 ) -> None:
     settings = settings_in(two_ranks, variants[variant])
-    policy = load_policy(settings.policy)
-    trees = rank_script.unequal_trees(policy, settings)
-    learner = Learner(policy, settings)
+    trees = rank_script.unequal_trees(load_policy(settings.policy.merged), settings)
+    learner = Learner(load_policy(settings.policy), settings)
     checkpoints = two_ranks / variant
     norm = rank_script.learn(learner, trees)  # AdamW hides a gradient's scale; its norm doesn't
     assert norm == pytest.approx(float((checkpoints / "first" / "norm").read_text()), rel=1e-4)
