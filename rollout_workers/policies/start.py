@@ -22,7 +22,7 @@ from peft.tuners.tuners_utils import BaseTunerLayer
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe
 from ...proto.settings import LoraSettings, StartSettings
-from .folder import Part, StoredTensor, opened, read_headers, read_json, weight_files
+from .folder import Part, StoredTensor, find_parts, opened, read_headers, read_json, weight_files
 from .weights import check_dtypes, check_part, compare, explain, one_line, without_numbers
 
 LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_2.safetensors")
@@ -226,8 +226,7 @@ class Starts:
         if other := [key for key in weights if not key.startswith(f"{first}.")]:
             raise InputError(f"{file} has '{other[0]}'{_more(other)}: what is trained is {first} alone")
         model = hollow(self._networks[name])
-        absent: dict[str, Any] = dict.fromkeys(read_json(self._folder / "model_index.json").keys())
-        parts = {key: None for key in absent if not key.startswith("_") and key != "scheduler"}
+        parts: dict[str, Any] = dict.fromkeys(part for part in find_parts(self._folder) if part != "scheduler")
         pipeline = self._pipeline_class.from_pretrained(self._folder, **{**parts, first: model}, local_files_only=True)
         try:
             with _quiet():

@@ -98,6 +98,7 @@ def test_weights_are_bit_equal_to_the_plain_loop_s(
 ) -> None:
     settings = run_settings({**BASE, "execution": "ray", **changes})
     loop = on_ray(settings, tmp_path / "run", head)
+    assert loop.cut_prompts(["123", "1234567890"]) == ["1234567890"]
     assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
 
 

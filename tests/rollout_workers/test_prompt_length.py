@@ -6,10 +6,13 @@ from pathlib import Path
 import pytest
 import torch
 from branchgrpo.cluster.check import check
+from branchgrpo.cluster.console import RunDisplay
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import PolicySettings, RunSettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
 from families import FAMILIES, saved
+from rich.console import Console
 
 LIMITS = {"FLUX.1-dev": 512, "Qwen-Image": 1024, "SD3.5": 512, "Wan 2.1": 512}
 
@@ -67,3 +70,9 @@ def test_check_tells_of_prompts_that_are_cut(run_settings: Callable[..., RunSett
     assert told == (
         "14 prompts are longer than the model takes and will be cut (policy.max_sequence_length is 3), such as: 000"
     )
+
+
+def test_a_run_tells_of_them_at_its_start(run_settings: Callable[..., RunSettings]) -> None:
+    settings = run_settings({"policy.max_sequence_length": 3, "iterations": 1})
+    told = (train(settings, RunDisplay(Console(quiet=True))) / "log.txt").read_text()
+    assert told.count("14 prompts are longer than the model takes and will be cut") == 1
