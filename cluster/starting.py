@@ -37,7 +37,7 @@ def without_start(settings: RunSettings) -> RunSettings:
 
 
 def _found(start: StartSettings) -> StartSettings:
-    path = Path(start.path).expanduser().resolve()
+    path = Path(start.path).resolve()
     told = f"policy.start_from.path is '{start.path}'"
     if not path.exists():
         raise InputError(f"{told}, which isn't there")
@@ -64,7 +64,7 @@ def _refuse(checkpoint: Path, why: str) -> None:
 
 def _may_mean(start: StartSettings, own: Path) -> bool:
     """Whether `start` names `own`, or the run of whose checkpoints it may have been the newest or the best."""
-    path = Path(start.path).expanduser().resolve()
+    path = Path(start.path).resolve()
     if isinstance(start.iteration, int):
         return own == RunFolder(path).checkpoint(start.iteration)
     return own in (path, path / "checkpoints" / own.name)

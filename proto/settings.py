@@ -77,7 +77,7 @@ class Settings(BaseModel):
 class StartSettings(Settings):
     """What was trained before, to train on."""
 
-    path: str
+    path: HomeText
     """Folder of a run or of one of its checkpoints; what `branchgrpo export` wrote; a network folder that diffusers
     saved; or a LoRA: a file that diffusers reads, or a folder that PEFT wrote."""
     iteration: PositiveInt | Literal["newest", "best"] = "newest"

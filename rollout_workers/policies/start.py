@@ -111,7 +111,7 @@ class Starts:
             ) from error
 
     def _read(self, settings: StartSettings) -> Start:
-        path = Path(settings.path).expanduser()
+        path = Path(settings.path)
         if not path.exists():
             raise InputError("it isn't there")
         start = Start()
