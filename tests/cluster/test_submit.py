@@ -61,7 +61,9 @@ def test_what_is_staged_is_what_a_wheel_would_hold(tmp_path: Path) -> None:
 def test_the_staged_package_is_importable_by_itself(tmp_path: Path) -> None:
     stage_package(tmp_path)
     code = (
-        "import branchgrpo, branchgrpo.cluster.ray_loop as loop; print(branchgrpo.__file__, loop.__file__, sep='\\n')"
+        "import pathlib, branchgrpo, branchgrpo.cluster.ray_loop as loop, branchgrpo.proto.recipe as recipe\n"
+        "train = recipe.load_recipe(pathlib.Path('glyphs')).prompts.train\n"
+        "print(branchgrpo.__file__, loop.__file__, train, sep='\\n')"
     )
     environment = {**os.environ, "PYTHONPATH": str(tmp_path)}
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=environment)

@@ -1,12 +1,13 @@
 """Recipes: what is read is what was written, and mistakes are named."""
 
 import math
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, parse_settings, setting_paths
-from branchgrpo.proto.yaml12 import read_yaml
+from branchgrpo.proto.yaml12 import read_yaml, write_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
@@ -316,3 +317,43 @@ def test_every_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: 
     assert load_recipe(GLYPHS, ["runs=~no-such-user/x"]).runs == Path("~no-such-user/x")
     paths = {path for path, field in setting_paths() if "path" in path or Path in (field.annotation,)}
     assert all(str(load_recipe(GLYPHS, [f"{path}=~/x"])).count("'~/x'") == 0 for path in paths)
+
+
+PATHS = [path.replace("<name>", "ocr") for path, _ in setting_paths()]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-5, 20)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=8)
+    | st.sampled_from([10**400, -(10**30), "dense", "1e3", "~/x", "hf:x", "glyphs", "ocr", "a:b"])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(SCALARS | st.sampled_from([path.rpartition(".")[2] for path in PATHS]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+TYPED = st.text(st.characters(exclude_categories=[]), max_size=12) | VALUES.map(write_yaml) | VALUES.map(repr)
+
+
+def is_one_error_or_settings(path: Path, overrides: list[str]) -> None:
+    with suppress(InputError):
+        load_recipe(path, overrides)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS) | st.text(max_size=8), TYPED), max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_any_overrides_give_settings_or_one_error(given: list[tuple[str, str]]) -> None:
+    is_one_error_or_settings(GLYPHS, [f"{key}={value}" for key, value in given])
+
+
+@given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), VALUES, max_size=3) | VALUES | st.binary())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_recipe_gives_settings_or_one_error(tmp_path: Path, content: object) -> None:
+    own = {"base": "glyphs"} | content if isinstance(content, dict) else content
+    (tmp_path / "it.yaml").write_bytes(own if isinstance(own, bytes) else write_yaml(own).encode())
+    is_one_error_or_settings(tmp_path / "it.yaml", [])
