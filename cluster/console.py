@@ -150,6 +150,8 @@ class RunDisplay:
 
     def full(self, error: BaseException) -> None:
         """The disk is full, and the run waits."""
+        if self._state:
+            self._state.does("waiting for room on the disk")
         self._warn(f"the disk is full, waiting for room: {error}")
 
     def advise(self, lines: Sequence[str]) -> None:

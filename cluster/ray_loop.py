@@ -135,7 +135,11 @@ class RayLoop:
         port = self._port.getsockname()[1]
         where = self._call(self._controller.start.remote(self._recoveries, port), silent=START_SECONDS)
         address = ray.get_runtime_context().gcs_address
-        Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE)).write(self._folder)
+        noted = Whereabouts(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE))
+        try:
+            noted.write(self._folder)
+        except OSError as error:  # a full disk, say: who looks for the run needs it, the run doesn't
+            logging.getLogger(__name__).warning("it could not be noted where the run is: %s", error)
 
     def _named_controller(self) -> Any:
         """A new controller. Raises InputError if the run has one, which doesn't go in a while."""

@@ -10,7 +10,7 @@ import os
 import socket
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from logging import INFO, LogRecord, getLogger
 from logging.handlers import QueueHandler, QueueListener, RotatingFileHandler
 from pathlib import Path
@@ -23,6 +23,11 @@ FILE_BYTES = 16_000_000
 _process: dict[str, str] = {}
 _queue: QueueHandler | None = None
 _listener: QueueListener | None = None
+
+
+class _SpanFile(RotatingFileHandler):
+    def handleError(self, record: LogRecord) -> None:  # noqa: N802
+        """Drop what can't be written, to a full disk say: the run needs no spans."""
 
 
 def start_tracing(folder: Path | None, component: str, pool: str) -> None:
@@ -40,7 +45,7 @@ def start_tracing(folder: Path | None, component: str, pool: str) -> None:
     path = folder / f"{process.replace(' ', '-').replace(':', '-')}.jsonl"
     try:
         folder.mkdir(exist_ok=True)
-        file = RotatingFileHandler(path, maxBytes=FILE_BYTES, backupCount=1)
+        file = _SpanFile(path, maxBytes=FILE_BYTES, backupCount=1)
     except OSError as error:
         getLogger(__name__).warning("%s is not traced: %s", process, error)
         return
@@ -58,7 +63,8 @@ def stop_tracing() -> None:
     if listener:
         listener.stop()
         for handler in listener.handlers:
-            handler.close()
+            with suppress(OSError):
+                handler.close()
 
 
 @contextmanager

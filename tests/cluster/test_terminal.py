@@ -1,0 +1,70 @@
+"""Output that nobody reads any more, or that can't be written, is no reason to end."""
+
+import json
+import os
+import pty
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster.run_state import read_state
+from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.proto.settings import RunSettings
+
+PRINT = """
+import sys
+from branchgrpo.cluster.terminal import lasting_output
+with lasting_output():
+    for _ in range(3):
+        print("x" * 2**17, flush=True)
+    print("alive", file=sys.stderr)
+"""
+
+
+def test_a_closed_pipe_is_no_error() -> None:
+    process = subprocess.Popen([sys.executable, "-c", PRINT], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    assert process.stdout
+    assert process.stderr
+    process.stdout.close()
+    assert (process.stderr.read(), process.wait()) == ("alive\n", 0)
+
+
+def test_a_full_disk_is_no_error() -> None:
+    with open("/dev/full", "w") as full:
+        done = subprocess.run([sys.executable, "-c", PRINT], stdout=full, stderr=subprocess.PIPE, text=True)
+    assert (done.stderr, done.returncode) == ("alive\n", 0)
+
+
+def test_what_is_written_arrives_whole() -> None:
+    done = subprocess.run([sys.executable, "-c", PRINT], capture_output=True, text=True, check=True)
+    assert done.stdout == ("x" * 2**17 + "\n") * 3
+
+
+@pytest.mark.parametrize("gone", ["pipe", "terminal"])
+def test_a_run_goes_on_when_its_output_is_gone(
+    gone: str, run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    """As with `branchgrpo train ... | head -1`, or when a terminal is closed, which sends SIGHUP too."""
+    changes = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1, "iterations": 2}
+    settings = run_settings(changes)
+    recipe, folder = tmp_path / "recipe.yaml", settings.runs / settings.name
+    recipe.write_text(dump_recipe(settings))
+    ours, theirs = pty.openpty() if gone == "terminal" else os.pipe()
+    process = subprocess.Popen(
+        [sys.executable, "-m", "branchgrpo", "train", str(recipe)], stdout=theirs, stderr=theirs, start_new_session=True
+    )
+    os.close(theirs)
+    told = b""
+    while b"evaluation after iteration 0" not in told and process.poll() is None:
+        told += os.read(ours, 4096)
+    os.close(ours)
+    process.send_signal(signal.SIGHUP)
+    assert process.wait(timeout=240) == 0, told.decode()
+    assert read_state(folder)["state"] == "finished"
+    assert json.loads((folder / "summary.json").read_text())["iterations"] == 2
+    log = (folder / "log.txt").read_text()
+    assert "iteration    2  ocr" in log
+    assert "Traceback" not in log
