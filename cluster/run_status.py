@@ -8,6 +8,7 @@ import os
 import shlex
 import subprocess
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Callable, Sequence
@@ -371,4 +372,10 @@ def _rewards(means: dict[str, float]) -> str:
 
 
 def _change(change: dict[str, Any]) -> str:
+    """A line of changes.jsonl."""
+    if "setting" in change:
+        before, now = (textwrap.shorten(json.dumps(change.get(key)), 60) for key in ("before", "now"))
+        return f"{change['setting']} from {before} to {now}, from iteration {change.get('iteration')} on"
+    if "went_back_from" in change:
+        return f"went back from iteration {change['went_back_from']} to {change.get('to')}"
     return ", ".join(f"{key} {value}" for key, value in change.items())

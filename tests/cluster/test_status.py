@@ -167,6 +167,11 @@ def test_the_command_lists_runs_and_finds_one_by_its_name(
     shown = call("run")
     assert "iteration      3 of 10" in shown
     assert "held-out       ocr 0.600 (after iteration 2)" in shown
+    folder.append("changes", {"iteration": 4, "setting": "learner.kl_weight", "before": 0.0, "now": 0.1})
+    folder.append("changes", {"iteration": 3, "went_back_from": 5, "to": 2})
+    shown = call("run")
+    assert "changed        learner.kl_weight from 0.0 to 0.1, from iteration 4 on" in shown
+    assert "changed        went back from iteration 5 to 2" in shown
 
 
 @pytest.mark.parametrize(
