@@ -159,6 +159,12 @@ class RunDisplay:
         for line in lines:
             self._warn(f"warning: {line}")
 
+    def room(self) -> None:
+        """What the disk had no room for is written."""
+        if self._state:
+            self._state.does("")
+        self._say("there is room on the disk again")
+
     def _warn(self, text: str) -> None:
         self._say(text, style="yellow", level=logging.WARNING)
 

@@ -6,6 +6,7 @@ Every answer is bounded in time, whatever hangs: a disk, a host, a Ray cluster.
 import json
 import os
 import shlex
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -41,6 +42,7 @@ LEAST_SECONDS = 1.0
 TAIL_BYTES = 2**18
 TYPICAL = 10
 """Iterations whose median tells how long one takes."""
+LITTLE_BYTES = 2**30
 COLOURS = {"running": "green", "finished": "green", "failed": "red", "lost": "red", "stopped": "yellow"}
 
 
@@ -71,6 +73,8 @@ class RunStatus:
     seconds_left: float | None = None
     recoveries: int = 0
     resumed: int = 0
+    disk_free: int | None = None
+    """Bytes that are free on the disk of the run folder."""
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Settings that were changed when the run was resumed."""
     command: str | None = None
@@ -105,6 +109,8 @@ def status_of(folder: Path) -> RunStatus:
     run.error = recorded.get("error")
     run.iterations = recorded.get("iterations")
     run.recoveries, run.resumed = recorded.get("recoveries", 0), max(0, recorded.get("drivers", 1) - 1)
+    with suppress(OSError):
+        run.disk_free = shutil.disk_usage(folder).free
     run.changes = _lines(folder / "changes.jsonl")
     checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
     run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
@@ -234,7 +240,7 @@ def find(run: str, runs: Path, address: str | None) -> RunStatus:
         for folder in (Path(run), runs / run):
             if within(HTTP_SECONDS, (folder / "recipe.yaml").is_file):
                 return within(_seconds_left(), lambda folder=folder: look(folder))  # type: ignore[misc]
-        if Path(run).is_dir():
+        if Path(run).is_dir() or os.sep in run:
             raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
     where = Whereabouts.find(run, address)
     return ask_cluster(where.address or os.environ.get(RAY_ADDRESS) or HERE, where.run)[0]
@@ -322,6 +328,8 @@ def show(run: RunStatus, console: Console) -> None:
         line("per iteration", duration(run.seconds_per_iteration) + left)
     line("checkpoint", "" if run.checkpoint is None else f"of iteration {run.checkpoint}")
     line("restarts", f"{run.recoveries} after a fault, {run.resumed} by --resume")
+    if run.disk_free is not None and run.disk_free < LITTLE_BYTES:
+        line("disk", f"has only {run.disk_free / 2**20:.0f} MiB free")
     for change in run.changes:
         line("changed", _change(change))
     line("unreachable", run.unreachable or "")

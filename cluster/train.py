@@ -235,17 +235,28 @@ class _Run:
 
     def _write(self, write: Callable[[], Result]) -> Result:
         """What `write` returns, as soon as the disk has room for it. Raises Stopped if that is asked for meanwhile."""
+        waits = False
+
+        def wait(error: BaseException) -> None:
+            nonlocal waits
+            if not waits:
+                self.display.full(error)
+            waits = True
+
         try:
-            return when_there_is_room(
+            written = when_there_is_room(
                 write,
                 self.settings.checkpoint.wait_for_disk_seconds,
-                self.display.full,
+                wait,
                 lambda: self.stop.signum is not None,
             )
         except OSError as error:
             if is_full(error) and self.stop.signum is not None:
                 raise Stopped(self.stop.signum, f"the disk is full; {_after_stop(self.folder)}") from error
             raise
+        if waits:
+            self.display.room()
+        return written
 
     def _answer(self) -> None:
         """Tell whoever asks to stop how long that takes."""
