@@ -25,6 +25,7 @@ from rich.table import Table
 from rich.text import Text
 
 from .. import __version__
+from ..proto.errors import brief
 from ..proto.settings import RunSettings
 from .checkpoints import DAMAGED
 from .loop import IterationReport
@@ -49,6 +50,7 @@ class RunDisplay:
         self._task: TaskID | None = None
         self._log: TextLog | None = None
         self._state: RunState | None = None
+        self._warned = ""
 
     @contextmanager
     def recording(self, folder: Path, settings: RunSettings) -> Iterator[None]:
@@ -130,9 +132,9 @@ class RunDisplay:
     def lost(self, error: Exception, done: int) -> None:
         """A process was lost, and the run goes on from the checkpoint of iteration `done`."""
         if self._state:
-            self._state.change("recovering", error=str(error))
+            self._state.change("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
-        self._warn(f"{' '.join(str(error).split())}; setting all processes up again, from {where}")
+        self._warn(f"{brief(error)}; setting all processes up again, from {where}")
 
     def stopping(self, iteration: int, seconds: float | None) -> None:
         """Somebody has asked the run to stop; `seconds` are what is left of the iteration, if that is known."""
@@ -175,7 +177,11 @@ class RunDisplay:
             self._log.add(text, level)
 
     def _show(self, text: str, level: int) -> None:
-        """A line that is in log.txt already."""
+        """A line that is in log.txt already. Of a warning that comes again and again the first is shown."""
+        if level >= logging.WARNING:
+            if text == self._warned:
+                return
+            self._warned = text
         self._print(text, "yellow" if level >= logging.WARNING else None)
 
     def _print(self, text: str, style: str | None = None) -> None:

@@ -21,7 +21,7 @@ import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectLostError
 
-from ..proto.errors import ProcessLost
+from ..proto.errors import ProcessLost, brief
 from ..proto.logs import mark_warnings
 from ..proto.metrics import ExporterDirectory
 from ..proto.settings import RunSettings
@@ -113,7 +113,7 @@ class Controller:
                 return
             except ObjectLostError as error:
                 logging.getLogger(__name__).warning(
-                    "pictures were lost with their node, trees %s again: %s", task.trees, error
+                    "pictures were lost with their node, trees %s again: %s", task.trees, brief(error)
                 )
         raise ProcessLost(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
 

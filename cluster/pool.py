@@ -14,7 +14,7 @@ from typing import Any, TypeVar
 import ray
 from ray.exceptions import RayActorError
 
-from ..proto.errors import ProcessLost, RunFailed
+from ..proto.errors import ProcessLost, RunFailed, brief
 from . import metrics
 from .messages import ProcessInfo
 
@@ -121,12 +121,10 @@ class WorkerPool:
             try:
                 return await work(worker)
             except RayActorError as error:
-                pid = worker.info.pid
-                logging.getLogger(__name__).warning(
-                    "%s: process %d died, its task runs again: %s", self.name, pid, error
-                )
+                pid, why = worker.info.pid, brief(error)
                 if not self._may_be_replaced:
-                    raise ProcessLost(f"a process of {self.name} died, and learner state with it: {error}") from error
+                    raise ProcessLost(f"process {pid} of {self.name} died, and learner state with it: {why}") from error
+                logging.getLogger(__name__).warning("%s: process %d died, its task runs again: %s", self.name, pid, why)
                 metrics.RESTARTS.labels(self.name).inc()
                 self._dismiss(worker)
                 self._fill()
@@ -159,11 +157,11 @@ class WorkerPool:
         try:
             info = await self._setup(actor)
         except RayActorError as error:  # the process died, or its node
-            logging.getLogger(__name__).warning("%s: a process died while it started: %s", self.name, error)
+            logging.getLogger(__name__).warning("%s: a process died while it started: %s", self.name, brief(error))
             self._died_starting += 1
             metrics.RESTARTS.labels(self.name).inc()
             if self._died_starting >= ATTEMPTS:
-                self._break(RunFailed(f"{ATTEMPTS} processes of {self.name} died while they started: {error}"))
+                self._break(RunFailed(f"{ATTEMPTS} processes of {self.name} died while they started: {brief(error)}"))
         except Exception as error:
             self._break(error)
         else:

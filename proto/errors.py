@@ -21,3 +21,8 @@ class Diverged(RunFailed):
 
     weights: int | None = None
     """Version of the weights that gave it, where it arose in sampling: the iteration after which they were saved."""
+
+
+def brief(error: BaseException) -> str:
+    """The first line of an error's message. Those of Ray go on for a paragraph that tells nothing more."""
+    return str(error).partition("\n")[0]

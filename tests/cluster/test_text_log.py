@@ -11,6 +11,7 @@ import pytest
 from branchgrpo.cluster.console import RunDisplay
 from branchgrpo.cluster.run_state import read_state
 from branchgrpo.cluster.stop import Stopped
+from branchgrpo.proto.errors import ProcessLost
 from branchgrpo.proto.settings import RunSettings
 from rich.console import Console
 
@@ -32,7 +33,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
 ) -> None:
     display = RunDisplay(Console(file=sys.stdout))
     with display.recording(tmp_path, run_settings()):
-        for line in (*NOISE, WARNING):
+        for line in (*NOISE, WARNING, WARNING):
             print(line, file=sys.stderr)
         print("\x1b[36m(ServeReplica:branchgrpo-x:mine pid=5)\x1b[0m what my reward prints")
         logging.getLogger("branchgrpo.cluster.launch").warning("a node is about to go\nin a minute")
@@ -41,6 +42,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         except ValueError:
             logging.getLogger("some.library").warning("it went wrong", exc_info=True)
         display.evaluation(2, {"[red]ocr": 0.5})
+        display.lost(ProcessLost("process 9 died\nThe actor is dead because of many things"), 2)
     shown, error = capsys.readouterr()
     assert error == ""
     assert shown.splitlines() == [
@@ -50,6 +52,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         "in a minute",
         "it went wrong",
         "evaluation after iteration 2: [red]ocr 0.500",
+        "process 9 died; setting all processes up again, from iteration 2",
     ]
     log = (tmp_path / "log.txt").read_text()
     assert "\x1b" not in log
