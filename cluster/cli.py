@@ -14,6 +14,7 @@ from rich.table import Table
 
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
+from ..proto.proxies import spare_local_addresses
 from .stop import Stopped
 from .terminal import lasting_output
 
@@ -104,7 +105,7 @@ def submit(
     ] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
 ) -> None:
-    """Train on a Ray cluster, as a job. The package, the recipe and its prompts are sent along.
+    """Train on a Ray cluster, as a job. The package, the recipe, its prompts and modules of yours are sent along.
 
     Example: [bold]branchgrpo submit recipes/glyphs.yaml runs=/shared/runs --address http://head:8265[/bold]
     """
@@ -556,3 +557,4 @@ def _prepare_environment() -> None:
         "HF_HUB_OFFLINE": "1",
     }.items():
         os.environ.setdefault(name, value)
+    spare_local_addresses()

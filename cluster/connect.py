@@ -3,8 +3,10 @@
 import logging
 import os
 import signal
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
 
 import ray
 
@@ -36,8 +38,10 @@ def unreachable(address: str | None, error: Exception) -> InputError:
     return InputError(f"no Ray can be {f'reached at {address!r}' if address else 'started'}: {reason[:300]}")
 
 
-def connect(address: str | None) -> bool:
+def connect(address: str | None, modules: Sequence[Path] = ()) -> bool:
     """Connect to the Ray at `address` (default: RAY_ADDRESS), or start one. Returns whether it was started here.
+
+    To a cluster, `modules` (files and folders) are sent, for its processes to import. Here they are found as they are.
 
     Raises InputError if there is none at the address, or if none can be started.
     """
@@ -50,12 +54,17 @@ def connect(address: str | None) -> bool:
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
     # A signal to the whole process group is for the run, which then ends its Ray: the processes that are started here
     # inherit the mask.
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}
+    }
+    if address and modules:
+        runtime_env["py_modules"] = [str(module) for module in modules]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(
             address=address or "local",
             namespace=NAMESPACE,
-            runtime_env={"env_vars": {name: os.environ.get(name, v) for name, v in PROCESS_ENVIRONMENT.items()}},
+            runtime_env=runtime_env,
             include_dashboard=None if address else False,
             logging_level="warning",
         )
@@ -86,9 +95,9 @@ def visiting(address: str | None) -> Iterator[None]:
 
 
 @contextmanager
-def connected(address: str | None) -> Iterator[bool]:
+def connected(address: str | None, modules: Sequence[Path] = ()) -> Iterator[bool]:
     """`connect`, and `ray.shutdown` at the end."""
     try:
-        yield connect(address)
+        yield connect(address, modules)
     finally:
         ray.shutdown()

@@ -11,6 +11,9 @@ from ..proto.settings import PoolSettings, RewardPoolSettings, RunSettings
 from ..reward_service.remote import longest
 from ..reward_service.scorers import reward_models
 
+LIGHT_CPUS = 0.1
+"""Of a replica without a model: several share a CPU."""
+
 
 @dataclass(frozen=True)
 class Demand:
@@ -33,12 +36,15 @@ class Node:
 
 
 def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Model -> its pool. A request takes at least as long as all attempts at asking another service."""
+    """Model -> its pool, with the CPUs of each replica. A request takes at least as long as all attempts at asking
+    another service."""
     pools = {}
     for model, rewards in reward_models(settings.rewards).items():
         pool = settings.pools.rewards.get(model, RewardPoolSettings())
+        light = all(reward.function or reward.url for reward in rewards.values())
+        cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
         asking = max((longest(reward.timeout_seconds) for reward in rewards.values() if reward.url), default=0.0)
-        pools[model] = pool.model_copy(update={"timeout_seconds": max(pool.timeout_seconds, asking)})
+        pools[model] = pool.model_copy(update={"cpus": cpus, "timeout_seconds": max(pool.timeout_seconds, asking)})
     return pools
 
 

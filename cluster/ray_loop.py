@@ -32,6 +32,7 @@ from .evaluation import Evaluation, sampled_prompts
 from .loop import IterationReport, Progress
 from .messages import ControllerState, Sizes
 from .operate import reserve_port, unwrapped
+from .own_modules import travelling
 from .placement import check_room, demands, free_nodes, wait_for_room
 from .ray_names import application_name, controller_name
 from .whereabouts import FILE, Whereabouts
@@ -63,7 +64,7 @@ class RayLoop:
         self._application = application_name(settings.name)
         self._connects = not ray.is_initialized()
         if self._connects:
-            connect(address)
+            connect(address, travelling(settings))
         self._controller: Any = None
         self._started = False
         """Whether there is something that `close` must end well."""

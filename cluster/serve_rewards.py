@@ -22,6 +22,7 @@ from ..reward_service.server import listen, server
 from ..reward_service.service import QUIET, application, start_serve
 from .connect import NAMESPACE, connected
 from .operate import serve_http, unwrapped
+from .own_modules import travelling
 from .placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
 from .ray_names import service_name
 from .stop import StopRequest
@@ -67,7 +68,8 @@ def serve(
             f"--host is '{host}', which others can reach; set BRANCHGRPO_TOKEN (or --token-file) so that only those "
             "who know the token are answered, or listen on 127.0.0.1"
         )
-    with StopRequest().listening() as stop, listen(host, port) as listener, connected(address):
+    modules = travelling(settings)
+    with StopRequest().listening() as stop, listen(host, port) as listener, connected(address, modules):
         check_room(reward_demands(settings), free_nodes())
         with deployed(settings, service_name(settings.name), console) as (client, discovery):
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

@@ -25,6 +25,7 @@ from ..proto.settings import RunSettings
 from ..rollout_workers.policies.load import EMBEDDED, find_policy
 from .address import AUTH_MODE
 from .branching import Branching
+from .own_modules import own_modules
 from .prompts import training_and_held_out
 from .train import check_rewards
 
@@ -75,8 +76,8 @@ def check(settings: RunSettings) -> None:
             f"policy.start_from.path is '{start.path}', which isn't there; name an absolute path that the cluster sees"
         )
     Branching(settings)
-    if not any(reward.scorer for reward in settings.rewards.values()):
-        check_rewards(settings)
+    check_rewards(settings)
+    own_modules(settings)
     training_and_held_out(settings)
 
 
@@ -113,7 +114,7 @@ def submit(client: JobSubmissionClient, settings: RunSettings, *, resume: bool =
         recipe = save_recipe(settings, Path(temporary) / "run")
         command = ["python", "-m", "branchgrpo", "train", recipe.name, *(["--resume"] if resume else [])]
         runtime_env: dict[str, Any] = {
-            "py_modules": [str(stage_package(Path(temporary)))],
+            "py_modules": [str(path) for path in (stage_package(Path(temporary)), *own_modules(settings))],
             "working_dir": str(recipe.parent),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
         }

@@ -25,6 +25,7 @@ from .branching import Branching
 from .checkpoints import size
 from .console import RunDisplay
 from .loop import Loop
+from .own_modules import own_modules
 from .prompts import cut_warning, prompts_of, training_and_held_out
 from .run_folder import RunFolder
 from .run_log import RunLog
@@ -45,6 +46,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
     # A closed terminal is no reason to end: neither for the run, nor for the processes that it starts.
     with StopRequest("at once").listening(deaf=(signal.SIGHUP,)) as stop:
         check_rewards(settings)
+        own_modules(settings)
         Branching(settings)
         find_policy(settings.policy)
         before = settings.runs / settings.name

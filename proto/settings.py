@@ -548,7 +548,7 @@ class PoolSettings(Settings):
 
     def demand(self) -> dict[str, float]:
         """What Ray must set aside for one process, by resource."""
-        return {name: n for name, n in {"CPU": self.cpus, "GPU": self.gpus, **self.resources}.items() if n}
+        return {name: n for name, n in {"CPU": self.cpus or 0, "GPU": self.gpus, **self.resources}.items() if n}
 
 
 class WorkerPoolSettings(PoolSettings):
@@ -577,6 +577,9 @@ class RolloutPoolSettings(PoolSettings):
 class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
+    cpus: NonNegativeFloat | None = None  # type: ignore[assignment]  # never null in the pools that are launched
+    """CPUs that Ray sets aside for each process; fractions share one. null is 1, and 0.1 for a `function` of your own
+    or a service at a `url`."""
     replicas: PositiveInt = 1
     """Number of replicas; the least number with `max_replicas`."""
     max_replicas: PositiveInt | None = None

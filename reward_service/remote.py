@@ -10,6 +10,7 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
+from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
     MOST_BYTES,
     MOST_HEADER_BYTES,
@@ -42,6 +43,7 @@ class RemoteReward:
         if not url.startswith(("http://", "https://")):
             raise InputError(f"rewards.{reward}.url is '{url}'; it must begin with http:// or https://")
         self._reward, self._url, self._timeout = reward, f"{url.rstrip('/')}/v1/score", timeout
+        spare_local_addresses()
         self._session = requests.Session()
         self._session.headers.update({"Content-Type": KIND, "Accept": KIND})
         if token := checked_token(os.environ.get(TOKEN) or None, TOKEN):

@@ -14,8 +14,10 @@ def test_plain_names_are_taken(name: str, run_settings: Callable[..., RunSetting
 
 @pytest.mark.parametrize(
     "name",
-    ["prompt", "picture", "iteration", "diversity", "Models", "a/b", "my.reward", "a#b", "[red]x", "qualité", "", " "]
-    + ["a b", "a\nb", "2x", "-x", "_x", "__metadata__", "x" * 65, "a=b", "a:b", "ｏｃｒ"],
+    [
+        *("prompt", "picture", "iteration", "diversity", "Models", "a/b", "my.reward", "a#b", "[red]x", "qualité"),
+        *("", " ", "a b", "a\nb", "2x", "-x", "_x", "__metadata__", "x" * 65, "a=b", "a:b", "ｏｃｒ"),
+    ],
 )
 def test_names_that_would_break_something_are_refused(name: str, run_settings: Callable[..., RunSettings]) -> None:
     with pytest.raises(InputError) as told:
