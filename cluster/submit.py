@@ -112,9 +112,12 @@ def submit(client: JobSubmissionClient, settings: RunSettings, *, resume: bool =
     job = f"branchgrpo-{re.sub(r'[^A-Za-z0-9_.-]+', '-', settings.name)}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory() as temporary:
         recipe = save_recipe(settings, Path(temporary) / "run")
+        for module in own_modules(settings):  # all processes of a job import from its working directory
+            copy = shutil.copytree if module.is_dir() else shutil.copyfile
+            copy(module, recipe.parent / module.name)
         command = ["python", "-m", "branchgrpo", "train", recipe.name, *(["--resume"] if resume else [])]
         runtime_env: dict[str, Any] = {
-            "py_modules": [str(path) for path in (stage_package(Path(temporary)), *own_modules(settings))],
+            "py_modules": [str(stage_package(Path(temporary)))],
             "working_dir": str(recipe.parent),
             "env_vars": {"RAY_JOB_STOP_WAIT_TIME_S": str(STOP_WAIT_SECONDS)},
         }
