@@ -93,9 +93,8 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
         raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
     base = content.pop("base", None)
     given = {tuple(key.split(".")) if isinstance(key, str) else (key,): value for key, value in content.items()}
-    if twice := [
-        keys for keys, n in Counter(leaf for item in given.items() for leaf in _leaves(*item)).items() if n > 1
-    ]:
+    leaves = Counter(leaf for keys, value in given.items() for leaf in _leaves(keys, value))
+    if twice := [keys for keys, count in leaves.items() if count > 1]:
         raise InputError(f"recipe {path} says '{_dotted(twice[0])}' twice")
     recipe = {} if base is None else _base(path, base, above)
     if ("rewards",) in given:

@@ -67,6 +67,13 @@ class Settings(BaseModel):
     )
 
     @model_validator(mode="after")
+    def _texts_can_be_sent(self) -> Self:
+        for name, value in self:
+            if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
+                raise ValueError(f"{name} is {value!r}, which has half a character (a lone surrogate)")
+        return self
+
+    @model_validator(mode="after")
     def _not_beyond_float32(self) -> Self:
         for name, value in self:
             if isinstance(value, float) and MAX_NUMBER < abs(value) < math.inf:
@@ -667,7 +674,7 @@ class RunSettings(Settings):
             "has signs that can't be seen": not name.isprintable(),
             "begins with a dot, a dash or a blank": name[:1] in (".", "-", " "),
             "ends with a blank": name[-1:] == " ",
-            f"is longer than {MAX_NAME} bytes": len(name.encode()) > MAX_NAME,
+            f"is longer than {MAX_NAME} bytes": len(name.encode(errors="replace")) > MAX_NAME,
         }
         if reason := next((reason for reason, applies in reasons.items() if applies), None):
             raise ValueError(f"{name[:MAX_NAME]!r} can't name a run and its folder: it {reason}")

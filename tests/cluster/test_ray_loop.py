@@ -80,7 +80,7 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
 @pytest.mark.parametrize(
     "changes",
     [
-        {"pools.rollout_workers": SMALL},
+        {"pools.rollout_workers": SMALL, "name": "é #1 [red]=%d 😀"},
         {"placement": "colocated"},
         pytest.param(
             {
@@ -91,7 +91,7 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
             marks=pytest.mark.slow,
         ),
     ],
-    ids=["one worker", "colocated", "three workers and little room"],
+    ids=["one worker and a name of all letters", "colocated", "three workers and little room"],
 )
 def test_weights_are_bit_equal_to_the_plain_loop_s(
     changes: dict[str, Any], plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str

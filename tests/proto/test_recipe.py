@@ -232,6 +232,12 @@ def test_all_other_names_are_taken(name: str) -> None:
     assert load_recipe(GLYPHS, [f"name={name}"]).name == name
 
 
+@pytest.mark.parametrize("key", ["name", "policy.negative_prompt", "policy.pretrained", "rewards.ocr.url"])
+def test_half_a_character_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="half a character|can't be seen"):
+        load_recipe(GLYPHS, [f"{key}=a\udcff"])
+
+
 def test_recipes_of_earlier_versions_load(tmp_path: Path) -> None:
     """They have steps in quotes."""
     (tmp_path / "it.yaml").write_text("base: glyphs\nschedule: {splits: {'0': 2, '3': 2}, steps: 8}\n")
