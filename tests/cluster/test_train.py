@@ -17,6 +17,7 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.evaluation import evaluate
 from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run_state import read_state
 from branchgrpo.cluster.trained import trained_policy, trained_weights
 from branchgrpo.learner.export import export
 from branchgrpo.proto.errors import InputError
@@ -141,11 +142,47 @@ def test_sigterm_makes_a_checkpoint_to_go_on_from(run_settings: Settings, tmp_pa
     process.send_signal(signal.SIGTERM)
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
+    assert "with a checkpoint; ask again to stop at once" in output
     assert "with a checkpoint; go on with --resume" in output.replace("\n", " ")
     done = RunFolder.open(folder).checkpoints()
     assert len(done) == 1
     run(settings.model_copy(update={"iterations": done[0] + 1}), tmp_path, "--resume")
     assert RunFolder.open(folder).checkpoints()[-1] == done[0] + 1
+
+
+def test_a_failed_run_has_its_results_and_its_first_error(run_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "my_rewards.py").write_text(
+        "calls = 0\n"
+        "def red(media, prompts):\n"
+        "    global calls\n"
+        "    calls += 1\n"
+        "    if calls > 20:\n"
+        "        raise ZeroDivisionError('no red left')\n"
+        "    return media[..., 0].mean(axis=(1, 2)) / 255\n"
+    )
+    changes = {**GLYPHS, "iterations": 50, "evaluation.every": 1, "rewards": {"red": {"function": "my_rewards:red"}}}
+    settings = run_settings(changes)
+    folder = settings.runs / settings.name
+    failed = subprocess.run(command(settings, tmp_path), capture_output=True, text=True, cwd=tmp_path)
+    assert failed.returncode == 1, failed.stderr
+    assert "no red left" in failed.stderr
+    metrics = RunFolder.open(folder).lines("metrics")
+    evaluations = RunFolder.open(folder).lines("evaluations")
+    assert len(evaluations) > 1
+    found = json.loads((folder / "summary.json").read_text())
+    assert (found["ended"], found["iterations"]) == ("failed", metrics[-1]["iteration"])
+    assert "no red left" in found["error"]
+    assert found["before"] == {"red": evaluations[0]["red"]}
+    assert (found["after"], found["after_iteration"]) == (
+        {"red": evaluations[-1]["red"]},
+        evaluations[-1]["iteration"],
+    )
+    for name in ("before_after.png", "reward_curve.png"):
+        assert (folder / name).is_file()
+    log = (folder / "log.txt").read_text()
+    assert 'my_rewards.py", line 6, in red' in log
+    assert log.count("ZeroDivisionError: no red left") >= 1
+    assert read_state(folder)["state"] == "failed"
 
 
 def test_a_killed_run_leaves_whole_files_and_goes_on(four: tuple[RunSettings, Path], tmp_path: Path) -> None:
