@@ -3,6 +3,7 @@
 import os
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from branchgrpo.cluster import submit
@@ -72,3 +73,22 @@ def test_functions_share_a_cpu(folder: Path, run_settings: Settings) -> None:
     cpus = {demand.pool: demand.each["CPU"] for demand in reward_demands(run_settings(changes))}
     expected = {"r0": 0.1, "r1": 1, "r2": 0.1, "far": 0.1, "ocr": 1}
     assert cpus == {f"pools.rewards.{name}": count for name, count in expected.items()}
+
+
+class Recording:
+    """A job server that notes what a job would be given."""
+
+    def submit_job(self, runtime_env: dict[str, Any], submission_id: str, **_: Any) -> str:
+        self.modules = [Path(path).name for path in runtime_env["py_modules"]]
+        working_dir = Path(runtime_env["working_dir"])
+        self.files = {str(path.relative_to(working_dir)) for path in working_dir.rglob("*.py")}
+        return submission_id
+
+
+def test_they_are_in_the_working_directory_of_a_job(folder: Path, run_settings: Settings) -> None:
+    """Ray's job server takes folders alone as modules."""
+    client = Recording()
+    submit.submit(client, run_settings(own("travels_module:f")))  # type: ignore[arg-type]
+    package = {"travels_package/__init__.py", "travels_package/inner/__init__.py"}
+    assert client.files == {"travels_module.py", "travels_lazily.py", "travels_third.py", *package}
+    assert client.modules == ["branchgrpo"]
