@@ -191,7 +191,11 @@ class Chaos:
 
     def _scale_and_kill(self, run: Run) -> None:
         """The run has three workers then, also when it has been set up again."""
+        run.driver.send_signal(signal.SIGSTOP)  # else the run could end before
         run.on_cluster("scale", run.name, "--rollout-workers", "3")
+        run.driver.send_signal(signal.SIGCONT)
+        done = run.done
+        run.until(lambda: run.done > done, "an iteration with more workers")
         self._signal(run, CONTROLLER, signal.SIGKILL)
         killed = time.time()
         run.until(lambda: any(line["started"] > killed for line in run.lines()), "after the controller was killed")
@@ -200,6 +204,7 @@ class Chaos:
 
     def _kill_driver_on_a_full_cluster(self, run: Run) -> None:
         """The reward models of another run that was killed, and the run's own, take all places there are."""
+        run.driver.send_signal(signal.SIGSTOP)  # else the run could end before
         orphan = self.start(f"orphan {len(run.lines())}")
         orphan.until(lambda: orphan.done >= 1, "the first iteration")
         orphan.driver.kill()
