@@ -60,11 +60,9 @@ def reward_curve(
 
 def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
     """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree, or clips."""
-    from diffusers.utils import make_image_grid  # takes seconds to import, and most of the time nobody asks
-
-    pictures = [Image.fromarray(still(leaf)) for tree in media for leaf in tree]
+    rows = [np.concatenate([still(leaf) for leaf in tree], axis=1) for tree in media]
     with whole(path) as temporary:
-        make_image_grid(pictures, rows=len(media), cols=len(media[0])).save(temporary, format="PNG")
+        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
 
 
 def still(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

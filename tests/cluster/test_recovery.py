@@ -211,7 +211,9 @@ def test_a_run_needs_neither_its_working_directory_nor_torch_in_its_driver(
 ) -> None:
     """The directory vanishes, then the controller: all processes are set up again, on a Ray of the run's own."""
     pools = {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"ocr": SMALL}}
-    settings = run_settings({"execution": "ray", "threads": 1, "iterations": 6, "pools": pools})
+    settings = run_settings(
+        {"execution": "ray", "threads": 1, "iterations": 6, "pools": pools, "logging.samples_every": 2}
+    )
     recipe, run, work = tmp_path / "recipe.yaml", settings.runs / settings.name, tmp_path / "work"
     recipe.write_text(dump_recipe(settings))
     work.mkdir()
