@@ -46,6 +46,7 @@ class Branching:
             first = settings.schedule.build(1, settings.seed)
             self._children = list(first.splits.values())
             self._budget = self._adapt.forward_passes or first.forward_passes
+            self._steps = first.grid_steps
             steps, count = first.grid_steps - 1, len(self._children)
             if math.comb(steps, count) > MOST_PLACES:
                 raise InputError(
@@ -96,13 +97,15 @@ class Branching:
     def save(self, folder: Path) -> None:
         """Write what has been learned into a checkpoint, if anything is."""
         if self._adapt:
-            state = {"pending": self._pending, "worth": self._worth, "seen": self._seen}
+            state = {"steps": self._steps, "pending": self._pending, "worth": self._worth, "seen": self._seen}
             (folder / FILE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. One that was made without `adapt` leaves everything to be learned."""
+        """Go on from a checkpoint. One without `adapt`, or with other steps, leaves everything to be learned."""
         if self._adapt and (folder / FILE).is_file():
             state: dict[str, Any] = json.loads((folder / FILE).read_text())
+            if state.get("steps", self._steps) != self._steps:
+                return
             self._pending = [(number, _by_step(worth)) for number, worth in state["pending"]]
             self._worth, self._seen = _by_step(state["worth"]), _by_step(state["seen"])
 

@@ -30,10 +30,17 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
+RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to go on with.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
 ]
 Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")]
+BackTo = Annotated[
+    int | None,
+    typer.Option(
+        "--iteration", min=0, help="With --resume: go back to the checkpoint of this iteration; 0 begins anew."
+    ),
+]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
 Cluster = Annotated[
     str | None,
@@ -55,36 +62,46 @@ def root(version: Annotated[bool, typer.Option("--version", help="Print the vers
 
 @app.command()
 def train(
-    recipe: Recipe,
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
     resume: Resume = False,
+    iteration: BackTo = None,
     address: Cluster = None,
 ) -> None:
     """Align a policy with rewards, as the recipe says.
 
-    Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold]
-    """
-    from ..proto.recipe import load_recipe
+    A run that goes on may have other settings (docs/operating.md); they are kept in changes.jsonl of its folder.
 
-    settings = load_recipe(recipe, overrides or [])
+    Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold], then
+    [bold]branchgrpo train runs/short --resume iterations=8 learner.optimizer.learning_rate=1e-4[/bold]
+    """
+    from .run_folder import load_settings
+
+    settings = load_settings(recipe, overrides or [])
+    _check_back_to(iteration, resume)
     console = Console(file=sys.stdout)  # as it is now: the run takes over what others print
     with console.status("starting"):
         from .console import RunDisplay
         from .train import train as run
-    run(settings, RunDisplay(console), resume=resume, address=address)
+    run(settings, RunDisplay(console), resume=resume, back_to=iteration, address=address)
+
+
+def _check_back_to(iteration: int | None, resume: bool) -> None:
+    if iteration is not None and not resume:
+        raise InputError(f"--iteration {iteration} goes back to a checkpoint of a run; give --resume too")
 
 
 @app.command()
-def check(recipe: Recipe, overrides: Overrides = None) -> None:
+def check(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
     """Say what a run would need: passes, edges and rows, parameters and memory, and files that are missing.
 
     Exit status 1 if something is missing.
 
     Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
     """
-    from ..proto.recipe import load_recipe
+    from .run_folder import load_settings
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_settings(recipe, overrides or [])
     console = Console()
     with console.status("looking"):
         from . import check as checking
@@ -97,9 +114,10 @@ def check(recipe: Recipe, overrides: Overrides = None) -> None:
 
 @app.command()
 def submit(
-    recipe: Recipe,
+    recipe: RecipeOrRun,
     overrides: Overrides = None,
     resume: Resume = False,
+    iteration: BackTo = None,
     address: Annotated[
         str, typer.Option(envvar=["RAY_API_SERVER_ADDRESS", "RAY_ADDRESS"], help="The cluster's dashboard.")
     ] = "http://127.0.0.1:8265",
@@ -109,9 +127,10 @@ def submit(
 
     Example: [bold]branchgrpo submit recipes/glyphs.yaml runs=/shared/runs --address http://head:8265[/bold]
     """
-    from ..proto.recipe import load_recipe
+    from .run_folder import load_settings
 
-    settings = load_recipe(recipe, overrides or [])
+    settings = load_settings(recipe, overrides or [])
+    _check_back_to(iteration, resume)
     with Console().status("submitting"):
         from .address import use_dashboard
 
@@ -123,7 +142,7 @@ def submit(
         for line in advice(settings):
             typer.echo(f"warning: {line}", err=True)
         client = jobs.connect(address)
-        job = jobs.submit(client, settings, resume=resume)
+        job = jobs.submit(client, settings, resume=resume, back_to=iteration)
     typer.echo(f"submitted: {job}")
     try:
         ended = jobs.follow(client, job) if follow else None

@@ -27,6 +27,7 @@ from rich.text import Text
 from .. import __version__
 from ..proto.errors import brief
 from ..proto.settings import RunSettings
+from .changes import Change
 from .checkpoints import DAMAGED
 from .loop import IterationReport
 from .run_folder import RunFolder
@@ -128,6 +129,11 @@ class RunDisplay:
         if self._state and self._state.state == "recovering":
             return
         self._say(f"continues after iteration {iteration}, from {checkpoint}")
+
+    def changed(self, changes: Sequence[Change], iteration: int) -> None:
+        """Settings have other values from an iteration on."""
+        for change in changes:
+            self._say(f"from iteration {iteration} on, {change}")
 
     def lost(self, error: Exception, done: int) -> None:
         """A process was lost, and the run goes on from the checkpoint of iteration `done`."""

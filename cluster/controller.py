@@ -31,6 +31,7 @@ from ..proto.transport import PartHeader, part_id
 from ..proto.tree import Task
 from ..reward_service.client import ScoringFailed
 from . import metrics
+from .actors import PREVIOUS
 from .branching import Branching
 from .evaluation import evaluation_tasks
 from .launch import Pools
@@ -306,7 +307,7 @@ class Controller:
         await self.pools.learner.load(folder)
         self.branching.load(folder)
         self.published.clear()
-        if self.settings.staleness:
+        if self.settings.staleness and (folder / PREVIOUS).is_file():  # else none was needed when it was made
             self.published.append(await self.pools.learner.previous(folder))
         self.published.append(await self.pools.learner.weights())
 

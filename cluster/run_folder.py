@@ -3,6 +3,9 @@
 recipe.yaml            all settings, as the run used them
 prompts/               copies of its prompt files
 versions.json          of Python and the packages that matter
+fingerprints.json      by which the policy is known, wherever it lies
+changes.jsonl          one line per setting that was changed when the run went on, and per return to a checkpoint
+set-aside/             what returns and changes have put out of use
 driver.lock            locked by the driver, of which there is one
 state.json             what the run is doing, or how it has ended
 log.txt                what the run tells, with times
@@ -22,10 +25,12 @@ import math
 import platform
 import shlex
 import shutil
-from collections.abc import Callable, Collection, Iterator, Mapping
+import time
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from hashlib import sha256
+from dataclasses import asdict
 from importlib import metadata
+from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
@@ -33,31 +38,20 @@ from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
 from ..proto.files import remove, sweep, whole, write_text
-from ..proto.prompts import fields_of, read_prompts
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import CheckpointSettings, RunSettings
+from ..rollout_workers.policies.folder import content_fingerprint
+from ..rollout_workers.policies.load import find_policy
+from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import driver_lock
 from .evaluation import Evaluation
 
+FINGERPRINTS = "fingerprints.json"
+RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
 WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
-
-MAY_CHANGE = (
-    "runs",
-    "resume",
-    "iterations",
-    "evaluation.every",
-    "checkpoint",
-    "logging",
-    "execution",
-    "placement",
-    "pools",
-    "rollout.parts_in_scoring",
-    "rollout.trees_in_flight",
-)
-"""Settings that a resumed run may change; any other would make it a different run."""
 
 
 class RunFolder:
@@ -65,6 +59,11 @@ class RunFolder:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+        self.changes: list[Change] = []
+        """Found when the run was taken up, and not yet in effect."""
+        self._recipe: RunSettings | None = None
+        """The recipe with these changes."""
+        self._back_to: int | None = None
 
     @classmethod
     @contextmanager
@@ -88,6 +87,7 @@ class RunFolder:
             try:
                 save_recipe(settings, path)
                 write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
+                write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
                 yield folder
             except BaseException:
                 if not folder.started:
@@ -106,34 +106,85 @@ class RunFolder:
 
     @classmethod
     @contextmanager
-    def resume(cls, settings: RunSettings) -> Iterator["RunFolder"]:
-        """The folder of a run to go on with, locked within the block.
+    def resume(cls, settings: RunSettings, back_to: int | None = None) -> Iterator["RunFolder"]:
+        """The folder of a run to go on with, locked within the block; from the checkpoint `back_to`, or the newest.
 
-        Raises InputError if it isn't there, is in use, or was made with other settings.
+        What is changed takes effect with `go_on`. Raises InputError if the folder isn't there or is in use, for a
+        change that contradicts its checkpoints, and for a checkpoint that isn't there.
         """
         path = settings.runs / settings.name
         if not path.exists():
             raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
         folder = cls.open(path)
         with driver_lock(path):
-            folder._take_up(settings)
+            folder._take_up(settings, back_to)
             yield folder
 
-    def _take_up(self, settings: RunSettings) -> None:
-        """Make the folder that of a run with these settings. Raises InputError for those that can't be changed."""
-        path = self.path
-        before, now = _compared(self.settings), _compared(settings)
-        for key in [*before, *now]:
-            may_change = any(key == allowed or key.startswith(f"{allowed}.") for allowed in MAY_CHANGE)
-            if before.get(key) != now.get(key) and not may_change:
-                raise InputError(
-                    f"{key} was {before.get(key)} in the run in {path} and is {now.get(key)} now; a resumed run may "
-                    f"change {', '.join(MAY_CHANGE)} only"
-                )
-        if (done := self.checkpoints()) and done[-1] > settings.iterations:
-            raise InputError(f"iterations is {settings.iterations}; the run in {path} has done {done[-1]} already")
-        sweep(path)
-        save_recipe(settings, path)
+    def _take_up(self, settings: RunSettings, back_to: int | None) -> None:
+        """Find out what is changed. Raises InputError for what can't be."""
+        file = self.path / FINGERPRINTS
+        policy = json.loads(file.read_text())["policy"] if file.is_file() else None
+        self.changes = find_changes(self.settings, settings, policy, policy and policy_fingerprint(settings))
+        if back_to:
+            self.find_checkpoint(back_to, None, lambda path, why: None)
+        done = self.done if back_to is None else back_to
+        if done > settings.iterations:
+            raise InputError(
+                f"iterations is {settings.iterations}; the run in {self.path} has done {done} already (--iteration "
+                "goes back to an earlier checkpoint)"
+            )
+        self._recipe, self._back_to = settings, back_to
+        sweep(self.path)
+
+    def go_on(self, damaged: Callable[[Path, str], None]) -> int:
+        """Iteration of the checkpoint to go on from, 0 for the beginning, when processes are set up.
+
+        The first time, later checkpoints are set aside if the run goes back, and changes are written down; each time
+        lines of iterations that are to be done again are dropped. `damaged` is called as by `newest_whole_checkpoint`.
+        """
+        newest = self.done
+        if self._back_to is not None:
+            self.set_aside_after(self._back_to)
+        done = self.newest_whole_checkpoint(damaged)
+        if self._recipe is not None:
+            self._write_changes(done, newest)
+        self.forget_after(done or -1)
+        return done
+
+    def _write_changes(self, done: int, newest: int) -> None:
+        assert self._recipe is not None
+        if self.changes and any(line["iteration"] > done for line in self.lines("metrics")):
+            self.set_aside_after(done)  # what is done again will differ
+        about = {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+        if self._back_to is not None:
+            self.append("changes", {**about, "went_back_from": newest, "to": done})
+        for change in self.changes:
+            if change.setting in ("prompts.train", "prompts.held_out"):
+                self._keep_prompts(change.setting.removeprefix("prompts."), done)
+            self.append("changes", {**about, **asdict(change)})
+        save_recipe(self._recipe, self.path)
+        self._recipe = self._back_to = None
+
+    def _keep_prompts(self, name: str, done: int) -> None:
+        """Rename the prompts that were used up to an iteration, before others take their name."""
+        for path in (self.path / "prompts").glob(f"{name}.*"):
+            path.rename(free_name(path.with_name(f"{name}-until-{done:06d}{path.suffix}")))
+
+    def set_aside_after(self, iteration: int) -> None:
+        """Move checkpoints, lines and results of later iterations into a folder of `set-aside`, where nobody looks."""
+        aside = free_name(self.path / "set-aside" / f"after-{iteration:06d}")
+        for name in ("metrics", "evaluations"):
+            if later := [line for line in self.lines(name) if line["iteration"] > iteration]:
+                write_text(aside / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in later))
+        for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*"):
+            for path in sorted(self.path.glob(pattern), reverse=True):
+                number = path.stem.removeprefix("iteration-").partition("-")[0]
+                if number.isdecimal() and int(number) > iteration:
+                    _move(path, aside / path.relative_to(self.path))
+        for name in RESULTS:
+            if (self.path / name).exists():
+                _move(self.path / name, aside / name)
+        self.forget_after(iteration or -1)
 
     @property
     def settings(self) -> RunSettings:
@@ -142,7 +193,7 @@ class RunFolder:
     @property
     def command(self) -> str:
         """What goes on with the run."""
-        return f"branchgrpo train {shlex.quote(str(self.path / 'recipe.yaml'))} --resume"
+        return f"branchgrpo train {shlex.quote(str(self.path))} --resume"
 
     @property
     def started(self) -> bool:
@@ -288,24 +339,32 @@ class RunFolder:
         return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
 
 
-def _compared(settings: RunSettings) -> dict[str, Any]:
-    """Settings by their dotted names; prompts by what the files hold, wherever these are."""
-    flat = _flat(settings.model_dump())
-    del flat["prompts.column"]  # what was read from it is compared
-    for name in ("prompts.train", "prompts.held_out"):
-        if path := flat[name]:
-            prompts = read_prompts(path, name, settings.prompts.column, quiet=True)
-            content = json.dumps([(prompt, dict(fields_of(prompt))) for prompt in prompts])
-            flat[name] = f"{len(prompts)} prompts ({sha256(content.encode()).hexdigest()[:8]})"
-    return flat
+def policy_fingerprint(settings: RunSettings) -> str | None:
+    """By which the policy is known, wherever it lies; None for an adapter of the user's own, whose files may be any."""
+    folder, _ = find_policy(settings.policy)
+    return None if settings.policy.adapter else content_fingerprint(folder)
 
 
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    """Settings by their dotted names."""
-    flat: dict[str, Any] = {}
-    for key, value in settings.items():
-        flat.update(_flat(value, f"{prefix}{key}.") if isinstance(value, dict) and value else {f"{prefix}{key}": value})
-    return flat
+def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings of a recipe, or of the run in a folder, with overrides. Raises InputError as `load_recipe` does."""
+    if not target.is_dir():
+        return load_recipe(target, overrides)
+    settings = load_recipe(RunFolder.open(target).path / "recipe.yaml", overrides)
+    if given := [override for override in overrides if override.partition("=")[0] in ("name", "runs")]:
+        raise InputError(f"'{given[0]}' names another run than the one in {target}; leave it out")
+    target = target if target.name not in ("", "..") else target.resolve()
+    return settings.model_copy(update={"runs": target.parent, "name": target.name})
+
+
+def free_name(path: Path) -> Path:
+    """`path`, or the first of `path`-2, -3 and so on that isn't there."""
+    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def _move(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(to)
 
 
 def _versions() -> dict[str, str]:

@@ -107,15 +107,21 @@ def connect(address: str) -> JobSubmissionClient:
         raise InputError(f"the Ray at '{address}' takes no jobs: {str(error).splitlines()[0]}") from error
 
 
-def submit(client: JobSubmissionClient, settings: RunSettings, *, resume: bool = False) -> str:
-    """Submit the run, and return the job's id. Raises RunFailed if the cluster doesn't take it."""
+def submit(
+    client: JobSubmissionClient, settings: RunSettings, *, resume: bool = False, back_to: int | None = None
+) -> str:
+    """Submit the run, to begin or to go on (from the checkpoint `back_to`, or the newest), and return the job's id.
+
+    Raises RunFailed if the cluster doesn't take it.
+    """
     job = f"branchgrpo-{re.sub(r'[^A-Za-z0-9_.-]+', '-', settings.name)}-{uuid.uuid4().hex[:8]}"
     with tempfile.TemporaryDirectory() as temporary:
         recipe = save_recipe(settings, Path(temporary) / "run")
         for module in own_modules(settings):  # all processes of a job import from its working directory
             copy = shutil.copytree if module.is_dir() else shutil.copyfile
             copy(module, recipe.parent / module.name)
-        command = ["python", "-m", "branchgrpo", "train", recipe.name, *(["--resume"] if resume else [])]
+        options = (["--resume"] if resume else []) + ([] if back_to is None else [f"--iteration={back_to}"])
+        command = ["python", "-m", "branchgrpo", "train", recipe.name, *options]
         runtime_env: dict[str, Any] = {
             "py_modules": [str(stage_package(Path(temporary)))],
             "working_dir": str(recipe.parent),

@@ -36,8 +36,15 @@ FRUITLESS = 3
 """Times in a row that a run is set up again without having made a new checkpoint."""
 
 
-def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, address: str | None = None) -> Path:
-    """Run the recipe, or go on with it, and return the run folder.
+def train(
+    settings: RunSettings,
+    display: RunDisplay,
+    *,
+    resume: bool = False,
+    back_to: int | None = None,
+    address: str | None = None,
+) -> Path:
+    """Run the recipe, or go on with it (from the checkpoint `back_to`, or the newest), and return the run folder.
 
     With `execution: ray` on the cluster at `address`, or on a Ray that is started for this run and ended with it. What
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
@@ -55,7 +62,7 @@ def train(settings: RunSettings, display: RunDisplay, *, resume: bool = False, a
         train_prompts, held_out = training_and_held_out(settings)
         if settings.logging.wandb_project and find_spec("wandb") is None:
             raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
-        opened = RunFolder.resume(settings) if resume else RunFolder.create(settings)
+        opened = RunFolder.resume(settings, back_to) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
             try:
@@ -169,8 +176,10 @@ class _Run:
         self, loop: Loop, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
-        self.done = folder.newest_whole_checkpoint(display.damaged)
-        self._write(lambda: folder.forget_after(self.done or -1))
+        changes = folder.changes
+        self.done = self._write(lambda: folder.go_on(display.damaged))
+        display.changed(changes, self.done + 1)
+        folder.changes = []
         if self.done:
             display.resumed(folder.checkpoint(self.done), self.done)
             with display.waiting("loading the checkpoint"):

@@ -15,10 +15,10 @@ class WeightAverage:
         self.decay = decay
         self.weights = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in weights}
 
-    def load(self, weights: Mapping[str, torch.Tensor]) -> None:
-        """Take up an average that was kept before."""
-        for name, average in self.weights.items():
-            average.copy_(weights[name])
+    def load(self, weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Take up an average that was kept before, or begin anew with these weights."""
+        for name, value in weights.items() if isinstance(weights, Mapping) else weights:
+            self.weights[name].copy_(value)
 
     @torch.no_grad()
     def update(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:

@@ -8,6 +8,7 @@ Two of its defaults lose gradients without a word, and are avoided here:
 
 import math
 import os
+import warnings
 from argparse import Namespace
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, redirect_stdout
@@ -39,6 +40,7 @@ class Engine:
         import deepspeed
 
         self.network, self._stage, self._norm = network, settings.zero_stage, 0.0
+        self._settings = settings.optimizer
         optimizer = torch.optim.AdamW(
             self._parameters.values(),
             lr=settings.optimizer.learning_rate,
@@ -48,7 +50,7 @@ class Engine:
         if self._stage == 0:
             optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
         course = settings.optimizer.schedule
-        scheduler = transformers.get_scheduler(
+        self._scheduler = transformers.get_scheduler(
             "constant_with_warmup" if course == "constant" else course,
             optimizer,
             settings.optimizer.warmup_updates,
@@ -56,7 +58,7 @@ class Engine:
         )
         with _same_buffers(network):
             self.module, *_ = deepspeed.initialize(
-                model=network, optimizer=optimizer, lr_scheduler=scheduler, config=_config(settings, precision)
+                model=network, optimizer=optimizer, lr_scheduler=self._scheduler, config=_config(settings, precision)
             )
 
     @property
@@ -122,6 +124,10 @@ class Engine:
             for name, share in own.items():
                 self._parameters[name].data = share
 
+    def shapes(self) -> dict[str, tuple[int, ...]]:
+        """Shape of every trained weight, by name; with ZeRO 3 of the whole one."""
+        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
+
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights in the network's dtype, by name. Collective.
 
@@ -154,7 +160,10 @@ class Engine:
             self.module.save_checkpoint(path, tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
     def load(self, folder: Path, saved_by: int) -> None:
-        """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there."""
+        """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there.
+
+        The optimizer then works as the settings of this engine say.
+        """
         other = self._stage > 0 and saved_by != self.ranks
         tag = self._universal(folder) if other else ENGINE
         # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
@@ -164,6 +173,20 @@ class Engine:
         self.module._config.load_universal_checkpoint = False
         if found is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
+        self._configure_optimizer()
+
+    def _configure_optimizer(self) -> None:
+        """Have the optimizer work as the settings say: DeepSpeed restores how it worked when it was saved."""
+        settings = self._settings
+        for group in self.module.optimizer.param_groups:
+            group.update(betas=settings.betas, weight_decay=settings.weight_decay)
+        if self._stage:
+            self.module.optimizer.clip_grad = settings.gradient_clipping
+        self._scheduler.base_lrs = [settings.learning_rate] * len(self._scheduler.base_lrs)
+        self._scheduler.last_epoch -= 1  # a step back and forth gives the next update its rate
+        with warnings.catch_warnings():  # that no update was made before
+            warnings.simplefilter("ignore")
+            self._scheduler.step()
 
     def _universal(self, folder: Path) -> str:
         """Make DeepSpeed's universal form of a checkpoint beside it, unless it is there, and return its tag."""

@@ -6,10 +6,11 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 import numpy as np
+import safetensors
 import safetensors.torch
 import torch
 
-from ..proto.errors import Diverged
+from ..proto.errors import Diverged, InputError
 from ..proto.settings import RunSettings
 from ..proto.stats import UpdateStats
 from ..proto.tensors import KeptForward
@@ -146,12 +147,29 @@ class Learner:
             (folder / "learner.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote, with any number of ranks."""
+        """Take up what `save` wrote, with any number of ranks and at any ZeRO stage, and go on as the settings say.
+
+        An average that the checkpoint doesn't have begins with its weights. Raises InputError if it holds other weights
+        than this learner trains.
+        """
         facts = json.loads((folder / "learner.json").read_text())
+        self._check_weights(folder / "weights.safetensors")
         self.engine.load(folder, facts["ranks"])
         if self.average:
-            self.average.load(safetensors.torch.load_file(folder / "ema.safetensors"))
+            kept = folder / "ema.safetensors"
+            self.average.load(safetensors.torch.load_file(kept) if kept.is_file() else self.engine.master_weights())
         self.version = facts["version"]
+
+    def _check_weights(self, file: Path) -> None:
+        trained = self.engine.shapes()
+        with safetensors.safe_open(file, framework="pt") as weights:
+            kept = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        if different := sorted(name for name in {**trained, **kept} if trained.get(name) != kept.get(name)):
+            name = different[0]
+            raise InputError(
+                f"{file.parent} holds other weights than this policy trains ({len(different)} of {len(trained)}), such "
+                f"as {name}: shape {kept.get(name)}, and {trained.get(name)} now"
+            )
 
     def _work_through_window(self) -> None:
         """Forward and backward for all micro-batches of the window."""
