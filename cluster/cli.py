@@ -9,8 +9,6 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 from rich.console import Console
-from rich.progress import Progress
-from rich.table import Table
 
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
@@ -159,56 +157,36 @@ def submit(
 @app.command()
 def evaluate(
     target: Annotated[Path, typer.Argument(help="Folder of a run, or a recipe to evaluate its untrained policy.")],
+    overrides: Overrides = None,
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the pictures and their scores.")] = None,
     ema: Ema = False,
-    iteration: Iteration = None,
+    iteration: Annotated[
+        list[int] | None, typer.Option("--iteration", help="Take this checkpoint, not the newest; may be repeated.")
+    ] = None,
     best: Best = False,
+    all_: Annotated[bool, typer.Option("--all", help="Take every checkpoint that there is.")] = False,
+    against: Annotated[
+        Path | None, typer.Option(help="Run (its newest checkpoint) or recipe to compare with, picture by picture.")
+    ] = None,
 ) -> None:
     """Sample the held-out prompts deterministically and score them.
 
-    Example: [bold]branchgrpo evaluate runs/glyphs --out pictures[/bold]
+    Settings given replace the run's: other prompts, rewards, `evaluation.samples`, `evaluation.steps`,
+    `evaluation.seed`, `policy.guidance_scale`.
+
+    Example: [bold]branchgrpo evaluate runs/glyphs evaluation.steps=30 --all --out pictures[/bold], or
+    [bold]branchgrpo evaluate runs/glyphs --against recipes/glyphs.yaml[/bold]
     """
     from ..proto.files import must_be_new
-    from ..proto.recipe import load_recipe
 
-    recipe = None if target.is_dir() else load_recipe(target)
+    if (iteration is not None) + best + all_ > 1:
+        raise InputError("--iteration, --best and --all name different checkpoints; give one of them")
     if out:
         must_be_new(out)
-    import torch
+    from .evaluate import evaluate_command
 
-    from ..reward_service.scorers import Scorers
-    from ..rollout_workers.policies.load import load_policy
-    from ..rollout_workers.worker import RolloutWorker
-    from .evaluation import evaluate as run
-    from .prompts import training_and_held_out
-    from .run_folder import RunFolder
-    from .starting import find_start
-    from .trained import trained_policy, write_evaluation
-
-    if recipe is None:
-        folder = RunFolder.open(target)
-        settings, policy = folder.settings, trained_policy(folder, _which(iteration, best), ema=ema)
-    elif ema or best or iteration is not None:
-        raise InputError(f"{target} is a recipe, which has no checkpoints; leave out --ema, --best and --iteration")
-    else:
-        settings, policy = recipe, load_policy(find_start(recipe).policy.merged)
-    if settings.threads:
-        torch.set_num_threads(settings.threads)
-    _, prompts = training_and_held_out(settings)
-    if not prompts:
-        raise InputError("prompts.held_out is null; name a file of prompts to evaluate on, or give prompts.hold_out")
-    scorers = Scorers(settings.rewards, settings.threads)
-    worker = RolloutWorker(policy, settings.rollout)
-    with Progress(disable=not sys.stdout.isatty(), transient=True) as progress:
-        task = progress.add_task("sampling and scoring", total=1.0)
-        evaluation = run(worker, scorers, settings, prompts, lambda share: progress.update(task, completed=share))
-    table = Table("reward", "mean", title=f"{len(prompts)} held-out prompts")
-    for name, mean in evaluation.means().items():
-        table.add_row(name, f"{mean:.4f}")
-    Console().print(table)
-    if out:
-        write_evaluation(evaluation, out)
-        typer.echo(f"pictures and scores: {out}")
+    which = None if all_ else ["best"] if best else iteration or ["newest"]
+    evaluate_command(target, overrides or [], which, ema, against, out, Console())
 
 
 @app.command()

@@ -64,7 +64,7 @@ def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int
             ITERATION,
             tuple(group),
             tuple(prompts[i] for i in group),
-            ode_schedule(schedule.grid_steps),
+            ode_schedule(settings.evaluation.steps or schedule.grid_steps),
             settings.evaluation.seed,
             version,
         )

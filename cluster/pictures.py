@@ -1,5 +1,6 @@
 """Pictures of a run: before and after, the reward curve, grids of samples."""
 
+import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,12 +9,14 @@ import matplotlib
 import numpy as np
 import numpy.typing as npt
 from matplotlib.figure import Figure
-from PIL import Image
+from PIL import Image, ImageDraw, ImageFont
 
 from ..proto.files import whole
 from .evaluation import Evaluation
 
 matplotlib.use("Agg")
+MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
+"""Least width of a picture with a label, and the height of its letters."""
 CLIP_MILLISECONDS = 62
 """For which each frame of a clip is shown: Wan makes 16 a second."""
 
@@ -63,6 +66,37 @@ def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
     rows = [np.concatenate([still(leaf) for leaf in tree], axis=1) for tree in media]
     with whole(path) as temporary:
         Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+
+
+def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], *, columns: int) -> None:
+    """Pictures row by row, each with lines of text below it; `media` uint8 [height, width, 3], or clips."""
+    stills = [still(picture) for picture in media]
+    columns = min(columns, len(stills))
+    height, width = (max(picture.shape[axis] for picture in stills) for axis in (0, 1))
+    factor = math.ceil(MINIMUM_LABELLED / width)
+    height, width = factor * height, factor * width
+    font = ImageFont.load_default(LABEL_PIXELS)
+    line = LABEL_PIXELS + 4
+    strip = line * max(label.count("\n") + 1 for label in labels) + 4
+    sheet = Image.new("RGB", (columns * (width + 4), -(-len(stills) // columns) * (height + strip)), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (picture, label) in enumerate(zip(stills, labels, strict=True)):
+        x, y = i % columns * (width + 4), i // columns * (height + strip)
+        own = (factor * picture.shape[1], factor * picture.shape[0])
+        sheet.paste(Image.fromarray(picture).resize(own, Image.Resampling.NEAREST), (x, y))
+        for number, text in enumerate(label.split("\n")):
+            draw.text((x + 1, y + height + 1 + number * line), _fitting(text, font, width), "black", font)
+    with whole(path) as temporary:
+        sheet.save(temporary, format="PNG")
+
+
+def _fitting(text: str, font: Any, width: int) -> str:
+    """As much of a text as there is room for."""
+    if font.getlength(text) <= width:
+        return text
+    while text and font.getlength(f"{text}…") > width:
+        text = text[:-1]
+    return f"{text}…"
 
 
 def still(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:

@@ -490,6 +490,8 @@ class EvaluationSettings(Settings):
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
+    steps: Annotated[int, Field(gt=0, le=10_000)] | None = None
+    """Denoising steps of an evaluation; null takes those of the schedule."""
     samples: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Pictures of each prompt. With more than one, how much they differ is told too."""
 
