@@ -185,8 +185,8 @@ def evaluate(
         must_be_new(out)
     from .evaluate import evaluate_command
 
-    which = None if all_ else ["best"] if best else iteration or ["newest"]
-    evaluate_command(target, overrides or [], which, ema, against, out, Console())
+    named: list[WhichCheckpoint] = ["best"] if best else [*(iteration or ())] or ["newest"]
+    evaluate_command(target, overrides or [], None if all_ else named, ema, against, out, Console())
 
 
 @app.command()

@@ -94,7 +94,9 @@ def find_subjects(
     if which is not None:
         found = [trained_weights(folder, one, ema=ema) for one in which]
     else:
-        found = [trained_weights(folder, one, ema=ema) for one in folder.checkpoints() or ["newest"]]
+        if not (every := folder.checkpoints()):
+            raise InputError(f"{folder.path} holds no checkpoint yet")
+        found = [trained_weights(folder, one, ema=ema) for one in every]
     return [Subject(f"iteration {number}", settings, weights) for number, weights in found]
 
 
@@ -170,7 +172,7 @@ def write(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], out: P
                 scores = {reward: float(values[i]) for reward, values in evaluation.rewards.items()}
                 lines.append(json.dumps({"prompt": prompt, "picture": name, **scores}))
             (own / "scores.jsonl").write_text("\n".join(lines) + "\n")
-            pictures.labelled_grid(own / "grid.png", evaluation.media[:96], captions(evaluation)[:96], columns=8)
+            pictures.labelled_grid(own / "grid.png", list(evaluation.media[:96]), captions(evaluation)[:96], columns=8)
         if against:
             write_wins(subjects, evaluations, temporary)
 
@@ -199,7 +201,7 @@ def show_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], co
     first, second = subjects
     table = Table("reward", first.label, "alike", second.label, title="share of pictures with the higher score")
     for reward in evaluations[0].rewards:
-        totals = np.sum(list(wins(*evaluations, reward).values()), axis=0)
+        totals = np.sum(list(wins(evaluations[0], evaluations[1], reward).values()), axis=0)
         table.add_row(reward, *(f"{share:.1%}" for share in totals / totals.sum()))
     console.print(table)
 
@@ -207,7 +209,7 @@ def show_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], co
 def write_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], out: Path) -> None:
     """The wins of every prompt by reward, and the pictures side by side, in the folder `out`."""
     first, second = (subject.label for subject in subjects)
-    counted = {reward: wins(*evaluations, reward) for reward in evaluations[0].rewards}
+    counted = {reward: wins(evaluations[0], evaluations[1], reward) for reward in evaluations[0].rewards}
     with open(out / "wins.jsonl", "w", encoding="utf-8") as file:
         for prompt in dict.fromkeys(evaluations[0].prompts):
             line = {name: dict(zip((first, "alike", second), by[prompt], strict=True)) for name, by in counted.items()}
