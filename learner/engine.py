@@ -299,9 +299,11 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
                 kept = read()
                 buffers[name].data = kept.to(device, dtype if kept.is_floating_point() else kept.dtype)
                 continue
-            with deepspeed.zero.GatheredParameters(parameters[name], modifier_rank=0), torch.no_grad():
+            if (parameter := parameters.get(name)) is None:  # one that the class is known to ignore
+                continue
+            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
                 if reads:
-                    parameters[name].copy_(read())
+                    parameter.copy_(read())
         return network
 
     return build

@@ -148,10 +148,16 @@ def opened(file: Path, framework: str = "numpy") -> Iterator[Any]:
         with safe_open(file, framework=framework) as stored:
             yield stored
     except (OSError, SafetensorError) as error:
-        with open(file, "rb") as raw:
-            pointer = raw.read(40).startswith(b"version https://git-lfs")
-        reason = "it is a pointer of Git LFS; fetch the file itself with `git lfs pull`" if pointer else error
+        reason = "it is a pointer of Git LFS; fetch the file itself with `git lfs pull`" if _is_pointer(file) else error
         raise InputError(f"{file} is no whole safetensors file: {reason}") from error
+
+
+def _is_pointer(file: Path) -> bool:
+    try:
+        with open(file, "rb") as raw:
+            return raw.read(40).startswith(b"version https://git-lfs")
+    except OSError:
+        return False
 
 
 def read_json(file: Path) -> dict[str, Any]:

@@ -121,6 +121,7 @@ class Starts:
             if not file.is_file():
                 raise InputError("it holds no averaged weights; leave out ema" if settings.ema else f"no {file.name}")
             if recipe.learner.lora is None:
+                self._refuse_to_train(settings)
                 self._replace_all(start, self._of_checkpoint(file))
                 return start
             before = recipe.policy.start_from
@@ -128,9 +129,8 @@ class Starts:
                 start = self.read(before)
             adapted = self._checkpoint_lora(file, recipe.learner.lora)
         elif folders := self._network_folders(path):
+            self._refuse_to_train(settings)
             self._replace_all(start, self._of_folders(folders))
-            if settings.lora == "train":
-                raise InputError("it is no LoRA, which policy.start_from.lora 'train' needs")
             return start
         else:
             adapted = self._foreign_lora(path)
@@ -139,6 +139,11 @@ class Starts:
         else:
             start.merge(adapted)
         return start
+
+    def _refuse_to_train(self, settings: StartSettings) -> None:
+        """Raises InputError if what is no LoRA should be trained further as one."""
+        if settings.lora == "train":
+            raise InputError("it is no LoRA, which policy.start_from.lora 'train' needs")
 
     # Whole networks ---------------------------------------------------------------------------------------------
 

@@ -35,6 +35,8 @@ def find_problems(parts: Iterable[Part]) -> list[str]:
             check_part(part)
         except InputError as error:
             found.append(str(error))
+        except OSError as error:
+            found.append(f"{part.folder} can't be read: {error.strerror or error}")
     return found
 
 

@@ -173,6 +173,7 @@ def test_iteration_and_average_are_chosen(run_settings: Settings) -> None:
 
 def test_what_can_t_be_started_from_is_refused(run_settings: Settings, tmp_path: Path) -> None:
     lora = run(run_settings({**SMALL, "learner.lora": LORA, "name": "one", "iterations": 1, "learner.ema_decay": None}))
+    full = run(run_settings({**SMALL, "name": "full", "iterations": 1, "learner.ema_decay": None}))
     other = saved("SD3.5", tmp_path / "other")
     (tmp_path / "empty").mkdir()
     (tmp_path / "notes.safetensors").write_text("no")
@@ -197,6 +198,7 @@ def test_what_can_t_be_started_from_is_refused(run_settings: Settings, tmp_path:
         ({"path": tmp_path / "whole", "ema": True}, {}, "policy.start_from.ema is of these"),
         ({"path": tmp_path / "whole", "iteration": 1}, {}, "policy.start_from.iteration chooses among its checkpoints"),
         ({"path": tmp_path / "whole", **train_it}, {"learner.lora": LORA}, "it is no LoRA, which"),
+        ({"path": full.path, **train_it}, {"learner.lora": LORA}, "it is no LoRA, which"),
         (
             {"path": lora.path, **train_it},
             {"learner.lora": {"rank": 3, "alpha": 8}},
