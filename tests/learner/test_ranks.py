@@ -238,8 +238,10 @@ def test_what_two_ranks_export_is_what_they_have_trained(variant: str, two_ranks
 
 
 def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:
+    """Up to three hundredths of a step of 1e-3: AdamW divides a gradient by its own size, and so makes much of the
+    rounding of those that are nearly zero."""
     expected = safetensors.torch.load_file(checkpoint / "weights.safetensors")
-    tolerance = 0.0 if exactly else 1e-5
+    tolerance = 0.0 if exactly else 3e-5
     for name, value in learner.weights().items():
         torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0, msg=name)
 
