@@ -39,6 +39,8 @@ from .report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 FAULTS_PER_RUN = 7
+ITERATIONS_PER_FAULT = 4
+"""One before it, the one that it hits, and those after which a fault that comes in two looks again."""
 RECOVERY_SECONDS = 400
 """A run that has not gone on after so long has failed."""
 DISK_BYTES = 512 * 2**20
@@ -87,6 +89,15 @@ class Run:
         if done.returncode:
             raise RunFailed(f"{self.name}: {' '.join(arguments)}: {done.stderr[-3000:]}")
         return done.stdout
+
+    @contextmanager
+    def held(self) -> Iterator[None]:
+        """Hold its driver within the block, for a command that takes longer than the iterations that are left."""
+        self.driver.send_signal(signal.SIGSTOP)
+        try:
+            yield
+        finally:
+            self.driver.send_signal(signal.SIGCONT)
 
     def workers(self) -> int:
         """Rollout workers that it has, or that start."""
@@ -191,9 +202,8 @@ class Chaos:
 
     def _scale_and_kill(self, run: Run) -> None:
         """The run has three workers then, also when it has been set up again."""
-        run.driver.send_signal(signal.SIGSTOP)  # else the run could end before
-        run.on_cluster("scale", run.name, "--rollout-workers", "3")
-        run.driver.send_signal(signal.SIGCONT)
+        with run.held():
+            run.on_cluster("scale", run.name, "--rollout-workers", "3")
         done = run.done
         run.until(lambda: run.done > done, "an iteration with more workers")
         self._signal(run, CONTROLLER, signal.SIGKILL)
@@ -204,18 +214,19 @@ class Chaos:
 
     def _kill_driver_on_a_full_cluster(self, run: Run) -> None:
         """The reward models of another run that was killed, and the run's own, take all places there are."""
-        run.driver.send_signal(signal.SIGSTOP)  # else the run could end before
-        orphan = self.start(f"orphan {len(run.lines())}")
-        orphan.until(lambda: orphan.done >= 1, "the first iteration")
-        orphan.driver.kill()
-        orphan.driver.wait()
-        if orphan.name not in run.on_cluster("clean", str(orphan.folder.parent)):
-            raise RunFailed(f"clean doesn't list what {orphan.name} has left")
+        with run.held():
+            orphan = self.start(f"orphan {len(run.lines())}")
+            orphan.until(lambda: orphan.done >= 1, "the first iteration")
+            orphan.driver.kill()
+            orphan.driver.wait()
+            if orphan.name not in run.on_cluster("clean", str(orphan.folder.parent)):
+                raise RunFailed(f"clean doesn't list what {orphan.name} has left")
         self._note(run)
         self._kill_driver(run)
         run.until(lambda: run.done > self.struck[0], "after the driver was killed")
-        run.on_cluster("clean", str(orphan.folder.parent), "--yes")
-        check_gone(self.nodes, orphan.name)
+        with run.held():
+            run.on_cluster("clean", str(orphan.folder.parent), "--yes")
+            check_gone(self.nodes, orphan.name)
         shutil.rmtree(orphan.folder)
 
     def _truncate(self, run: Run) -> None:
@@ -353,7 +364,7 @@ def main(
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # so that nothing is left of this either
     console, chance = Console(), random.Random(seed)
     shared_memory = set(os.listdir("/dev/shm"))
-    iterations = 2 * min(faults, FAULTS_PER_RUN) + 2
+    iterations = ITERATIONS_PER_FAULT * min(faults, FAULTS_PER_RUN) + 2
     with tempfile.TemporaryDirectory() as temporary, small_disk(Path(temporary, "disk")) as disk:
         runs, faulty = disk or Path(temporary), Path(temporary, "faults")
         faulty.mkdir()

@@ -20,8 +20,7 @@ def statuses(address: str, run: str | None) -> dict[str, dict[str, Any] | None]:
     address = find_ray(address)  # before Ray is imported
     import ray
 
-    from .connect import visiting
-    from .operate import named_controller, run_names
+    from .connect import named_controller, run_names, visiting
 
     with visiting(address):
         controllers = {name: named_controller(name) for name in ([run] if run else run_names())}

@@ -12,6 +12,7 @@ import ray
 
 from ..proto.errors import InputError
 from .address import find_cluster, sockets_must_fit
+from .ray_names import controller_name, run_of
 
 NAMESPACE = "branchgrpo"
 """Ray namespace in which the actors of runs have their names."""
@@ -101,3 +102,18 @@ def connected(address: str | None, modules: Sequence[Path] = ()) -> Iterator[boo
         yield connect(address, modules)
     finally:
         ray.shutdown()
+
+
+def named_controller(run: str) -> Any:
+    """The controller of a run on the Ray that this process is connected to. Raises InputError if there is none."""
+    try:
+        return ray.get_actor(controller_name(run), NAMESPACE)
+    except ValueError as error:
+        running = ", ".join(run_names()) or "none"
+        raise InputError(f"no run '{run}' goes on there; there is {running}") from error
+
+
+def run_names() -> list[str]:
+    """Names of the runs on the Ray that this process is connected to."""
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(run for run in map(run_of, names) if run is not None)

@@ -17,8 +17,7 @@ from ray.exceptions import ObjectLostError, RayActorError, RayError
 from ..proto.errors import InputError, ProcessLost
 from ..proto.metrics import ExporterDirectory, listening
 from ..reward_service.client import cause_of
-from .connect import NAMESPACE, visiting
-from .ray_names import controller_name, run_of
+from .connect import named_controller, visiting
 from .whereabouts import Whereabouts
 
 Result = TypeVar("Result")
@@ -110,21 +109,6 @@ def call_controller(where: Whereabouts, method: str, *arguments: Any) -> Any:
     with visiting(where.address):
         controller = named_controller(where.run)
         return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
-
-
-def named_controller(run: str) -> Any:
-    """The controller of a run on the Ray that this process is connected to. Raises InputError if there is none."""
-    try:
-        return ray.get_actor(controller_name(run), NAMESPACE)
-    except ValueError as error:
-        running = ", ".join(run_names()) or "none"
-        raise InputError(f"no run '{run}' goes on there; there is {running}") from error
-
-
-def run_names() -> list[str]:
-    """Names of the runs on the Ray that this process is connected to."""
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    return sorted(run for run in map(run_of, names) if run is not None)
 
 
 def unwrapped(call: Callable[[], Result]) -> Result:

@@ -37,17 +37,21 @@ from typing import Any, Literal
 from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
-from ..proto.files import remove, sweep, whole, write_text
+from ..proto.files import PARTIAL, remove, sweep, whole, write_text
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import CheckpointSettings, RunSettings
 from ..rollout_workers.policies.folder import content_fingerprint
 from ..rollout_workers.policies.load import find_policy
 from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
+from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
 from .evaluation import Evaluation
 
 FINGERPRINTS = "fingerprints.json"
+VERSIONS = "versions.json"
+BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
+"""What a new folder holds until recipe.yaml makes it that of a run."""
 RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
 WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
@@ -70,24 +74,24 @@ class RunFolder:
     def create(cls, settings: RunSettings) -> Iterator["RunFolder"]:
         """A new folder, locked within the block; if that raises, the folder is gone again unless the run has started.
 
-        Raises InputError if it exists or can't be made.
+        One that a driver left when it was killed before it had begun counts as none. Raises InputError if there is one
+        or if it can't be made.
         """
         path = settings.runs / settings.name
         missing = [parent for parent in path.parents if not parent.exists()]
+        _must_be_free(path)
         try:
-            path.mkdir(parents=True)
-        except FileExistsError as error:
-            raise InputError(
-                f"run folder {path} exists; give --resume to go on with it, or another name (name=...)"
-            ) from error
+            path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
             raise InputError(f"run folder {path} can't be made: {error.strerror or error}") from error
         folder = cls(path)
         with driver_lock(path):
+            _must_be_free(path)  # another driver may have begun meanwhile
             try:
-                save_recipe(settings, path)
-                write_text(path / "versions.json", json.dumps(_versions(), indent=2) + "\n")
+                sweep(path)
+                write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
                 write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
+                save_recipe(settings, path)
                 yield folder
             except BaseException:
                 if not folder.started:
@@ -337,6 +341,19 @@ class RunFolder:
 
     def _evaluation(self, iteration: int) -> Path:
         return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
+
+
+def has_begun(path: Path) -> bool:
+    """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
+    if not path.is_dir():
+        return path.exists()
+    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
+    return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
+
+
+def _must_be_free(path: Path) -> None:
+    if has_begun(path):
+        raise InputError(f"run folder {path} exists; give --resume to go on with it, or another name (name=...)")
 
 
 def policy_fingerprint(settings: RunSettings) -> str | None:

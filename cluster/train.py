@@ -27,7 +27,7 @@ from .console import RunDisplay
 from .loop import Loop
 from .own_modules import own_modules
 from .prompts import cut_warning, prompts_of, training_and_held_out
-from .run_folder import RunFolder
+from .run_folder import RunFolder, has_begun
 from .run_log import RunLog
 from .starting import find_start, same_start, without_start
 from .stop import Stopped, StopRequest
@@ -57,7 +57,7 @@ def train(
         Branching(settings)
         find_policy(settings.policy)
         before = settings.runs / settings.name
-        resume = resume or (settings.resume == "auto" and before.exists())
+        resume = resume or (settings.resume == "auto" and has_begun(before))
         settings = same_start(settings, before) if resume else find_start(settings)
         train_prompts, held_out = training_and_held_out(settings)
         if settings.logging.wandb_project and find_spec("wandb") is None:

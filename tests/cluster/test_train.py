@@ -16,7 +16,7 @@ import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.evaluation import evaluate
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run_folder import RunFolder, has_begun
 from branchgrpo.cluster.run_state import read_state
 from branchgrpo.cluster.trained import trained_policy, trained_weights
 from branchgrpo.learner.export import export
@@ -324,6 +324,55 @@ def test_old_checkpoints_go(run_settings: Settings) -> None:
         folder.drop_old_checkpoints(folder.settings.checkpoint)
         assert folder.checkpoints() == [6, 10]
         assert len(os.listdir(folder.path / "checkpoints")) == 2
+
+
+NEW = """
+import os, signal, sys
+from pathlib import Path
+from branchgrpo.cluster import run_folder
+from branchgrpo.proto import files
+from branchgrpo.proto.recipe import load_recipe
+
+def write_text(path, text):
+    if path.name == sys.argv[2]:
+        os.kill(os.getpid(), signal.SIGKILL)
+    files.write_text(path, text)
+
+run_folder.write_text = run_folder.save_recipe.__globals__["write_text"] = write_text
+with run_folder.RunFolder.create(load_recipe(Path(sys.argv[1]))):
+    pass
+"""
+
+
+@pytest.mark.parametrize("last", ["versions.json", "fingerprints.json", "train.txt", "recipe.yaml"])
+def test_a_folder_whose_driver_was_killed_before_it_began_is_a_new_one(
+    last: str, run_settings: Settings, tmp_path: Path
+) -> None:
+    settings = run_settings({"seed": 5})
+    path = settings.runs / settings.name
+    (tmp_path / "new.yaml").write_text(dump_recipe(settings))
+    killed = subprocess.run([sys.executable, "-c", NEW, str(tmp_path / "new.yaml"), last])
+    assert killed.returncode == -signal.SIGKILL
+    assert (path / "driver.lock").is_file()
+    assert not (path / last).exists()
+    assert not has_begun(path)
+    with RunFolder.create(settings) as folder:
+        assert folder.settings.seed == 5
+        assert (path / "fingerprints.json").is_file()
+        folder.append("metrics", {"iteration": 1})
+    assert has_begun(path)
+    with pytest.raises(InputError, match="exists"), RunFolder.create(settings):
+        pass
+
+
+def test_a_folder_that_is_no_runs_is_left_alone(run_settings: Settings) -> None:
+    settings = run_settings()
+    path = settings.runs / settings.name
+    path.mkdir(parents=True)
+    (path / "prompts").mkdir()
+    with pytest.raises(InputError, match="exists"), RunFolder.create(settings):
+        pass
+    assert [file.name for file in path.iterdir()] == ["prompts"]
 
 
 def test_a_run_that_fails_at_the_start_leaves_nothing(run_settings: Settings) -> None:
