@@ -32,6 +32,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ..cluster.run_folder import RunFolder
+from ..cluster.whereabouts import Whereabouts
 from ..proto.errors import RunFailed
 from .faults import FOLDER, REWARD_FAULTS
 from .nodes import Nodes, free_port, title_of
@@ -100,8 +101,11 @@ class Run:
             self.driver.send_signal(signal.SIGCONT)
 
     def workers(self) -> int:
-        """Rollout workers that it has, or that start."""
-        with urllib.request.urlopen(f"http://127.0.0.1:{self.port}/status", timeout=30) as answer:
+        """Rollout workers that it has, or that start. Raises RunFailed if its controller hasn't its own port."""
+        url = Whereabouts.read(self.folder).http or ""
+        if not url.endswith(f":{self.port}"):
+            raise RunFailed(f"{self.name}: the controller is at {url}; its port is {self.port}")
+        with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:
             return len(json.load(answer)["pools"]["rollout_workers"])
 
     @contextmanager

@@ -2,6 +2,7 @@
 
 import asyncio
 import io
+import json
 import os
 import signal
 import subprocess
@@ -21,6 +22,7 @@ import torch
 from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.benchmarks.serving import crowd
 from branchgrpo.cluster.connect import connected
+from branchgrpo.cluster.whereabouts import Whereabouts
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
@@ -99,6 +101,16 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
         status = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True, check=True)
         assert "rollout_workers" in status.stdout, status.stdout
         assert "run: starting for" in status.stdout or "run: running for" in status.stdout
+        address = Whereabouts.read(run).address
+        assert address
+        asked = subprocess.run(
+            [sys.executable, "-m", "branchgrpo.cluster.cluster_runs", address],
+            env=ALONE,
+            capture_output=True,
+            text=True,
+        )
+        (told,) = json.loads(asked.stdout).values()
+        assert (told["iterations"]["of"], len(told["pools"]["rollout_workers"])) == (6, 1), asked.stderr[-3000:]
         if signum == signal.SIGTERM:
             scale = command("scale", str(run), "--rollout-workers", "2")
             scaled = subprocess.run(scale, env=ALONE, capture_output=True, text=True)

@@ -180,3 +180,10 @@ def test_the_command_lists_runs_and_finds_one_by_its_name(
 )
 def test_durations(seconds: float, told: str) -> None:
     assert duration(seconds) == told
+
+
+def test_what_asks_a_cluster_starts_without_what_a_run_needs() -> None:
+    code = "import sys, branchgrpo.cluster.cluster_runs, branchgrpo.cluster.connect; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert "ray" in loaded
+    assert not {"ray.serve", "pandas", "torch", "fastapi", "branchgrpo.proto.settings"} & {*loaded}
