@@ -3,12 +3,12 @@
 import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from hashlib import sha256
 from typing import Any
 
 from ..proto.errors import InputError
 from ..proto.prompts import fields_of, read_prompts
 from ..proto.settings import RunSettings
+from .evaluation import short_name
 from .prompts import training_and_held_out
 
 FIXED = {
@@ -74,8 +74,8 @@ def _plain(settings: RunSettings) -> dict[str, Any]:
     for name in ("train", "held_out"):
         if path := getattr(settings.prompts, name):
             prompts = read_prompts(path, f"prompts.{name}", settings.prompts.column, quiet=True)
-            text = json.dumps([(prompt, dict(fields_of(prompt))) for prompt in prompts])
-            content["prompts"][name] = f"{len(prompts)} prompts ({sha256(text.encode()).hexdigest()[:8]})"
+            name_of_content = short_name([(prompt, dict(fields_of(prompt))) for prompt in prompts])
+            content["prompts"][name] = f"{len(prompts)} prompts ({name_of_content})"
     return content
 
 

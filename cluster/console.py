@@ -197,9 +197,11 @@ class RunDisplay:
         """Before and after as a table, and where the results lie."""
         result = json.loads((folder.path / "summary.json").read_text())
         if result["before"] and result["after"]:
-            table = Table("held-out reward", "before", "after", title=f"{result['evaluation_prompts']} prompts")
-            for name, before in result["before"].items():
-                table.add_row(Text(name), f"{before:.3f}", f"{result['after'][name]:.3f}")
+            begun = result["before_iteration"]
+            before = f"after iteration {begun}" if begun else "before"
+            table = Table("held-out reward", before, "after", title=f"{result['evaluation_prompts']} prompts")
+            for name, mean in result["before"].items():
+                table.add_row(Text(name), f"{mean:.3f}", f"{result['after'][name]:.3f}")
             self.console.print(table)
         self._say(f"{result['iterations']} iterations, {result['training_seconds']:.0f} s of training")
         for label, name in (

@@ -20,7 +20,7 @@ from ..rollout_workers.policies.base import Policy
 from ..rollout_workers.policies.load import load_policy
 from ..rollout_workers.worker import RolloutWorker
 from . import pictures
-from .evaluation import Evaluation, evaluate
+from .evaluation import Evaluation, evaluate, evaluation_steps
 from .placement import reward_pools, threads_of
 from .prompts import training_and_held_out
 from .run_folder import RunFolder, WhichCheckpoint, load_settings
@@ -104,12 +104,11 @@ def opponent(target: Path, settings: RunSettings) -> Subject:
     """The policy of another run or recipe, evaluated as `settings` say: with their prompts, noise, steps, rewards."""
     own = load_settings(target)
     size = {name: getattr(settings.policy, name) for name in ("height", "width", "frames")}
-    steps = settings.evaluation.steps or settings.schedule.build().grid_steps
     same = settings.model_copy(
         update={
             "policy": own.policy.model_copy(update=size),
             "learner": own.learner,
-            "evaluation": settings.evaluation.model_copy(update={"steps": steps}),
+            "evaluation": settings.evaluation.model_copy(update={"steps": evaluation_steps(settings)}),
         }
     )
     (subject,) = find_subjects(target, same, ["newest"], False)

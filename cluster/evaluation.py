@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+import json
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import numpy.typing as npt
 
+from ..proto.prompts import fields_of
 from ..proto.schedule import ode_schedule
 from ..proto.scoring import ScoreRequest
 from ..proto.settings import RunSettings
@@ -20,6 +23,10 @@ from ..rollout_workers.diversity import Diversity
 if TYPE_CHECKING:
     from ..rollout_workers.worker import RolloutWorker
 
+MADE_WITH = "made_with"
+"""In a line of evaluations.jsonl: what `made_with` returned."""
+OF_NO_EFFECT = {"policy": {"pretrained", "start_from", "device", "compile"}, "reward": {"weight", "timeout_seconds"}}
+"""Settings without an influence on pictures and scores, or that stay what they are as long as a run goes on."""
 ITERATION = 0
 """Training counts iterations from 1, so evaluation never draws the same noise."""
 
@@ -51,25 +58,60 @@ def sampled_prompts(prompts: Sequence[str], settings: RunSettings) -> list[str]:
     return [prompt for prompt in prompts for _ in range(settings.evaluation.samples)]
 
 
+def evaluation_steps(settings: RunSettings) -> int:
+    """Denoising steps of an evaluation."""
+    return settings.evaluation.steps or settings.schedule.build().grid_steps
+
+
 def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
     """The tasks of an evaluation, each with as many pictures as a training task has leaves.
 
     `prompts` has one for every picture. The start of picture i depends on `evaluation.seed` and i alone.
     """
-    schedule = settings.schedule.build()
-    size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * schedule.leaves)
+    size = min(settings.rollout.batch_limit, settings.rollout.trees_per_task * settings.schedule.build().leaves)
     groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
     return [
         Task(
             ITERATION,
             tuple(group),
             tuple(prompts[i] for i in group),
-            ode_schedule(settings.evaluation.steps or schedule.grid_steps),
+            ode_schedule(evaluation_steps(settings)),
             settings.evaluation.seed,
             version,
         )
         for group in groups
     ]
+
+
+def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
+    """By reward, a short name of all that its scores depend on beside the weights: scores under one name compare.
+
+    `prompts` has one for every picture.
+    """
+    pictures = {
+        "prompts": [(prompt, dict(fields_of(prompt))) for prompt in prompts],
+        "seed": settings.evaluation.seed,
+        "steps": evaluation_steps(settings),
+        "policy": settings.policy.model_dump(mode="json", exclude=OF_NO_EFFECT["policy"]),
+        "latents": settings.rollout.latents_precision,
+    }
+    scorers = {
+        name: reward.model_dump(mode="json", exclude=OF_NO_EFFECT["reward"])
+        | {"url": reward.url is not None}  # a service may move
+        for name, reward in settings.rewards.items()
+    }
+    return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}
+
+
+def comparable(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the lines of evaluations those that can be compared with the last: they have its rewards, made as its are."""
+    last = lines[-1].get(MADE_WITH, {}).items() if lines else ()
+    return [line for line in lines if last <= line.get(MADE_WITH, {}).items()]
+
+
+def short_name(content: Any) -> str:
+    """Eight digits that tell plain data from other data."""
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
 
 
 def evaluate(

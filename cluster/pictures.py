@@ -1,7 +1,9 @@
 """Pictures of a run: before and after, the reward curve, grids of samples."""
 
 import math
+from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ..proto.files import whole
-from .evaluation import Evaluation
+from .evaluation import MADE_WITH, Evaluation
 
 matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
@@ -41,20 +43,26 @@ def before_after(
     _save(figure, path)
 
 
-def reward_curve(
-    path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]], rewards: Sequence[str]
-) -> None:
-    """Mean reward of the sampled leaves per iteration as lines, and of evaluations as dots."""
+def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
+    """Mean reward of the sampled leaves per iteration as lines, and of evaluations as dots, each reward where it was
+    given. Dots that can't be compared are not connected.
+    """
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
-    iterations = [line["iteration"] for line in metrics]
-    for index, name in enumerate(rewards):
+    sampled = [line["rewards"] for line in metrics]
+    names = dict.fromkeys(chain(*sampled, *(line.get(MADE_WITH, ()) for line in evaluations)))
+    for index, name in enumerate(names):
         colour = f"C{index}"
-        mean = np.array([line["rewards"][name]["mean"] for line in metrics])
-        axis.plot(iterations, mean, color=colour, label=f"{name}, sampled leaves")
-        dots = [(line["iteration"], line[name]) for line in evaluations]
-        if dots:
-            axis.plot(*zip(*dots, strict=True), "o--", color=colour, label=f"{name}, held-out prompts")
+        mean = [(line["iteration"], line["rewards"].get(name, {}).get("mean", math.nan)) for line in metrics]
+        if any(name in rewards for rewards in sampled):
+            axis.plot(*zip(*mean, strict=True), color=colour, label=f"{name}, sampled leaves")
+        dots: dict[str | None, list[tuple[int, float]]] = defaultdict(list)
+        for line in evaluations:
+            if name in line:
+                dots[line.get(MADE_WITH, {}).get(name)].append((line["iteration"], line[name]))
+        for number, alike in enumerate(dots.values()):
+            label = f"{name}, held-out prompts" if number == 0 else None
+            axis.plot(*zip(*alike, strict=True), "o--", color=colour, label=label)
     axis.set(xlabel="iteration", ylabel="reward", title="Reward")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)

@@ -46,7 +46,7 @@ from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
-from .evaluation import Evaluation
+from .evaluation import MADE_WITH, Evaluation, comparable, short_name
 
 FINGERPRINTS = "fingerprints.json"
 VERSIONS = "versions.json"
@@ -229,16 +229,19 @@ class RunFolder:
         """Iterations of the checkpoints that were evaluated, the best first.
 
         By the held-out mean of the reward that `checkpoint.keep_best` names, else of the weighted sum of rewards; of
-        equal ones the earlier is better.
+        equal ones the earlier is better. Evaluations that can't be compared with the newest don't count.
         """
+        return self._ranked(comparable(self.lines("evaluations")))
+
+    def _ranked(self, evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
         settings = self.settings
         best = settings.checkpoint.keep_best
-        weights = {name: reward.weight for name, reward in settings.rewards.items()}
+        weights = {name: reward.weight for name, reward in settings.rewards.items() if reward.weight}
         if best and best.reward:
             weights = {best.reward: 1.0}
         scores = {
             line["iteration"]: sum(weight * line[name] for name, weight in weights.items())
-            for line in self.lines("evaluations")
+            for line in evaluations
             if weights.keys() <= line.keys()
         }
         evaluated = [number for number in self.checkpoints() if math.isfinite(scores.get(number, math.nan))]
@@ -294,11 +297,17 @@ class RunFolder:
             ) from error
 
     def drop_old_checkpoints(self, settings: CheckpointSettings) -> None:
-        """Remove the checkpoints that are none of the newest, the best, or those that are kept for good."""
+        """Remove the checkpoints that are none of the newest, the best, or those that are kept for good.
+
+        Where a run was evaluated in several ways that can't be compared, the best by each are kept.
+        """
         found = self.checkpoints()
         kept = {*found[-settings.keep :]}
-        if settings.keep_best:
-            kept |= {*self.best_checkpoints()[: settings.keep_best.count]}
+        evaluations = self.lines("evaluations") if settings.keep_best else []
+        while settings.keep_best and evaluations:
+            alike = comparable(evaluations)
+            kept |= {*self._ranked(alike)[: settings.keep_best.count]}
+            evaluations = [line for line in evaluations if line not in alike]
         for iteration in found:
             if iteration not in kept and not (settings.keep_every and iteration % settings.keep_every == 0):
                 remove(self.checkpoint(iteration))
@@ -325,22 +334,28 @@ class RunFolder:
 
     # Evaluations ------------------------------------------------------------------------------------------------
 
-    def add_evaluation(self, iteration: int, evaluation: Evaluation) -> None:
-        """Keep the pictures and scores of an evaluation, and add its means to evaluations.jsonl."""
-        with whole(self._evaluation(iteration)) as temporary:
+    def add_evaluation(self, iteration: int, evaluation: Evaluation, made_with: Mapping[str, str]) -> None:
+        """Keep the pictures and scores of an evaluation, and add its means to evaluations.jsonl.
+
+        With what it was `made_with` it can be told from others, also of the same iteration.
+        """
+        line = {"iteration": iteration, **evaluation.means(), MADE_WITH: dict(made_with)}
+        with whole(self._evaluation(line)) as temporary:
             rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
             header = {"prompts": json.dumps(list(evaluation.prompts))}
             temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
-        self.append("evaluations", {"iteration": iteration, **evaluation.means()})
+        self.append("evaluations", line)
 
-    def evaluation(self, iteration: int) -> Evaluation:
-        arrays, header = decode(self._evaluation(iteration).read_bytes())
+    def evaluation(self, line: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that a line of evaluations.jsonl tells of."""
+        arrays, header = decode(self._evaluation(line).read_bytes())
         media = arrays.pop("media")
         rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
         return Evaluation(json.loads(header["prompts"]), media, rewards)
 
-    def _evaluation(self, iteration: int) -> Path:
-        return self.path / "evaluations" / f"iteration-{iteration:06d}.safetensors"
+    def _evaluation(self, line: Mapping[str, Any]) -> Path:
+        way = f"-{short_name(line[MADE_WITH])}" if MADE_WITH in line else ""
+        return self.path / "evaluations" / f"iteration-{line['iteration']:06d}{way}.safetensors"
 
 
 def has_begun(path: Path) -> bool:

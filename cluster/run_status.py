@@ -130,7 +130,8 @@ def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: lis
             if run.live and run.iterations:
                 run.seconds_left = (run.iterations - run.iteration) * run.seconds_per_iteration
         if evaluations:
-            run.held_out = {name: mean for name, mean in evaluations[-1].items() if name != "iteration"}
+            others = ("iteration", "made_with")
+            run.held_out = {name: mean for name, mean in evaluations[-1].items() if name not in others}
             run.held_out_iteration = evaluations[-1]["iteration"]
 
 

@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 from ..proto.errors import Diverged, InputError, ProcessLost
 from ..proto.files import Result, check_free, is_full, when_there_is_room, write_text
@@ -24,6 +25,7 @@ from .advice import advice
 from .branching import Branching
 from .checkpoints import size
 from .console import RunDisplay
+from .evaluation import MADE_WITH, comparable, made_with, sampled_prompts
 from .loop import Loop
 from .own_modules import own_modules
 from .prompts import cut_warning, prompts_of, training_and_held_out
@@ -195,6 +197,8 @@ class _Run:
                 if cut := self.loop.cut_prompts([*prompts, *held_out]):
                     self.display.advise([cut_warning(cut, settings.policy.max_sequence_length)])
                 self._evaluate(0, held_out)
+            elif not self._evaluated_alike(held_out):
+                self._evaluate(self.done, held_out)  # what later evaluations can be compared with
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):
                     with self.stop.during("noted"):
@@ -281,8 +285,15 @@ class _Run:
                 evaluation = self.loop.evaluate(held_out)
             # First what may be told twice, should the disk be full.
             self._write(lambda: self.log.evaluation(iteration, evaluation.means()))
-            self._write(lambda: self.folder.add_evaluation(iteration, evaluation))
+            way = made_with(self.settings, evaluation.prompts)
+            self._write(lambda: self.folder.add_evaluation(iteration, evaluation, way))
             self.display.evaluation(iteration, evaluation.means())
+
+    def _evaluated_alike(self, held_out: Sequence[str]) -> bool:
+        """Whether the newest evaluation has the rewards of the present settings, made as they are made now."""
+        newest: dict[str, Any] = next(reversed(self.folder.lines("evaluations")), {})
+        way = made_with(self.settings, sampled_prompts(held_out, self.settings))
+        return not held_out or way.items() <= newest.get(MADE_WITH, {}).items()
 
     def _finish(self, held_out: Sequence[str]) -> None:
         """The last evaluation, pictures, export and summary."""
@@ -297,32 +308,35 @@ class _Run:
 def write_results(folder: RunFolder, settings: RunSettings, error: BaseException | None = None) -> None:
     """Write reward curve, before and after, and summary, from what the folder holds.
 
-    `error` is what has ended a run before its time. The newest evaluation stands for what came after.
+    `error` is what has ended a run before its time. The newest evaluation stands for what came after, the first that
+    can be compared with it for what was before.
     """
     metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
-    pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations, list(settings.rewards))
-    evaluated = [line["iteration"] for line in evaluations]
-    if len(evaluated) > 1:
-        first, last = folder.evaluation(evaluated[0]), folder.evaluation(evaluated[-1])
-        trained_on = max(settings.rewards, key=lambda name: abs(settings.rewards[name].weight))
-        pictures.before_after(folder.path / "before_after.png", first, last, trained_on)
+    pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations)
+    if len(alike := comparable(evaluations)) > 1:
+        first, last = folder.evaluation(alike[0]), folder.evaluation(alike[-1])
+        weights = {name: abs(reward.weight) for name, reward in settings.rewards.items()}
+        shown = max(last.rewards, key=lambda name: weights.get(name, 0.0))
+        pictures.before_after(folder.path / "before_after.png", first, last, shown)
     write_text(folder.path / "summary.json", json.dumps(summary(folder, error), indent=2) + "\n")
 
 
 def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, object]:
     """What came of a run: how it ended, rewards before and after, iterations, seconds."""
-    metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
+    metrics, evaluations = folder.lines("metrics"), comparable(folder.lines("evaluations"))
     phases = {phase for line in metrics for phase in line["phase_seconds"]}
-    evaluated = [line.pop("iteration") for line in evaluations]
+    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
+    means = [name for name in last if name not in ("iteration", MADE_WITH)]
     return {
         "name": folder.settings.name,
         "ended": "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
         "error": None if error is None or isinstance(error, Stopped) else str(error) or type(error).__name__,
         "iterations": metrics[-1]["iteration"] if metrics else 0,
-        "evaluation_prompts": len(set(folder.evaluation(evaluated[0]).prompts)) if evaluated else 0,
-        "before": evaluations[0] if evaluations else None,
-        "after": evaluations[-1] if len(evaluations) > 1 else None,
-        "after_iteration": evaluated[-1] if len(evaluations) > 1 else None,
+        "evaluation_prompts": len(set(folder.evaluation(first).prompts)) if evaluations else 0,
+        "before": {name: first[name] for name in means} if evaluations else None,
+        "before_iteration": first.get("iteration"),
+        "after": {name: last[name] for name in means} if len(evaluations) > 1 else None,
+        "after_iteration": last["iteration"] if len(evaluations) > 1 else None,
         "training_seconds": sum(line["seconds"] for line in metrics),
         "phase_seconds": {
             phase: sum(line["phase_seconds"].get(phase, 0.0) for line in metrics) for phase in sorted(phases)

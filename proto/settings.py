@@ -54,7 +54,7 @@ MAX_NUMBER = 1e30
 
 REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 """It stands in dotted settings, files, addresses, labels and names of processes, which take different letters."""
-NO_REWARD_NAMES = ("diversity", "iteration", "Models", "picture", "prompt")
+NO_REWARD_NAMES = ("diversity", "iteration", "made_with", "Models", "picture", "prompt")
 """What stands beside rewards in files and among deployments."""
 
 

@@ -1,5 +1,6 @@
 """Runs that go on with other settings, or go back."""
 
+import io
 import json
 import shlex
 import shutil
@@ -8,13 +9,27 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from branchgrpo.cluster import pictures
 from branchgrpo.cluster.changes import find_changes
 from branchgrpo.cluster.checkpoints import written
+from branchgrpo.cluster.console import RunDisplay
+from branchgrpo.cluster.evaluation import MADE_WITH, comparable, made_with
 from branchgrpo.cluster.run_folder import RunFolder, load_settings
+from branchgrpo.cluster.run_status import status_of
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
+from rich.console import Console
 
 Settings = Callable[..., RunSettings]
+SMALL = {
+    "policy.pretrained": "glyphs",
+    "policy.height": 32,
+    "policy.width": 64,
+    "prompts.per_iteration": 2,
+    "schedule": {"steps": 3, "splits": {0: 2}},
+    "evaluation": {"prompts": 2, "every": 1},
+}
 LORA = {"rank": 4, "alpha": 8}
 
 
@@ -205,3 +220,108 @@ def test_the_remedies_of_the_docs_are_taken(run_settings: Settings) -> None:
     for overrides in remedies:
         now = load_settings(Path(__file__).parents[2] / "recipes" / "glyphs.yaml", overrides)
         assert find_changes(before, now), overrides
+
+
+# Evaluations before and after a change ------------------------------------------------------------------------------
+
+OCR = {"ocr": {"weight": 1.0}}
+BOTH = {"ocr": {"weight": 1.0}, "jpeg_compressibility": {"weight": 0.0}}
+SWAPPED = {"ocr": {"weight": 0.0}, "jpeg_compressibility": {"weight": 0.01}}
+
+
+def trained(settings: RunSettings, resume: bool = False) -> tuple[RunFolder, str]:
+    """The folder of a run after it has gone to its end, and what it told."""
+    console = Console(record=True, width=120, file=io.StringIO())
+    return RunFolder(train(settings, RunDisplay(console), resume=resume)), console.export_text()
+
+
+@pytest.mark.parametrize(
+    ("before", "now", "lines", "first"),
+    [
+        ({"rewards": OCR}, {"rewards": BOTH}, [0, 1, 1, 2], 1),  # of the added one there is no score before
+        ({"rewards": BOTH}, {"rewards": OCR}, [0, 1, 2], 0),  # of what is left all scores compare
+        ({"rewards": BOTH}, {"rewards": SWAPPED}, [0, 1, 2], 0),
+        ({"rewards": OCR}, {"rewards": OCR, "evaluation": {"prompts": 3}}, [0, 1, 1, 2], 1),
+        ({"rewards": OCR}, {"rewards": OCR, "policy.width": 48}, [0, 1, 1, 2], 1),
+        (
+            {"rewards": OCR, "checkpoint.keep_best": {}, "checkpoint.keep": 1},
+            {"rewards": BOTH, "checkpoint.keep_best": {}, "checkpoint.keep": 1},
+            [0, 1, 1, 2],
+            1,
+        ),
+    ],
+    ids=["added", "dropped", "swapped", "other prompts", "other size", "with the best kept"],
+)
+def test_only_what_compares_is_compared_after_a_change(
+    before: dict[str, Any], now: dict[str, Any], lines: list[int], first: int, run_settings: Settings, tmp_path: Path
+) -> None:
+    trained(run_settings({**SMALL, **before, "evaluation": {"prompts": 2, "every": 1}, "iterations": 1}))
+    changed = {**SMALL, **now, "iterations": 2}
+    changed["evaluation"] = {"prompts": 2, "every": 1, **now.get("evaluation", {})}
+    settings = run_settings(changed)
+    folder, told = trained(settings, resume=True)
+    evaluations = folder.lines("evaluations")
+    assert [line["iteration"] for line in evaluations] == lines
+    assert all(folder.evaluation(line).means() == {k: v for k, v in line.items() if k in BOTH} for line in evaluations)
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert (summary["before_iteration"], summary["after_iteration"]) == (first, 2)
+    assert summary["before"].keys() == summary["after"].keys() == settings.rewards.keys()
+    assert summary["before"] == {name: comparable(evaluations)[0][name] for name in settings.rewards}
+    assert summary["evaluation_prompts"] == settings.evaluation.prompts
+    assert ("after iteration 1 " in told.split("held-out reward")[1]) == (first == 1)
+    assert all((folder.path / name).is_file() for name in ("before_after.png", "reward_curve.png"))
+    assert status_of(folder.path).held_out.keys() == settings.rewards.keys()
+    assert set(folder.best_checkpoints()) <= {1, 2}
+
+
+def test_what_evaluations_are_made_with(run_settings: Settings) -> None:
+    """Names are equal exactly where scores compare."""
+    prompts = ["a", "b"]
+    before = run_settings({"rewards": BOTH})
+    for alike in (
+        {"rewards": SWAPPED},
+        {"rewards": BOTH, "learner.clip_range": 0.5, "policy.device": "auto", "evaluation.every": 3},
+        {"rewards": BOTH, "evaluation.steps": 5, "schedule.splits": {1: 2}},  # as many as the schedule has
+    ):
+        assert made_with(run_settings(alike), prompts) == made_with(before, prompts), alike
+    for other in (
+        {"policy.guidance_scale": 2.0},
+        {"policy.shift": 2.0},
+        {"policy.height": 32},
+        {"evaluation.seed": 1},
+        {"schedule.steps": 6},
+        {"rollout.latents_precision": "bfloat16"},
+    ):
+        names = made_with(run_settings({"rewards": BOTH, **other}), prompts)
+        assert not set(names.values()) & set(made_with(before, prompts).values()), other
+    elsewhere = {"ocr": {"url": "http://a:1"}, "jpeg_compressibility": {"weight": 0.0}}
+    names = made_with(run_settings({"rewards": elsewhere}), prompts)
+    assert names["ocr"] != made_with(before, prompts)["ocr"]
+    assert names["jpeg_compressibility"] == made_with(before, prompts)["jpeg_compressibility"]
+    moved = {**elsewhere, "ocr": {"url": "http://b:2"}}
+    assert made_with(run_settings({"rewards": moved}), prompts) == names
+
+
+def test_the_best_by_each_way_of_evaluating_are_kept(run_settings: Settings) -> None:
+    run = made(run_settings({"checkpoint.keep": 1, "checkpoint.keep_best": {}, "evaluation.every": 1}), 0)
+    for iteration, score, way in ((1, 5.0, "a"), (2, 3.0, "a"), (2, 1.0, "b"), (3, 2.0, "b"), (4, 0.0, "b")):
+        run.append("evaluations", {"iteration": iteration, "ocr": score, MADE_WITH: {"ocr": way}})
+        run.checkpoint(iteration).mkdir(parents=True, exist_ok=True)
+    assert run.best_checkpoints() == [3, 2, 4]
+    run.drop_old_checkpoints(run.settings.checkpoint)
+    assert run.checkpoints() == [1, 3, 4]
+
+
+def test_a_curve_has_each_reward_where_it_was_given(tmp_path: Path) -> None:
+    metrics = [
+        {"iteration": 1, "rewards": {"a": {"mean": 0.1}}},
+        {"iteration": 2, "rewards": {"a": {"mean": 0.2}, "b": {"mean": 9.0}}},
+        {"iteration": 3, "rewards": {"b": {"mean": 8.0}}},
+    ]
+    evaluations = [
+        {"iteration": 0, "a": 0.0, MADE_WITH: {"a": "1"}},
+        {"iteration": 1, "a": 0.3, "b": 7.0, MADE_WITH: {"a": "2", "b": "2"}},
+        {"iteration": 3, "b": 6.0, MADE_WITH: {"b": "2"}},
+    ]
+    pictures.reward_curve(tmp_path / "curve.png", metrics, evaluations)
+    assert (tmp_path / "curve.png").is_file()

@@ -52,7 +52,8 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, Any]
 
 
 def pictures(folder: RunFolder, iteration: int) -> np.ndarray:
-    return folder.evaluation(iteration).media.astype(int)
+    (line,) = (line for line in folder.lines("evaluations") if line["iteration"] == iteration)
+    return folder.evaluation(line).media.astype(int)
 
 
 def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
@@ -70,7 +71,9 @@ def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
             second = {"load_into_transformer_2": True} if number else {}
             policy.pipeline.load_lora_weights(export, weight_name=file.name, **second)
     worker = RolloutWorker(policy, settings.rollout)
-    drawn = evaluate(worker, Scorers(settings.rewards), settings, folder.evaluation(0).prompts).media
+    drawn = evaluate(
+        worker, Scorers(settings.rewards), settings, folder.evaluation(folder.lines("evaluations")[0]).prompts
+    ).media
     assert np.abs(drawn.astype(int) - pictures(folder, settings.iterations)).max() <= 1
 
 

@@ -211,7 +211,8 @@ def test_a_run_in_one_process_is_traced_unless_it_is_told_not_to_be(
     assert sum(one.attributes["rows"] for one in found.spans if one.name == "forward") == line["forward_passes"]
     assert {one.component for one in found.spans} == {"plain"}
     assert 0 < found.seconds < line["seconds"] + 0.1
-    first = RunFolder.open(folder).evaluation(0)
+    run = RunFolder.open(folder)
+    first = run.evaluation(run.lines("evaluations")[0])
     assert list(first.prompts) == [prompt for prompt in ("000", "003", "006") for _ in range(2)]
     pairs = (first.media / 255).reshape(3, 2, *first.media.shape[1:])
     expected = np.sqrt(pairs.var(axis=1, ddof=1).reshape(3, -1).mean(axis=1)).mean()
