@@ -11,8 +11,9 @@ from rich.table import Table
 from rich.text import Text
 
 from ..learner.pruning import kept_edges
-from ..proto.errors import InputError
+from ..proto.errors import InputError, RunFailed
 from ..proto.settings import RunSettings
+from ..proto.user_code import TRACEBACK
 from ..reward_service.scorers import check_source
 from ..rollout_workers.kernels import grid_levels
 from ..rollout_workers.policies.base import Policy, Weights, cut_prompts, trainable
@@ -99,8 +100,9 @@ def check(settings: RunSettings) -> Checked:
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
             found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
             found.memory = dict(_memory(settings, parts.values(), family, found.parameters))
-    except InputError as error:
-        found.missing += str(error).splitlines()
+    except (InputError, RunFailed) as error:
+        lines = str(error).splitlines()  # one for each fault, unless a traceback comes behind the first
+        found.missing += [str(error)] if lines[1:2] == [TRACEBACK] else lines
     return found
 
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from ..proto.errors import InputError
 from ..proto.settings import RunSettings
-from ..reward_service.own_code import is_installed
+from ..proto.user_code import is_installed
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable of the processes of a submitted job, to whose working directory the modules have come already."""

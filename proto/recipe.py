@@ -17,6 +17,7 @@ from .errors import InputError
 from .files import decoded, write_text
 from .prompts import HUB, read_prompts, write_lines
 from .settings import RunSettings
+from .user_code import described, is_users
 from .yaml12 import read_yaml, write_yaml
 
 Section = TypeVar("Section", bound=BaseModel)
@@ -221,7 +222,7 @@ def imported(name: str, setting: str) -> Any:
         return pkgutil.resolve_name(name)
     except Exception as error:  # the module is run, and may raise anything
         plain = type(error) in (ImportError, ModuleNotFoundError, ValueError)
-        reason = str(error) if plain else f"{type(error).__name__}: {error}"
+        reason = described(error) if is_users(error) else str(error) if plain else f"{type(error).__name__}: {error}"
         raise InputError(f"{setting} is '{name}', which can't be imported (module:name): {reason}") from error
 
 

@@ -1,10 +1,7 @@
 """Functions and scorers of the user's own: they get media of their own, and what they raise is told with its place."""
 
 import copy
-import sysconfig
-import traceback
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,8 +9,8 @@ import numpy.typing as npt
 
 from ..proto.errors import InputError
 from ..proto.scoring import NotScored
+from ..proto.user_code import described
 
-OURS = str(Path(__file__).parent)
 MISTAKES = ("builtins", "numpy", "torch")
 """Packages whose exceptions tell of mistakes in the code that is run, which another attempt would meet again."""
 
@@ -41,24 +38,6 @@ def as_failure(what: str, error: Exception) -> Exception:
     if isinstance(error, (InputError, NotScored)):
         return error
     return NotScored(f"{what} raised {described(error)}", final=not may_pass(error))
-
-
-def described(error: Exception) -> str:
-    """The exception, the line of the user's code that it came from, and its traceback from there on."""
-    rest = error.__traceback__
-    while rest and rest.tb_frame.f_code.co_filename.startswith(OURS):
-        rest = rest.tb_next
-    frames = traceback.extract_tb(rest)
-    own = [frame for frame in frames if not is_installed(frame.filename)] or frames
-    place = f" ({own[-1].filename}, line {own[-1].lineno})" if own else ""
-    lines = traceback.format_exception(type(error), error, rest)
-    return f"{type(error).__name__}: {error}{place}\n{''.join(lines).rstrip()}"
-
-
-def is_installed(file: str) -> bool:
-    """Whether a file of code is Python's own or an installed package's."""
-    places = {"site-packages", "dist-packages"}.intersection(Path(file).parts)
-    return bool(places) or file.startswith((sysconfig.get_path("stdlib"), "<frozen"))
 
 
 def may_pass(error: Exception) -> bool:

@@ -14,8 +14,9 @@ from ..proto.errors import InputError
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
+from ..proto.user_code import described
 from . import metrics
-from .own_code import described, may_pass
+from .own_code import may_pass
 from .scorers import Scorers
 
 

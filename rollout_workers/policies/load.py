@@ -60,8 +60,12 @@ def load_policy(settings: PolicySettings, *, network_only: bool = False, build: 
 
 
 def find_adapter(name: str) -> Callable[..., Policy]:
-    """The class `module:class` of an adapter. Raises InputError if it can't be imported, or isn't a policy's."""
+    """The class `module:class` of an adapter. Raises InputError if it can't be imported, or isn't a policy's.
+
+    One of the user's own tells what it raises, but InputError and RunFailed, as RunFailed with its place.
+    """
     from .base import Policy
+    from .own_adapter import told_with_its_place
 
     adapter = imported(name, "policy.adapter")
     lacks = [method for method, value in vars(Policy).items() if callable(value) and not method.startswith("_")]
@@ -69,7 +73,7 @@ def find_adapter(name: str) -> Callable[..., Policy]:
     if not isinstance(adapter, type) or lacks:
         reason = f"it has no {lacks[0]}" if isinstance(adapter, type) else "it is no class"
         raise InputError(f"policy.adapter is '{name}'; it must be a class that can do what a Policy does, and {reason}")
-    return adapter
+    return adapter if adapter.__module__.startswith(f"{__package__}.") else told_with_its_place(name, adapter)
 
 
 def find_policy(settings: PolicySettings) -> tuple[Path, str]:
