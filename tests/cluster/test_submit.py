@@ -338,7 +338,7 @@ def test_a_submitted_run_uses_both_nodes_and_the_package_sent_along(
     assert f"iteration    {ITERATIONS}" in output
     assert "has succeeded" in output
     folder = RunFolder.open(settings.runs / "straight")
-    assert folder.settings.prompts.train.read_text() == settings.prompts.train.read_text()
+    assert folder.settings.prompts.train.read_text().splitlines() == settings.prompts.train.read_text().splitlines()
     assert folder.checkpoints() == [ITERATIONS]
     assert json.loads((folder.path / "summary.json").read_text())["iterations"] == ITERATIONS
     wait_until(lambda: not any(cluster.leftovers().values()))
