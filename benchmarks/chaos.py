@@ -31,6 +31,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
+from ..cluster.ray_names import application_name
 from ..cluster.run_folder import RunFolder
 from ..cluster.whereabouts import Whereabouts
 from ..proto.errors import RunFailed
@@ -177,7 +178,7 @@ class Chaos:
             "rollout worker killed": lambda run: self._signal(run, "RolloutActor", signal.SIGKILL),
             "rollout worker hangs": lambda run: self._signal(run, "RolloutActor", signal.SIGSTOP),
             "reward replica killed": lambda run: self._signal(
-                run, f"ServeReplica:branchgrpo-{run.name}:ocr", signal.SIGKILL
+                run, f"ServeReplica:{application_name(run.name)}:ocr", signal.SIGKILL
             ),
             "learner rank killed": lambda run: self._signal(run, "LearnerActor", signal.SIGKILL),
             "controller killed": lambda run: self._signal(run, CONTROLLER, signal.SIGKILL),
@@ -223,14 +224,14 @@ class Chaos:
             orphan.until(lambda: orphan.done >= 1, "the first iteration")
             orphan.driver.kill()
             orphan.driver.wait()
-            if orphan.name not in run.on_cluster("clean", str(orphan.folder.parent)):
+            if application_name(orphan.name) not in run.on_cluster("clean", str(orphan.folder.parent)):
                 raise RunFailed(f"clean doesn't list what {orphan.name} has left")
         self._note(run)
         self._kill_driver(run)
         run.until(lambda: run.done > self.struck[0], "after the driver was killed")
         with run.held():
             run.on_cluster("clean", str(orphan.folder.parent), "--yes")
-            check_gone(self.nodes, orphan.name)
+            check_gone(self.nodes, orphan.name, others=True)
         shutil.rmtree(orphan.folder)
 
     def _truncate(self, run: Run) -> None:
@@ -316,9 +317,13 @@ def check_same(run: Run, expected: Path, iterations: int) -> None:
         raise RunFailed(f"{run.name}: other weights")
 
 
-def check_gone(nodes: Nodes, name: str) -> None:
-    """Raises RunFailed if a finished run has left a process or a Serve replica."""
-    titles = ("RolloutActor", "LearnerActor", CONTROLLER, f"ServeReplica:branchgrpo-{name}")
+def check_gone(nodes: Nodes, name: str, others: bool = False) -> None:
+    """Raises RunFailed if a run that has ended has left a process or a Serve replica; with `others` going on, which
+    have processes of the same titles, a Serve replica."""
+    titles = [
+        f"ServeReplica:{application_name(name)}",
+        *(() if others else ("RolloutActor", "LearnerActor", CONTROLLER)),
+    ]
     limit = time.monotonic() + 30
     while left := [title_of(process) for title in titles for process in nodes.processes(title)]:
         if time.monotonic() > limit:
