@@ -1,6 +1,7 @@
 """The Ray that a command speaks to: its address, and the token that it wants.
 
-Nothing here imports Ray, which reads its way of authentication when it is imported.
+Nothing here imports Ray, which reads its way of authentication when it is imported. What talks to a Ray is imported
+where it does: `branchgrpo status` needs only to know what runs here, and has little time.
 """
 
 import os
@@ -8,9 +9,7 @@ import socket
 from dataclasses import dataclass
 from pathlib import Path
 
-import grpc
 import psutil
-import requests
 
 from ..proto.errors import InputError
 
@@ -104,6 +103,8 @@ def use_dashboard(url: str) -> None:
 
     Raises InputError if there is none, or if its token isn't known here.
     """
+    import requests
+
     wrong = f"no Ray cluster can be reached at '{url}'; name its dashboard with --address, http://HEAD:8265"
     if not url.startswith(("http://", "https://")):
         raise InputError(wrong)
@@ -177,6 +178,8 @@ def _must_listen(address: str, endpoint: str) -> None:
 
 def _refused(address: str, token: str | None) -> bool:
     """Whether the head at `address` answers nobody without another token. Raises InputError if it is no head."""
+    import grpc
+
     metadata = (("authorization", f"Bearer {token}"),) if token else None
     with grpc.insecure_channel(address, options=[("grpc.enable_http_proxy", 0)]) as channel:
         ask = channel.unary_unary(IS_ALIVE, request_serializer=bytes, response_deserializer=bytes)

@@ -258,8 +258,7 @@ def find_all(runs: Path, address: str | None) -> tuple[list[RunStatus], list[str
         try:
             on_cluster.extend(ask_cluster(given or HERE))
         except InputError as error:
-            if given:
-                complaints.append(str(error))
+            complaints.append(str(error))
 
     asking = threading.Thread(target=ask, daemon=True)
     if given or nodes_here():

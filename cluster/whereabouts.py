@@ -10,7 +10,6 @@ from pathlib import Path
 
 from ..proto.errors import InputError
 from ..proto.files import write_text
-from ..proto.recipe import load_recipe
 from .address import AUTH_MODE, find_ray
 
 FILE = "ray.json"
@@ -64,8 +63,7 @@ class Whereabouts:
     def of_folder(cls, folder: Path) -> "Whereabouts":
         """Of the run in a folder. Takes up its authentication. Raises InputError if it isn't going on."""
         if not (folder / FILE).is_file():
-            name = load_recipe(folder / "recipe.yaml").name
-            raise InputError(f"run '{name}' in {folder} isn't going on on Ray (there is no {FILE})")
+            raise InputError(f"the run in {folder} isn't going on on Ray (there is no {FILE})")
         found = cls.read(folder)
         if found.auth_mode:
             os.environ.setdefault(AUTH_MODE, found.auth_mode)

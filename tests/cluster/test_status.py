@@ -187,3 +187,9 @@ def test_what_asks_a_cluster_starts_without_what_a_run_needs() -> None:
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "ray" in loaded
     assert not {"ray.serve", "pandas", "torch", "fastapi", "branchgrpo.proto.settings"} & {*loaded}
+
+
+def test_status_itself_starts_without_all_that() -> None:
+    code = "import sys, branchgrpo.cluster.cli, branchgrpo.cluster.run_status; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
+    assert not {"ray", "torch", "grpc", "requests", "branchgrpo.proto.settings"} & {*loaded}
