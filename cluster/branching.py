@@ -90,7 +90,7 @@ class Branching:
     def learn(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves, tree by tree."""
         if self._adapt:
-            weights = {name: reward.weight for name, reward in self.settings.rewards.items()}
+            weights = {name: reward.weight for name, reward in self.settings.training_rewards.items()}
             totals = [sum(weight * np.asarray(tree[name]) for name, weight in weights.items()) for tree in trees]
             self._pending.append((iteration, sibling_variance(schedule, [np.asarray(total) for total in totals])))
 

@@ -158,7 +158,7 @@ class Controller:
         with iteration.timeline.phase("scoring", part=part), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
             prompts = [tree.prompt] * len(header.leaves)
             try:
-                reply = await self.pools.rewards.score(media, prompts, list(self.settings.rewards), request)
+                reply = await self.pools.rewards.score(media, prompts, list(self.settings.training_rewards), request)
             except ScoringFailed as error:
                 if iteration.leave_out(tree.number, error):
                     return
@@ -230,7 +230,7 @@ class Controller:
         return task
 
     def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> IterationReport:
-        names, timeline = list(self.settings.rewards), iteration.timeline
+        names, timeline = list(self.settings.training_rewards), iteration.timeline
         report = IterationReport(
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.scored()]) for name in names},

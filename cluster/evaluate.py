@@ -7,6 +7,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 
 import numpy as np
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import Progress as ProgressBar
@@ -137,12 +138,15 @@ def evaluate_all(subjects: Sequence[Subject], progress: Progress) -> list[Evalua
 
 
 def _threads(settings: RunSettings) -> tuple[int | None, int | None]:
-    """Threads to sample and to score with, as a process of the run has them; None leaves it to the libraries."""
+    """Threads to sample and to score with, as a process of the run has them, but no more than there are cores here;
+    None leaves it to the libraries.
+    """
     if settings.execution == "plain":
         return settings.threads, settings.threads
-    pools = settings.pools
+    pools, cores = settings.pools, psutil.cpu_count() or 1
     sampling = pools.learner if settings.placement == "colocated" else pools.rollout_workers
-    return threads_of(sampling, settings), max(threads_of(pool, settings) for pool in reward_pools(settings).values())
+    scoring = max(threads_of(pool, settings) for pool in reward_pools(settings).values())
+    return min(threads_of(sampling, settings), cores), min(scoring, cores)
 
 
 def show(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console: Console) -> None:

@@ -15,7 +15,7 @@ import numpy.typing as npt
 from ..proto.prompts import fields_of
 from ..proto.schedule import ode_schedule
 from ..proto.scoring import ScoreRequest
-from ..proto.settings import RunSettings
+from ..proto.settings import PolicySettings, RunSettings
 from ..proto.tree import Task
 from ..reward_service.scorers import Scorers
 from ..rollout_workers.diversity import Diversity
@@ -78,9 +78,16 @@ def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int
             ode_schedule(evaluation_steps(settings)),
             settings.evaluation.seed,
             version,
+            settings.evaluation.guidance_scale,
         )
         for group in groups
     ]
+
+
+def guided(settings: RunSettings) -> PolicySettings:
+    """The policy's settings with the guidance of evaluations."""
+    scale = settings.evaluation.guidance_scale
+    return settings.policy if scale is None else settings.policy.model_copy(update={"guidance_scale": scale})
 
 
 def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
@@ -92,7 +99,7 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
         "prompts": [(prompt, dict(fields_of(prompt))) for prompt in prompts],
         "seed": settings.evaluation.seed,
         "steps": evaluation_steps(settings),
-        "policy": settings.policy.model_dump(mode="json", exclude=OF_NO_EFFECT["policy"]),
+        "policy": guided(settings).model_dump(mode="json", exclude=OF_NO_EFFECT["policy"]),
         "latents": settings.rollout.latents_precision,
     }
     scorers = {

@@ -54,7 +54,7 @@ class PlainLoop:
         progress: Progress = lambda phase, share: None,
     ) -> IterationReport:
         watch = Stopwatch()
-        schedule = self.branching.schedule(iteration)
+        schedule, rewards = self.branching.schedule(iteration), list(self.settings.training_rewards)
         trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         diversity = np.zeros(len(trees))
@@ -67,7 +67,7 @@ class PlainLoop:
                 tree.add(part)
                 diversity[part.tree] += part.diversity or 0.0
                 with watch.phase("scoring"):
-                    request = ScoreRequest(part.media, [tree.prompt] * len(part.media), list(self.settings.rewards))
+                    request = ScoreRequest(part.media, [tree.prompt] * len(part.media), rewards)
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
                 if part.tree < SHOWN_TREES:
                     media.setdefault(part.tree, []).append(part.media)
@@ -86,7 +86,7 @@ class PlainLoop:
             _, self.worker.weights_version = self.learner.publish()
         return IterationReport(
             iteration=iteration,
-            rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in self.settings.rewards},
+            rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in rewards},
             seconds=watch.seconds,
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,

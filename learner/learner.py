@@ -236,7 +236,7 @@ class Learner:
         settings = self.settings
         if tree.left_out:
             return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
-        rewards = {name: reward.weight for name, reward in settings.rewards.items()}
+        rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
         iteration = self.version + 1  # every iteration ends with a new version
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 

@@ -492,6 +492,10 @@ class EvaluationSettings(Settings):
     """How many held-out prompts to use, from the top of the file; null for all."""
     steps: Annotated[int, Field(gt=0, le=10_000)] | None = None
     """Denoising steps of an evaluation; null takes those of the schedule."""
+    guidance_scale: float | None = None
+    """Guidance of an evaluation; null takes `policy.guidance_scale`."""
+    rewards: list[str] = []
+    """Names of rewards of weight 0 that evaluations alone score: training doesn't wait for them."""
     samples: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Pictures of each prompt. With more than one, how much they differ is told too."""
 
@@ -719,6 +723,12 @@ class RunSettings(Settings):
                 f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
                 f"prompts.per_iteration, which is {self.prompts.per_iteration}"
             )
+        for name in self.evaluation.rewards:
+            if name not in self.rewards or self.rewards[name].weight:
+                raise ValueError(
+                    f"evaluation.rewards has '{name}'; what evaluations alone score must be one of the rewards, with "
+                    f"weight 0 ({', '.join(n for n, own in self.rewards.items() if not own.weight) or 'none has it'})"
+                )
         if best := self.checkpoint.keep_best:
             if best.reward is not None and best.reward not in self.rewards:
                 raise ValueError(
@@ -769,6 +779,11 @@ class RunSettings(Settings):
                 "advantage would be 0; use 'group' or split somewhere"
             )
         return self
+
+    @property
+    def training_rewards(self) -> dict[str, RewardSettings]:
+        """The rewards that are scored in every iteration."""
+        return {name: reward for name, reward in self.rewards.items() if name not in self.evaluation.rewards}
 
     def checkpoint_due(self, iteration: int) -> bool:
         """Whether a checkpoint is made after an iteration, whatever happens in it."""

@@ -33,6 +33,8 @@ class Task:
     schedule: Schedule
     seed: int
     weights_version: int = 0
+    guidance_scale: float | None = None
+    """None for the policy's own."""
 
 
 @dataclass(frozen=True)

@@ -56,7 +56,7 @@ class Scorers:
     def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
         """Loads the models. Raises InputError for a reward that doesn't exist."""
         models = reward_models(rewards)
-        self._models = [_load(name, given[name], threads) for name, given in models.items()]
+        self._models = [(set(given), _load(name, given[name], threads)) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Every reward that `request` asks for.
@@ -64,7 +64,9 @@ class Scorers:
         Raises NotScored for what a model of the user's own raises, and for scores that are not whole and finite.
         """
         scores: dict[str, npt.NDArray[np.float64]] = {}
-        for model in self._models:
+        for given, model in self._models:
+            if given.isdisjoint(request.rewards):
+                continue
             scores.update(model(request.media, request.prompts))
         asked = {name: scores[name] for name in request.rewards if name in scores}
         try:

@@ -8,7 +8,7 @@ from ..proto.settings import RolloutSettings
 from ..proto.tensors import KeptForward
 from ..proto.tree import Subtree, Task
 from .expansion import expand
-from .policies.base import Policy, load_weights
+from .policies.base import Policy, load_weights, with_guidance
 from .policies.embeddings import Embeddings
 
 
@@ -20,17 +20,24 @@ class RolloutWorker:
         self.policy, self.settings, self.kept = policy, settings, kept
         self.weights_version = 0
         self.embeddings = Embeddings(policy, settings.embeddings)
+        self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
+        """By guidance scale: without guidance a conditioning has no negative prompt."""
 
     def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[Subtree]:
         """Parts of the task's trees as they finish; `observe` is told the rows of every forward pass.
 
-        Raises ValueError if the task wants other weights.
+        Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.
         """
         if task.weights_version != self.weights_version:
             raise ValueError(
                 f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
             )
-        return expand(self.policy, task, self.embeddings.of(task.prompts), self.settings, observe, self.kept)
+        scale = task.guidance_scale
+        policy = self.policy if scale is None else with_guidance(self.policy, scale)
+        if scale not in self._embeddings:
+            self._embeddings[scale] = Embeddings(policy, self.settings.embeddings)
+        conditionings = self._embeddings[scale].of(task.prompts)
+        return expand(policy, task, conditionings, self.settings, observe, self.kept)
 
     def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
         """Take over published weights."""

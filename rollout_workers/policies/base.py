@@ -7,6 +7,7 @@ from typing import Protocol
 
 import torch
 
+from ...proto.errors import InputError
 from ...proto.settings import LoraSettings
 from ...proto.tree import Conditioning
 
@@ -70,6 +71,17 @@ def cut_prompts(policy: Policy, prompts: Sequence[str]) -> list[str]:
     """Those of `prompts` of which a policy takes the beginning only, as far as it can say."""
     cut: Callable[[Sequence[str]], list[str]] = getattr(policy, "cut_prompts", lambda prompts: [])
     return cut(prompts)
+
+
+def with_guidance(policy: Policy, scale: float) -> Policy:
+    """A policy of the same models with another guidance scale. Raises InputError if it can't have one."""
+    if not (changed := getattr(policy, "with_guidance", None)):
+        raise InputError(
+            f"evaluation.guidance_scale is {scale}, and the policy's adapter {type(policy).__name__} has no "
+            "with_guidance; leave it null"
+        )
+    own: Policy = changed(scale)
+    return own
 
 
 def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:

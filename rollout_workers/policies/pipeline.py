@@ -3,9 +3,10 @@
 import os
 import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from copy import copy
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Self
 
 import diffusers
 import torch
@@ -180,6 +181,13 @@ class PipelinePolicy:
     def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
         """Factor of classifier-free guidance at noise levels, one or [rows, 1 ...]."""
         return self.settings.guidance_scale
+
+    def with_guidance(self, scale: float) -> Self:
+        """The same policy, models and weights shared, with another guidance scale."""
+        policy = copy(self)
+        vars(policy).pop("encoding", None)  # it depends on whether there is guidance
+        policy.settings = self.settings.model_copy(update={"guidance_scale": scale})
+        return policy
 
     def sigmas(self, steps: int) -> list[float]:
         scheduler = self.pipeline.scheduler

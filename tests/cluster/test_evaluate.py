@@ -5,15 +5,18 @@ from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
+import psutil
 import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster import evaluate as evaluating
 from branchgrpo.cluster.checkpoints import written
+from branchgrpo.cluster.console import RunDisplay
 from branchgrpo.cluster.evaluate import Subject, evaluate_command, find_subjects, opponent, wins
-from branchgrpo.cluster.evaluation import Evaluation, evaluation_tasks
+from branchgrpo.cluster.evaluation import Evaluation, evaluation_tasks, made_with
 from branchgrpo.cluster.pictures import labelled_grid
 from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
@@ -110,14 +113,18 @@ def test_an_opponent_is_evaluated_as_the_first_is(run_settings: Settings, tmp_pa
         ({"execution": "plain", "threads": 3}, (3, 3)),
         (
             {"execution": "ray", "pools": {"rollout_workers": {"threads": 2}, "rewards": {"ocr": {"threads": 4}}}},
-            (2, 4),
+            (2, 3),  # of which there are only three cores
         ),
         ({"execution": "ray", "placement": "colocated", "pools": {"learner": {"cpus": 0.5}}}, (1, 1)),
     ],
 )
 def test_threads_are_those_of_the_run(
-    changes: dict[str, object], threads: tuple[int | None, int | None], run_settings: Settings
+    changes: dict[str, object],
+    threads: tuple[int | None, int | None],
+    run_settings: Settings,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
+    monkeypatch.setattr(psutil, "cpu_count", lambda: 3)
     assert evaluating._threads(run_settings(changes)) == threads
 
 
@@ -139,3 +146,29 @@ def test_labels_stand_below_their_pictures(tmp_path: Path) -> None:
     below = sheet[16 * factor : 16 * factor + 15, : 24 * factor]
     assert (below < 128).any()
     assert (below > 200).any()
+
+
+def test_evaluations_alone_score_what_is_left_to_them(run_settings: Settings, shades: None) -> None:
+    changes = {
+        "iterations": 1,
+        "rewards": {"jpeg_compressibility": {}, "shade": {"function": "shades:shade", "weight": 0.0}},
+        "evaluation.rewards": ["shade"],
+        "schedule.splits": {0: 2},
+    }
+    folder = RunFolder(train(run_settings(changes), RunDisplay(Console(quiet=True))))
+    (line,) = folder.lines("metrics")
+    assert line["rewards"].keys() == {"jpeg_compressibility"}
+    assert [{"jpeg_compressibility", "shade"} <= line.keys() for line in folder.lines("evaluations")] == [True, True]
+    summary = json.loads((folder.path / "summary.json").read_text())
+    assert summary["before"].keys() == {"jpeg_compressibility", "shade"}
+    for wrong, has in ((["nothing"], "shade"), (["jpeg_compressibility"], "shade")):
+        with pytest.raises(InputError, match=rf"evaluation.rewards has '{wrong[0]}'.*weight 0 \({has}\)"):
+            run_settings({**changes, "evaluation.rewards": wrong})
+
+
+def test_evaluations_have_a_guidance_of_their_own(run_settings: Settings) -> None:
+    prompts = ["1", "2"]
+    own, policys = run_settings({"evaluation.guidance_scale": 2.0}), run_settings({"policy.guidance_scale": 2.0})
+    assert {task.guidance_scale for task in evaluation_tasks(own, prompts)} == {2.0}
+    assert {task.guidance_scale for task in evaluation_tasks(policys, prompts)} == {None}
+    assert made_with(own, prompts) == made_with(policys, prompts)

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -116,6 +117,25 @@ def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str,
         without = settings.model_copy(update={"negative_prompt": "0"})
         other = list(RolloutWorker(load_policy(without), RolloutSettings()).sample(task))
         assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_task_of_another_guidance_is_sampled_as_by_a_policy_that_has_it(
+    settings: PolicySettings, scale: float
+) -> None:
+    """From guidance to none too, which takes another conditioning; and the policy stays as it is."""
+    policy = load_policy(settings)
+    worker = RolloutWorker(policy, RolloutSettings())
+    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    before = next(worker.sample(task)).latents[-1]
+    drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
+    if scale <= 1:  # which leaves a second one without effect
+        settings = settings.model_copy(update={"guidance_scale_2": None})
+    other = RolloutWorker(load_policy(settings.model_copy(update={"guidance_scale": scale})), RolloutSettings())
+    assert torch.equal(drawn, next(other.sample(task)).latents[-1])
+    assert torch.equal(before, next(worker.sample(task)).latents[-1])
+    if policy.guided:
+        assert not torch.equal(drawn, before)
 
 
 def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Callable[..., list[Tree]]) -> None:
