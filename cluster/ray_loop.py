@@ -244,8 +244,10 @@ class RayLoop:
 
         Raises ProcessLost if the controller is dead, or `silent` for longer than it may be.
         """
-        while not ray.wait([answer], timeout=POLL_SECONDS)[0]:
-            now = self._state(silent or self.settings.pools.silent_seconds)
+        ended = False
+        while not ended:
+            ended = bool(ray.wait([answer], timeout=POLL_SECONDS)[0])
+            now = self._state(silent or self.settings.pools.silent_seconds)  # after short calls too: sizes are kept
             self._sizes = now.sizes
             progress(now.phase, now.share)
         return unwrapped(lambda: ray.get(answer))
