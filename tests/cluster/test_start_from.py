@@ -83,8 +83,8 @@ def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
         ("FLUX", None, LORA),
         ("FLUX", LORA, None),
         ("FLUX", LORA, LORA),
-        ("Wan 2.2", None, LORA),
-        ("Wan 2.2", LORA, None),
+        pytest.param("Wan 2.2", None, LORA, marks=pytest.mark.slow),
+        pytest.param("Wan 2.2", LORA, None, marks=pytest.mark.slow),
     ],
     ids=["full, then LoRA", "LoRA, then full", "LoRA, then LoRA", "two networks, then LoRA", "two LoRAs, then full"],
 )
@@ -131,7 +131,7 @@ def test_a_run_that_is_resumed_has_started_where_it_did(lora: Any, run_settings:
             needs_it()
 
 
-@pytest.mark.parametrize("name", ["FLUX", "Wan 2.2"])
+@pytest.mark.parametrize("name", ["FLUX", pytest.param("Wan 2.2", marks=pytest.mark.slow)])
 def test_a_lora_of_a_run_is_trained_further(
     models: dict[str, dict[str, Any]], name: str, run_settings: Settings
 ) -> None:
