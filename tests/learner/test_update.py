@@ -292,14 +292,20 @@ def test_a_kept_graph_gives_the_same_gradient_without_a_forward_pass(
         torch.testing.assert_close(moments[1][name], moment, atol=1e-5 * scale, rtol=1e-4)
 
 
-def test_pruned_edges_are_not_computed_and_the_rest_counts_more(run_settings: Settings, sample: Sample) -> None:
-    changes = {"pruning.width": {"mode": "parent_top1"}, "pruning.depth": {"mode": "fixed", "window": 1}}
-    settings = run_settings(changes)
+@pytest.mark.parametrize(
+    ("keep_last_split", "below_it", "kept"), [(True, False, 8), (True, True, 10), (False, False, 6)]
+)
+def test_pruned_edges_are_not_computed_and_the_rest_counts_more(
+    run_settings: Settings, sample: Sample, keep_last_split: bool, below_it: bool, kept: int
+) -> None:
+    width = {"mode": "parent_top1", "keep_last_split": keep_last_split}
+    depth = None if below_it else {"mode": "fixed", "window": 1}
+    settings = run_settings({"pruning.width": width, "pruning.depth": depth})
     learner = Learner(load_policy(settings.policy), settings)
     schedule = settings.schedule.build()  # five steps with splits at 0 and 2: 2, 2, 4, 4 trained edges
     stats = update(learner, sample(learner.policy, schedule, prompts=("1", "2")))
-    assert (stats.edges, stats.rows) == (2 * (2 + 2 + 2), 2 * (1 + 2 + 2))
-    assert (stats.pruned_edges, stats.skipped_edges) == (2 * 6, 0)
+    assert (stats.edges, stats.rows) == (2 * kept, 2 * (1 + 2 + 2 + 2 * below_it))
+    assert (stats.pruned_edges, stats.skipped_edges) == (2 * (12 - kept), 0)
 
 
 @pytest.mark.parametrize("stage", [0, 1])
