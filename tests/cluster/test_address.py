@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -165,4 +166,10 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
 
 
 def test_the_nodes_of_this_machine_are_found(head: str) -> None:
-    assert head.rpartition(":")[2] in {node.address.rpartition(":")[2] for node in nodes_here()}
+    limit = time.monotonic() + 60  # a head answers before its own node is there
+    port = head.rpartition(":")[2]
+    while (
+        not (found := port in {node.address.rpartition(":")[2] for node in nodes_here()}) and time.monotonic() < limit
+    ):
+        time.sleep(0.2)
+    assert found

@@ -64,6 +64,7 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     empty.touch()
     if "name=taken" in arguments:
         (tmp_path / "runs" / "taken").mkdir(parents=True)
+        (tmp_path / "runs" / "taken" / "recipe.yaml").touch()
     given = [argument.replace("{empty}", str(empty)) for argument in arguments]
     runs = [] if any(argument.startswith("runs=") for argument in given) else [f"runs={tmp_path / 'runs'}"]
     before = sorted(tmp_path.rglob("*"))
