@@ -52,6 +52,7 @@ from ..rollout_workers.kernels import Transitions, relative_noise
 from ..rollout_workers.policies.base import trainable
 from ..rollout_workers.policies.flux import FluxPolicy
 from ..rollout_workers.policies.pipeline import compile_network
+from ..rollout_workers.policies.start import Start
 from .flux_dev import POOLED_CHANNELS, TEXT_CHANNELS, TEXT_TOKENS, VAE_BLOCKS, VIT_H, flops
 from .report import report_path, write_report
 
@@ -103,6 +104,7 @@ class RandomFlux(FluxPolicy):
 
     def __init__(self, scale: Scale, device: torch.device, *, compiled: bool) -> None:
         self.device, self.precision, self._text = device, torch.bfloat16, scale.text
+        self.start = Start()
         self.settings = PolicySettings(pretrained="random", height=scale.pixels, width=scale.pixels)
         with torch.device(device):
             self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network}).to(torch.bfloat16)

@@ -34,7 +34,7 @@ def test_the_worker_always_samples_with_the_weights_just_learned(
         }
     )
     loop = PlainLoop(settings)
-    loop.scorers._models = [RandomScores()]
+    loop.scorers._models = [({"ocr", "ocr_exact"}, RandomScores())]
     told: list[tuple[str, float]] = []
     before = {name: value.clone() for name, value in loop.learner.engine.weights().items()}
     bound = 1e-5 if precision == "float32" else 1e-3
