@@ -135,9 +135,10 @@ def submit(
         use_dashboard(address)  # before Ray is imported
         from . import submit as jobs
         from .advice import advice
+        from .own_modules import missing_modules
 
         jobs.check(settings)
-        for line in advice(settings):
+        for line in [*advice(settings), *(f"{line}: the cluster must have it" for line in missing_modules(settings))]:
             typer.echo(f"warning: {line}", err=True)
         client = jobs.connect(address)
         job = jobs.submit(client, settings, resume=resume, back_to=iteration)

@@ -18,19 +18,26 @@ OURS = __name__.partition(".")[0]
 
 def own_modules(settings: RunSettings) -> list[Path]:
     """Files and folders of the modules that rewards and policy name and that are not installed, and of those that
-    these import.
-
-    None of them is run. Raises InputError for a module that isn't there.
-    """
+    these import. None of them is run; those that aren't there are left out."""
     found: dict[str, Path] = {}
-    for setting, name in _named(settings):
-        top = name.partition(":")[0].partition(".")[0]
-        if ":" in name and _spec(top) is None:
-            raise InputError(
-                f"{setting} is '{name}', and there is no module '{top}', neither in {os.getcwd()} nor installed"
-            )
-        _add(top, found)
+    for _, name in _named(settings):
+        _add(_top(name), found)
     return list(found.values())
+
+
+def missing_modules(settings: RunSettings) -> list[str]:
+    """A line for each setting that names a module which is neither here nor installed."""
+    return [
+        f"{setting} is '{name}', and there is no module '{_top(name)}', neither in {os.getcwd()} nor installed"
+        for setting, name in _named(settings)
+        if ":" in name and _spec(_top(name)) is None
+    ]
+
+
+def check_modules(settings: RunSettings) -> None:
+    """Raises InputError for a module that isn't here."""
+    if missing := missing_modules(settings):
+        raise InputError(missing[0])
 
 
 def travelling(settings: RunSettings) -> list[Path]:
@@ -45,6 +52,11 @@ def _named(settings: RunSettings) -> Iterator[tuple[str, str]]:
                 yield f"rewards.{reward}.{kind}", name
     if settings.policy.adapter:
         yield "policy.adapter", settings.policy.adapter
+
+
+def _top(name: str) -> str:
+    """First part of a module's name, of `module:attribute`."""
+    return name.partition(":")[0].partition(".")[0]
 
 
 def _add(top: str, found: dict[str, Path]) -> None:

@@ -77,7 +77,6 @@ def check(settings: RunSettings) -> None:
         )
     Branching(settings)
     check_rewards(settings)
-    own_modules(settings)
     training_and_held_out(settings)
 
 

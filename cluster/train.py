@@ -27,7 +27,7 @@ from .checkpoints import size
 from .console import RunDisplay
 from .evaluation import MADE_WITH, comparable, made_with, sampled_prompts
 from .loop import Loop
-from .own_modules import own_modules
+from .own_modules import check_modules
 from .prompts import cut_warning, prompts_of, training_and_held_out
 from .run_folder import RunFolder, has_begun
 from .run_log import RunLog
@@ -55,7 +55,7 @@ def train(
     # A closed terminal is no reason to end: neither for the run, nor for the processes that it starts.
     with StopRequest("at once").listening(deaf=(signal.SIGHUP,)) as stop:
         check_rewards(settings)
-        own_modules(settings)
+        check_modules(settings)
         Branching(settings)
         find_policy(settings.policy)
         before = settings.runs / settings.name

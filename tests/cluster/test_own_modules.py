@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from branchgrpo.cluster import submit
-from branchgrpo.cluster.own_modules import JOB, own_modules, travelling
+from branchgrpo.cluster.own_modules import JOB, check_modules, own_modules, travelling
 from branchgrpo.cluster.placement import reward_demands
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
@@ -56,13 +56,15 @@ def test_within_a_job_they_have_come_already(
     assert travelling(settings) == []
 
 
-def test_a_missing_module_is_named_before_a_run_is_submitted(run_settings: Settings, tmp_path: Path) -> None:
+def test_a_missing_module_is_named_before_a_run_and_left_to_a_cluster(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({**own("not_there.at_all:f"), "execution": "ray", "runs": str(tmp_path / "runs")})
     message = (
         f"rewards.r0.function is 'not_there.at_all:f', and there is no module 'not_there', neither in {os.getcwd()}"
     )
     with pytest.raises(InputError, match=message):
-        submit.check(settings)
+        check_modules(settings)
+    submit.check(settings)
+    assert own_modules(settings) == []
 
 
 def test_functions_share_a_cpu(folder: Path, run_settings: Settings) -> None:
