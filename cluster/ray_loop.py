@@ -23,7 +23,7 @@ from ..proto.errors import InputError, ProcessLost, RunFailed
 from ..proto.files import is_full
 from ..proto.metrics import listening
 from ..proto.settings import RunSettings
-from ..reward_service.service import start_serve
+from ..reward_service.service import serves_here, start_serve
 from . import checkpoints
 from .address import AUTH_MODE
 from .connect import NAMESPACE, connect
@@ -97,6 +97,9 @@ class RayLoop:
     def _end_leftovers(self) -> bool:
         """End the reward models of an earlier driver of the run, which was killed; returns whether there was one."""
         left = (self._folder / FILE).exists()
+        if not serves_here():
+            return left
+        start_serve()  # else Serve would ask the cluster that this process was connected to before
         if self._application in serve.status().applications:
             serve.delete(self._application)
             left = True

@@ -31,6 +31,8 @@ from . import metrics
 from .replica import Replica, pictures_in
 from .scorers import reward_models
 
+SERVE_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+"""The actor by which Serve is known on a cluster."""
 QUIET = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
 WAITING_BATCHES = 8
@@ -50,6 +52,11 @@ def start_serve() -> None:
     """Start Ray Serve on the cluster, unless it runs. Of several that start it at once, one does; all go on."""
     # No proxy of Serve's: it would show the cluster's other applications too.
     serve.start(proxy_location="Disabled", logging_config=QUIET)
+
+
+def serves_here() -> bool:
+    """Whether Ray Serve runs on the cluster that this process is connected to."""
+    return SERVE_CONTROLLER in ray.util.list_named_actors(all_namespaces=True)
 
 
 class ServedReplica:
