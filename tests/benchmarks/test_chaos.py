@@ -9,6 +9,7 @@ import pytest
 
 
 @pytest.mark.slow
+@pytest.mark.long
 @pytest.mark.timeout(1200)
 def test_faults_change_nothing_but_the_time(tmp_path: Path) -> None:
     kinds = [
