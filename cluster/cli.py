@@ -244,19 +244,19 @@ def status(
 
     Example: [bold]branchgrpo status runs/glyphs[/bold]
     """
-    from . import run_status
+    from . import run_status, status_tables
 
     asking = Console(stderr=True).status("asking")
     if run is None:
         with asking:
             found, complaints = run_status.find_all(runs, address)
-        typer.echo(run_status.as_json(found)) if as_json else run_status.show_all(found, Console())
+        typer.echo(run_status.as_json(found)) if as_json else status_tables.show_all(found, Console())
         for complaint in complaints:
             typer.echo(complaint, err=True)
         return
     with asking:
         one = run_status.find(run, runs, address)
-    typer.echo(run_status.as_json(one)) if as_json else run_status.show(one, Console())
+    typer.echo(run_status.as_json(one)) if as_json else status_tables.show(one, Console())
 
 
 @app.command()

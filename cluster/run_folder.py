@@ -23,7 +23,6 @@ summary.json, before_after.png, reward_curve.png
 import json
 import math
 import platform
-import shlex
 import shutil
 import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
@@ -47,6 +46,7 @@ from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, short_name
+from .run_state import resume_command
 
 FINGERPRINTS = "fingerprints.json"
 VERSIONS = "versions.json"
@@ -197,7 +197,7 @@ class RunFolder:
     @property
     def command(self) -> str:
         """What goes on with the run."""
-        return f"branchgrpo train {shlex.quote(str(self.path))} --resume"
+        return resume_command(self.path)
 
     @property
     def started(self) -> bool:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import socket
 import time
 from contextlib import suppress
@@ -63,3 +64,8 @@ def read_state(folder: Path) -> dict[str, Any]:
     except (OSError, ValueError):
         return {}
     return found if isinstance(found, dict) else {}
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"branchgrpo train {shlex.quote(str(folder))} --resume"

@@ -17,7 +17,8 @@ from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.cluster.run_state import RunState
-from branchgrpo.cluster.run_status import duration, find, look, status_of
+from branchgrpo.cluster.run_status import find, look, status_of
+from branchgrpo.cluster.status_tables import duration
 from branchgrpo.cluster.whereabouts import Whereabouts
 from branchgrpo.proto.settings import RunSettings
 
@@ -89,7 +90,7 @@ def test_a_live_run_its_copy_and_what_is_left_when_it_is_killed(
     assert (lost.state, lost.seconds_left) == ("lost", None)
     assert lost.since
     assert time.time() - 60 < lost.since <= time.time()
-    assert lost.command == f"branchgrpo train {folder}/recipe.yaml --resume"
+    assert lost.command == f"branchgrpo train {folder} --resume"
 
 
 @pytest.mark.parametrize("state", ["finished", "stopped", "failed"])
