@@ -29,9 +29,8 @@ from .whereabouts import Whereabouts
 Result = TypeVar("Result")
 HTTP_SECONDS = 1.5
 """How long a controller may take to answer."""
-ALL_SECONDS = 4.7
-"""How long a command may take from its start, whatever it asks."""
-LEAST_SECONDS = 1.0
+ALL_SECONDS = 4.4
+"""How long a command may ask, from its start; telling takes a moment too."""
 TAIL_BYTES = 2**18
 TYPICAL = 10
 """Iterations whose median tells how long one takes."""
@@ -202,7 +201,7 @@ def ask_cluster(address: str, run: str | None = None) -> list[RunStatus]:
 
 def _seconds_left() -> float:
     """What is left of the time that this command may take."""
-    return max(LEAST_SECONDS, ALL_SECONDS - (time.time() - psutil.Process().create_time()))
+    return max(0.0, ALL_SECONDS - (time.time() - psutil.Process().create_time()))
 
 
 def within(seconds: float, call: Callable[[], Result]) -> Result:
@@ -228,14 +227,20 @@ def within(seconds: float, call: Callable[[], Result]) -> Result:
 
 def find(run: str, runs: Path, address: str | None) -> RunStatus:
     """The status of a run, by its folder or its name, below `runs` or on the cluster at `address`."""
-    if address is None:
-        for folder in (Path(run), runs / run):
-            if within(HTTP_SECONDS, (folder / "recipe.yaml").is_file):
-                return within(_seconds_left(), lambda folder=folder: look(folder))  # type: ignore[misc]
-        if Path(run).is_dir() or os.sep in run:
-            raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
-    where = Whereabouts.find(run, address)
-    return ask_cluster(where.address or os.environ.get(RAY_ADDRESS) or HERE, where.run)[0]
+
+    def on_disk() -> RunStatus | Whereabouts:
+        if address is None:
+            for folder in (Path(run), runs / run):
+                if (folder / "recipe.yaml").is_file():
+                    return look(folder)
+            if Path(run).is_dir() or os.sep in run:
+                raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
+        return Whereabouts.find(run, address)
+
+    found = within(_seconds_left(), on_disk)
+    if isinstance(found, RunStatus):
+        return found
+    return ask_cluster(found.address or os.environ.get(RAY_ADDRESS) or HERE, found.run)[0]
 
 
 def find_all(runs: Path, address: str | None) -> tuple[list[RunStatus], list[str]]:

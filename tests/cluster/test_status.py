@@ -9,17 +9,20 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
 
+import psutil
 import pytest
 from branchgrpo.benchmarks.nodes import free_port
-from branchgrpo.cluster import cli
+from branchgrpo.cluster import cli, run_status
 from branchgrpo.cluster.run_folder import RunFolder
 from branchgrpo.cluster.run_state import RunState
-from branchgrpo.cluster.run_status import find, look, status_of
+from branchgrpo.cluster.run_status import ALL_SECONDS, find, find_all, look, status_of
 from branchgrpo.cluster.status_tables import duration
 from branchgrpo.cluster.whereabouts import Whereabouts
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 
 Settings = Callable[..., RunSettings]
@@ -37,6 +40,27 @@ with driver_lock(folder):
     print("driving", flush=True)
     time.sleep(60)
 """
+
+
+@pytest.fixture(autouse=True)
+def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a command has from its start begins with the test."""
+    age = time.time() - psutil.Process().create_time()
+    monkeypatch.setattr(run_status, "ALL_SECONDS", ALL_SECONDS + age)
+
+
+@pytest.fixture(params=["silent", "drops what comes"])
+def unreachable(request: pytest.FixtureRequest) -> Iterator[str]:
+    """An address where connections are taken and nothing is answered, or where they aren't even taken."""
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket())
+        listener.bind(("127.0.0.1", 0))
+        listener.listen(8 if request.param == "silent" else 0)
+        for _ in range(0 if request.param == "silent" else 2):  # more than it has room for
+            waiting = stack.enter_context(socket.socket())
+            waiting.setblocking(False)
+            waiting.connect_ex(listener.getsockname())
+        yield f"127.0.0.1:{listener.getsockname()[1]}"
 
 
 def add_iteration(folder: RunFolder, iteration: int, seconds: float, reward: float) -> None:
@@ -144,6 +168,28 @@ def test_a_controller_is_asked_directly_and_one_that_is_silent_is_not_waited_for
     assert (found.state, found.controller, found.iteration) == ("starting", None, 3)
     assert found.unreachable
     assert "can't be asked" in found.unreachable
+
+
+def test_a_cluster_that_is_silent_is_told_when_the_time_is_over(unreachable: str, folder: RunFolder) -> None:
+    with pytest.raises(InputError, match=f"the Ray cluster at '{unreachable}' gave no answer in"):
+        find("run", folder.path.parent, unreachable)
+    assert not psutil.Process().children(), "what has asked it is ended"
+
+
+def test_a_silent_cluster_hides_no_runs(unreachable: str, folder: RunFolder) -> None:
+    found, complaints = find_all(folder.path.parent, unreachable)
+    assert [run.name for run in found] == ["run"]
+    assert len(complaints) == 1
+    assert f"the Ray cluster at '{unreachable}' gave no answer in" in complaints[0]
+
+
+def test_all_that_is_asked_has_one_deadline(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(run_status, "ALL_SECONDS", 0.0)
+    monkeypatch.setattr(Path, "is_file", lambda path: time.sleep(1) or True)
+    with pytest.raises(InputError, match=r"no answer in 0\.0 s"):
+        find("run", folder.path.parent, None)
+    with pytest.raises(InputError, match=r"gave no answer in 0\.0 s"):
+        run_status.ask_cluster("127.0.0.1:1")
 
 
 def test_the_command_lists_runs_and_finds_one_by_its_name(
