@@ -25,6 +25,7 @@ from .advice import advice
 from .branching import Branching
 from .placement import demands
 from .prompts import cut_warning, training_and_held_out
+from .run_folder import check_place
 from .starting import find_start
 from .train import check_rewards
 
@@ -76,6 +77,10 @@ def check(settings: RunSettings) -> Checked:
             check_source(name, reward)
         except InputError as error:
             found.missing.append(str(error))
+    try:
+        check_place(settings)
+    except InputError as error:
+        found.missing.append(str(error))
     prompts: list[str] = []
     try:
         train, held_out = training_and_held_out(settings)

@@ -12,7 +12,7 @@ from pydantic_core import PydanticUndefined
 
 from ..proto.methods import METHODS
 from ..proto.recipe import setting_paths, settings_classes
-from ..proto.settings import ScheduleSettings
+from ..proto.settings import MAX_COUNT, ScheduleSettings
 
 HEADER = """# Recipe reference
 
@@ -66,11 +66,11 @@ def _type(field: FieldInfo) -> str:
 
 
 def _bounds(metadata: Iterable[Any]) -> list[str]:
-    """What a number must be, but for the bound of all integers."""
+    """What a number must be, but for the bounds of all integers."""
     signs = {"gt": "&gt;", "ge": "&ge;", "lt": "&lt;", "le": "&le;"}
     items = [part for item in metadata for part in (item.metadata if isinstance(item, FieldInfo) else [item])]
     every = [(sign, getattr(item, name)) for item in items for name, sign in signs.items() if hasattr(item, name)]
-    return [f"{sign} {bound}" for sign, bound in every if bound != 2**63]
+    return [f"{sign} {bound}" for sign, bound in every if bound not in (MAX_COUNT, 2**63)]
 
 
 def _name(annotation: Any) -> str:

@@ -22,6 +22,7 @@ summary.json, before_after.png, reward_curve.png
 
 import json
 import math
+import os
 import platform
 import shutil
 import time
@@ -36,7 +37,7 @@ from typing import Any, Literal
 from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
-from ..proto.files import PARTIAL, remove, sweep, whole, write_text
+from ..proto.files import PARTIAL, must_be_makeable, remove, sweep, whole, write_text
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import CheckpointSettings, RunSettings
 from ..rollout_workers.policies.folder import content_fingerprint
@@ -78,12 +79,10 @@ class RunFolder:
         or if it can't be made.
         """
         path = settings.runs / settings.name
-        missing = [parent for parent in path.parents if not parent.exists()]
+        missing = [parent for parent in path.parents if not os.path.lexists(parent)]
         _must_be_free(path)
-        try:
-            path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise InputError(f"run folder {path} can't be made: {error.strerror or error}") from error
+        check_place(settings)
+        path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         with driver_lock(path):
             _must_be_free(path)  # another driver may have begun meanwhile
@@ -360,10 +359,18 @@ class RunFolder:
 
 def has_begun(path: Path) -> bool:
     """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
-    if not path.is_dir():
-        return path.exists()
+    if not os.path.isdir(path):
+        return os.path.lexists(path)
     names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
     return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
+
+
+def check_place(settings: RunSettings) -> None:
+    """Raises InputError if there is no folder of the run, and none can be made."""
+    try:
+        must_be_makeable(settings.runs / settings.name)
+    except InputError as error:
+        raise InputError(f"runs is '{settings.runs}': run folder {error}") from error
 
 
 def _must_be_free(path: Path) -> None:

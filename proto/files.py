@@ -37,14 +37,19 @@ def must_be_new(path: Path) -> None:
     """
     if os.path.lexists(path):
         raise InputError(f"{path} exists, and nothing that is there is replaced; name another place")
-    made = [missing for missing in (path, *path.parents) if not missing.exists()]
+    must_be_makeable(path)
+
+
+def must_be_makeable(path: Path) -> None:
+    """Raises InputError if `path` is no folder and none can be made there. Leaves all as it was."""
+    made = [missing for missing in (path, *path.parents) if not os.path.lexists(missing)]
     try:
-        path.mkdir(parents=True)
-    except OSError as error:
-        raise InputError(f"{path} can't be made: {error.strerror or error}") from error
+        path.mkdir(parents=True, exist_ok=True)
+    except (OSError, ValueError) as error:
+        raise InputError(f"{path} can't be made: {getattr(error, 'strerror', None) or error}") from error
     finally:
         for folder in made:
-            with suppress(OSError):
+            with suppress(OSError, ValueError):
                 folder.rmdir()
 
 

@@ -126,17 +126,15 @@ def _rows(source: Path, setting: str, column: str) -> Iterator[Row]:
     if str(source).startswith(HUB) or (os.path.isdir(name) and not os.path.isfile(source)):
         yield from _numbered("row", _dataset(source, setting))
         return
-    try:
-        content = source.read_bytes()
-    except (FileNotFoundError, NotADirectoryError) as error:
-        raise InputError(f"{setting} is '{source}'; no such file") from error
-    except (OSError, ValueError) as error:
-        raise _unreadable(source, setting, error) from error
+    if not os.path.exists(source):
+        raise InputError(f"{setting} is '{source}'; no such file")
     inner = source.with_suffix("") if source.suffix.lower() == PACKED else source
-    if not (read := READERS.get(inner.suffix.lower())):
+    read = READERS.get(inner.suffix.lower())
+    if not read or not source.is_file():  # a pipe would be waited for
         kinds = f"{', '.join(READERS)}, each as {PACKED} too"
         raise InputError(f"{setting} is '{source}'; it must be one of {kinds}, a folder of a dataset, or hf:NAME")
     try:
+        content = source.read_bytes()
         yield from read(content if inner == source else gzip.decompress(content), column)
     except ImportError as error:
         raise _not_installed(source, setting) from error
@@ -222,7 +220,7 @@ READERS: dict[str, Callable[[bytes, str], Iterator[Row]]] = {
 def _split(source: Path) -> tuple[str, str]:
     """Name or folder of a dataset, and which of its splits is wanted, "" if none is named: what follows an @ at the
     end of a path, unless a folder is called so."""
-    if source.is_dir():
+    if os.path.isdir(source):
         return str(source), ""
     last, _, split = source.name.partition("@")
     return str(source.with_name(last) if last else source).removeprefix(HUB), split
@@ -251,7 +249,9 @@ def _dataset(source: Path, setting: str) -> Any:
         raise
     except Exception as error:  # of its many libraries' own
         reason = " ".join(str(error).split())
-        if str(source).startswith(HUB) and os.environ.get(OFFLINE, "0") != "0":
+        if not str(source).startswith(HUB):
+            reason = f"it holds no dataset ({reason})"
+        elif os.environ.get(OFFLINE, "0") != "0":
             reason += f" ({OFFLINE} is set, as it is unless you say {OFFLINE}=0: only what is in the cache is read)"
         raise InputError(f"{setting} is '{source}', which can't be read: {reason}") from error
 

@@ -24,8 +24,35 @@ from .methods import METHODS
 from .schedule import Schedule
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
-PositiveInt = Annotated[int, Field(gt=0, lt=2**63)]
-NonNegativeInt = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_COUNT = 10**9
+PositiveInt = Annotated[int, Field(gt=0, le=MAX_COUNT)]
+NonNegativeInt = Annotated[int, Field(ge=0, le=MAX_COUNT)]
+Seed = Annotated[int, Field(ge=0, lt=2**63)]
+MAX_STEPS = 10_000
+Steps = Annotated[int, Field(gt=0, le=MAX_STEPS)]
+AnyStep = Annotated[int, Field(ge=0, le=MAX_STEPS)]
+"""One of the steps, counted from 0, or a number of steps that may be none."""
+Pixels = Annotated[int, Field(gt=0, le=16_384)]
+Tokens = Annotated[int, Field(gt=0, le=100_000)]
+Rows = Annotated[int, Field(gt=0, le=1_000_000)]
+"""Rows, pictures or trees that are computed together."""
+Processes = Annotated[int, Field(gt=0, le=10_000)]
+Threads = Annotated[int, Field(gt=0, le=1_024)]
+MAX_SECONDS = 1e6
+"""Eleven days; the system counts some waits in milliseconds, with 31 bits."""
+Seconds = Annotated[float, Field(ge=0, le=MAX_SECONDS)]
+PositiveSeconds = Annotated[float, Field(gt=0, le=MAX_SECONDS)]
+MIN_AMOUNT, MAX_AMOUNT = 1e-4, 1e9
+"""Bounds for an amount that Ray sets aside; it counts ten thousandths."""
+
+
+def _can_be_set_aside(amount: float) -> float:
+    if amount and not MIN_AMOUNT <= amount <= MAX_AMOUNT:
+        raise ValueError(f"{amount:g} can't be set aside; what Ray counts goes from {MIN_AMOUNT:g} to {MAX_AMOUNT:g}")
+    return amount
+
+
+Amount = Annotated[NonNegativeFloat, AfterValidator(_can_be_set_aside)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(strict=False)]
@@ -102,11 +129,11 @@ class PolicySettings(Settings):
     pretrained: HomeText
     """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one. A relative path
     starts where the command is run."""
-    height: PositiveInt = 720
+    height: Pixels = 720
     """Height of the pictures, pixels."""
-    width: PositiveInt = 720
+    width: Pixels = 720
     """Width of the pictures, pixels."""
-    frames: PositiveInt = 1
+    frames: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Frames of a clip, for video models."""
     guidance_scale: float = 3.5
     """Embedded guidance, for models that take it (FLUX.1-dev); for others classifier-free guidance, which takes every
@@ -120,7 +147,7 @@ class PolicySettings(Settings):
     reference of the KL term is what was started from."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
-    max_sequence_length: PositiveInt = 512
+    max_sequence_length: Tokens = 512
     """Length to which a prompt is padded or cut, tokens: at most 512 for FLUX, SD3 and Wan, 1024 for Qwen-Image. SD1.5
     has a length of its own."""
     precision: Precision = "bfloat16"
@@ -182,9 +209,9 @@ class ScheduleSettings(Settings):
 
     method: Method = "branch_grpo"
     """Which method's schedule it is."""
-    steps: PositiveInt | None = None
+    steps: Steps | None = None
     """Denoising steps. The last one is always deterministic."""
-    group: Annotated[int, Field(ge=2)] | None = None
+    group: Annotated[int, Field(ge=2, le=MAX_COUNT)] | None = None
     """Samples per prompt, of methods that sample one by one."""
     shared_start: bool | None = None
     """Whether these begin with the same noise (`dance_grpo`)."""
@@ -192,17 +219,17 @@ class ScheduleSettings(Settings):
     """Independent trees per prompt. With more than one, normalise by `group`."""
     splits: dict[int, int] | SplitName | None = None
     """Step -> number of children, or a named choice. `{0: 2, 3: 2, 6: 2, 9: 2}` (`dense`) gives 16 leaves per root."""
-    children: Annotated[int, Field(ge=2)] | None = None
+    children: Annotated[int, Field(ge=2, le=MAX_COUNT)] | None = None
     """Number of children of every split (`tempflow_grpo`, `tree_grpo`)."""
-    split_step: NonNegativeInt | None = None
+    split_step: AnyStep | None = None
     """The step that splits (`tempflow_grpo`); null moves on by one with every iteration."""
     sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] | None = None
     """Spread s of siblings: their noises correlate by 1/(1+s^2). `.inf` makes them independent."""
-    window: PositiveInt | None = None
+    window: Steps | None = None
     """Length of the window of stochastic steps."""
-    window_start: NonNegativeInt | None = None
+    window_start: AnyStep | None = None
     """Step at which the window begins in the first iteration."""
-    window_stride: NonNegativeInt | None = None
+    window_stride: AnyStep | None = None
     """Steps by which the window moves on; 0 leaves it where it is."""
     window_every: PositiveInt | None = None
     """Iterations between two moves of the window."""
@@ -214,7 +241,7 @@ class ScheduleSettings(Settings):
     """Noise level of the stochastic steps."""
     sde_steps: list[int] | None = None
     """Steps that are stochastic and trained beside the splits (`branch_grpo`); null means all but the last."""
-    ode_stride: PositiveInt | None = None
+    ode_stride: Steps | None = None
     """Steps of a deterministic stretch that are taken as one, by a multistep solver (DPM-Solver++ 2M); 1 takes each."""
 
     max_nodes: PositiveInt = 100_000
@@ -266,18 +293,18 @@ class ScheduleSettings(Settings):
 class RolloutSettings(Settings):
     """How trees are computed. Batch sizes can change the last bits of a result, never its noise."""
 
-    trees_per_task: PositiveInt = 8
+    trees_per_task: Rows = 8
     """Trees that are expanded together, in one batch per depth."""
-    batch_limit: PositiveInt = 128
+    batch_limit: Rows = 128
     """Most rows in one forward pass; wider frontiers are finished chunk by chunk, depth first."""
-    decode_batch: PositiveInt = 16
+    decode_batch: Rows = 16
     """Most pictures that are decoded at once."""
-    parts_in_scoring: PositiveInt = 16
+    parts_in_scoring: Rows = 16
     """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
     may_leave_out: Fraction = 0.0
     """Largest share of an iteration's trees that may be left out, counted and told, when a reward gives them no score.
     With more the run stops; with 0, and in execution `plain`, at the first one."""
-    trees_in_flight: PositiveInt | None = None
+    trees_in_flight: Rows | None = None
     """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
     a window and a task where it is less."""
     embeddings: HomePath | None = None
@@ -311,7 +338,7 @@ class RewardSettings(Settings):
     """`module:function` of your own that scores a batch: n numbers of uint8 [n, height, width, 3] and n prompts."""
     url: str | None = None
     """A service that gives this reward over HTTP, such as `branchgrpo serve-rewards` elsewhere."""
-    timeout_seconds: PositiveFloat = 50
+    timeout_seconds: PositiveSeconds = 50
     """How long the service at `url` may take to answer, before it is asked again."""
 
     @model_validator(mode="after")
@@ -383,15 +410,15 @@ class DepthPruningSettings(PrunedIterations):
 
     mode: Literal["fixed", "sliding"]
     """Whether the window moves."""
-    window: PositiveInt = 4
+    window: Steps = 4
     """Depths in the window."""
-    start: PositiveInt | None = None
+    start: Steps | None = None
     """First depth of the window at its deepest; null for the last trained depths."""
     direction: Literal["shallower", "deeper"] = "shallower"
     """Sliding: from `start` up to `stop`, or from `stop` down to `start`."""
     every: PositiveInt = 30
     """Iterations between two moves by one depth."""
-    stop: PositiveInt = 9
+    stop: Steps = 9
     """First depth of the window at its shallowest."""
 
     def deepest(self, schedule: Schedule) -> int:
@@ -412,7 +439,7 @@ class PruningSettings(Settings):
 class LoraSettings(Settings):
     """Low-rank adapters instead of full fine-tuning."""
 
-    rank: PositiveInt = 32
+    rank: Annotated[int, Field(gt=0, le=10_000)] = 32
     """Rank of the adapters."""
     alpha: PositiveFloat = 64
     """Scale of the adapters, divided by the rank."""
@@ -453,9 +480,9 @@ class LearnerSettings(Settings):
 
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration; the iteration's trees are divided among them in order."""
-    rows_per_micro_batch: PositiveInt = 64
+    rows_per_micro_batch: Rows = 64
     """Parent states in one forward and backward pass."""
-    window_trees: PositiveInt = 8
+    window_trees: Rows = 8
     """Consecutive trees from which micro-batches are composed."""
     clip_range: PositiveFloat = 1e-4
     """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
@@ -486,11 +513,11 @@ class EvaluationSettings(Settings):
 
     every: NonNegativeInt = 0
     """Iterations between evaluations; 0 evaluates before the first and after the last only."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
     """How many held-out prompts to use, from the top of the file; null for all."""
-    steps: Annotated[int, Field(gt=0, le=10_000)] | None = None
+    steps: Steps | None = None
     """Denoising steps of an evaluation; null takes those of the schedule."""
     guidance_scale: float | None = None
     """Guidance of an evaluation; null takes `policy.guidance_scale`."""
@@ -522,7 +549,7 @@ class CheckpointSettings(Settings):
     keep_best: KeepBestSettings | None = None
     """Keep the checkpoints that were evaluated best (`evaluate --best`, `export --best`): one is made with every
     evaluation, so `evaluation.every` must not be 0. null keeps none for that."""
-    wait_for_disk_seconds: NonNegativeFloat = 3600
+    wait_for_disk_seconds: Seconds = 3600
     """How long the run waits, when the disk of its folder is full, for somebody to make room."""
 
 
@@ -548,13 +575,13 @@ class LoggingSettings(Settings):
 class PoolSettings(Settings):
     """The processes of one kind: where they run, and what each may use."""
 
-    cpus: NonNegativeFloat = 1
+    cpus: Amount = 1
     """CPUs that Ray sets aside for each process; fractions share one."""
-    gpus: NonNegativeFloat = 0
+    gpus: Amount = 0
     """GPUs for each process; fractions share one. Without, a process sees none and computes on the CPU."""
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     """CPU threads of each process; null takes `threads` of the run, or else `cpus`, rounded up."""
-    resources: dict[str, PositiveFloat] = {}
+    resources: dict[str, Annotated[Amount, Field(gt=0)]] = {}
     """Custom Ray resources that each process needs, to tie the pool to nodes that have them."""
     labels: dict[str, str] = {}
     """Ray node labels that a node must have to be used."""
@@ -567,16 +594,16 @@ class PoolSettings(Settings):
 class WorkerPoolSettings(PoolSettings):
     """A pool of a fixed number of processes."""
 
-    count: PositiveInt = 1
+    count: Processes = 1
     """Number of processes."""
 
 
 class RolloutPoolSettings(PoolSettings):
     """The rollout workers."""
 
-    count: PositiveInt = 1
+    count: Processes = 1
     """Number of processes; the least number with `max_count`."""
-    max_count: PositiveInt | None = None
+    max_count: Processes | None = None
     """Most processes: after every iteration the run chooses between `count` and this the fewest with which an iteration
     takes hardly longer. null doesn't scale."""
 
@@ -590,18 +617,18 @@ class RolloutPoolSettings(PoolSettings):
 class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
-    cpus: NonNegativeFloat | None = None  # type: ignore[assignment]  # never null in the pools that are launched
+    cpus: Amount | None = None  # type: ignore[assignment]  # never null in the pools that are launched
     """CPUs that Ray sets aside for each process; fractions share one. null is 1, and 0.1 for a `function` of your own
     or a service at a `url`."""
-    replicas: PositiveInt = 1
+    replicas: Processes = 1
     """Number of replicas; the least number with `max_replicas`."""
-    max_replicas: PositiveInt | None = None
+    max_replicas: Processes | None = None
     """Most replicas: Ray Serve scales between `replicas` and this by the length of the queue. null doesn't scale."""
-    batch_pictures: PositiveInt = 64
+    batch_pictures: Rows = 64
     """Most pictures in one call of the model; requests of several trees and workers are put together."""
-    batch_wait_seconds: NonNegativeFloat = 0.01
+    batch_wait_seconds: Seconds = 0.01
     """How long a batch waits to be filled."""
-    timeout_seconds: PositiveFloat = 300
+    timeout_seconds: PositiveSeconds = 300
     """How long a request may take before it is sent again."""
     deterministic: bool = False
     """Score each request by itself: for models whose floats depend on the batch, where results must not depend on the
@@ -621,10 +648,10 @@ class PoolsSettings(Settings):
     learner: WorkerPoolSettings = WorkerPoolSettings()
     rewards: dict[str, RewardPoolSettings] = {}
     """Reward model -> its replicas. A model that gives several rewards goes by the first of them in the recipe."""
-    wait_for_room_seconds: NonNegativeFloat = 0
+    wait_for_room_seconds: Seconds = 0
     """How long to wait at the start for nodes with room for the pools, such as Ray's autoscaler brings. With 0 a run
     for which there is no room now is refused."""
-    silent_seconds: Annotated[float, Field(ge=20)] = 60
+    silent_seconds: Annotated[float, Field(ge=20, le=MAX_SECONDS)] = 60
     """How long a process may give no sign of life before it is held to hang, and is killed."""
 
 
@@ -639,11 +666,11 @@ class RunSettings(Settings):
     """`auto`: go on with the run of this name where there is one, from its newest checkpoint, so that the same command
     can be given again when the cluster was lost. `never`: a run that exists is an error, unless the command has
     --resume."""
-    seed: NonNegativeInt = 0
+    seed: Seed = 0
     """Seed of all noise and of the order of prompts."""
     iterations: PositiveInt = 300
     """Iterations: sample, score, learn, publish. A resumed run may ask for more."""
-    threads: PositiveInt | None = None
+    threads: Threads | None = None
     """CPU threads of a process; null leaves it to torch, or to its pool on Ray. Another number can change the last bits
     of a result."""
     execution: Literal["ray", "plain"] = "ray"

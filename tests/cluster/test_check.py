@@ -1,13 +1,16 @@
 """`branchgrpo check`: what a recipe needs, and what is missing."""
 
+import os
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 from branchgrpo.cluster.check import Memory, check
-from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import load_recipe, setting_paths
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -155,3 +158,83 @@ def test_the_command_tells_and_fails_where_something_is_missing() -> None:
     missing = runner.invoke(app, ["check", str(RECIPES / "wan21_video.yaml")])
     assert missing.exit_code == 1
     assert "policy.pretrained is 'models/Wan2.1" in missing.output
+
+
+EXTREMES = ("0", "-1", "1", "2147483648", "9223372036854775808", "1e-300", "1e30", "1e300", ".inf", "-.inf", ".nan")
+
+
+def numbers() -> Iterator[str]:
+    """All settings that are numbers, as overrides of the recipe `glyphs` with any section that it hasn't."""
+    sections = {
+        "schedule.adapt": "{}",
+        "pruning.width": "{mode: extreme}",
+        "pruning.depth": "{mode: fixed}",
+        "learner.lora": "{}",
+        "checkpoint.keep_best": "{}",
+        "policy.start_from": "{path: /}",
+    }
+    for path, field in setting_paths():
+        if any(kind in str(field.annotation) for kind in ("int", "float")):
+            section = next((name for name in sections if path.startswith(f"{name}.")), None)
+            yield path.replace("<name>", "ocr") + (f" {section}={sections[section]}" if section else "")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", list(numbers()))
+def test_a_number_beyond_all_bounds_is_one_error_or_can_be_used(number: str) -> None:
+    path, *section = number.split(" ", 1)
+    for value in EXTREMES:
+        try:
+            check(load_recipe(RECIPES / "glyphs.yaml", [*section, f"{path}={value}"]))
+        except InputError as error:
+            told = str(error)
+        else:
+            continue
+        assert any(part in told for part in path.split(".")), told
+
+
+@pytest.mark.parametrize(
+    ("override", "bound"),
+    [
+        ("threads=99999999999", "less than or equal to 1024"),
+        ("pools.learner.count=2147483648", "less than or equal to 10000"),
+        ("policy.height=9223372036854775807", "less than or equal to 16384"),
+        ("schedule={method: mix_grpo, window: 1099511627776}", "less than or equal to 10000"),
+        ("iterations=9223372036854775807", "less than or equal to 1000000000"),
+        ("checkpoint.wait_for_disk_seconds=1e30", "less than or equal to 1000000"),
+        ("pools.learner.cpus=1e-9", "can't be set aside"),
+        ("pools.learner.gpus=1e20", "can't be set aside"),
+    ],
+)
+def test_what_has_a_bound_by_nature_has_it_here(override: str, bound: str) -> None:
+    with pytest.raises(InputError, match=bound):
+        load_recipe(RECIPES / "glyphs.yaml", [override])
+
+
+@pytest.mark.parametrize("runs", ["/dev/null/x", "/proc/x", __file__, "a\0b", "x" * 300])
+def test_a_place_where_no_folder_can_be_made_is_told(
+    runs: str, run_settings: Callable[..., RunSettings], tmp_path: Path
+) -> None:
+    settings = run_settings({"runs": runs})
+    (told,) = check(settings).missing
+    assert told.startswith(f"runs is '{runs}': run folder ")
+    with pytest.raises(InputError) as refused, RunFolder.create(settings):
+        pass
+    assert str(refused.value) == told
+    assert check(run_settings()).missing == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "/"])
+def test_what_is_no_file_is_told(kind: str, run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+    """And not waited for."""
+    path = tmp_path / "odd.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/" if kind == "/" else "/dev/null")
+    for setting in ("prompts.train", "prompts.held_out", "policy.pretrained", "policy.start_from"):
+        (told,) = check(run_settings({setting: str(path)})).missing
+        assert told.startswith((f"{setting} is '{path}'", f"{setting}.path is '{path}'"))
