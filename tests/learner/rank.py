@@ -63,7 +63,7 @@ def assert_same_network(settings: RunSettings) -> None:
     for precision in ("float32", "bfloat16"):
         own = settings.policy.model_copy(update={"precision": precision})
         build = partitioned(settings.learner, precision, torch.device("cpu"))
-        shared, whole = (load_policy(own, network_only=True, build=how) for how in (build, None))
+        shared, whole = load_policy(own, network_only=True, build=build), load_policy(own)
         tables, expected = _tables(shared.network), _tables(whole.network)
         assert tables.keys() == expected.keys()
         for name, table in expected.items():
@@ -72,7 +72,7 @@ def assert_same_network(settings: RunSettings) -> None:
 
         torch.manual_seed(0)
         states, sigma = torch.randn(2, *whole.latent_shape), torch.tensor([0.95, 0.3])
-        conditioning = collate([load_policy(own).encode(prompt) for prompt in ("12", "345")])
+        conditioning = collate([whole.encode(prompt) for prompt in ("12", "345")])
         module = gathering(shared.network, settings.learner, precision)
         with torch.no_grad():
             found = shared.velocity(states, sigma, conditioning, module)
