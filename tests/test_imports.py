@@ -1,7 +1,6 @@
 """The folders import downwards only, and hide nobody else's package."""
 
 import ast
-import shutil
 import subprocess
 import sys
 from pathlib import Path
@@ -64,25 +63,10 @@ def test_no_folder_is_a_regular_package() -> None:
     assert [path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")] == []
 
 
-def test_proto_in_a_ray_worker_started_from_the_checkout_is_proto_plus(tmp_path: Path) -> None:
-    checkout = tmp_path / "some-checkout"
-    for name in MAY_IMPORT:
-        shutil.copytree(ROOT / name, checkout / name, ignore=shutil.ignore_patterns("pipeline", "__pycache__"))
-    shutil.copy(ROOT / "__init__.py", checkout)
-    (checkout / "driver.py").write_text(
-        "import ray\n"
-        "ray.init(address='local', num_cpus=1, include_dashboard=False)\n"
-        "@ray.remote\n"
-        "def seen():\n"
-        "    import os, proto\n"
-        "    return os.getcwd(), proto.__file__, hasattr(proto, 'Message')\n"
-        "print('SEEN', *ray.get(seen.remote()))\n"
-    )
-    done = subprocess.run(
-        [sys.executable, "driver.py"], cwd=checkout, capture_output=True, text=True, check=True, timeout=180
-    )
-    (line,) = (line for line in done.stdout.splitlines() if line.startswith("SEEN"))
-    _, folder, file, is_proto_plus = line.split()
-    assert folder == str(checkout)
+def test_proto_in_a_process_of_the_checkout_is_proto_plus() -> None:
+    """As in every Ray worker of a driver that is started there: Ray puts the folder first in the workers' path."""
+    code = "import proto; print(proto.__file__, hasattr(proto, 'Message'))"
+    done = subprocess.run([sys.executable, "-c", code], cwd=ROOT, capture_output=True, text=True, check=True)
+    file, is_proto_plus = done.stdout.split()
     assert Path(file).parts[-3:-1] == ("site-packages", "proto")
     assert is_proto_plus == "True"
