@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from branchgrpo.benchmarks.nodes import free_port
 from branchgrpo.cluster import cli
+from typer.testing import CliRunner
 
 RECIPES = Path(__file__).parents[2] / "recipes"
 GLYPHS = str(RECIPES / "glyphs.yaml")
@@ -94,10 +95,7 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     ],
 )
 def test_every_command_has_help_with_an_example(name: str) -> None:
-    done = subprocess.run(
-        [sys.executable, "-m", "branchgrpo", name, "--help"], capture_output=True, text=True, check=True
-    )
-    assert "Example: branchgrpo" in done.stdout
+    assert "Example: branchgrpo" in CliRunner().invoke(cli.app, [name, "--help"]).output
 
 
 def test_evaluate_writes_pictures_and_scores(
