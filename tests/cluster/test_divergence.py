@@ -119,8 +119,9 @@ def test_weights_and_log_probabilities_are_looked_at(
 
 @pytest.mark.parametrize("execution", ["plain", "ray"])
 def test_a_run_that_diverges_says_so_and_keeps_its_last_whole_checkpoint(
-    run_settings: Settings, execution: str
+    run_settings: Settings, execution: str, request: pytest.FixtureRequest
 ) -> None:
+    address = request.getfixturevalue("head") if execution == "ray" else None
     settings = run_settings(
         {
             "execution": execution,
@@ -132,7 +133,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_whole_checkpoint(
         }
     )
     with pytest.raises(Diverged) as told:
-        train(settings, RunDisplay())
+        train(settings, RunDisplay(), address=address)
     folder = RunFolder.open(settings.runs / settings.name)
     assert "isn't finite" in str(told.value)
     assert "Ray" not in str(told.value)
