@@ -1,10 +1,10 @@
 """What runs are called within Ray."""
 
-import subprocess
 import sys
 from pathlib import Path
 
 import pytest
+from branchgrpo.cluster import cli
 from branchgrpo.cluster.address import sockets_must_fit
 from branchgrpo.cluster.connect import connected
 from branchgrpo.cluster.ray_names import (
@@ -59,14 +59,13 @@ def test_a_folder_too_long_for_sockets_is_told_before_ray_starts(
 
 
 @pytest.mark.parametrize(("argument", "place"), [("~/runs/x", "runs/x"), ("--out=~/pictures", "pictures")])
-def test_the_home_folder_is_known_where_a_shell_leaves_it(argument: str, place: str, tmp_path: Path) -> None:
+def test_the_home_folder_is_known_where_a_shell_leaves_it(
+    argument: str, place: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
     (tmp_path / "pictures").mkdir()
     target = [] if argument.startswith("~") else ["glyphs"]
-    done = subprocess.run(
-        [sys.executable, "-m", "branchgrpo", "evaluate", *target, argument],
-        env={"HOME": str(tmp_path), "PATH": ""},
-        capture_output=True,
-        text=True,
-    )
-    assert done.returncode == 2
-    assert str(tmp_path / place) in done.stderr
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setattr(sys, "argv", ["branchgrpo", "evaluate", *target, argument])
+    with pytest.raises(SystemExit, match="2"):
+        cli.main()
+    assert str(tmp_path / place) in capsys.readouterr().err
