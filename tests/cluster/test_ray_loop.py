@@ -102,6 +102,29 @@ def test_weights_are_bit_equal_to_the_plain_loop_s(
     assert_bit_equal(trained(loop, settings, tmp_path / "checkpoint"), plain)
 
 
+@pytest.mark.slow
+def test_other_numbers_of_learner_ranks_go_on_from_a_checkpoint(
+    plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
+) -> None:
+    """One, then three, then two, which share everything, train as one does within rounding."""
+    saved = tmp_path / "run [1]+lr=3"
+    for iteration, ranks in enumerate((1, 3, 2), 1):
+        pool = {**SMALL, "count": ranks}
+        settings = run_settings({**BASE, "execution": "ray", "learner.zero_stage": 3, "pools.learner": pool})
+        prompts = read_prompts(settings.prompts.train, "prompts.train")
+        with closing(on_ray(settings, tmp_path / f"{ranks} ranks", head)) as loop:
+            if iteration > 1:
+                loop.load(saved / str(iteration - 1))
+            loop.iterate(iteration, prompts_of(iteration, prompts, settings.prompts.per_iteration, settings.seed))
+            loop.save(saved / str(iteration))
+    found = safetensors.torch.load_file(saved / str(ITERATIONS) / "weights.safetensors")
+    assert found.keys() == plain.keys()
+    differences = torch.cat([(found[name] - plain[name]).abs().flatten() for name in plain])
+    # AdamW divides a gradient by its own size: where that is near 0, its last bits decide.
+    rate = settings.learner.optimizer.learning_rate
+    assert (differences > 0.03 * rate).float().mean() < 0.01
+
+
 def test_a_process_that_was_given_no_gpu_sees_none(head: str) -> None:
     """Else all of them would take the node's first."""
 
