@@ -1,8 +1,9 @@
 """Faults at seeded random moments of real runs on a cluster of three nodes: what each costs, and what it leaves.
 
-Every run is checked to finish with the same weights and the same figures of every iteration as one that was left in
-peace, and to leave no process, no Serve application and no shared memory. Its name is an odd one, its controller has a
-port of its own which it must keep, and `branchgrpo monitor` follows it to its end where Prometheus is installed.
+Every run is checked to finish with the same weights and the same figures of every iteration as one in a single process
+that was left in peace, and to leave no process, no Serve application and no shared memory. Its name is an odd one, its
+controller has a port of its own which it must keep, and `branchgrpo monitor` follows it to its end where Prometheus is
+installed.
 
     python -m branchgrpo.benchmarks.chaos --faults 42 --seed 0 --out build/bench
 """
@@ -35,7 +36,7 @@ from ..cluster.ray_names import application_name
 from ..cluster.run_folder import RunFolder
 from ..cluster.whereabouts import Whereabouts
 from ..proto.errors import RunFailed
-from .faults import FOLDER, REWARD_FAULTS
+from .faults import FOLDER, MISTAKES, PASSING
 from .nodes import Nodes, free_port, title_of
 from .report import report_path, write_report
 
@@ -158,8 +159,8 @@ class Chaos:
     faults: Path
     disk: Path | None
     chance: random.Random
-    start: Callable[[str], Run]
-    """Starts a run."""
+    start: Callable[..., Run]
+    """Starts a run of this name, with other settings if some are given."""
     struck: tuple[int, float] = (0, 0.0)
     """Iterations that were done when the last fault struck, and when that was, in Unix seconds."""
 
@@ -187,7 +188,8 @@ class Chaos:
             "driver killed": self._kill_driver,
             "driver killed, cluster full": self._kill_driver_on_a_full_cluster,
             "checkpoint truncated": self._truncate,
-            **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in REWARD_FAULTS},  # type: ignore[misc]
+            **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in PASSING},  # type: ignore[misc]
+            **{f"reward: {name}": lambda run, name=name: self._mistake(run, name) for name in MISTAKES},  # type: ignore[misc]
         }
         return {**kinds, "disk full": self._fill_disk} if self.disk else kinds
 
@@ -220,7 +222,7 @@ class Chaos:
     def _kill_driver_on_a_full_cluster(self, run: Run) -> None:
         """The reward models of another run that was killed, and the run's own, take all places there are."""
         with run.held():
-            orphan = self.start(f"orphan {len(run.lines())}")
+            orphan = self.start(f"orphan {len(run.lines())}", "pools.rollout_workers.count=1")
             orphan.until(lambda: orphan.done >= 1, "the first iteration")
             orphan.driver.kill()
             orphan.driver.wait()
@@ -233,6 +235,14 @@ class Chaos:
             run.on_cluster("clean", str(orphan.folder.parent), "--yes")
             check_gone(self.nodes, orphan.name, others=True)
         shutil.rmtree(orphan.folder)
+
+    def _mistake(self, run: Run, name: str) -> None:
+        """It ends the run, which goes on when it is submitted again."""
+        (self.faults / name).touch()
+        ended = run.driver.wait(RECOVERY_SECONDS)
+        if ended != 1 or "reward model 'ocr' gave no score" not in (told := run.log.read_text()):
+            raise RunFailed(f"{run.name} has ended with {ended} by a reward's mistake: {told[-3000:]}")
+        run.submit()
 
     def _truncate(self, run: Run) -> None:
         """Cut the newest checkpoint short, then lose the controller, so that the checkpoint is wanted."""
@@ -380,26 +390,25 @@ def main(
         nodes = Nodes({FOLDER: str(faulty)}, places=2)  # for the reward models of two runs
         try:
 
-            def run(name: str) -> Run:
+            def run(name: str, *changes: str) -> Run:
                 command, port = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE)], free_port()
                 return Run(
                     name,
                     runs / name,
                     nodes,
-                    [*command, "--address", nodes.address, *overrides(name, runs, iterations, port)],
+                    [*command, "--address", nodes.address, *overrides(name, runs, iterations, port), *changes],
                     port,
                     Path(temporary, f"{name}.log"),
                 )
 
-            peaceful = run("peaceful")
+            peaceful = run("peaceful", "execution=plain")
             peaceful.until(lambda: (runs / "peaceful" / "summary.json").exists(), "the end", 4 * RECOVERY_SECONDS)
             peaceful.driver.wait()
-            undisturbed = statistics.median(line["seconds"] for line in peaceful.lines())
             chaos = Chaos(nodes, faulty, disk, chance, run)
             if not disk:
                 console.print("no disk can be mounted here, so that none gets full", style="yellow")
             kinds = only or list(chaos.kinds())
-            costs: list[tuple[str, float]] = []
+            costs, iteration_seconds = list[tuple[str, float]](), list[float]()
             for number, plan in enumerate(plans(kinds, faults, chance)):
                 disturbed = run(ODD_NAME.format(number))
                 disturbed.until(lambda now=disturbed: now.done >= 1, "the first iteration")  # type: ignore[misc]
@@ -412,6 +421,7 @@ def main(
                     raise RunFailed(f"{disturbed.name} hasn't ended well:\n{disturbed.log.read_text()[-3000:]}")
                 check_same(disturbed, peaceful.folder, iterations)
                 check_gone(nodes, disturbed.name)
+                iteration_seconds += [line["seconds"] for line in disturbed.lines()]
                 console.print(f"{disturbed.name}: the same weights and figures, nothing left", style="green")
                 shutil.rmtree(disturbed.folder)
         finally:
@@ -430,8 +440,9 @@ def main(
     for kind, row in report.items():
         table.add_row(kind, str(row["times"]), f"{row['median']:.1f}", f"{row['most']:.1f}")
     console.print(table)
-    console.print(f"{len(costs)} faults; an iteration left in peace takes {undisturbed:.1f} s")
-    write_report(path, {"faults": len(costs), "seed": seed, "iteration": undisturbed, "kinds": report})
+    iteration = statistics.median(iteration_seconds)
+    console.print(f"{len(costs)} faults; an iteration takes {iteration:.1f} s (median)")
+    write_report(path, {"faults": len(costs), "seed": seed, "iteration": iteration, "kinds": report})
     console.print(f"JSON: {path}")
 
 

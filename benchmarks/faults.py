@@ -17,17 +17,20 @@ from .stand_ins import Score, Scores
 FOLDER = "BRANCHGRPO_FAULTS"
 """Environment variable that names the folder."""
 SLOW_SECONDS = 5.0
-REWARD_FAULTS = ("slow", "fails", "nan", "count")
+PASSING = ("slow", "fails")
+"""Which a run gets over by itself."""
+MISTAKES = ("nan", "count")
+"""Which end a run: another attempt would meet them again."""
 
 
 def troubled_ocr(threads: int | None) -> Score:
-    """OCR that is slow, raises, gives NaN or too few scores, once for every file of this name."""
+    """OCR that is slow, loses a connection, gives NaN or too few scores, once for every file of this name."""
     scorer = OcrScorer(threads)
 
     def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        fault = next((name for name in REWARD_FAULTS if _claimed(name)), None)
+        fault = next((name for name in (*PASSING, *MISTAKES) if _claimed(name)), None)
         if fault == "fails":
-            raise ValueError("a fault on demand")
+            raise ConnectionError("a fault on demand")
         if fault == "slow":
             time.sleep(SLOW_SECONDS)
         scores = dict(scorer(media, prompts))

@@ -14,7 +14,7 @@ import pytest
 def test_faults_change_nothing_but_the_time(tmp_path: Path) -> None:
     kinds = [
         "worker node killed",
-        "reward: nan",
+        "reward: fails",
         "checkpoint truncated",
         "scaled, then controller killed",
         "driver killed, cluster full",
