@@ -13,7 +13,7 @@ from rich.console import Console
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
-from .stop import Stopped
+from .stop import Stopped, StopRequest
 from .terminal import lasting_output
 
 if TYPE_CHECKING:
@@ -144,10 +144,10 @@ def submit(
         job = jobs.submit(client, settings, resume=resume, back_to=iteration)
     typer.echo(f"submitted: {job}")
     try:
-        ended = jobs.follow(client, job) if follow else None
-    except KeyboardInterrupt:
-        typer.echo(f"the run goes on; {jobs.hints(client, job)}")
-        raise typer.Exit(128 + signal.SIGINT) from None
+        with StopRequest("at once").listening(signal.SIGHUP):
+            ended = jobs.follow(client, job) if follow else None
+    except Stopped as stopped:
+        raise Stopped(stopped.signum, f"the run goes on; {jobs.hints(client, job)}") from None
     if ended is None:
         typer.echo(jobs.hints(client, job))
     else:

@@ -1,6 +1,7 @@
 """The reward service alone, over HTTP, for trainers that aren't ours."""
 
 import asyncio
+import signal
 import socket
 from collections.abc import Iterator
 from contextlib import contextmanager, nullcontext
@@ -57,7 +58,7 @@ def serve(
     address: str | None,
     console: Console,
 ) -> None:
-    """Serve the recipe's rewards until SIGTERM or Ctrl-C, to those who know the `token`, in requests of at most
+    """Serve the recipe's rewards until SIGTERM, SIGHUP or Ctrl-C, to those who know the `token`, in requests of at most
     `max_bytes` and a proportional number of pictures.
 
     Raises InputError for models that can't be placed, when the port can't be had, or for a `host` that others reach
@@ -69,7 +70,7 @@ def serve(
             "who know the token are answered, or listen on 127.0.0.1"
         )
     modules = travelling(settings)
-    with StopRequest().listening() as stop, listen(host, port) as listener, connected(address, modules):
+    with StopRequest().listening(signal.SIGHUP) as stop, listen(host, port) as listener, connected(address, modules):
         check_room(reward_demands(settings), free_nodes())
         with deployed(settings, service_name(settings.name), console) as (client, discovery):
             url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"

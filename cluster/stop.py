@@ -20,7 +20,7 @@ class Stopped(Exception):
 
 @dataclass
 class StopRequest:
-    """Set by SIGTERM or Ctrl-C. What a signal does depends on the mode of the moment.
+    """Set by SIGTERM, Ctrl-C, and what else is listened for. What a signal does depends on the mode of the moment.
 
     `noted`: the first one only sets `signum` and calls `asked`; who listens ends when it can. The second one raises
     KeyboardInterrupt. `at once`: the first one does. `ignored`: none does anything, for what must come to its end.

@@ -220,7 +220,7 @@ def test_rewards_are_served_to_anyone_who_knows_the_token(tmp_path: Path) -> Non
         assert post().status_code == 200
         discovery = log.read_text().split("discovery at")[1].split()[0]
         assert {target["labels"]["component"] for target in httpx.get(discovery).json()} >= {"reward"}
-        process.send_signal(signal.SIGTERM)
+        process.send_signal(signal.SIGHUP)  # of a terminal that is closed; as SIGTERM
         assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
     finally:
         process.kill()

@@ -1,5 +1,6 @@
 """Submitting: what travels, what is refused, and whole runs as jobs on a head with one more node."""
 
+import asyncio
 import json
 import os
 import shutil
@@ -10,7 +11,7 @@ import tempfile
 import threading
 import time
 import tomllib
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, HTTPServer
@@ -50,6 +51,32 @@ def files_of_the_package() -> set[Path]:
         for file in ROOT.joinpath(*package.split(".")[1:]).glob(glob)
         if file.is_file()
     }
+
+
+@pytest.mark.parametrize("signum", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
+def test_who_stops_following_is_told_that_the_run_goes_on(
+    signum: signal.Signals, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Client:
+        def get_address(self) -> str:
+            return "http://head:8265"
+
+        async def tail_job_logs(self, job: str) -> AsyncIterator[str]:
+            yield "iteration 1\n"
+            os.kill(os.getpid(), signum)
+            await asyncio.sleep(60)
+
+    monkeypatch.setattr("branchgrpo.cluster.address.use_dashboard", lambda address: None)
+    monkeypatch.setattr("branchgrpo.cluster.submit.check", lambda settings: None)
+    monkeypatch.setattr("branchgrpo.cluster.submit.connect", lambda address: Client())
+    monkeypatch.setattr("branchgrpo.cluster.submit.submit", lambda *given, **named: "branchgrpo-glyphs-1")
+    monkeypatch.setattr(sys, "argv", ["branchgrpo", "submit", "glyphs"])
+    with pytest.raises(SystemExit) as ended:
+        cli.main()
+    assert ended.value.code == 128 + signum
+    told = capsys.readouterr().out
+    assert "iteration 1\nthe run goes on; follow it with: " in told
+    assert "ray job stop branchgrpo-glyphs-1 --address http://head:8265" in told
 
 
 def test_what_is_staged_is_what_a_wheel_would_hold(tmp_path: Path) -> None:
