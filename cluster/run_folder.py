@@ -25,19 +25,16 @@ import math
 import os
 import platform
 import shutil
-import time
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from dataclasses import asdict
 from importlib import metadata
-from itertools import chain, count
 from pathlib import Path
 from typing import Any, Literal
 
 from .. import __version__
 from ..proto.arrays import decode, encode
 from ..proto.errors import InputError
-from ..proto.files import PARTIAL, must_be_makeable, remove, sweep, whole, write_text
+from ..proto.files import PARTIAL, is_full, must_be_makeable, remove, sweep, whole, write_text
 from ..proto.recipe import load_recipe, save_recipe
 from ..proto.settings import CheckpointSettings, RunSettings
 from ..rollout_workers.policies.folder import content_fingerprint
@@ -47,13 +44,13 @@ from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, short_name
+from .run_changes import set_aside_after, write_changes
 from .run_state import resume_command
 
 FINGERPRINTS = "fingerprints.json"
 VERSIONS = "versions.json"
 BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
 """What a new folder holds until recipe.yaml makes it that of a run."""
-RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
 WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
@@ -87,10 +84,7 @@ class RunFolder:
         with driver_lock(path):
             _must_be_free(path)  # another driver may have begun meanwhile
             try:
-                sweep(path)
-                write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
-                write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
-                save_recipe(settings, path)
+                _begin(path, settings)
                 yield folder
             except BaseException:
                 if not folder.started:
@@ -147,47 +141,14 @@ class RunFolder:
         """
         newest = self.done
         if self._back_to is not None:
-            self.set_aside_after(self._back_to)
+            set_aside_after(self, self._back_to)
         done = self.newest_whole_checkpoint(damaged)
         if self._recipe is not None:
-            self._write_changes(done, newest)
+            write_changes(self, self.changes, done, newest if self._back_to is not None else None)
+            save_recipe(self._recipe, self.path)
+            self._recipe = self._back_to = None
         self.forget_after(done or -1)
         return done
-
-    def _write_changes(self, done: int, newest: int) -> None:
-        assert self._recipe is not None
-        if self.changes and any(line["iteration"] > done for line in self.lines("metrics")):
-            self.set_aside_after(done)  # what is done again will differ
-        about = {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
-        if self._back_to is not None:
-            self.append("changes", {**about, "went_back_from": newest, "to": done})
-        for change in self.changes:
-            if change.setting in ("prompts.train", "prompts.held_out"):
-                self._keep_prompts(change.setting.removeprefix("prompts."), done)
-            self.append("changes", {**about, **asdict(change)})
-        save_recipe(self._recipe, self.path)
-        self._recipe = self._back_to = None
-
-    def _keep_prompts(self, name: str, done: int) -> None:
-        """Rename the prompts that were used up to an iteration, before others take their name."""
-        for path in (self.path / "prompts").glob(f"{name}.*"):
-            path.rename(free_name(path.with_name(f"{name}-until-{done:06d}{path.suffix}")))
-
-    def set_aside_after(self, iteration: int) -> None:
-        """Move checkpoints, lines and results of later iterations into a folder of `set-aside`, where nobody looks."""
-        aside = free_name(self.path / "set-aside" / f"after-{iteration:06d}")
-        for name in ("metrics", "evaluations"):
-            if later := [line for line in self.lines(name) if line["iteration"] > iteration]:
-                write_text(aside / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in later))
-        for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*"):
-            for path in sorted(self.path.glob(pattern), reverse=True):
-                number = path.stem.removeprefix("iteration-").partition("-")[0]
-                if number.isdecimal() and int(number) > iteration:
-                    _move(path, aside / path.relative_to(self.path))
-        for name in RESULTS:
-            if (self.path / name).exists():
-                _move(self.path / name, aside / name)
-        self.forget_after(iteration or -1)
 
     @property
     def settings(self) -> RunSettings:
@@ -365,6 +326,21 @@ def has_begun(path: Path) -> bool:
     return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
 
 
+def _begin(path: Path, settings: RunSettings) -> None:
+    """Write what makes a folder that of a run. Raises InputError if the disk is full."""
+    try:
+        sweep(path)
+        write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
+        write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
+        save_recipe(settings, path)
+    except OSError as error:
+        if is_full(error):
+            raise InputError(
+                f"run folder {path} has no space: {error.strerror}; make room, or name another place (runs=...)"
+            ) from error
+        raise
+
+
 def check_place(settings: RunSettings) -> None:
     """Raises InputError if there is no folder of the run, and none can be made."""
     try:
@@ -393,17 +369,6 @@ def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise InputError(f"'{given[0]}' names another run than the one in {target}; leave it out")
     target = target if target.name not in ("", "..") else target.resolve()
     return settings.model_copy(update={"runs": target.parent, "name": target.name})
-
-
-def free_name(path: Path) -> Path:
-    """`path`, or the first of `path`-2, -3 and so on that isn't there."""
-    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
-    return next(name for name in names if not name.exists())
-
-
-def _move(path: Path, to: Path) -> None:
-    to.parent.mkdir(parents=True, exist_ok=True)
-    path.rename(to)
 
 
 def _versions() -> dict[str, str]:

@@ -211,3 +211,15 @@ def test_other_libraries_errors_of_a_full_disk_are_seen(tmp_path: Path) -> None:
     assert is_full(told.value)
     with pytest.raises(RuntimeError, match="something else"), whole(tmp_path / "file"):
         raise RuntimeError("something else")
+
+
+@pytest.mark.parametrize("file", ["versions.json", "fingerprints.json", "train.txt", "recipe.yaml"])
+def test_a_disk_that_is_full_at_the_start_is_told_and_nothing_stays(
+    file: str, run_settings: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    settings = run_settings()
+    replace = os.replace
+    monkeypatch.setattr(os, "replace", lambda of, to: full() if Path(to).name == file else replace(of, to))
+    with pytest.raises(InputError, match="^run folder .*/run has no space: No space left on device; make room, or"):
+        RunFolder.create(settings).__enter__()
+    assert not (tmp_path / "runs").exists()
