@@ -123,6 +123,70 @@ def test_check_tells_what_its_constructor_raises(folder: Path, run_settings: Set
     assert told.startswith("policy.adapter 'own_adapters:Flawed' raised OSError: no such model (")
 
 
+LATENTS = torch.zeros(2, 24, 64)
+
+
+@pytest.mark.parametrize(
+    ("member", "code", "used", "told"),
+    [
+        ("device", "'cpu'", lambda policy: policy.device, "'cpu'; it must be a torch.device"),
+        ("latent_shape", "[24, 64]", lambda policy: policy.latent_shape, "a list, .*; it must be a tuple of positive"),
+        ("latent_shape", "(24, 0)", lambda policy: policy.latent_shape, "a tuple, .*; it must be a tuple of positive"),
+        ("sigmas", "[1.0, 0.0]", lambda policy: policy.sigmas(2), "a list, .* for 2; it must be a list of one finite"),
+        ("sigmas", "[1.0, 'a']", lambda policy: policy.sigmas(1), "a list, .* for 1; it must be a list of one finite"),
+        ("encoding", "'a/b'", lambda policy: policy.encoding, "'a/b'; it must be a text that can name a file"),
+        ("encode", "[1]", lambda policy: policy.encode("x"), "a list, .*; it must be a dict of tensors"),
+        ("encode", "{'a': 1}", lambda policy: policy.encode("x"), "a dict, .*; it must be a dict of tensors"),
+        ("velocity", "None", lambda policy: policy.velocity(LATENTS, None, {}), "None for a tensor of torch.float32"),
+        (
+            "velocity",
+            "given[0][:1]",
+            lambda policy: policy.velocity(LATENTS, None, {}),
+            r"a tensor .* \[1, 24, 64\] for",
+        ),
+        ("velocity", "given[0].int()", lambda policy: policy.velocity(LATENTS, None, {}), "a tensor of torch.int32"),
+        ("velocity", "(given[0],)", lambda policy: policy.velocity(LATENTS, None, {}), "a tuple, "),
+        (
+            "decode",
+            "given[0]",
+            lambda policy: policy.decode(LATENTS),
+            "a tensor .*; it must be floating-point numbers,",
+        ),
+        (
+            "decode",
+            "[]",
+            lambda policy: policy.decode(latents=LATENTS),
+            "a list, .*; it must be floating-point numbers,",
+        ),
+        ("save", "None", lambda policy: policy.save(Path()), "None; it must be a Path"),
+        ("cut_prompts", "0", lambda policy: policy.cut_prompts([]), "0; it must be a list of texts"),
+        ("with_guidance", "None", lambda policy: policy.with_guidance(2.0), "None; it must be a policy"),
+    ],
+)
+def test_what_is_returned_wrongly_is_told_with_its_place(
+    folder: Path, member: str, code: str, used: Callable[..., object], told: str, run_settings: Settings
+) -> None:
+    wrong = f"def {member}(self, *given, latents=None):\n        return {code}"
+    if member in ("device", "latent_shape", "encoding"):
+        wrong = f"@property\n    {wrong}"
+    begin = "from branchgrpo.rollout_workers.policies.flux import FluxPolicy\n\nclass Wrong(FluxPolicy):\n"
+    (folder / "own_adapters.py").write_text(
+        f"{begin}    def __init__(self, *given, **named):\n        self.network = __import__('torch').nn.Identity()\n\n"
+        f"    {wrong}\n"
+    )
+    policy = load_policy(run_settings({"policy.adapter": "own_adapters:Wrong"}).policy)
+    named = rf"^policy.adapter 'own_adapters:Wrong': Wrong\.{member} returned "
+    with pytest.raises(RunFailed, match=rf"{named}{told}.* \(.*own_adapters.py, line 7\)$"):
+        used(policy)
+
+
+def test_an_adapter_without_a_network_is_told(folder: Path, run_settings: Settings) -> None:
+    begin = "from branchgrpo.rollout_workers.policies.flux import FluxPolicy\n\nclass Empty(FluxPolicy):\n"
+    (folder / "own_adapters.py").write_text(f"{begin}    def __init__(self, *given, **named):\n        pass\n")
+    with pytest.raises(RunFailed, match=r"Empty.network is None; it must be a torch.nn.Module \(.*, line 4\)$"):
+        load_policy(run_settings({"policy.adapter": "own_adapters:Empty"}).policy)
+
+
 @pytest.mark.slow
 def test_a_run_on_ray_ends_with_it_at_its_first_failure(folder: Path, run_settings: Settings) -> None:
     own = {"cpus": 0.1, "threads": 1}
