@@ -170,8 +170,10 @@ def test_what_killed_runs_leave_ends_by_itself_or_is_cleaned(run_settings: Setti
 
     def train(name: str) -> subprocess.Popen[bytes]:
         command = [*branchgrpo, "train", str(tmp_path / f"{name}.yaml"), "--address", head]
-        driver = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        with (tmp_path / f"{name}.log").open("w") as log:
+            driver = subprocess.Popen(command, stdout=log, stderr=log)
         until(lambda: (runs / name / "metrics.jsonl").exists() or driver.poll() is not None)
+        assert driver.poll() is None, (tmp_path / f"{name}.log").read_text()[-3000:]
         return driver
 
     @serve.deployment
