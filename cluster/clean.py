@@ -7,6 +7,7 @@ folders it is the note of where the run goes on.
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import ray
@@ -14,7 +15,7 @@ from ray import serve
 
 from ..proto.errors import InputError
 from .driver_lock import driver_of
-from .ray_names import controller_of, service_name
+from .ray_names import controller_of, given_name, service_name
 from .whereabouts import FILE
 
 LOOK_SECONDS = 3
@@ -35,7 +36,7 @@ def orphans() -> list[Leftover]:
     if found:
         time.sleep(LOOK_SECONDS)
         found &= _orphans()
-    return [Leftover(f"reward models '{name}'", lambda name=name: _delete(name)) for name in sorted(found)]  # type: ignore[misc]
+    return [Leftover(f"reward models of '{given_name(name)}'", partial(_delete, name)) for name in sorted(found)]
 
 
 def stale_notes(runs: Path) -> list[Leftover]:
@@ -62,4 +63,6 @@ def _delete(application: str) -> None:
     try:
         serve.delete(application)
     except TimeoutError as error:
-        raise InputError(f"the reward models '{application}' don't end; look at the cluster's nodes") from error
+        raise InputError(
+            f"the reward models of '{given_name(application)}' don't end; look at the cluster's nodes"
+        ) from error

@@ -25,7 +25,13 @@ def service_name(name: str) -> str:
 def run_of(controller: str) -> str | None:
     """The run whose controller has this name; None if it is no controller's."""
     prefix = controller_name("")
-    return unquote(controller.removeprefix(prefix).replace("=", "%")) if controller.startswith(prefix) else None
+    return _decoded(controller.removeprefix(prefix)) if controller.startswith(prefix) else None
+
+
+def given_name(application: str) -> str:
+    """The name that was given to the run, or to the service, of an application; a long one is cut, with its digest."""
+    prefix = next(prefix for prefix in (service_name(""), application_name("")) if application.startswith(prefix))
+    return _decoded(application.removeprefix(prefix))
 
 
 def controller_of(application: str) -> str | None:
@@ -40,3 +46,7 @@ def _encoded(name: str) -> str:
     if len(encoded) <= MAX_NAME:
         return encoded
     return f"{encoded[: MAX_NAME - 17]}-{hashlib.sha256(name.encode()).hexdigest()[:16]}"
+
+
+def _decoded(name: str) -> str:
+    return unquote(name.replace("=", "%"))

@@ -11,6 +11,7 @@ from branchgrpo.cluster.ray_names import (
     application_name,
     controller_name,
     controller_of,
+    given_name,
     run_of,
     service_name,
 )
@@ -34,8 +35,9 @@ def test_every_run_has_names_of_its_own_in_plain_signs(one: str, other: str) -> 
 
 
 @given(NAMES.filter(lambda name: len(name.encode()) < 33))
-def test_a_controller_tells_its_run(name: str) -> None:
+def test_what_ray_shows_tells_the_name_that_was_given(name: str) -> None:
     assert run_of(controller_name(name)) == name
+    assert given_name(application_name(name)) == given_name(service_name(name)) == name
 
 
 def test_usual_names_are_as_they_are() -> None:

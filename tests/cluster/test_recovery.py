@@ -193,7 +193,7 @@ def test_what_killed_runs_leave_ends_by_itself_or_is_cleaned(run_settings: Setti
         gone.kill()
         gone.wait()
         removed = cleaned("--yes").splitlines()
-        assert removed == ["removed: reward models 'branchgrpo-gone'", f"removed: {runs / 'gone' / 'ray.json'}"]
+        assert removed == ["removed: reward models of 'gone'", f"removed: {runs / 'gone' / 'ray.json'}"]
         assert not (runs / "gone" / "ray.json").exists()
         shutil.rmtree(runs / "gone")
         again = train("gone")
