@@ -34,22 +34,23 @@ check: setup
 	MYPYPATH=build/types $(RUN)/mypy --namespace-packages --explicit-package-bases -p branchgrpo
 
 bench: setup
-	$(RUN)/python -m branchgrpo.benchmarks.tree_vs_sequential --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.methods --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.fast_steps --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.on_ray --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.watching --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.start --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.scaling --out build/bench
-	$(RUN)/python -m branchgrpo.benchmarks.serving --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.tree_vs_sequential --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.methods --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.fast_steps --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.ray_overhead --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.observability_overhead --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.startup --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.scaling.report --out build/bench
+	$(RUN)/python -m branchgrpo.benchmarks.speed.serving --out build/bench
 
 chaos: setup
 	$(RUN)/python -m branchgrpo.benchmarks.chaos --out build/bench $(ARGS)
 
 docs: setup
-	$(RUN)/python -m branchgrpo.cluster.reference > docs/recipe.md
-	$(RUN)/python -m branchgrpo.cluster.series > docs/metrics.md
-	$(RUN)/python -m branchgrpo.cluster.boards cluster/grafana/dashboards
+	$(RUN)/python -m branchgrpo.cluster.pages.recipe > docs/recipe.md
+	$(RUN)/python -m branchgrpo.cluster.pages.metrics > docs/metrics.md
+	$(RUN)/python -m branchgrpo.cluster.pages.files > docs/files.md
+	$(RUN)/python -m branchgrpo.cluster.pages.dashboards cluster/observability/grafana/dashboards
 
 clean:
 	rm -rf .venv build

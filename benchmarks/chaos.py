@@ -32,13 +32,13 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ..cluster.ray_names import application_name
-from ..cluster.run_folder import RunFolder
-from ..cluster.whereabouts import Whereabouts
+from ..cluster.on_ray.names import application_name
+from ..cluster.on_ray.run_address import RunAddress
+from ..cluster.run.folder import RunFolder
 from ..proto.errors import RunFailed
-from .faults import FOLDER, MISTAKES, PASSING
-from .nodes import Nodes, free_port, title_of
-from .report import report_path, write_report
+from .support.faults import FOLDER, MISTAKES, PASSING_STATUSES
+from .support.local_cluster import Nodes, free_port, title_of
+from .support.report import report_path, write_report
 
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 FAULTS_PER_RUN = 7
@@ -104,7 +104,7 @@ class Run:
 
     def workers(self) -> int:
         """Rollout workers that it has, or that start. Raises RunFailed if its controller hasn't its own port."""
-        url = Whereabouts.read(self.folder).http or ""
+        url = RunAddress.read(self.folder).http or ""
         if not url.endswith(f":{self.port}"):
             raise RunFailed(f"{self.name}: the controller is at {url}; its port is {self.port}")
         with urllib.request.urlopen(f"{url}/status", timeout=30) as answer:
@@ -188,7 +188,7 @@ class Chaos:
             "driver killed": self._kill_driver,
             "driver killed, cluster full": self._kill_driver_on_a_full_cluster,
             "checkpoint truncated": self._truncate,
-            **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in PASSING},  # type: ignore[misc]
+            **{f"reward: {name}": lambda run, name=name: (self.faults / name).touch() for name in PASSING_STATUSES},  # type: ignore[misc]
             **{f"reward: {name}": lambda run, name=name: self._mistake(run, name) for name in MISTAKES},  # type: ignore[misc]
         }
         return {**kinds, "disk full": self._fill_disk} if self.disk else kinds
@@ -295,16 +295,16 @@ def overrides(name: str, runs: Path, iterations: int, port: int) -> list[str]:
         "learner.window_trees=2",
         "evaluation.prompts=4",
         "checkpoint.every=1",
-        "checkpoint.wait_for_disk_seconds=120",
+        "checkpoint.disk_timeout_seconds=120",
         "logging.samples_every=2",
         f"logging.metrics_port={port}",
         f"pools.rollout_workers={{{pool}, count: 2, resources: {{work: 1}}}}",
         f"pools.learner={{{pool}, resources: {{work: 1}}}}",
         f"pools.rewards.ocr={{{pool}, deterministic: true, resources: {{head: 1}}}}",
-        "pools.silent_seconds=20",
-        "pools.wait_for_room_seconds=120",
-        "rewards.ocr.scorer=branchgrpo.benchmarks.faults:troubled_ocr",
-        "rewards.ocr_exact.scorer=branchgrpo.benchmarks.faults:troubled_ocr",
+        "pools.heartbeat_timeout_seconds=20",
+        "pools.placement_timeout_seconds=120",
+        "rewards.ocr.scorer=branchgrpo.benchmarks.support.faults:troubled_ocr",
+        "rewards.ocr_exact.scorer=branchgrpo.benchmarks.support.faults:troubled_ocr",
     ]
 
 
@@ -401,7 +401,7 @@ def main(
                     Path(temporary, f"{name}.log"),
                 )
 
-            peaceful = run("peaceful", "execution=plain")
+            peaceful = run("peaceful", "execution=in_process")
             peaceful.until(lambda: (runs / "peaceful" / "summary.json").exists(), "the end", 4 * RECOVERY_SECONDS)
             peaceful.driver.wait()
             chaos = Chaos(nodes, faulty, disk, chance, run)

@@ -13,11 +13,11 @@ from rich.console import Console
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
-from .stop import Stopped, StopRequest
-from .terminal import lasting_output
+from .run.stop import Stopped, StopRequest
+from .run.terminal import lasting_output
 
 if TYPE_CHECKING:
-    from .run_folder import WhichCheckpoint
+    from .run.folder import WhichCheckpoint
 
 app = typer.Typer(
     help="BranchGRPO aligns diffusion and flow models with reward models by branching rollouts.",
@@ -73,13 +73,13 @@ def train(
     Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold], then
     [bold]branchgrpo train runs/short --resume iterations=8 learner.optimizer.learning_rate=1e-4[/bold]
     """
-    from .run_folder import load_settings
+    from .run.folder import load_settings
 
     settings = load_settings(recipe, overrides or [])
     _check_back_to(iteration, resume)
     console = Console(file=sys.stdout)  # as it is now: the run takes over what others print
     with console.status("starting"):
-        from .console import RunDisplay
+        from .run.console import RunDisplay
         from .train import train as run
     run(settings, RunDisplay(console), resume=resume, back_to=iteration, address=address)
 
@@ -97,12 +97,12 @@ def check(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
 
     Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
     """
-    from .run_folder import load_settings
+    from .run.folder import load_settings
 
     settings = load_settings(recipe, overrides or [])
     console = Console()
     with console.status("looking"):
-        from . import check as checking
+        from .commands import check as checking
 
         found = checking.check(settings)
     checking.show(found, settings, console)
@@ -125,17 +125,17 @@ def submit(
 
     Example: [bold]branchgrpo submit recipes/glyphs.yaml runs=/shared/runs --address http://head:8265[/bold]
     """
-    from .run_folder import load_settings
+    from .run.folder import load_settings
 
     settings = load_settings(recipe, overrides or [])
     _check_back_to(iteration, resume)
     with Console().status("submitting"):
-        from .address import use_dashboard
+        from .on_ray.address import use_dashboard
 
         use_dashboard(address)  # before Ray is imported
-        from . import submit as jobs
-        from .advice import advice
-        from .own_modules import missing_modules
+        from .commands import submit as jobs
+        from .run.advice import advice
+        from .run.own_modules import missing_modules
 
         jobs.check(settings)
         for line in [*advice(settings), *(f"{line}: the cluster must have it" for line in missing_modules(settings))]:
@@ -178,13 +178,13 @@ def evaluate(
     Example: [bold]branchgrpo evaluate runs/glyphs evaluation.steps=30 --all --out pictures[/bold], or
     [bold]branchgrpo evaluate runs/glyphs --against recipes/glyphs.yaml[/bold]
     """
-    from ..proto.files import must_be_new
+    from ..proto.atomic_files import must_be_new
 
     if (iteration is not None) + best + all_ > 1:
         raise InputError("--iteration, --best and --all name different checkpoints; give one of them")
     if out:
         must_be_new(out)
-    from .evaluate import evaluate_command
+    from .commands.evaluate import evaluate_command
 
     named: list[WhichCheckpoint] = ["best"] if best else [*(iteration or ())] or ["newest"]
     evaluate_command(target, overrides or [], None if all_ else named, ema, against, out, Console())
@@ -202,12 +202,12 @@ def export(
 
     Example: [bold]branchgrpo export runs/glyphs exported[/bold]
     """
-    from ..proto.files import must_be_new
+    from ..proto.atomic_files import must_be_new
 
     must_be_new(out)
     from ..learner.export import export as write
-    from .run_folder import RunFolder
-    from .trained import policy_with, trained_weights
+    from .run.folder import RunFolder
+    from .run.trained import policy_with, trained_weights
 
     folder = RunFolder.open(run)
     number, weights = trained_weights(folder, _which(iteration, best), ema=ema)
@@ -244,19 +244,19 @@ def status(
 
     Example: [bold]branchgrpo status runs/glyphs[/bold]
     """
-    from . import run_status, status_tables
+    from .commands import status, status_tables
 
     asking = Console(stderr=True).status("asking")
     if run is None:
         with asking:
-            found, complaints = run_status.find_all(runs, address)
-        typer.echo(run_status.as_json(found)) if as_json else status_tables.show_all(found, Console())
+            found, complaints = status.find_all(runs, address)
+        typer.echo(status.as_json(found)) if as_json else status_tables.show_all(found, Console())
         for complaint in complaints:
             typer.echo(complaint, err=True)
         return
     with asking:
-        one = run_status.find(run, runs, address)
-    typer.echo(run_status.as_json(one)) if as_json else status_tables.show(one, Console())
+        one = status.find(run, runs, address)
+    typer.echo(status.as_json(one)) if as_json else status_tables.show(one, Console())
 
 
 @app.command()
@@ -272,26 +272,22 @@ def scale(
 
     Example: [bold]branchgrpo scale runs/mine --rollout-workers 4 --reward ocr=2[/bold]
     """
-    from .whereabouts import Whereabouts
+    from .commands import scale
+    from .on_ray.run_address import RunAddress
 
-    where = Whereabouts.find(run, address).found()
-    from .operate import call_controller, replica_counts
-
-    counts = replica_counts(reward or [])
-    if rollout_workers is None and not counts:
-        raise InputError("nothing to change; give --rollout-workers or --reward")
+    where, counts = RunAddress.find(run, address), scale.replica_counts(reward or [])
     with Console().status("scaling"):
-        starting = call_controller(where, "scale", rollout_workers, counts)
+        starting = scale.scale(where, rollout_workers, counts)
     typer.echo(f"{starting} workers have no room yet, and start when there is some" if starting else "scaled")
 
 
-MOST_TIME = 1e6
+MAX_SECONDS = 1e6
 
 
 def _duration(context: typer.Context, option: typer.CallbackParam, value: float) -> float:
     """Raises InputError for what is no length of time."""
-    if not 0 <= value <= MOST_TIME:
-        raise InputError(f"--{option.name} is {value:g}; it must be from 0 to {MOST_TIME:g}")
+    if not 0 <= value <= MAX_SECONDS:
+        raise InputError(f"--{option.name} is {value:g}; it must be from 0 to {MAX_SECONDS:g}")
     return value
 
 
@@ -317,10 +313,10 @@ def drain(
 
     Example: [bold]branchgrpo drain --seconds 90[/bold]
     """
-    from .address import find_ray
+    from .on_ray.address import find_ray
 
     found = find_ray(address)
-    from .node import drain as empty
+    from .commands.node import drain as empty
 
     name, left = empty(found, node_name, seconds)
     state = f"is still used by {', '.join(left)}" if left else "is drained"
@@ -339,10 +335,10 @@ def node(
 
     Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
     """
-    from .address import find_ray
+    from .on_ray.address import find_ray
 
     found = find_ray(address)
-    from .node import join
+    from .commands.node import join
 
     raise typer.Exit(join(found, seconds, context.args))
 
@@ -361,11 +357,11 @@ def clean(
 
     Example: [bold]branchgrpo clean --address head:6379 --yes[/bold]
     """
-    from .address import RAY_ADDRESS, find_ray, nodes_here
+    from .on_ray.address import RAY_ADDRESS, find_ray, nodes_here
 
     cluster = find_ray(address) if address or os.environ.get(RAY_ADDRESS) or nodes_here() else None
-    from .clean import orphans, stale_notes
-    from .connect import visiting
+    from .commands.clean import orphans, stale_notes
+    from .on_ray.connect import visiting
 
     with visiting(cluster) if cluster else nullcontext():
         left = [*(orphans() if cluster else []), *stale_notes(runs)]
@@ -393,8 +389,8 @@ def monitor(
 
     Example: [bold]branchgrpo monitor runs/glyphs[/bold]
     """
-    from .monitor import monitor as watch
-    from .run_folder import RunFolder
+    from .commands.monitor import monitor as watch
+    from .run.folder import RunFolder
 
     watch(RunFolder.open(run).path, port, grafana_port, ray_dashboard, Console())
 
@@ -414,8 +410,8 @@ def draw_dashboards(
     """
     import time
 
-    from ..proto.files import must_be_new
-    from .drawing import Prometheus, draw, photograph
+    from ..proto.atomic_files import must_be_new
+    from .commands.draw_dashboards import Prometheus, draw, photograph
 
     must_be_new(out)
 
@@ -440,9 +436,9 @@ def trace(
 
     Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
     """
-    from ..proto.files import must_be_new
-    from . import trace as traces
-    from .run_folder import RunFolder
+    from ..proto.atomic_files import must_be_new
+    from .observability import trace as traces
+    from .run.folder import RunFolder
 
     if out:
         must_be_new(out)
@@ -476,10 +472,10 @@ def serve_rewards(
     settings = load_recipe(recipe, overrides or [])
     console = Console()
     with console.status("starting"):
-        from .address import find_cluster
+        from .on_ray.address import find_cluster
 
         address = find_cluster(address)  # before Ray is imported
-        from .serve_rewards import serve
+        from .commands.serve_rewards import serve
     serve(settings, host, port, _token(token_file), max_mib * 2**20, address, console)
 
 
@@ -504,7 +500,7 @@ def pretrain_glyphs(
 
     Example: [bold]branchgrpo pretrain-glyphs glyphs && branchgrpo evaluate recipes/glyphs.yaml[/bold]
     """
-    from ..proto.files import must_be_new
+    from ..proto.atomic_files import must_be_new
 
     must_be_new(out)
     from ..rollout_workers.glyphs.pretrain import pretrain

@@ -10,31 +10,27 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
-from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from ..proto.errors import Diverged, InputError, ProcessLost
-from ..proto.files import Result, check_free, is_full, when_there_is_room, write_text
+from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room, write_text
+from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
-from ..reward_service.scorers import reward_models
-from ..rollout_workers.policies.load import find_policy
-from . import pictures
-from .advice import advice
-from .branching import Branching
-from .checkpoints import size
-from .console import RunDisplay
-from .evaluation import MADE_WITH, comparable, made_with, sampled_prompts
-from .loop import Loop
-from .own_modules import check_modules
-from .prompts import cut_warning, prompts_of, training_and_held_out
-from .run_folder import RunFolder, has_begun
-from .run_log import RunLog
-from .starting import find_start, same_start, without_start
-from .stop import Stopped, StopRequest
+from .preflight import check_here
+from .run import pictures
+from .run.advice import advice
+from .run.checkpoints import size
+from .run.console import RunDisplay
+from .run.evaluation import MADE_WITH, comparable, made_with, sampled_prompts
+from .run.folder import RunFolder, has_begun
+from .run.log import RunLog
+from .run.loop import Loop
+from .run.prompt_order import cut_warning, prompts_of, training_and_held_out
+from .run.start_point import find_start, same_start, without_start
+from .run.stop import Stopped, StopRequest
 
-FRUITLESS = 3
+MAX_FRUITLESS_RESTARTS = 3
 """Times in a row that a run is set up again without having made a new checkpoint."""
 
 
@@ -54,16 +50,11 @@ def train(
     """
     # A closed terminal is no reason to end: neither for the run, nor for the processes that it starts.
     with StopRequest("at once").listening(deaf=(signal.SIGHUP,)) as stop:
-        check_rewards(settings)
-        check_modules(settings)
-        Branching(settings)
-        find_policy(settings.policy)
+        check_here(settings)
         before = settings.runs / settings.name
         resume = resume or (settings.resume == "auto" and has_begun(before))
         settings = same_start(settings, before) if resume else find_start(settings)
         train_prompts, held_out = training_and_held_out(settings)
-        if settings.logging.wandb_project and find_spec("wandb") is None:
-            raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
         opened = RunFolder.resume(settings, back_to) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
@@ -74,16 +65,6 @@ def train(
                     _salvage(folder, settings, display, error)
                 raise
     return settings.runs / settings.name
-
-
-def check_rewards(settings: RunSettings) -> None:
-    """Raises InputError for a reward that doesn't exist, or a pool without its reward model."""
-    models = reward_models(settings.rewards)
-    if unknown := sorted(set(settings.pools.rewards) - set(models)):
-        raise InputError(
-            f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)} (what a base "
-            "recipe says of others goes with pools.rewards={})"
-        )
 
 
 def _go(
@@ -108,7 +89,7 @@ def _go(
                 return _Run(loop, folder, settings, display, stop).go(prompts, held_out)
             except ProcessLost as error:
                 reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1
-                if fruitless > FRUITLESS:
+                if fruitless > MAX_FRUITLESS_RESTARTS:
                     raise
                 display.lost(error, reached)
                 if stop.signum is not None:
@@ -158,15 +139,15 @@ def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, erro
 
 def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
     settings = without_start(settings) if folder.done else settings
-    if settings.execution == "plain":
-        from .plain import PlainLoop
+    if settings.execution == "in_process":
+        from .run.in_process import PlainLoop
 
-        start_tracing(settings.trace_folder, "plain", "plain")
+        start_tracing(settings.trace_folder, "in_process", "in_process")
         return PlainLoop(settings)
-    from .address import find_cluster
+    from .on_ray.address import find_cluster
 
     address = find_cluster(address)  # before Ray is imported
-    from .ray_loop import RayLoop
+    from .on_ray.driver import RayLoop
 
     return RayLoop(settings, folder.path, address)
 
@@ -227,13 +208,13 @@ class _Run:
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-        if last or report.learner_leaves or settings.checkpoint_due(iteration):
+        if last or report.learner_draining or settings.checkpoint_due(iteration):
             self._save(iteration)
         if (signum := self.stop.signum) and not last:
             if self.folder.done < iteration:
                 self._save(iteration)
             raise Stopped(signum, _after_stop(self.folder))
-        if report.learner_leaves and not last:
+        if report.learner_draining and not last:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
 
     def _save(self, iteration: int) -> None:
@@ -261,7 +242,7 @@ class _Run:
         try:
             written = when_there_is_room(
                 write,
-                self.settings.checkpoint.wait_for_disk_seconds,
+                self.settings.checkpoint.disk_timeout_seconds,
                 wait,
                 lambda: self.stop.signum is not None,
             )

@@ -15,7 +15,8 @@ import numpy as np
 import uvicorn
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
-from branchgrpo.reward_service.http import face
+from branchgrpo.reward_service.app import create_app
+from branchgrpo.reward_service.parsing import Limits
 
 
 class Motion:
@@ -37,7 +38,7 @@ def application() -> object:
         return ScoreReply({"motion": scores}, request.id)
 
     # A clip of 81 frames at 480 x 832 takes 97 MB.
-    return face(score, ["motion"], max_bytes=2**30, max_held=4 * 2**30, max_pictures=4096)
+    return create_app(score, ["motion"], Limits(bytes=2**30, held=4 * 2**30, pictures=4096))
 
 
 if __name__ == "__main__":

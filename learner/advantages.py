@@ -11,7 +11,7 @@ from ..proto.tree import FloatArray
 
 Normaliser = Literal["depth", "leaf", "group"]
 
-FLAT = 1e-6
+FLAT_SPREAD = 1e-6
 """A standard deviation below this share of the values' size is rounding of scores in float32, not a difference: the
 advantage is exactly zero."""
 EXACT = 1e-12
@@ -42,7 +42,7 @@ def depth_advantages(
             continue
         own = rows.std(axis=1, ddof=1, keepdims=True)
         scale = leaves.std(axis=1, ddof=1, keepdims=True) if normaliser == "leaf" else own
-        flat = (own <= FLAT * size) | (scale <= FLAT * size)
+        flat = (own <= FLAT_SPREAD * size) | (scale <= FLAT_SPREAD * size)
         centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
         scale = np.where(flat, 1.0, scale)
         advantages[nodes] = (centred / scale).ravel()

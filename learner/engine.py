@@ -19,7 +19,7 @@ import torch
 import transformers
 from accelerate import init_empty_weights
 
-from ..proto.files import whole
+from ..proto.atomic_files import whole
 from ..proto.settings import LearnerSettings, OffloadSettings, Precision
 from ..rollout_workers.policies.base import Builder, Weights, trainable
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from ..proto.files import whole
+from ..proto.atomic_files import whole
 from ..rollout_workers.policies.base import Policy
 
 

@@ -11,12 +11,12 @@ import safetensors.torch
 import torch
 
 from ..proto.errors import Diverged, InputError
+from ..proto.packed_tensor import KeptForward
 from ..proto.settings import RunSettings
-from ..proto.stats import UpdateStats
-from ..proto.tensors import KeptForward
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Tree
-from ..rollout_workers.kernels import Transitions, relative_noise
+from ..proto.update_stats import UpdateStats
+from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from .credit import Credit, tree_credit
 from .ema import WeightAverage
@@ -176,7 +176,7 @@ class Learner:
         trees, self._update.window = self._update.window, []
         schedule = trees[0].schedule
         sigmas = self.policy.sigmas(schedule.grid_steps)
-        transitions, noise = Transitions.of(schedule, sigmas), relative_noise(schedule, sigmas)
+        transitions, noise = CoefficientTable.of(schedule, sigmas), relative_noise(schedule, sigmas)
         credits = [self._credit(tree, noise) for tree in trees]
         if self.kept is None:
             rows = self._forward_and_backward(trees, credits, transitions)
@@ -191,7 +191,7 @@ class Learner:
         stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - kept
 
     def _forward_and_backward(
-        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions
+        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
     ) -> list[Row]:
         """Work on this rank's share of the rows that there are, and return them all."""
         rows = pick_rows(trees, credits, skip_zero_advantage=self._skips)
@@ -209,7 +209,9 @@ class Learner:
                 self._backward(transitions, batch, predicted_means(self._velocity, transitions, batch))
         return rows
 
-    def _backward_only(self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: Transitions) -> list[Row]:
+    def _backward_only(
+        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
+    ) -> list[Row]:
         """The backward passes of the forward passes that the rollouts of `trees` have left; returns their rows."""
         assert self.kept is not None
         own = {tree.number: i for i, tree in enumerate(trees)}
@@ -243,7 +245,7 @@ class Learner:
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         return self.policy.velocity(latents, sigma, conditioning, self.engine.module)
 
-    def _backward(self, transitions: Transitions, batch: MicroBatch, means: torch.Tensor) -> None:
+    def _backward(self, transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor) -> None:
         """Backward pass of the objective, given the `means` of the states after each parent state."""
         logprobs = means_logprobs(transitions, batch, means)
         objective = clipped_objective(

@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
-EDGES_KEPT = Counter("branchgrpo_edges_kept", "Edges that entered the gradient (counted by rank 0 for all ranks).")
+EDGES_TRAINED = Counter("branchgrpo_edges_kept", "Edges that entered the gradient (counted by rank 0 for all ranks).")
 EDGES_SKIPPED = Counter("branchgrpo_edges_skipped", "Edges left out for their zero advantage (rank 0 for all ranks).")
 EDGES_PRUNED = Counter("branchgrpo_edges_pruned", "Edges left out by pruning (rank 0 for all ranks).")
 MICRO_BATCH_ROWS = Histogram(

@@ -5,32 +5,34 @@ from dataclasses import dataclass
 
 import torch
 
-from ..rollout_workers.kernels import Transitions
+from ..rollout_workers.kernels import CoefficientTable
 from ..rollout_workers.policies.base import Policy
 from .rows import MicroBatch
 
 
-def edge_logprobs(policy: Policy, transitions: Transitions, batch: MicroBatch) -> torch.Tensor:
+def edge_logprobs(policy: Policy, transitions: CoefficientTable, batch: MicroBatch) -> torch.Tensor:
     """Log-probability of each edge under the present weights, float32 [E]; one network row per parent state."""
     return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch))
 
 
-def predicted_means(velocity: Callable[..., torch.Tensor], transitions: Transitions, batch: MicroBatch) -> torch.Tensor:
+def predicted_means(
+    velocity: Callable[..., torch.Tensor], transitions: CoefficientTable, batch: MicroBatch
+) -> torch.Tensor:
     """Mean of the state after each parent state, float32 [R, *latent_shape]."""
     sigma = transitions.sigma.to(batch.states.device)[batch.steps]
     predicted = velocity(batch.states, sigma, batch.conditioning)
     return transitions.mean(batch.steps, batch.states, predicted)
 
 
-def means_logprobs(transitions: Transitions, batch: MicroBatch, means: torch.Tensor) -> torch.Tensor:
+def means_logprobs(transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor) -> torch.Tensor:
     """Log-probability of each edge, given the `means` after its parents, float32 [E]."""
     return transitions.logprob(batch.steps[batch.parents], batch.children, means[batch.parents])
 
 
 def kl_divergence(
-    transitions: Transitions, batch: MicroBatch, means: torch.Tensor, reference: torch.Tensor
+    transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor, reference: torch.Tensor
 ) -> torch.Tensor:
-    """KL of each edge's transition to the reference's, ||mean - mean_ref||^2 / (2 std^2), float32 [E].
+    """KL of each edge's step_coefficients to the reference's, ||mean - mean_ref||^2 / (2 std^2), float32 [E].
 
     The Gaussian closed form, averaged over latent dimensions like the log-probability.
     """

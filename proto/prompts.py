@@ -17,8 +17,8 @@ from typing import Any
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
+from .atomic_files import decoded
 from .errors import InputError
-from .files import decoded
 
 Row = tuple[str, Any]
 """What to call its place, and what stands there: a text, an object, or the ValueError of what can't be read."""
@@ -26,9 +26,9 @@ HUB = "hf:"
 """What the name of a dataset on the Hugging Face hub begins with."""
 OFFLINE = "HF_HUB_OFFLINE"
 """Variable that keeps the hub's libraries from the network. The command line sets it where it isn't."""
-SAVED = ("dataset_info.json", "dataset_dict.json")
+SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
 """One of them is in a folder that `datasets` has saved, and not in one that it would load files from."""
-NAMED = 5
+NAMED_SUFFIXES = 5
 """Bad rows that are named one by one."""
 PACKED = ".gz"
 SHOWN = 300
@@ -76,7 +76,7 @@ def read_prompts(source: Path, setting: str, column: str = "prompt", *, quiet: b
         except ValueError as error:
             bad.append(f"{place} has {' '.join(str(error).split())[:SHOWN]}")
     if bad and not quiet:
-        named = "; ".join([*bad[:NAMED], *(["..."] if len(bad) > NAMED else [])])
+        named = "; ".join([*bad[:NAMED_SUFFIXES], *(["..."] if len(bad) > NAMED_SUFFIXES else [])])
         total = len(bad) + len(prompts)
         logging.getLogger(__name__).warning("%s: %d of %d rows are left out: %s", setting, len(bad), total, named)
     if not prompts:
@@ -233,7 +233,7 @@ def _dataset(source: Path, setting: str) -> Any:
     except ImportError as error:
         raise _not_installed(source, setting) from error
     try:
-        if any((Path(name) / file).is_file() for file in SAVED):
+        if any((Path(name) / file).is_file() for file in SAVED_DATASET):
             found = datasets.load_from_disk(name)
         else:
             found = datasets.load_dataset(name, split=split or "train")

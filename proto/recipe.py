@@ -13,8 +13,8 @@ from pydantic import BaseModel, ValidationError
 from pydantic.fields import FieldInfo
 from pydantic_core import ErrorDetails
 
+from .atomic_files import decoded, write_text
 from .errors import InputError
-from .files import decoded, write_text
 from .prompts import HUB, read_prompts, write_lines
 from .settings import RunSettings
 from .user_code import described, is_users
@@ -23,8 +23,19 @@ from .yaml12 import read_yaml, write_yaml
 Section = TypeVar("Section", bound=BaseModel)
 Keys = tuple[Any, ...]
 """A setting's dotted name, taken apart."""
-WHOLE = ("schedule", "rewards")
+WHOLE_RECIPE = ("schedule", "rewards")
 """Sections that a recipe doesn't share with its base: another method has other settings."""
+FORMER_NAMES = {
+    "batch_limit": "max_batch_rows",
+    "hold_out": "held_out_count",
+    "may_leave_out": "max_unscored_fraction",
+    "parts_in_scoring": "max_parts_in_scoring",
+    "silent_seconds": "heartbeat_timeout_seconds",
+    "trees_in_flight": "max_trees_in_flight",
+    "wait_for_disk_seconds": "disk_timeout_seconds",
+    "wait_for_room_seconds": "placement_timeout_seconds",
+}
+"""Names that settings had in earlier versions -> the ones that an error about them suggests."""
 SHOWN = 200
 """Characters of a value that an error message shows."""
 SHIPPED = Path(__file__).parents[1] / "recipes"
@@ -101,7 +112,7 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if ("rewards",) in given:
         _forget_pools(recipe, given["rewards",])
     for keys, value in given.items():
-        _put(recipe, keys, value, merge=keys[0] not in WHOLE or len(keys) > 1)
+        _put(recipe, keys, value, merge=keys[0] not in WHOLE_RECIPE or len(keys) > 1)
     return recipe
 
 
@@ -292,6 +303,7 @@ def _shown(value: Any) -> str:
 def _nearest(key: str) -> str:
     """A hint towards the setting that was meant: of the same name elsewhere, like one beside it, like any."""
     section, _, name = key.rpartition(".")
+    name = FORMER_NAMES.get(name, name)
     every = {path: path.rpartition(".")[2] for path, _ in setting_paths()}
     beside = {path: last for path, last in every.items() if _stands_for(path.rpartition(".")[0], section)}
     for candidates, likeness in ((every, 1.0), (beside, 0.6), (every, 0.6)):

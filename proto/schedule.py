@@ -138,7 +138,7 @@ class Schedule:
 
     @property
     def edges(self) -> int:
-        """Transitions: every node but the roots has one."""
+        """CoefficientTable: every node but the roots has one."""
         return self.nodes - self.roots
 
     @property

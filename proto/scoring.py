@@ -8,15 +8,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from .arrays import decode, encode
 from .errors import InputError, RunFailed
 from .prompts import fields_of, with_fields
+from .safetensors_codec import decode, encode
 
-MOST_PICTURES = 256
+MAX_PICTURES = 256
 """Pictures, frames of clips among them, of a request over HTTP, if a service wasn't told to take more."""
-MOST_BYTES = 64 * 2**20
+MAX_BYTES = 64 * 2**20
 """Of the body of such a request, and of its pictures as uint8."""
-MOST_HEADER_BYTES = 4 * 2**20
+MAX_HEADER_BYTES = 4 * 2**20
 """Of the JSON that safetensors begin with, prompts and their fields: it is parsed at one go while everybody waits."""
 
 

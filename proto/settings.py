@@ -22,6 +22,7 @@ from pydantic import (
 
 from .methods import METHODS
 from .schedule import Schedule
+from .settings_rules import RULES
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
 MAX_COUNT = 10**9
@@ -56,12 +57,12 @@ Amount = Annotated[NonNegativeFloat, AfterValidator(_can_be_set_aside)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
 HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(path))), Field(strict=False)]
-"""A file or folder; a recipe may begin it with `~`, the home folder."""
+"""A path to a file or folder. A leading `~` stands for the home folder."""
 HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
-"""The same where it may be something else too, such as a name."""
+"""A text that may be such a path or something else, such as a name."""
 Precision = Literal["float32", "bfloat16"]
 MAX_NAME = 200
-"""Bytes of a run's name; the system takes 255 for a folder's."""
+"""Maximum length of a run's name, bytes. The system allows 255 for a folder."""
 Method = Literal[
     "branch_grpo",
     "branch_grpo_mix",
@@ -74,20 +75,20 @@ Method = Literal[
 ]
 SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
 OF_ANY_METHOD = ("method", "max_nodes", "adapt")
-"""Settings of a schedule that are none of its method."""
+"""Settings of a schedule that apply to every method."""
 MAX_NUMBER = 1e30
-"""Largest absolute value of a number that isn't whole: with larger ones float32 has no room left to compute."""
+"""Maximum absolute value of a number that isn't an integer. Computing with larger ones would overflow float32."""
 
 
 REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
-"""It stands in dotted settings, files, addresses, labels and names of processes, which take different letters."""
+"""The letters that are valid in dotted settings, files, addresses, labels and names of processes alike."""
 NO_REWARD_NAMES = ("diversity", "iteration", "made_with", "Models", "picture", "prompt")
-"""What stands beside rewards in files and among deployments."""
+"""Names that files and deployments use beside those of rewards."""
 
 
 class Settings(BaseModel):
-    """Immutable; unknown keys, values of another type (an integer may stand for a number), and infinite numbers are
-    refused."""
+    """A section of settings. It is immutable, and refuses unknown keys, values of another type (an integer may stand
+    for a number) and infinite numbers."""
 
     model_config = ConfigDict(
         extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False, strict=True
@@ -109,26 +110,26 @@ class Settings(BaseModel):
 
 
 class StartSettings(Settings):
-    """What was trained before, to train on."""
+    """Weights to start from: those of an earlier run, or an adapter."""
 
     path: HomeText
-    """Folder of a run or of one of its checkpoints; what `branchgrpo export` wrote; a network folder that diffusers
-    saved; or a LoRA: a file that diffusers reads, or a folder that PEFT wrote."""
+    """Folder of a run or of one of its checkpoints, an export of `branchgrpo export`, a network folder that diffusers
+    saved, or a LoRA (a file that diffusers reads, or a folder that PEFT wrote)."""
     iteration: PositiveInt | Literal["newest", "best"] = "newest"
-    """Of a run: the checkpoint of this iteration, the newest, or the best (`checkpoint.keep_best`)."""
+    """Which checkpoint to take if `path` is a run: an iteration's, the newest, or the best (`checkpoint.keep_best`)."""
     ema: bool = False
-    """Of a run: take the running average of its weights."""
+    """Take the running average of the weights if `path` is a run."""
     lora: Literal["merge", "train"] = "merge"
-    """`merge` adds a LoRA to the weights; what is trained are these, or a new LoRA beside them. `train` continues the
-    LoRA itself, whose rank and alpha `learner.lora` must have."""
+    """What to do with a LoRA. `merge` adds it to the weights and then trains these, or a new LoRA beside them. `train`
+    continues the LoRA itself; `learner.lora` must have its rank and alpha."""
 
 
 class PolicySettings(Settings):
-    """The model that is aligned."""
+    """The model to train."""
 
     pretrained: HomeText
-    """Folder of a diffusers pipeline (a local FLUX.1-dev, say), or `glyphs` for the embedded one. A relative path
-    starts where the command is run."""
+    """Folder of a diffusers pipeline, such as a local FLUX.1-dev, or `glyphs` for the embedded one. A relative path
+    starts in the current folder."""
     height: Pixels = 720
     """Height of the pictures, pixels."""
     width: Pixels = 720
@@ -136,29 +137,29 @@ class PolicySettings(Settings):
     frames: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Frames of a clip, for video models."""
     guidance_scale: float = 3.5
-    """Embedded guidance, for models that take it (FLUX.1-dev); for others classifier-free guidance, which takes every
-    state through the network twice. 1 and less are none."""
+    """Guidance. Models with embedded guidance (FLUX.1-dev) get it as an input. For others it is the scale of
+    classifier-free guidance, which doubles the forward passes; 1 or less turns that off."""
     guidance_scale_2: float | None = None
-    """Guidance for low noise levels, of models with a second network for them (Wan 2.2); null takes the same."""
+    """Guidance at low noise levels, for models with a second network for these (Wan 2.2). null: `guidance_scale`."""
     negative_prompt: str = ""
-    """What classifier-free guidance leads away from."""
+    """The prompt that classifier-free guidance steers away from."""
     start_from: StartSettings | None = None
-    """What to start from in place of the published weights; a path alone stands for a section with this `path`. The
-    reference of the KL term is what was started from."""
+    """Weights to start from in place of the published ones. A path alone is short for a section with this `path`. The
+    KL term is measured against the weights that training starts from."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
-    """Timestep shift of flow models, whatever the resolution; null takes the pipeline's own, which may depend on it."""
+    """Timestep shift of flow models, at any resolution. null: the pipeline's, which may depend on the resolution."""
     max_sequence_length: Tokens = 512
-    """Length to which a prompt is padded or cut, tokens: at most 512 for FLUX, SD3 and Wan, 1024 for Qwen-Image. SD1.5
-    has a length of its own."""
+    """Length to which prompts are padded or cut, tokens. Maximum 512 for FLUX, SD3 and Wan, 1024 for Qwen-Image; SD1.5
+    has a fixed length. A longer one takes more memory and time per forward pass."""
     precision: Precision = "bfloat16"
-    """Number format of the network's weights and activations, in rollouts and learner alike."""
+    """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"
-    """`auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    """Where the model runs: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     compile: bool = False
-    """Compile the network (`torch.compile`): faster forward passes after minutes of compiling; needs a C++ compiler.
-    Not with `learner.zero_stage: 3`."""
+    """Compile the network (`torch.compile`). Forward passes get faster, after minutes of compiling. It needs a C++
+    compiler and `learner.zero_stage` 0, 1 or 2."""
     adapter: str | None = None
-    """`module:Class` of an adapter of your own; null takes the one for the pipeline's class."""
+    """Your adapter, as `module:Class`. null: the built-in one for the pipeline's class."""
 
     @field_validator("start_from", mode="before")
     @classmethod
@@ -167,92 +168,99 @@ class PolicySettings(Settings):
 
     @property
     def merged(self) -> "PolicySettings":
-        """The same policy, with a LoRA that is trained further merged."""
+        """The same policy with the LoRA of `start_from` merged into the weights, not trained further."""
         if self.start_from is None:
             return self
         return self.model_copy(update={"start_from": self.start_from.model_copy(update={"lora": "merge"})})
 
 
 class PromptSettings(Settings):
-    """The prompts. A source is a file (.txt with a prompt per line; .jsonl, .json, .csv, .tsv, .parquet with a row per
-    prompt; with .gz behind it if it is packed), a folder that `datasets` reads, or `hf:NAME` of the Hugging Face hub
-    (from its cache, or with `HF_HUB_OFFLINE=0` in the environment), both with `@split` behind if that isn't `train`.
-    Text is in UTF-8, or begins with a byte order mark. A .csv or .tsv begins with a header."""
+    """The prompts. A source is one of: a text file with a prompt per line (.txt); a file with a row per prompt (.jsonl,
+    .json, .csv, .tsv, .parquet); a folder that `datasets` reads; or `hf:NAME` for a dataset of the Hugging Face hub,
+    which is read from the local cache (with `HF_HUB_OFFLINE=0` in the environment it may be downloaded). Files may be
+    packed (.gz). Append `@split` to a folder or `hf:NAME` for a split other than `train`. Text is in UTF-8, or begins
+    with a byte order mark. A .csv or .tsv begins with a header."""
 
     train: HomePath
-    """Prompts to train on. A relative path starts at the recipe's folder."""
+    """Source of the prompts to train on. A relative path starts in the recipe's folder."""
     held_out: HomePath | None = None
-    """Prompts to evaluate on, never trained on."""
-    hold_out: NonNegativeInt = 0
-    """Without `held_out`, so many of the prompts to train on, drawn by the run's seed, are kept to evaluate on."""
+    """Source of the prompts to evaluate on. They are never trained on."""
+    held_out_count: NonNegativeInt = 0
+    """Number of training prompts to set aside for evaluation if there is no `held_out`. The run's seed draws them."""
     column: str = "prompt"
-    """Where rows have several columns, the one with the text. The others are the prompt's fields, for rewards to
-    read."""
+    """The column with the prompt's text, if rows have several. The other columns are passed to rewards as the prompt's
+    fields."""
     per_iteration: Annotated[int, Field(gt=0, le=100_000)] = 8
-    """Prompts (= trees) per iteration, drawn in an order shuffled anew in each pass through the file."""
+    """Prompts, and so trees, per iteration. Their order is shuffled anew in each pass through the prompts. More give a
+    steadier gradient and a longer iteration."""
 
 
 class AdaptSettings(Settings):
-    """Splits that move to where siblings have differed most."""
+    """Splits that move to the steps at which siblings have differed most."""
 
     forward_passes: PositiveInt | None = None
-    """Most forward passes of a tree; null for as many as with the splits of the recipe."""
+    """Maximum forward passes per tree. null: as many as with the recipe's splits."""
     decay: Fraction = 0.8
-    """Of what is known of a step: per iteration that splits it, and while it isn't split."""
+    """Decay of a step's estimated value per iteration: towards the new measurement when the step is split, towards the
+    best step's value while it isn't. A larger one averages over more iterations and adapts more slowly."""
 
 
 class ScheduleSettings(Settings):
-    """The shape of a tree: a method (docs/method.md), and what is to differ from its defaults.
+    """The shape of a tree: a method (docs/method.md) and changes to its defaults.
 
     null stands for the method's default. A setting that the method doesn't have is an error.
     """
 
     method: Method = "branch_grpo"
-    """Which method's schedule it is."""
+    """The method whose schedule is used."""
     steps: Steps | None = None
-    """Denoising steps. The last one is always deterministic."""
+    """Number of denoising steps. The last one is always deterministic. More give better pictures and cost more."""
     group: Annotated[int, Field(ge=2, le=MAX_COUNT)] | None = None
-    """Samples per prompt, of methods that sample one by one."""
+    """Samples per prompt, for methods that sample each by itself."""
     shared_start: bool | None = None
-    """Whether these begin with the same noise (`dance_grpo`)."""
+    """Start all samples of a prompt from the same noise (`dance_grpo`)."""
     roots: PositiveInt | None = None
-    """Independent trees per prompt. With more than one, normalise by `group`."""
+    """Independent trees per prompt. `advantage.normaliser: group` compares them with each other."""
     splits: dict[int, int] | SplitName | None = None
-    """Step -> number of children, or a named choice. `{0: 2, 3: 2, 6: 2, 9: 2}` (`dense`) gives 16 leaves per root."""
+    """Step -> number of children, or the name of a choice. `{0: 2, 3: 2, 6: 2, 9: 2}` (`dense`) gives 16 leaves per
+    root. Early splits share less and cost more forward passes."""
     children: Annotated[int, Field(ge=2, le=MAX_COUNT)] | None = None
-    """Number of children of every split (`tempflow_grpo`, `tree_grpo`)."""
+    """Children per split (`tempflow_grpo`, `tree_grpo`)."""
     split_step: AnyStep | None = None
-    """The step that splits (`tempflow_grpo`); null moves on by one with every iteration."""
+    """The step that splits (`tempflow_grpo`). null: another one in every iteration, moving on by one."""
     sibling_spread: Annotated[float, Field(ge=0, allow_inf_nan=True)] | None = None
-    """Spread s of siblings: their noises correlate by 1/(1+s^2). `.inf` makes them independent."""
+    """Spread s of siblings: their noises have correlation 1/(1+s^2). `.inf` makes them independent."""
     window: Steps | None = None
     """Length of the window of stochastic steps."""
     window_start: AnyStep | None = None
-    """Step at which the window begins in the first iteration."""
+    """First step of the window in the first iteration."""
     window_stride: AnyStep | None = None
-    """Steps by which the window moves on; 0 leaves it where it is."""
+    """Steps by which the window moves; 0 keeps it in place."""
     window_every: PositiveInt | None = None
-    """Iterations between two moves of the window."""
+    """Iterations between moves of the window."""
     window_end: Literal["stay", "restart"] | None = None
-    """What the window does at the end: stay there, or begin anew."""
+    """What the window does at the last steps: stay there, or restart at the first."""
     kernel: Literal["dance", "flow", "cps", "ddim"] | None = None
-    """Transition of the stochastic steps, as in DanceGRPO, Flow-GRPO, coefficient-preserving sampling, and DDIM."""
+    """Kernel of the stochastic steps: that of DanceGRPO, of Flow-GRPO, of coefficient-preserving sampling, or of
+    DDIM."""
     eta: PositiveFloat | None = None
-    """Noise level of the stochastic steps."""
+    """Noise level of the stochastic steps. More noise explores more; with few steps it makes samples worse."""
     sde_steps: list[int] | None = None
-    """Steps that are stochastic and trained beside the splits (`branch_grpo`); null means all but the last."""
+    """Steps beside the splits that are stochastic and trained (`branch_grpo`). null: all but the last."""
     ode_stride: Steps | None = None
-    """Steps of a deterministic stretch that are taken as one, by a multistep solver (DPM-Solver++ 2M); 1 takes each."""
+    """Number of deterministic steps that a multistep solver (DPM-Solver++ 2M) takes as one. 1: each by itself. More
+    are faster and less accurate."""
 
     max_nodes: PositiveInt = 100_000
-    """Maximum nodes of a tree. A recipe that asks for more is refused before anything is built, for a slip in `splits`
-    would fill all memory."""
+    """Maximum nodes per tree. A recipe with more is refused before anything is built: a slip in `splits` would fill all
+    memory."""
     adapt: AdaptSettings | None = None
-    """Move the splits within a budget (`branch_grpo`, `branch_grpo_mix`); null leaves them where they are. The first
-    iteration has those of the recipe."""
+    """Move the splits within a budget of forward passes (`branch_grpo`, `branch_grpo_mix`), starting from the recipe's.
+    null: they stay."""
 
     def build(self, iteration: int = 1, seed: int = 0) -> Schedule:
-        """The schedule of an iteration (the first is 1). Some methods draw lots from the run's seed."""
+        """The schedule of an iteration, counted from 1. Some methods draw steps at random, from the run's seed. Raises
+        ValueError for settings that the method doesn't have or that make no tree."""
         method = METHODS[self.method]
         accepted = inspect.signature(method).parameters
         given = {name: value for name, value in self if value is not None and name not in OF_ANY_METHOD}
@@ -268,78 +276,83 @@ class ScheduleSettings(Settings):
 
     @property
     def varies(self) -> bool:
-        """Whether the method's schedule may differ from iteration to iteration."""
+        """Whether the schedule may differ from iteration to iteration."""
         return self.adapt is not None or "iteration" in inspect.signature(METHODS[self.method]).parameters
 
     @field_validator("splits", mode="before")
     @classmethod
     def _steps_may_be_quoted(cls, splits: Any) -> Any:
-        """As they are in recipes that were written by earlier versions, and in JSON."""
+        """Accept quoted steps, as in JSON and in recipes that earlier versions wrote."""
         if not isinstance(splits, dict):
             return splits
         steps = [int(step) if isinstance(step, str) and step.isdecimal() else step for step in splits]
         if len(set(steps)) < len(steps):
-            raise ValueError("a step stands there twice")
+            raise ValueError("a step is given twice")
         return dict(zip(steps, splits.values(), strict=True))
 
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
         self.build()
         if self.adapt and "splits" not in inspect.signature(METHODS[self.method]).parameters:
-            raise ValueError(f"adapt moves splits, which the method '{self.method}' hasn't as a setting")
+            raise ValueError(f"adapt moves splits, and the method '{self.method}' has no such setting")
         return self
 
 
 class RolloutSettings(Settings):
-    """How trees are computed. Batch sizes can change the last bits of a result, never its noise."""
+    """How trees are computed. Batch sizes may change the last bits of a result, but never its noise."""
 
     trees_per_task: Rows = 8
-    """Trees that are expanded together, in one batch per depth."""
-    batch_limit: Rows = 128
-    """Most rows in one forward pass; wider frontiers are finished chunk by chunk, depth first."""
+    """Trees that a worker expands together, in one batch per depth. More fill a GPU better; fewer leave less idle time
+    at the end of an iteration."""
+    max_batch_rows: Rows = 128
+    """Maximum rows per forward pass. More rows need more memory; a depth with more rows is cut into chunks, which are
+    finished one after the other."""
     decode_batch: Rows = 16
-    """Most pictures that are decoded at once."""
-    parts_in_scoring: Rows = 16
-    """Parts of trees whose leaves may wait for scores at once; then workers pause, which bounds the object store."""
-    may_leave_out: Fraction = 0.0
-    """Largest share of an iteration's trees that may be left out, counted and told, when a reward gives them no score.
-    With more the run stops; with 0, and in execution `plain`, at the first one."""
-    trees_in_flight: Rows | None = None
-    """Trees that may be sampled ahead of the learner; null for a whole iteration, two with `staleness: 1`. Raised to
-    a window and a task where it is less."""
+    """Maximum pictures that are decoded at once. More need more memory."""
+    max_parts_in_scoring: Rows = 16
+    """Maximum parts of trees that wait for scores at once. At this limit the workers pause. A larger one keeps slow
+    reward models busy and needs more of the object store."""
+    max_unscored_fraction: Fraction = 0.0
+    """Maximum fraction of trees that may be skipped in an iteration because a reward failed. If more fail, the run
+    stops. 0: it stops at the first, as it always does with execution `in_process`."""
+    max_trees_in_flight: Rows | None = None
+    """Maximum trees that are sampled ahead of the learner. null: one iteration, or two with `staleness: 1`. Fewer need
+    less of the object store, but may leave workers idle. The minimum is one window plus one task."""
     embeddings: HomePath | None = None
-    """Folder in which embeddings of prompts are kept from run to run, of any models; null keeps the newest in memory
-    only."""
+    """Folder that keeps embeddings of prompts from run to run, for any models. null: only the newest are kept, in
+    memory."""
     latents_precision: Precision = "float32"
-    """Number format in which states are kept. Log-probabilities are taken of the rounded states."""
+    """Number format in which states are stored. Log-probabilities are those of the rounded states. `bfloat16` halves
+    the memory."""
 
     def trees_to_leave_out(self, trees: int) -> int:
-        """How many of so many trees `may_leave_out` allows to be left out."""
-        return math.floor(round(self.may_leave_out * trees, 6))  # 0.29 of 100 is 29, though 0.29 * 100 is less
+        """The number of trees out of `trees` that `max_unscored_fraction` allows to skip."""
+        return math.floor(round(self.max_unscored_fraction * trees, 6))  # 0.29 of 100 is 29, though 0.29 * 100 is less
 
 
 class RewardSettings(Settings):
-    """One reward."""
+    """One reward: where its scores come from, and how much it counts."""
 
     weight: float = 1.0
-    """Factor in the sum of rewards. With 0 the reward is held out: watched, not trained on, it tells whether training
-    on the others misleads."""
+    """Factor in the sum of rewards that is trained on. A reward of weight 0 is only watched: it shows when training
+    games the others."""
     pretrained: HomeText | None = None
-    """File or folder of the weights, of built-in rewards that are models (docs/rewards.md)."""
+    """File or folder of the weights, for built-in rewards that are models (docs/rewards.md)."""
     tokenizer: HomeText | None = None
-    """Folder of the model's tokenizer; null looks for it beside the weights."""
+    """Folder of the model's tokenizer. null: the folder of the weights."""
     backbone: HomeText | None = None
-    """Folder of the CLIP model below `aesthetic`."""
+    """Folder of the CLIP model that `aesthetic` is built on."""
     device: Device = "auto"
-    """Where the model is: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    """Where the model runs: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     scorer: str | None = None
-    """`module:callable` that loads a scorer of your own; null takes the built-in one of this name."""
+    """`module:callable` that loads your scorer. null: the built-in reward of this name."""
     function: str | None = None
-    """`module:function` of your own that scores a batch: n numbers of uint8 [n, height, width, 3] and n prompts."""
+    """Your scoring function, as `module:function`. It is called with media (uint8 [n, height, width, 3], clips [n,
+    frames, height, width, 3]) and n prompts, and returns n numbers."""
     url: str | None = None
-    """A service that gives this reward over HTTP, such as `branchgrpo serve-rewards` elsewhere."""
+    """URL of a service that gives this reward over HTTP, such as another machine's `branchgrpo serve-rewards`."""
     timeout_seconds: PositiveSeconds = 50
-    """How long the service at `url` may take to answer, before it is asked again."""
+    """Maximum seconds for one answer of the service at `url`; then the request is sent again."""
 
     @model_validator(mode="after")
     def _from_one_place(self) -> "RewardSettings":
@@ -352,31 +365,34 @@ class AdvantageSettings(Settings):
     """From leaf rewards to one advantage per edge."""
 
     fusion: Literal["uniform", "path_softmax", "edge_softmax"] = "uniform"
-    """How leaf rewards are averaged up the tree: plain mean, or weighted by softmax(beta * log-probability), of the
-    whole path to each leaf or of the edges to a node's own children, level by level."""
+    """How leaf rewards are averaged up the tree. `uniform`: their mean. The others weight them by softmax(beta *
+    log-probability): `path_softmax` of the whole path to each leaf, `edge_softmax` of the edges to a node's children,
+    level by level."""
     fusion_beta: float = 1.0
-    """beta of the softmax; 0 is the plain mean. Log-probabilities are means over latent dimensions, summed over
+    """beta of the softmax; 0 gives the mean. Log-probabilities are averaged over latent dimensions and summed over
     steps."""
     combine: Literal["rewards", "advantages"] = "rewards"
-    """Several rewards: add them up first, or normalise each and add up their advantages (GDPO)."""
+    """How several rewards are combined. `rewards`: add them up, then normalise; the reward of the larger scale
+    dominates. `advantages`: normalise each, then add up their advantages (GDPO)."""
     normaliser: Literal["depth", "leaf", "group"] = "depth"
-    """Where mean and deviation come from. `depth`: nodes of the same depth and root. `leaf`: mean as `depth`, deviation
-    of that root's leaves. `group`: nodes of the same depth under all roots of the prompt."""
+    """The nodes whose mean and standard deviation normalise an advantage. `depth`: those of the same depth and root.
+    `leaf`: the mean as with `depth`, the deviation over that root's leaves. `group`: those of the same depth under all
+    roots of the prompt."""
     edge_weight: Literal["edge", "depth"] = "edge"
     """`edge`: every trained edge counts the same. `depth`: every trained depth counts the same."""
     noise_weight: bool = False
-    """Weight the edges of a step in proportion to its noise too, relative to the mean of all steps (TempFlow-GRPO)."""
+    """Also weight the edges of a step by its noise, relative to the mean over all steps (TempFlow-GRPO)."""
     clip: PositiveFloat = 5.0
-    """Largest absolute advantage."""
+    """Maximum absolute advantage; larger ones are clipped."""
 
 
 class PrunedIterations(Settings):
-    """The iterations in which something is pruned."""
+    """The iterations with pruning."""
 
     first_iteration: PositiveInt = 1
-    """First iteration that is pruned."""
+    """The first iteration with pruning."""
     last_iteration: PositiveInt | None = None
-    """Last iteration that is pruned; null for the run's last."""
+    """The last iteration with pruning. null: the run's last."""
 
     @model_validator(mode="after")
     def _ordered(self) -> Self:
@@ -387,74 +403,76 @@ class PrunedIterations(Settings):
         return self
 
     def applies(self, iteration: int) -> bool:
+        """Whether an iteration, counted from 1, is pruned."""
         return self.first_iteration <= iteration <= (self.last_iteration or iteration)
 
 
 class WidthPruningSettings(PrunedIterations):
-    """Chains of edges below the last split that stay out of the backward pass."""
+    """Pruning of chains of edges below the last split."""
 
     mode: Literal["parent_top1", "extreme"]
-    """`parent_top1` keeps each last split's best child; `extreme` the `keep` best and the `keep` worst leaves."""
+    """Which chains stay. `parent_top1`: that of each last split's best child. `extreme`: those of the `keep` best and
+    the `keep` worst leaves."""
     keep: PositiveInt = 4
-    """b of `extreme`."""
+    """Number of best leaves, and of worst leaves, that `extreme` keeps."""
     keep_last_split: bool = True
-    """Keep the last split's own edges into all its children, as the authors' release does: what a losing child teaches
-    is trained on, and only the chain below it is left out. `false` leaves out its edge too."""
+    """Keep the last split's edges to all its children, as the authors' release does: the first edge of a losing child
+    is trained on, and only the chain below it is pruned. `false` prunes that edge too."""
 
 
 class DepthPruningSettings(PrunedIterations):
-    """A window of depths whose edges stay out of the backward pass. The edge of step i leads to depth i + 1.
+    """Pruning of the edges in a window of depths. The edge of step i leads to depth i + 1.
 
-    With `ode_stride` too: steps are those of the grid.
+    Depths count the steps of the grid, also with `schedule.ode_stride`.
     """
 
     mode: Literal["fixed", "sliding"]
     """Whether the window moves."""
     window: Steps = 4
-    """Depths in the window."""
+    """Number of depths in the window. More are faster and train fewer steps."""
     start: Steps | None = None
-    """First depth of the window at its deepest; null for the last trained depths."""
+    """First depth of the window at its deepest place. null: the window ends at the last trained depth."""
     direction: Literal["shallower", "deeper"] = "shallower"
-    """Sliding: from `start` up to `stop`, or from `stop` down to `start`."""
+    """Which way a sliding window moves. `shallower`: from `start` to `stop`. `deeper`: from `stop` to `start`."""
     every: PositiveInt = 30
-    """Iterations between two moves by one depth."""
+    """Iterations between moves by one depth."""
     stop: Steps = 9
-    """First depth of the window at its shallowest."""
+    """First depth of the window at its shallowest place."""
 
     def deepest(self, schedule: Schedule) -> int:
-        """First depth of the window at its deepest."""
+        """First depth of the window at its deepest place."""
         last = int(schedule.levels[schedule.trained_depths[-1]])
         return last + 1 - self.window if self.start is None else self.start
 
 
 class PruningSettings(Settings):
-    """Edges that stay out of the backward pass, after advantages are known. Sampling and scoring never change."""
+    """Edges that are left out of the backward pass once advantages are known. Sampling and scoring don't change."""
 
     width: WidthPruningSettings | None = None
-    """By the rewards of leaves; null for none."""
+    """Prune by the rewards of leaves. null: don't."""
     depth: DepthPruningSettings | None = None
-    """By depth; null for none."""
+    """Prune by depth. null: don't."""
 
 
 class LoraSettings(Settings):
-    """Low-rank adapters instead of full fine-tuning."""
+    """Low-rank adapters, trained in place of all weights."""
 
     rank: Annotated[int, Field(gt=0, le=10_000)] = 32
-    """Rank of the adapters."""
+    """Rank of the adapters. A higher one can learn more and needs more memory."""
     alpha: PositiveFloat = 64
-    """Scale of the adapters, divided by the rank."""
+    """The adapters' output is scaled by alpha / rank."""
     target_modules: list[str] | None = None
-    """Names (or ends of names) of the linear layers that get an adapter; null for those of the model's attention, and
-    whatever else is usual in its family."""
+    """Names, or ends of names, of the linear layers that get an adapter. null: the usual ones of the model's family,
+    mostly those of attention."""
 
 
 class OffloadSettings(Settings):
-    """What is kept in the CPU's memory while it isn't in use, for less memory on the GPU and more time."""
+    """Tensors that are kept in the CPU's memory while they aren't in use. It saves GPU memory and takes time."""
 
     optimizer: bool = False
-    """The optimizer's states, and its step. Needs `zero_stage` 1 or more."""
+    """Offload the optimizer: its states and its step. Needs `zero_stage` 1 or more."""
     parameters: bool = False
-    """The network's weights. Needs `zero_stage` 3."""
+    """Offload the network's weights. Needs `zero_stage` 3."""
 
 
 class OptimizerSettings(Settings):
@@ -467,127 +485,135 @@ class OptimizerSettings(Settings):
     weight_decay: NonNegativeFloat = 1e-4
     """AdamW's weight decay."""
     schedule: Literal["constant", "linear", "cosine"] = "constant"
-    """Course of the learning rate after the warm-up, over all updates of the run. More iterations stretch `linear` and
-    `cosine`."""
+    """Course of the learning rate after the warm-up. `linear` and `cosine` fall to the run's last update, so a change
+    of `iterations` stretches them."""
     warmup_updates: NonNegativeInt = 0
-    """Updates over which the learning rate rises from 0."""
+    """Number of updates over which the learning rate rises from 0."""
     gradient_clipping: NonNegativeFloat = 1.0
-    """Largest gradient norm; 0 for none."""
+    """Maximum gradient norm; larger gradients are scaled down. 0: no limit."""
 
 
 class LearnerSettings(Settings):
     """From scored trees to new weights."""
 
     updates_per_iteration: PositiveInt = 1
-    """Optimizer steps per iteration; the iteration's trees are divided among them in order."""
+    """Optimizer steps per iteration. The iteration's trees are divided among them in order. More steps learn faster,
+    the later ones from trees that older weights have sampled."""
     rows_per_micro_batch: Rows = 64
-    """Parent states in one forward and backward pass."""
+    """Maximum rows (parent states) per forward and backward pass. More need more memory."""
     window_trees: Rows = 8
-    """Consecutive trees from which micro-batches are composed."""
+    """Number of consecutive trees from which micro-batches are composed. More fill them better; the learner starts
+    later."""
     clip_range: PositiveFloat = 1e-4
-    """c of the clipped objective: the ratio is held within 1 - c and 1 + c."""
+    """c of the clipped objective: an edge moves the ratio no further than 1 - c or 1 + c. Log-probabilities are
+    averaged over latent dimensions, so good values are far below PPO's usual 0.2."""
     kl_weight: NonNegativeFloat = 0.0
-    """beta_KL: weight of the KL divergence to the policy before training, averaged over latent dimensions. Takes
-    another forward pass per row, and without `lora` a second copy of the network, which ranks share at ZeRO 3."""
+    """Weight of the KL divergence to the policy before training, averaged over latent dimensions. Above 0 it takes
+    another forward pass per row and, without `lora`, a second copy of the network (sharded over ranks at ZeRO 3)."""
     keep_graph: bool = False
-    """Keep the graphs of the rollouts' forward passes, so that the learner needs the backward passes only, for the
-    memory of all activations of an iteration's trained rows. For one process that samples and learns (execution
-    `plain`, or placement `colocated` with one rank), one update per iteration, no pruning."""
+    """Keep the graphs of the rollout's forward passes, so that the learner makes only the backward passes. It is
+    faster, and needs memory for the activations of all of an iteration's trained rows. It needs one process that
+    samples and learns (execution `in_process`, or placement `colocated` with one rank), one update per iteration and no
+    pruning."""
     skip_zero_advantage: bool = True
-    """Leave out edges whose advantage is exactly zero: the gradient is the same. An update without any other edge makes
-    no step. With `kl_weight` none is left out."""
+    """Skip edges whose advantage is exactly zero. The gradient is the same. An update with no other edges makes no
+    step. With `kl_weight` no edge is skipped."""
     zero_stage: Annotated[int, Field(ge=0, le=3)] = 1
-    """DeepSpeed's ZeRO stage. bfloat16 needs 1 or more, for gradients accumulated in float32."""
+    """DeepSpeed's ZeRO stage. A higher one needs less memory per rank and more communication. bfloat16 needs 1 or more,
+    where gradients are accumulated in float32."""
     offload: OffloadSettings = OffloadSettings()
     lora: LoraSettings | None = None
-    """Adapters to train; null trains all weights."""
+    """Train adapters (LoRA). null: train all weights."""
     gradient_checkpointing: bool = False
-    """Recompute activations in the backward pass: less memory, more time."""
+    """Recompute activations in the backward pass. It needs less memory and more time."""
     ema_decay: Fraction | None = None
-    """Decay of an average of the weights, kept for `evaluate --ema` and `export --ema`; null for none."""
+    """Decay of a running average of the weights per update, for `evaluate --ema` and `export --ema`. null: no
+    average."""
     optimizer: OptimizerSettings = OptimizerSettings()
 
 
 class EvaluationSettings(Settings):
-    """Evaluation on the held-out prompts: deterministic sampling from fixed starts."""
+    """Evaluation on the held-out prompts: deterministic sampling from fixed noise."""
 
     every: NonNegativeInt = 0
-    """Iterations between evaluations; 0 evaluates before the first and after the last only."""
+    """Iterations between evaluations. 0: only before the first and after the last iteration."""
     seed: Seed = 0
     """Seed of the starting noise."""
     prompts: PositiveInt | None = None
-    """How many held-out prompts to use, from the top of the file; null for all."""
+    """Number of held-out prompts to use, from the top of the file. null: all."""
     steps: Steps | None = None
-    """Denoising steps of an evaluation; null takes those of the schedule."""
+    """Denoising steps in evaluations. null: `schedule.steps`."""
     guidance_scale: float | None = None
-    """Guidance of an evaluation; null takes `policy.guidance_scale`."""
+    """Guidance in evaluations. null: `policy.guidance_scale`."""
     rewards: list[str] = []
-    """Names of rewards of weight 0 that evaluations alone score: training doesn't wait for them."""
+    """Names of rewards, of weight 0, that are scored in evaluations only. Iterations don't wait for them."""
     samples: Annotated[int, Field(gt=0, le=10_000)] = 1
-    """Pictures of each prompt. With more than one, how much they differ is told too."""
+    """Pictures per prompt. With more than one, their diversity is reported too."""
 
 
 class KeepBestSettings(Settings):
-    """The checkpoints that are kept because they were evaluated best."""
+    """The checkpoints with the best evaluations, which are kept."""
 
     reward: str | None = None
-    """The reward whose mean over the held-out prompts decides; null takes the weighted sum of all."""
+    """The reward whose mean over the held-out prompts decides. null: the weighted sum of all."""
     count: PositiveInt = 1
-    """How many of the best to keep."""
+    """Number of best checkpoints to keep."""
 
 
 class CheckpointSettings(Settings):
-    """What is kept to go on from."""
+    """Checkpoints: how often they are made, and which are kept."""
 
     every: PositiveInt = 1
-    """Iterations between checkpoints: the most that a fault can cost. One is made at the end, and when the run is
-    stopped."""
+    """Iterations between checkpoints, and so the maximum that a fault can cost. One is also made at the end, and when
+    the run is stopped. A larger number saves the time of writing them."""
     keep: PositiveInt = 2
-    """Newest checkpoints to keep. With 2 there is one to go back to when the newest is damaged."""
+    """Number of newest checkpoints to keep. With 2, the run survives damage to the newest."""
     keep_every: PositiveInt | None = None
-    """Iterations between checkpoints that are kept for good, beside the newest; null keeps none."""
+    """Iterations between checkpoints that are never removed. null: only the newest are kept."""
     keep_best: KeepBestSettings | None = None
-    """Keep the checkpoints that were evaluated best (`evaluate --best`, `export --best`): one is made with every
-    evaluation, so `evaluation.every` must not be 0. null keeps none for that."""
-    wait_for_disk_seconds: Seconds = 3600
-    """How long the run waits, when the disk of its folder is full, for somebody to make room."""
+    """Keep the checkpoints with the best evaluations (`evaluate --best`, `export --best`). A checkpoint is then made
+    with every evaluation, so `evaluation.every` must not be 0. null: don't."""
+    disk_timeout_seconds: Seconds = 3600
+    """Maximum seconds that the run waits for room when the disk of its folder is full; then it stops."""
 
 
 class LoggingSettings(Settings):
-    """Logs beside the JSON lines, which are always written."""
+    """Logs. `metrics.jsonl` is always written; these come on top."""
 
     metrics_host: str | None = None
-    """Address on which metrics exporters and the controller's HTTP server listen: `127.0.0.1`, `0.0.0.0`; null for
-    each node's own address."""
+    """Address on which the metrics exporters and the controller's HTTP server listen, such as `127.0.0.1` or `0.0.0.0`.
+    null: the address of each node."""
     metrics_port: Annotated[int, Field(ge=1024, le=65535)] | None = None
-    """Port of the controller's HTTP server (Prometheus' service discovery `/sd`, `/status`); null for any that is
-    free."""
+    """Port of the controller's HTTP server (`/sd` for Prometheus' service discovery, `/status`). null: any free
+    port."""
     trace: bool = True
-    """Write what every process did when into the run folder, for `branchgrpo trace`; its newest 32 MB at most."""
+    """Write spans of what every process did into the run folder, for `branchgrpo trace`. A process keeps at most its
+    newest 32 MB."""
     tensorboard: bool = True
     """Write TensorBoard event files."""
     wandb_project: str | None = None
-    """Weights & Biases project to log to; needs the package `wandb`."""
+    """Weights & Biases project to log to. It needs the package `wandb`. null: don't."""
     samples_every: NonNegativeInt = 5
-    """Iterations between grids of sampled leaves; 0 for none."""
+    """Iterations between grids of sampled leaves in `samples/`. 0: none."""
 
 
 class PoolSettings(Settings):
-    """The processes of one kind: where they run, and what each may use."""
+    """The processes of one kind: where they run, and what each of them reserves."""
 
     cpus: Amount = 1
-    """CPUs that Ray sets aside for each process; fractions share one."""
+    """CPUs that Ray reserves for each process; fractions share one."""
     gpus: Amount = 0
-    """GPUs for each process; fractions share one. Without, a process sees none and computes on the CPU."""
+    """GPUs that Ray reserves for each process; fractions share one. With 0, a process sees no GPU and runs on the
+    CPU."""
     threads: Threads | None = None
-    """CPU threads of each process; null takes `threads` of the run, or else `cpus`, rounded up."""
+    """CPU threads of each process. null: `threads` of the run if that is set, otherwise `cpus`, rounded up."""
     resources: dict[str, Annotated[Amount, Field(gt=0)]] = {}
-    """Custom Ray resources that each process needs, to tie the pool to nodes that have them."""
+    """Custom Ray resources that each process reserves. They tie the pool to nodes that have them."""
     labels: dict[str, str] = {}
-    """Ray node labels that a node must have to be used."""
+    """Ray node labels that the pool's nodes must have."""
 
     def demand(self) -> dict[str, float]:
-        """What Ray must set aside for one process, by resource."""
+        """What Ray reserves for one process: resource -> amount."""
         return {name: n for name, n in {"CPU": self.cpus or 0, "GPU": self.gpus, **self.resources}.items() if n}
 
 
@@ -602,10 +628,10 @@ class RolloutPoolSettings(PoolSettings):
     """The rollout workers."""
 
     count: Processes = 1
-    """Number of processes; the least number with `max_count`."""
+    """Number of processes; with `max_count`, the minimum."""
     max_count: Processes | None = None
-    """Most processes: after every iteration the run chooses between `count` and this the fewest with which an iteration
-    takes hardly longer. null doesn't scale."""
+    """Maximum number of processes. After every iteration the run chooses the fewest, between `count` and this, with
+    which an iteration takes hardly longer. null: the number stays."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RolloutPoolSettings":
@@ -618,21 +644,23 @@ class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
     cpus: Amount | None = None  # type: ignore[assignment]  # never null in the pools that are launched
-    """CPUs that Ray sets aside for each process; fractions share one. null is 1, and 0.1 for a `function` of your own
-    or a service at a `url`."""
+    """CPUs that Ray reserves for each process; fractions share one. null: 1, or 0.1 for a reward with `function` or
+    `url`."""
     replicas: Processes = 1
-    """Number of replicas; the least number with `max_replicas`."""
+    """Number of replicas; with `max_replicas`, the minimum."""
     max_replicas: Processes | None = None
-    """Most replicas: Ray Serve scales between `replicas` and this by the length of the queue. null doesn't scale."""
+    """Maximum number of replicas. Ray Serve scales between `replicas` and this by the length of the queue. null: the
+    number stays."""
     batch_pictures: Rows = 64
-    """Most pictures in one call of the model; requests of several trees and workers are put together."""
+    """Maximum pictures per call of the model. Requests of several trees and workers form one batch. More need more
+    memory."""
     batch_wait_seconds: Seconds = 0.01
-    """How long a batch waits to be filled."""
+    """Seconds that a batch waits to be filled. A longer wait makes fuller batches and slower replies."""
     timeout_seconds: PositiveSeconds = 300
-    """How long a request may take before it is sent again."""
+    """Maximum seconds for one request; then it is sent again."""
     deterministic: bool = False
-    """Score each request by itself: for models whose floats depend on the batch, where results must not depend on the
-    order of arrival."""
+    """Score each request by itself. Results then don't depend on the order of arrival, also for models whose scores
+    depend on the batch. It is slower."""
 
     @model_validator(mode="after")
     def _ordered(self) -> "RewardPoolSettings":
@@ -647,50 +675,50 @@ class PoolsSettings(Settings):
     rollout_workers: RolloutPoolSettings = RolloutPoolSettings()
     learner: WorkerPoolSettings = WorkerPoolSettings()
     rewards: dict[str, RewardPoolSettings] = {}
-    """Reward model -> its replicas. A model that gives several rewards goes by the first of them in the recipe."""
-    wait_for_room_seconds: Seconds = 0
-    """How long to wait at the start for nodes with room for the pools, such as Ray's autoscaler brings. With 0 a run
-    for which there is no room now is refused."""
-    silent_seconds: Annotated[float, Field(ge=20, le=MAX_SECONDS)] = 60
-    """How long a process may give no sign of life before it is held to hang, and is killed."""
+    """Reward model -> its replicas. A model that gives several rewards has the name of the first in the recipe."""
+    placement_timeout_seconds: Seconds = 0
+    """Maximum seconds to wait at the start for nodes with room for the pools, such as Ray's autoscaler brings. 0: a run
+    that doesn't fit now is refused."""
+    heartbeat_timeout_seconds: Annotated[float, Field(ge=20, le=MAX_SECONDS)] = 60
+    """Seconds without a sign of life after which a process is killed and replaced. A short time finds hung processes
+    sooner; slow calls may then be taken for hung ones."""
 
 
 class RunSettings(Settings):
     """A whole run, as a recipe describes it."""
 
     name: str
-    """Name of the run and of its folder."""
+    """Name of the run, and of its folder."""
     runs: HomePath = Path("runs")
-    """Folder in which run folders are made. A relative path starts where the command is run."""
+    """Folder in which run folders are made. A relative path starts in the current folder."""
     resume: Literal["never", "auto"] = "never"
-    """`auto`: go on with the run of this name where there is one, from its newest checkpoint, so that the same command
-    can be given again when the cluster was lost. `never`: a run that exists is an error, unless the command has
-    --resume."""
+    """`auto`: continue the run of this name from its newest checkpoint if it exists, so that the same command restarts
+    it after the cluster was lost. `never`: a run that exists is an error, unless the command has --resume."""
     seed: Seed = 0
-    """Seed of all noise and of the order of prompts."""
+    """Seed of all noise, and of the order of prompts."""
     iterations: PositiveInt = 300
-    """Iterations: sample, score, learn, publish. A resumed run may ask for more."""
+    """Number of iterations (sample, score, learn, publish). It may be raised when the run is resumed."""
     threads: Threads | None = None
-    """CPU threads of a process; null leaves it to torch, or to its pool on Ray. Another number can change the last bits
-    of a result."""
-    execution: Literal["ray", "plain"] = "ray"
-    """`ray`: pools of processes that overlap sampling, scoring and learning. `plain`: one process, one after the
-    other."""
+    """CPU threads of a process. null: torch's default, or the pool's on Ray. Another number may change the last bits of
+    a result."""
+    execution: Literal["ray", "in_process"] = "ray"
+    """`ray`: pools of processes that overlap sampling, scoring and learning. `in_process`: one process, without Ray,
+    one after the other."""
     placement: Literal["separate", "colocated"] = "separate"
-    """`separate`: rollout workers and learner ranks have processes and GPUs of their own. `colocated`: each learner
-    rank samples too, with the same copy of the policy, in turns; `pools.learner` says how many and
-    `pools.rollout_workers` is not used."""
+    """`separate`: rollout workers and learner ranks are different processes on different GPUs; each pool is sized by
+    itself. `colocated`: each learner rank samples too, in turns, with the same copy of the policy; `pools.learner` sets
+    their number, and `pools.rollout_workers` is not used."""
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
-    """0: every tree is sampled with the newest weights. 1: the next iteration is sampled while the learner works, with
-    weights one iteration old."""
+    """0: every tree is sampled with the newest weights. 1: the next iteration is sampled while the learner works, which
+    is faster, with weights that are one iteration old."""
     pools: PoolsSettings = PoolsSettings()
     policy: PolicySettings
     prompts: PromptSettings
     schedule: ScheduleSettings = ScheduleSettings()
     rollout: RolloutSettings = RolloutSettings()
     rewards: Annotated[dict[str, RewardSettings], Field(min_length=1)]
-    """Reward name (letters of English, digits, `_` and `-`) -> settings. Each is logged; the weighted sum is trained
-    on."""
+    """Reward name (English letters, digits, `_` and `-`) -> its settings. Each reward is logged; the weighted sum is
+    trained on."""
     advantage: AdvantageSettings = AdvantageSettings()
     pruning: PruningSettings = PruningSettings()
     learner: LearnerSettings = LearnerSettings()
@@ -728,113 +756,23 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunSettings":
-        if self.policy.precision == "bfloat16" and self.learner.zero_stage == 0:
-            raise ValueError(
-                "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
-                "(stage 0 would add up gradients in bfloat16 and lose most of them)"
-            )
-        if self.policy.compile and self.learner.zero_stage == 3:
-            raise ValueError(
-                "policy.compile is true with learner.zero_stage 3, whose hooks on every layer can't be compiled, and a "
-                "learner that rounds otherwise than the rollouts would be off; use stage 0, 1 or 2, or compile false"
-            )
-        least = {"optimizer": 1, "parameters": 3}
-        for part, stage in least.items():
-            if getattr(self.learner.offload, part) and self.learner.zero_stage < stage:
-                raise ValueError(
-                    f"learner.offload.{part} is on with learner.zero_stage {self.learner.zero_stage}; it needs stage "
-                    f"{stage}" + (" or more" if stage < 3 else "")
-                )
-        if self.prompts.per_iteration % self.learner.updates_per_iteration:
-            raise ValueError(
-                f"learner.updates_per_iteration is {self.learner.updates_per_iteration}; it must divide "
-                f"prompts.per_iteration, which is {self.prompts.per_iteration}"
-            )
-        for name in self.evaluation.rewards:
-            if name not in self.rewards or self.rewards[name].weight:
-                raise ValueError(
-                    f"evaluation.rewards has '{name}'; what evaluations alone score must be one of the rewards, with "
-                    f"weight 0 ({', '.join(n for n, own in self.rewards.items() if not own.weight) or 'none has it'})"
-                )
-        if best := self.checkpoint.keep_best:
-            if best.reward is not None and best.reward not in self.rewards:
-                raise ValueError(
-                    f"checkpoint.keep_best.reward is '{best.reward}'; it must be one of {', '.join(self.rewards)}"
-                )
-            if not self.evaluation.every or not (self.prompts.held_out or self.prompts.hold_out):
-                raise ValueError(
-                    "checkpoint.keep_best chooses by evaluations; give evaluation.every (now "
-                    f"{self.evaluation.every}) and held-out prompts (prompts.held_out or prompts.hold_out)"
-                )
-        if (start := self.policy.start_from) and start.lora == "train" and self.learner.lora is None:
-            raise ValueError("policy.start_from.lora is 'train' and learner.lora is null; give its rank and alpha")
-        if self.learner.keep_graph:
-            self._check_kept_graphs()
-        schedule = self.schedule.build()
-        if not schedule.trained_edges:
-            raise ValueError("schedule trains no step: give more steps, or splits, or sde_steps")
-        if self.pruning.depth and self.pruning.depth.window >= len(schedule.trained_depths):
-            raise ValueError(
-                f"pruning.depth.window is {self.pruning.depth.window} of {len(schedule.trained_depths)} trained "
-                "depths; it must leave some"
-            )
-        if (depth := self.pruning.depth) and depth.start is not None and depth.start >= schedule.grid_steps:
-            raise ValueError(
-                f"pruning.depth.start is {depth.start}; of {schedule.grid_steps} steps the deepest edge that can be "
-                f"trained leads to depth {schedule.grid_steps - 1}"
-            )
-        if (depth := self.pruning.depth) and depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
-            raise ValueError(
-                f"pruning.depth.stop is {depth.stop}, and the window begins at depth {depth.deepest(schedule)} at its "
-                "deepest: it couldn't slide"
-            )
-        if self.staleness and (self.execution, self.placement) != ("ray", "separate"):
-            raise ValueError(
-                f"staleness is 1 with execution '{self.execution}' and placement '{self.placement}'; sampling ahead "
-                "needs execution 'ray' and placement 'separate'"
-            )
-        if self.placement == "colocated" and self.learner.zero_stage == 3 and self.pools.learner.count > 1:
-            raise ValueError(
-                f"learner.zero_stage is 3 with placement 'colocated' and {self.pools.learner.count} ranks, which would "
-                "have to sample in step; use stage 0, 1 or 2, or placement 'separate'"
-            )
-        if schedule.leaves < 2:
-            raise ValueError("schedule has one leaf; a tree needs at least two leaves (give roots, splits or a group)")
-        if self.advantage.normaliser != "group" and schedule.leaves == schedule.roots:
-            raise ValueError(
-                f"advantage.normaliser is '{self.advantage.normaliser}' and the schedule doesn't split: every "
-                "advantage would be 0; use 'group' or split somewhere"
-            )
+        for rule in RULES:
+            if misfit := rule(self):
+                raise ValueError(misfit)
         return self
 
     @property
     def training_rewards(self) -> dict[str, RewardSettings]:
-        """The rewards that are scored in every iteration."""
+        """The rewards that are scored in every iteration, not in evaluations only."""
         return {name: reward for name, reward in self.rewards.items() if name not in self.evaluation.rewards}
 
     def checkpoint_due(self, iteration: int) -> bool:
-        """Whether a checkpoint is made after an iteration, whatever happens in it."""
+        """Whether the settings ask for a checkpoint after this iteration, counted from 1."""
         own = self.checkpoint
         strides = (own.every, own.keep_every, self.evaluation.every if own.keep_best else None)
         return any(stride and iteration % stride == 0 for stride in strides)
 
     @property
     def trace_folder(self) -> Path | None:
-        """Where processes write their spans; None if they don't."""
+        """The folder of the processes' spans; None without traces."""
         return self.runs / self.name / "trace" if self.logging.trace else None
-
-    def _check_kept_graphs(self) -> None:
-        learner, plain = self.learner, self.execution == "plain"
-        fits = {
-            f"learner.updates_per_iteration is {learner.updates_per_iteration}": learner.updates_per_iteration == 1,
-            f"placement is '{self.placement}'": plain or self.placement == "colocated",
-            f"pools.learner.count is {self.pools.learner.count}": plain or self.pools.learner.count == 1,
-            f"learner.zero_stage is {learner.zero_stage}": learner.zero_stage < 3,
-            "learner.gradient_checkpointing is on": not learner.gradient_checkpointing,
-            "pruning is on": self.pruning == PruningSettings(),
-        }
-        if misfits := [name for name, fit in fits.items() if not fit]:
-            raise ValueError(
-                "learner.keep_graph needs one process that samples and learns (execution 'plain', or 'colocated' with "
-                f"one rank), one update per iteration, ZeRO below 3, no checkpointing, no pruning; {misfits[0]}"
-            )

@@ -38,7 +38,7 @@ class Task:
 
 
 @dataclass(frozen=True)
-class Subtree:
+class TreePart:
     """What has finished of one tree since its last message: some leaves and their new ancestors."""
 
     tree: int
@@ -72,7 +72,7 @@ class Tree:
     conditioning: Conditioning | None = None
     left_out: bool = False
     """Whether it has no scores and never will have: nothing is learned from it."""
-    _parts: list[Subtree] = field(default_factory=list)
+    _parts: list[TreePart] = field(default_factory=list)
     _place: IntArray = field(default_factory=lambda: np.empty(0, dtype=np.int64))
     """Part and position within it of each node, int64 [nodes, 2]; -1 until it has arrived."""
 
@@ -80,7 +80,7 @@ class Tree:
         self.logprobs = np.full(self.schedule.nodes, np.nan)
         self._place = np.full((self.schedule.nodes, 2), -1)
 
-    def add(self, part: Subtree) -> None:
+    def add(self, part: TreePart) -> None:
         """Take over a finished part, whose states are not touched before they are asked for.
 
         Raises ValueError if one of its nodes has arrived before.

@@ -8,7 +8,7 @@ from types import TracebackType
 
 TRACEBACK = "Traceback (most recent call last):"
 """Line that Python begins a traceback with."""
-OURS = f"{__name__.partition('.')[0]}."
+PACKAGE = f"{__name__.partition('.')[0]}."
 
 
 def described(error: BaseException) -> str:
@@ -45,7 +45,7 @@ def _calls(rest: TracebackType | None) -> Iterator[TracebackType]:
 
 
 def _is_ours(call: TracebackType) -> bool:
-    return str(call.tb_frame.f_globals.get("__name__")).startswith(OURS)
+    return str(call.tb_frame.f_globals.get("__name__")).startswith(PACKAGE)
 
 
 def _is_users(call: TracebackType) -> bool:

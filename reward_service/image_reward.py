@@ -9,11 +9,11 @@ import torch
 from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
-from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
-from .clip import check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
-from .images import cropped_by_torchvision, prepared
 from .linear import LinearHead
+from .preprocessing import cropped_by_torchvision, prepared
+from .scorers import Scorer, per_frame
+from .weights import check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
 """Of the scores of the data that it was trained on."""
@@ -35,7 +35,7 @@ VISION = {
 
 
 class ImageReward:
-    """Scores pictures by how well they do their prompts. Of a clip, the mean over its frames."""
+    """Scores pictures by how well they do their prompts."""
 
     def __init__(self, weights: Mapping[str, torch.Tensor], tokenizer: Any, device: torch.device) -> None:
         """`weights` have the names of the file ImageReward.pt, `tokenizer` is BERT's."""
@@ -55,30 +55,30 @@ class ImageReward:
 
     @torch.no_grad()
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        pixels = prepared(frames(media), self._size, cropped_by_torchvision, self.device)
+        pixels = prepared(media, self._size, cropped_by_torchvision, self.device)
         seen = self._vision(pixel_values=pixels).last_hidden_state
         distinct = list(dict.fromkeys(prompts))
         tokens = self._tokenizer(
             distinct, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(self.device)
-        every = [distinct.index(prompt) for prompt in prompts for _ in range(len(seen) // len(media))]
+        every = [distinct.index(prompt) for prompt in prompts]
         read = self._text(
             input_ids=tokens.input_ids[every],
             attention_mask=tokens.attention_mask[every],
             encoder_hidden_states=seen,
         ).last_hidden_state[:, 0]
         scores = (self._head(read.float()) - MEAN) / DEVIATION
-        return {"image_reward": scores.reshape(len(media), -1).mean(dim=1).cpu().double().numpy()}
+        return {"image_reward": scores.reshape(-1).cpu().double().numpy()}
 
 
-def load_image_reward(settings: RewardSettings, threads: int | None = None) -> ImageReward:
+def load_image_reward(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """`pretrained` is the file ImageReward.pt, or its folder; `tokenizer` a folder with bert-base-uncased's."""
     path = weights_file("image_reward", settings)
     tokenizer = load_tokenizer("image_reward", settings.tokenizer or str(path.parent), TOKENIZER)
     with published("image_reward", path):
         model = ImageReward(read_weights(path), tokenizer, device(settings))
     check_tokenizer("image_reward", tokenizer, model.entries, None, TOKENIZER)
-    return model
+    return per_frame(model)
 
 
 def vision_name(published: str) -> str:

@@ -7,9 +7,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
-from .scorers import Scorer
+from .scorers import Scorer, per_frame
 
 QUALITY = 95
 KILOBYTE = 1000
@@ -17,13 +16,12 @@ KILOBYTE = 1000
 
 def load_compressibility(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """There is nothing to load."""
-    return compressibility
+    return per_frame(compressibility)
 
 
 def compressibility(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-    """`jpeg_compressibility`, minus the kilobytes of a JPEG file, and `jpeg_incompressibility`, plus. Of a clip, the
-    mean over its frames."""
-    sizes = np.array([_size(frame) for frame in frames(media)], dtype=float).reshape(len(media), -1).mean(axis=1)
+    """`jpeg_compressibility`, minus the kilobytes of a JPEG file, and `jpeg_incompressibility`, plus."""
+    sizes = np.array([_size(picture) for picture in media], dtype=float)
     return {"jpeg_compressibility": -sizes / KILOBYTE, "jpeg_incompressibility": sizes / KILOBYTE}
 
 

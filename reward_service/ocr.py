@@ -3,7 +3,7 @@
 `ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
 is what the prompt's field `text` says, else what stands in quotes in it, else the whole prompt. The model is
 rapidocr's PP-OCRv6. A picture of at most 64 pixels in height is taken as one line of text; in a higher one lines are
-looked for first, and read in their order, with blanks in between. Of a clip, the mean over its frames.
+looked for first, and read in their order, with blanks in between.
 """
 
 import re
@@ -15,8 +15,8 @@ from rapidfuzz.distance import Levenshtein
 from rapidocr import RapidOCR
 
 from ..proto.prompts import fields_of
-from ..proto.scoring import frames
 from ..proto.settings import RewardSettings
+from .scorers import Scorer, per_frame
 
 LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
@@ -68,18 +68,16 @@ class OcrScorer:
         return [text.strip() for text in self._model.recognize_txt(bgr).txts]
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        targets = [target(prompt) for prompt in prompts for _ in range(len(frames(media)) // len(media))]
-        pairs = list(zip(self.read(frames(media)), targets, strict=True))
-        scores = {
+        pairs = list(zip(self.read(media), map(target, prompts), strict=True))
+        return {
             "ocr": np.array([similarity(read, wanted) for read, wanted in pairs]),
             "ocr_exact": np.array([float(read == wanted) for read, wanted in pairs]),
         }
-        return {name: values.reshape(len(media), -1).mean(axis=1) for name, values in scores.items()}
 
 
-def load_ocr(settings: RewardSettings, threads: int | None = None) -> OcrScorer:
+def load_ocr(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """The model comes with its library."""
-    return OcrScorer(threads)
+    return per_frame(OcrScorer(threads))
 
 
 def target(prompt: str) -> str:

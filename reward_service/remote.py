@@ -12,9 +12,9 @@ import tenacity
 from ..proto.errors import InputError
 from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
-    MOST_BYTES,
-    MOST_HEADER_BYTES,
-    MOST_PICTURES,
+    MAX_BYTES,
+    MAX_HEADER_BYTES,
+    MAX_PICTURES,
     NotScored,
     ScoreReply,
     ScoreRequest,
@@ -26,9 +26,9 @@ TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
 KIND = "application/x-safetensors"
 ATTEMPTS = 7
 CONNECT_SECONDS = 10.0
-LONGEST_WAIT = 10.0
+MAX_WAIT = 10.0
 """Seconds between two attempts; the first wait is about a second, and each is twice the one before."""
-PASSING = (408, 429, 500, 502, 503, 504)
+PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 """Answers after which another attempt may do better."""
 
 
@@ -50,7 +50,7 @@ class RemoteReward:
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(ATTEMPTS),
-            wait=tenacity.wait_exponential_jitter(initial=1, max=LONGEST_WAIT),
+            wait=tenacity.wait_exponential_jitter(initial=1, max=MAX_WAIT),
             retry=tenacity.retry_if_exception_type((requests.RequestException, _Passing)),
             reraise=True,
         )
@@ -74,7 +74,7 @@ class RemoteReward:
 
     def _ask(self, body: bytes) -> ScoreReply:
         answer = self._session.post(self._url, data=body, timeout=(CONNECT_SECONDS, self._timeout))
-        if answer.status_code in PASSING:
+        if answer.status_code in PASSING_STATUSES:
             raise _Passing(f"{answer.status_code} {answer.text[:200]}")
         if answer.status_code != 200:
             raise NotScored(
@@ -90,12 +90,12 @@ class RemoteReward:
 def per_request(media: npt.NDArray[np.uint8]) -> int:
     """How many of some pictures or clips go into a request: a service may refuse more, and one clip can't be cut."""
     frames = math.prod(media.shape[1:-3])
-    return max(1, min(MOST_PICTURES // frames, (MOST_BYTES - MOST_HEADER_BYTES) // max(media[0].nbytes, 1)))
+    return max(1, min(MAX_PICTURES // frames, (MAX_BYTES - MAX_HEADER_BYTES) // max(media[0].nbytes, 1)))
 
 
 def longest(timeout: float) -> float:
     """Seconds that all attempts may take, of `timeout` seconds at most each, with the waits in between."""
-    return ATTEMPTS * (CONNECT_SECONDS + timeout + LONGEST_WAIT)
+    return ATTEMPTS * (CONNECT_SECONDS + timeout + MAX_WAIT)
 
 
 class _Passing(Exception):

@@ -1,11 +1,11 @@
 """One replica of a reward model: takes requests together into batches, whichever tree or worker they come from.
 
-A plain class; `service.py` makes a Ray Serve deployment of it.
+A plain class; `cluster/on_ray/reward_deployment.py` makes a Ray Serve deployment of it.
 """
 
 import asyncio
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,7 @@ from ..proto.tracing import span
 from ..proto.user_code import described
 from . import metrics
 from .own_code import may_pass
-from .scorers import Scorers
+from .scorers import load_scorer, reply
 
 
 class Replica:
@@ -27,7 +27,8 @@ class Replica:
         """Loads the model."""
         self.model, self.rewards, self.settings = model, list(rewards), settings
         self._remote = any(reward.url for reward in rewards.values())
-        self._scorers = Scorers(rewards, settings.threads)
+        name, own = next(iter(rewards.items()))
+        self._scorer = load_scorer(name, own, settings.threads)
 
     async def score(
         self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
@@ -74,8 +75,9 @@ class Replica:
         """Scores of any number of pictures, in calls of at most `batch_pictures`."""
         size = self.settings.batch_pictures
         replies = [
-            self._scorers.score(ScoreRequest(media[i : i + size], prompts[i : i + size], self.rewards, id))
+            reply(self._scorer(request.media, request.prompts), request)
             for i in range(0, len(media), size)
+            for request in [ScoreRequest(media[i : i + size], prompts[i : i + size], self.rewards, id)]
         ]
         metrics.LEAVES_SCORED.labels(self.model).inc(len(media))
         return ScoreReply({name: np.concatenate([r.scores[name] for r in replies]) for name in self.rewards}, id)
@@ -84,7 +86,3 @@ class Replica:
 def pictures_in(requests: Sequence[npt.NDArray[np.uint8]]) -> int:
     """Size of a batch of requests in pictures. A request alone always fits: it is cut up where it is scored."""
     return sum(len(media) for media in requests) if len(requests) > 1 else 1
-
-
-Register = Callable[[str, str, str], object]
-"""Tells a run's directory of an exporter: address, component, pool."""

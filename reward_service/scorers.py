@@ -1,6 +1,6 @@
 """Reward models behind one interface, and the set of them that a run asks for."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy.typing as npt
 
 from ..proto.errors import InputError
 from ..proto.recipe import imported
-from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
+from ..proto.scoring import NotScored, ScoreReply, ScoreRequest, frames
 from ..proto.settings import RewardSettings
 from .own_code import OwnScorer, as_failure
 
@@ -19,7 +19,10 @@ class Scorer(Protocol):
     """A reward model, loaded once and called in batches. One model may give several rewards."""
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        """One finite float per picture and reward; `media` is uint8 [n, height, width, 3]."""
+        """One finite float per picture or clip, and reward.
+
+        `media` is uint8 [n, height, width, 3], or of clips [n, frames, height, width, 3].
+        """
 
 
 Loader = Callable[[RewardSettings, int | None], Scorer]
@@ -50,13 +53,34 @@ def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, 
     return {next(iter(given)): given for given in models.values()}
 
 
+def per_frame(score: Scorer) -> Scorer:
+    """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
+
+    def scorer(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
+        pictures = frames(media)
+        each = len(pictures) // len(media)
+        scores = score(pictures, [prompt for prompt in prompts for _ in range(each)])
+        return {name: values.reshape(len(media), each).mean(axis=1) for name, values in scores.items()}
+
+    return scorer
+
+
+def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:
+    """The reply to a request that takes its rewards from `scores`. Raises NotScored if they aren't whole and finite."""
+    asked = {name: scores[name] for name in request.rewards if name in scores}
+    try:
+        return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
+    except ValueError as error:
+        raise NotScored(str(error), final=True) from error
+
+
 class Scorers:
     """The reward models behind some rewards, in this process."""
 
     def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
         """Loads the models. Raises InputError for a reward that doesn't exist."""
         models = reward_models(rewards)
-        self._models = [(set(given), _load(name, given[name], threads)) for name, given in models.items()]
+        self._models = [(set(given), load_scorer(name, given[name], threads)) for name, given in models.items()]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Every reward that `request` asks for.
@@ -68,18 +92,7 @@ class Scorers:
             if given.isdisjoint(request.rewards):
                 continue
             scores.update(model(request.media, request.prompts))
-        asked = {name: scores[name] for name in request.rewards if name in scores}
-        try:
-            return ScoreReply(scores=asked, id=request.id).check(request.rewards, len(request.media))
-        except ValueError as error:
-            raise NotScored(str(error), final=True) from error
-
-
-def check_names(asked: Iterable[str], served: Iterable[str]) -> None:
-    """Raises InputError if one of the rewards `asked` for is not among those `served`."""
-    served = list(served)
-    if unknown := [name for name in asked if name not in served]:
-        raise InputError(f"unknown reward '{unknown[0]}'; there are {', '.join(sorted(served))}")
+        return reply(scores, request)
 
 
 def check_source(name: str, settings: RewardSettings) -> None:
@@ -89,7 +102,7 @@ def check_source(name: str, settings: RewardSettings) -> None:
             if own := getattr(settings, setting):
                 imported(own, f"rewards.{name}.{setting}")
         if settings.url:
-            _load(name, settings, None)
+            load_scorer(name, settings, None)
         return
     from .clip import check_files
 
@@ -108,7 +121,8 @@ def _model(name: str, settings: RewardSettings) -> Any:
     return settings.scorer or SCORERS[name], settings.model_copy(update={"weight": 0.0})
 
 
-def _load(name: str, settings: RewardSettings, threads: int | None) -> Scorer:
+def load_scorer(name: str, settings: RewardSettings, threads: int | None) -> Scorer:
+    """The model behind a reward, to use `threads` CPU threads (None: all)."""
     if settings.url:
         from .remote import RemoteReward
 

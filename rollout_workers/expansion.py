@@ -12,13 +12,13 @@ import numpy as np
 import torch
 
 from ..proto.errors import Diverged
+from ..proto.packed_tensor import KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
-from ..proto.tensors import KeptForward
 from ..proto.tracing import span
-from ..proto.tree import Conditioning, Subtree, Task
+from ..proto.tree import Conditioning, Task, TreePart
 from .diversity import Diversity
-from .kernels import Transitions, size
+from .kernels import CoefficientTable, size
 from .noise import Stream, gaussian, sibling_noise
 from .policies.base import Policy, collate
 
@@ -30,7 +30,7 @@ def expand(
     settings: RolloutSettings,
     observe: Callable[[int], None] = lambda rows: None,
     kept: list[KeptForward] | None = None,
-) -> Iterator[Subtree]:
+) -> Iterator[TreePart]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
@@ -83,7 +83,7 @@ class _Growth:
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
         self.observe, self.kept = observe, kept
-        self.transitions = Transitions.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
+        self.transitions = CoefficientTable.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
         self.batched_conditioning = collate(conditionings)
@@ -100,10 +100,10 @@ class _Growth:
         self._note(frontier, torch.zeros(len(tree)))
         return frontier
 
-    def grow(self, frontier: _Frontier) -> Iterator[Subtree]:
+    def grow(self, frontier: _Frontier) -> Iterator[TreePart]:
         if frontier.depth == len(self.schedule.steps):
             yield from self._finish(frontier)
-        elif (rows := len(frontier.states)) > (limit := self.settings.batch_limit):
+        elif (rows := len(frontier.states)) > (limit := self.settings.max_batch_rows):
             for begin in range(0, rows, limit):
                 yield from self.grow(frontier.part(begin, begin + limit))
         else:
@@ -194,7 +194,7 @@ class _Growth:
         raise error
 
     @torch.no_grad()
-    def _finish(self, leaves: _Frontier) -> Iterator[Subtree]:
+    def _finish(self, leaves: _Frontier) -> Iterator[TreePart]:
         """Decode the leaves and hand out all that is pending of their trees."""
         with span("decode", leaves=len(leaves.states)):
             pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
@@ -208,7 +208,7 @@ class _Growth:
             diversity.add(media[begin:end])
             nodes = np.concatenate(pending.nodes)
             order = np.argsort(nodes)
-            yield Subtree(
+            yield TreePart(
                 tree=self.task.trees[tree],
                 nodes=nodes[order],
                 logprobs=torch.cat(pending.logprobs)[torch.as_tensor(order)],

@@ -1,4 +1,4 @@
-"""Transition kernels: how the next state is drawn from the present one and the predicted velocity.
+"""StepCoefficients kernels: how the next state is drawn from the present one and the predicted velocity.
 
 Every kernel here is linear in state x and velocity v,
 
@@ -27,7 +27,7 @@ small timestep shift magnifies a hundredfold, and twice where diffusers shifts t
 
 
 @dataclass(frozen=True)
-class Transition:
+class StepCoefficients:
     """Coefficients of one step."""
 
     a: float
@@ -36,7 +36,7 @@ class Transition:
     c: float = 0.0
 
 
-def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: float) -> Transition:
+def step_coefficients(kernel: Kernel, s: float, s_next: float, eta: float, s_second: float) -> StepCoefficients:
     """Coefficients of `kernel` for the step from noise level `s` to `s_next` (Flow-GRPO, DanceGRPO, CPS, DDIM).
 
     1 >= s > s_next >= 0, as `grid_levels` has them. `s_second` is the schedule's second noise level, which `flow` takes
@@ -44,17 +44,17 @@ def transition(kernel: Kernel, s: float, s_next: float, eta: float, s_second: fl
     """
     ds = s_next - s
     if kernel in DETERMINISTIC:
-        return Transition(1.0, ds)
+        return StepCoefficients(1.0, ds)
     if kernel in ("cps", "ddim"):
         # The clean state, and noise of which a part is new: two parts whose squares add up to 1.
         new, old = _angle(eta) if kernel == "cps" else _ddim_parts(s, s_next, eta)
         kept = s_next * old
-        return Transition((1 - s_next) + kept, -(1 - s_next) * s + kept * (1 - s), s_next * new)
+        return StepCoefficients((1 - s_next) + kept, -(1 - s_next) * s + kept * (1 - s), s_next * new)
     # `dance` and `flow` add eta^2/2 * score * ds to the ODE's drift, with score = -(x + (1 - s) * v) / s;
     # they differ in how the noise grows with s.
     level = eta if kernel == "dance" else eta * math.sqrt(s / (1 - (s if s < 1 else s_second)))
     push = level**2 * ds / (2 * s)
-    return Transition(1 + push, ds + push * (1 - s), level * math.sqrt(-ds))
+    return StepCoefficients(1 + push, ds + push * (1 - s), level * math.sqrt(-ds))
 
 
 def _angle(eta: float) -> tuple[float, float]:
@@ -77,20 +77,20 @@ def size(s: float) -> float:
     return math.sqrt((1 - s) ** 2 + s**2)
 
 
-def multistep(s_before: float, s: float, s_next: float) -> Transition:
+def multistep(s_before: float, s: float, s_next: float) -> StepCoefficients:
     """DPM-Solver++ (2M, midpoint; arXiv 2211.01095, algorithm 2) from `s` to `s_next`, after a step from `s_before`.
 
     With alpha = 1 - s, sigma = s and lambda = log(alpha / sigma). Where lambda is infinite at one of the levels, it is
     the first-order step, which for rectified flow is Euler's.
     """
     if s_before >= 1 or s_next <= 0:
-        return transition("ode", s, s_next, 0.0, s)
+        return step_coefficients("ode", s, s_next, 0.0, s)
     before, here, after = (math.log((1 - level) / level) for level in (s_before, s, s_next))
     extrapolated = (after - here) / (2 * (here - before))
     pull = (1 - s_next) - s_next * (1 - s) / s
     # The clean state is taken as (1 + extrapolated) * (x - s * v) - extrapolated * the one before.
     own = pull * (1 + extrapolated)
-    return Transition(s_next / s + own, -s * own, c=-pull * extrapolated)
+    return StepCoefficients(s_next / s + own, -s * own, c=-pull * extrapolated)
 
 
 def grid_levels(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
@@ -123,7 +123,7 @@ def relative_noise(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
     grid = grid_levels(schedule, sigmas)
 
     def std(step: Step, level: int) -> float:
-        return transition(step.kernel, grid[level], grid[level + 1], step.eta, grid[1]).std
+        return step_coefficients(step.kernel, grid[level], grid[level + 1], step.eta, grid[1]).std
 
     noise = []
     for level, step in zip(schedule.levels, schedule.steps, strict=False):
@@ -133,7 +133,7 @@ def relative_noise(schedule: Schedule, sigmas: Sequence[float]) -> list[float]:
 
 
 @dataclass(frozen=True)
-class Transitions:
+class CoefficientTable:
     """Coefficients of all steps of a schedule, each float32 [steps]."""
 
     sigma: torch.Tensor
@@ -145,7 +145,7 @@ class Transitions:
     """Of the clean state predicted one step before; 0 but for multistep solvers."""
 
     @classmethod
-    def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "Transitions":
+    def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "CoefficientTable":
         """From the policy's grid of noise levels [grid_steps + 1], which fall from 1 to 0.
 
         Raises InputError if they don't fall, or don't fit the schedule.
@@ -156,7 +156,7 @@ class Transitions:
             if step.kernel == "dpm" and i and schedule.steps[i - 1].kernel == "dpm":
                 taken.append(multistep(*levels[i - 1 : i + 2]))
             else:
-                taken.append(transition(step.kernel, levels[i], levels[i + 1], step.eta, grid[1]))
+                taken.append(step_coefficients(step.kernel, levels[i], levels[i + 1], step.eta, grid[1]))
         tables = (torch.tensor([getattr(step, name) for step in taken]) for name in ("a", "b", "std", "c"))
         return cls(torch.tensor(levels[:-1]), *tables)
 

@@ -4,9 +4,9 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
+from ..proto.packed_tensor import KeptForward
 from ..proto.settings import RolloutSettings
-from ..proto.tensors import KeptForward
-from ..proto.tree import Subtree, Task
+from ..proto.tree import Task, TreePart
 from .expansion import expand
 from .policies.base import Policy, load_weights, with_guidance
 from .policies.embeddings import Embeddings
@@ -23,7 +23,7 @@ class RolloutWorker:
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
         """By guidance scale: without guidance a conditioning has no negative prompt."""
 
-    def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[Subtree]:
+    def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[TreePart]:
         """Parts of the task's trees as they finish; `observe` is told the rows of every forward pass.
 
         Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.

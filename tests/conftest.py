@@ -14,10 +14,10 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of th
 
 import numpy as np
 import pytest
+from branchgrpo.proto.packed_tensor import KeptForward
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
-from branchgrpo.proto.tensors import KeptForward
 from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -63,11 +63,11 @@ def settings_in(policy_settings: PolicySettings) -> Callable[..., RunSettings]:
             "name": "run",
             "runs": str(folder / "runs"),
             "iterations": 2,
-            "execution": "plain",
+            "execution": "in_process",
             "policy": policy_settings.model_dump(),
             "prompts": {"train": str(prompts), "held_out": str(prompts), "per_iteration": 4},
             "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.7},
-            "rollout": {"trees_per_task": 2, "batch_limit": 16},
+            "rollout": {"trees_per_task": 2, "max_batch_rows": 16},
             "rewards": {"ocr": {"weight": 1.0}, "ocr_exact": {"weight": 0.0}},
             "learner": {
                 "zero_stage": 0,
@@ -102,7 +102,7 @@ def sampled_trees(
     kept: list[KeptForward] | None = None,
 ) -> list[Tree]:
     """Whole trees with made-up scores: `random` ones, or `equal` ones."""
-    worker = RolloutWorker(policy, rollout or RolloutSettings(batch_limit=64), kept)
+    worker = RolloutWorker(policy, rollout or RolloutSettings(max_batch_rows=64), kept)
     worker.weights_version = version
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, schedule, 7, version)):

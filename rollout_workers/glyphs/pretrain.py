@@ -18,7 +18,7 @@ from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxPipeli
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 from transformers import ByT5Tokenizer, CLIPTextConfig, CLIPTextModel, CLIPTokenizer, T5Config, T5EncoderModel
 
-from ...proto.files import whole
+from ...proto.atomic_files import whole
 from .words import HEIGHT, WIDTH, draw_all, words
 
 MAX_SEQUENCE_LENGTH = 6
@@ -183,7 +183,7 @@ def _train_vae(vae: AutoencoderKL, images: torch.Tensor, steps: int, progress: P
 
 @torch.no_grad()
 def _encode(pipeline: FluxPipeline, images: torch.Tensor) -> torch.Tensor:
-    """Packed, scaled latents of all images, float32 [N, 32, 16]."""
+    """PackedTensor, scaled latents of all images, float32 [N, 32, 16]."""
     vae = pipeline.vae
     z = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(256)])
     z = (z - vae.config.shift_factor) * vae.config.scaling_factor

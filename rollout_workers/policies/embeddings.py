@@ -11,7 +11,7 @@ from pathlib import Path
 import safetensors.torch
 from safetensors import SafetensorError
 
-from ...proto.files import whole
+from ...proto.atomic_files import whole
 from ...proto.tree import Conditioning
 from .base import Policy
 

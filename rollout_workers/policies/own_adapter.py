@@ -11,8 +11,8 @@ from typing import Any
 
 import torch
 
+from ...proto.atomic_files import is_full
 from ...proto.errors import InputError, RunFailed
-from ...proto.files import is_full
 from ...proto.user_code import described
 from .base import Policy
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from branchgrpo.benchmarks import gpu
+from branchgrpo.benchmarks.speed import gpu
 
 SMALL = {"tiny": True, "steps": 6, "rows": 4, "times": 1, "compiled": False, "peak": 1.0}
 

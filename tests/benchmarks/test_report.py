@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 import typer
-from branchgrpo.benchmarks.report import report_path, write_report
+from branchgrpo.benchmarks.support.report import report_path, write_report
 
 
 def test_a_report_replaces_its_own_earlier_one_alone(tmp_path: Path) -> None:

@@ -6,9 +6,9 @@ from typing import Any
 
 import numpy as np
 import pytest
-from branchgrpo.benchmarks.gaussian import GaussianPolicy
-from branchgrpo.benchmarks.simulated_and_real import SETTINGS, compare
-from branchgrpo.benchmarks.simulation import Cluster, Costs, Outcome, simulate, stretches
+from branchgrpo.benchmarks.scaling.simulation import Cluster, Costs, Outcome, simulate, stretches
+from branchgrpo.benchmarks.scaling.validation import SETTINGS, compare
+from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Task
@@ -53,23 +53,23 @@ def counted(recipe: RunSettings, outcome: Outcome, iterations: int = 3) -> None:
     assert len(outcome.seconds) == iterations
     assert outcome.counts["trees"] == iterations * trees
     assert outcome.counts["pictures"] == sum(outcome.batches) == iterations * trees * schedule.leaves
-    assert outcome.most["parts in scoring"] <= rollout.parts_in_scoring
+    assert outcome.most["parts in scoring"] <= rollout.max_parts_in_scoring
     assert outcome.most["parts unread"] <= 2
-    allowed = rollout.trees_in_flight or trees * (1 + recipe.staleness)
+    allowed = rollout.max_trees_in_flight or trees * (1 + recipe.staleness)
     assert outcome.most["trees in flight"] <= max(allowed, recipe.learner.window_trees + rollout.trees_per_task)
 
 
-@pytest.mark.parametrize("batch_limit", [1, 3, 4, 5, 8, 100])
+@pytest.mark.parametrize("max_batch_rows", [1, 3, 4, 5, 8, 100])
 @pytest.mark.parametrize("trees", [1, 3])
 @pytest.mark.parametrize("roots", [1, 2])
-def test_trees_are_cut_up_as_a_worker_does(batch_limit: int, trees: int, roots: int) -> None:
+def test_trees_are_cut_up_as_a_worker_does(max_batch_rows: int, trees: int, roots: int) -> None:
     schedule = tree_schedule(5, kernel="dance", eta=0.5, splits=SPLITS, roots=roots)
     policy = GaussianPolicy([0.0], [[1.0]], 5, prompts=trees)
-    rollout = recipe(rollout__batch_limit=batch_limit).rollout
+    rollout = recipe(rollout__batch_limit=max_batch_rows).rollout
     task = Task(1, tuple(range(trees)), tuple(map(str, range(trees))), schedule, seed=0)
     forwards: list[int] = []
     parts = list(RolloutWorker(policy, rollout).sample(task, forwards.append))
-    work = stretches(schedule, trees, batch_limit)
+    work = stretches(schedule, trees, max_batch_rows)
     assert [rows for stretch in work for rows in stretch.forwards] == forwards
     planned = [part for stretch in work for part in stretch.parts]
     assert [part.tree for part in planned] == [part.tree for part in parts]

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 
 
 @pytest.fixture

@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
-from branchgrpo.cluster import address as addresses
-from branchgrpo.cluster.address import LocalNode, find_cluster, find_ray, nodes_here
-from branchgrpo.cluster.whereabouts import Whereabouts
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.cluster.on_ray import address as addresses
+from branchgrpo.cluster.on_ray.address import LocalNode, find_cluster, find_ray, nodes_here
+from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.proto.errors import InputError
 
 ALONE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
@@ -80,7 +80,7 @@ def test_a_note_that_is_broken_is_told(content: str | bytes, message: str, tmp_p
     (tmp_path / "recipe.yaml").write_text("name: a\n")
     (tmp_path / "ray.json").write_bytes(content if isinstance(content, bytes) else content.encode())
     with pytest.raises(InputError, match=message):
-        Whereabouts.find(str(tmp_path), None)
+        RunAddress.find(str(tmp_path), None)
 
 
 @pytest.mark.parametrize(

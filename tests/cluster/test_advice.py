@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.advice import advice
+from branchgrpo.cluster.run.advice import advice
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, save_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -41,9 +41,15 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
             "advantage.fusion 'path_softmax' has no effect",
         ),
         ({"learner.optimizer.warmup_updates": 4}, "learner.optimizer.warmup_updates is 4, and the run makes 4 updates"),
-        ({"rollout.may_leave_out": 0.5}, "rollout.may_leave_out has no effect: execution is 'plain'"),
-        ({"rollout.may_leave_out": 0.2, "execution": "ray"}, "rollout.may_leave_out has no effect: 0.2 of 4 trees"),
-        ({"prompts.hold_out": 2}, "prompts.hold_out has no effect"),
+        (
+            {"rollout.max_unscored_fraction": 0.5},
+            "rollout.max_unscored_fraction has no effect: execution is 'in_process'",
+        ),
+        (
+            {"rollout.max_unscored_fraction": 0.2, "execution": "ray"},
+            "rollout.max_unscored_fraction has no effect: 0.2 of 4 trees",
+        ),
+        ({"prompts.held_out_count": 2}, "prompts.held_out_count has no effect"),
         ({"prompts.held_out": None, "evaluation": {"every": 2}}, "evaluation.every has no effect"),
         ({"policy.negative_prompt": "fog", "policy.guidance_scale": 1.0}, "policy.negative_prompt has no effect"),
     ],
@@ -61,7 +67,7 @@ def test_what_has_an_effect_is_not(run_settings: Settings) -> None:
         {"schedule.ode_stride": 3, "schedule.sde_steps": []},
         {"schedule": {**WINDOW, "window_stride": 1, "window_every": 1}},
         {"schedule.adapt": {"forward_passes": 10}},
-        {"rollout.may_leave_out": 0.25, "execution": "ray"},
+        {"rollout.max_unscored_fraction": 0.25, "execution": "ray"},
         {"learner.optimizer.warmup_updates": 3},
     ):
         assert advice(run_settings(changes)) == [], changes

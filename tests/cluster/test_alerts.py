@@ -6,9 +6,10 @@ from pathlib import Path
 
 import pytest
 import yaml
-from branchgrpo.cluster import series
+from branchgrpo.cluster.commands import monitor
+from branchgrpo.cluster.pages import metrics
 
-RULES = Path(series.__file__).parent / "prometheus" / "alerts.yaml"
+RULES = Path(monitor.__file__).parents[1] / "observability" / "prometheus" / "alerts.yaml"
 
 
 def rules() -> list[dict]:
@@ -26,8 +27,8 @@ def test_alerts_fire_for_what_they_are_for_and_not_before() -> None:
 def test_every_series_of_an_alert_is_exported() -> None:
     exported = {
         found.name + ending
-        for module in series.EXPORTED_BY.values()
-        for found in series.series_of(module)
+        for module in metrics.EXPORTED_BY.values()
+        for found in metrics.series_of(module)
         for ending in ("", "_bucket", "_sum", "_count")
     }
     for rule in rules():

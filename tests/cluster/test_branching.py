@@ -7,8 +7,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from branchgrpo.cluster.branching import Branching, sibling_variance
-from branchgrpo.cluster.plain import PlainLoop
+from branchgrpo.cluster.run.adaptive_splits import SplitChooser, sibling_variance
+from branchgrpo.cluster.run.in_process import PlainLoop
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
@@ -38,7 +38,7 @@ def rewards(schedule: Schedule, gains: dict[int, float], rng: np.random.Generato
 
 
 def played(settings: RunSettings, iterations: int, gains: dict[int, float]) -> list[Schedule]:
-    branching, rng, schedules = Branching(settings), np.random.default_rng(0), []
+    branching, rng, schedules = SplitChooser(settings), np.random.default_rng(0), []
     for iteration in range(1, iterations + 1):
         schedules.append(branching.schedule(iteration))
         trees = [{"ocr": rewards(schedules[-1], gains, rng), "ocr_exact": np.zeros(8)} for _ in range(16)]
@@ -81,16 +81,16 @@ def test_a_budget_bounds_every_tree_and_one_too_small_is_refused(run_settings: S
     assert {tuple(schedule.splits) for schedule in played(settings, 4, {})[1:]} == {(8, 9, 10)}
     many = {"schedule": {"steps": 60, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "adapt": {}}}
     with pytest.raises(InputError, match="choose from 455126 places for 4 splits in 59 steps"):
-        Branching(run_settings(many))
+        SplitChooser(run_settings(many))
     with pytest.raises(InputError, match=f"forward_passes is {cheapest - 1}; the cheapest .* takes {cheapest}"):
-        Branching(run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest - 1}}}))
+        SplitChooser(run_settings({"schedule": {**ADAPT["schedule"], "adapt": {"forward_passes": cheapest - 1}}}))
 
 
 @pytest.mark.parametrize("staleness", [0, 1])
 def test_a_checkpoint_goes_on_with_the_same_schedules(staleness: int, run_settings: Settings, tmp_path: Path) -> None:
     """With staleness, a run that goes on has decided the next schedule before it learns; one that resumes, after."""
     settings = run_settings({**ADAPT, "execution": "ray", "staleness": staleness})
-    branching, rng, schedules = Branching(settings), np.random.default_rng(0), {1: None}
+    branching, rng, schedules = SplitChooser(settings), np.random.default_rng(0), {1: None}
     schedules[1] = branching.schedule(1)
     for iteration in range(1, 12):
         if staleness:
@@ -102,7 +102,7 @@ def test_a_checkpoint_goes_on_with_the_same_schedules(staleness: int, run_settin
         if not staleness:
             schedules[iteration + 1] = branching.schedule(iteration + 1)
     for iteration in (1, 4, 10):
-        resumed = Branching(settings)
+        resumed = SplitChooser(settings)
         resumed.load(tmp_path / str(iteration))
         assert resumed.schedule(iteration + 1) == schedules[iteration + 1]
 

@@ -8,9 +8,9 @@ from typing import Any
 import pytest
 import safetensors.torch
 import torch
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.plain import PlainLoop
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.in_process import PlainLoop
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
@@ -74,7 +74,7 @@ def steps(run: RunFolder) -> torch.Tensor:
         {"learner.window_trees": 1},
         {"learner.gradient_checkpointing": True},
         {"learner.zero_stage": 2},
-        {"rollout.batch_limit": 3, "rollout.trees_per_task": 1},
+        {"rollout.max_batch_rows": 3, "rollout.trees_per_task": 1},
     ],
     ids=["micro-batches", "windows", "checkpointing", "ZeRO 1 to 2", "batches of a rollout"],
 )

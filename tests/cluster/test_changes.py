@@ -9,13 +9,13 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster import pictures
-from branchgrpo.cluster.changes import find_changes
-from branchgrpo.cluster.checkpoints import written
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.evaluation import MADE_WITH, comparable, made_with
-from branchgrpo.cluster.run_folder import RunFolder, load_settings
-from branchgrpo.cluster.run_status import status_of
+from branchgrpo.cluster.commands.status import status_of
+from branchgrpo.cluster.run import pictures
+from branchgrpo.cluster.run.changes import find_changes
+from branchgrpo.cluster.run.checkpoints import written
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.evaluation import MADE_WITH, comparable, made_with
+from branchgrpo.cluster.run.folder import RunFolder, load_settings
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
@@ -61,7 +61,7 @@ def made(settings: RunSettings, iterations: int) -> RunFolder:
         ({}, {"learner.ema_decay": 0.9}),
         ({"learner.zero_stage": 1}, {"learner.zero_stage": 2}),
         ({}, {"learner.gradient_checkpointing": True, "learner.rows_per_micro_batch": 3}),
-        ({}, {"rollout.batch_limit": 8, "rollout.latents_precision": "bfloat16"}),
+        ({}, {"rollout.max_batch_rows": 8, "rollout.latents_precision": "bfloat16"}),
         ({}, {"rewards": {"ocr": {"weight": 0.5, "url": "http://elsewhere:8000", "timeout_seconds": 9}}}),
         ({}, {"schedule.eta": 0.3, "schedule.splits": {0: 2, 1: 2}, "schedule.sibling_spread": 1.0}),
         ({}, {"policy.height": 32, "policy.guidance_scale": 2.0}),
@@ -106,10 +106,10 @@ def test_what_contradicts_a_checkpoint_is_refused_with_the_reason(
 
 
 def test_prompts_that_were_trained_on_are_not_drawn_to_be_held_out(run_settings: Settings) -> None:
-    drawn = {"prompts.held_out": None, "prompts.hold_out": 4, "evaluation.prompts": None}
+    drawn = {"prompts.held_out": None, "prompts.held_out_count": 4, "evaluation.prompts": None}
     before = run_settings(drawn)
-    assert find_changes(before, run_settings({**drawn, "prompts.hold_out": 3}))  # of these, four
-    for changed in ({"prompts.hold_out": 5}, {"seed": 1}):
+    assert find_changes(before, run_settings({**drawn, "prompts.held_out_count": 3}))  # of these, four
+    for changed in ({"prompts.held_out_count": 5}, {"seed": 1}):
         with pytest.raises(InputError, match="would hold out . prompts that the run has trained on"):
             find_changes(before, run_settings({**drawn, **changed}))
 

@@ -7,8 +7,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.check import Memory, check
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.commands.check import Memory, check
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, setting_paths
 from branchgrpo.proto.settings import RunSettings
@@ -201,7 +201,7 @@ def test_a_number_beyond_all_bounds_is_one_error_or_can_be_used(number: str) -> 
         ("policy.height=9223372036854775807", "less than or equal to 16384"),
         ("schedule={method: mix_grpo, window: 1099511627776}", "less than or equal to 10000"),
         ("iterations=9223372036854775807", "less than or equal to 1000000000"),
-        ("checkpoint.wait_for_disk_seconds=1e30", "less than or equal to 1000000"),
+        ("checkpoint.disk_timeout_seconds=1e30", "less than or equal to 1000000"),
         ("pools.learner.cpus=1e-9", "can't be set aside"),
         ("pools.learner.gpus=1e20", "can't be set aside"),
     ],

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.checkpoints import MANIFEST, DamagedCheckpoint, check, size, written
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run.checkpoints import MANIFEST, DamagedCheckpoint, check, size, written
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.proto.atomic_files import check_free, is_full, when_there_is_room, whole
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.files import check_free, is_full, when_there_is_room, whole
 from branchgrpo.proto.settings import RunSettings
 
 

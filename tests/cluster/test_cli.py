@@ -6,7 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
-from branchgrpo.benchmarks.nodes import free_port
+from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster import cli
 from typer.testing import CliRunner
 
@@ -40,13 +40,16 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
         (["prompts.train=/nowhere.txt"], "prompts.train is '/nowhere.txt'; no such file"),
         (["schedule.splits={15: 2}"], "splits names step 15"),
         (["schedule.splits={3: 1}"], "a split has at least 2"),
-        (["rollout.batch_limit=0"], "rollout.batch_limit is 0"),
-        (["execution=plain", "policy.height=20"], "policy.height is 20; this model draws multiples of 8"),
+        (["rollout.max_batch_rows=0"], "rollout.max_batch_rows is 0"),
+        (["execution=in_process", "policy.height=20"], "policy.height is 20; this model draws multiples of 8"),
         (["pools.rewards={aesthetics: {}}"], "pools.rewards names 'aesthetics'; the reward models of this run are ocr"),
         (["pools.rewards.ocr.gpus=3"], "pools.rewards.ocr needs 1 x 0.5 CPU, 3 GPU"),
         (["staleness=1"], "staleness is 1 with execution 'ray' and placement 'colocated'"),
         (["policy.device=abacus"], "policy.device is 'abacus'"),
-        (["execution=plain", "learner.lora={target_modules: [nothing]}"], "learner.lora.target_modules is ['nothing']"),
+        (
+            ["execution=in_process", "learner.lora={target_modules: [nothing]}"],
+            "learner.lora.target_modules is ['nothing']",
+        ),
         (["runs={empty}"], "can't be made: Not a directory"),
         (["name=taken"], "give --resume to go on with it"),
         (["--resume", "name=other"], "there is nothing to resume"),
@@ -236,7 +239,7 @@ def test_a_function_in_the_present_folder_is_a_reward(
     monkeypatch.delitem(sys.modules, "my_rewards", raising=False)
     (tmp_path / "my_rewards.py").write_text(f"def brightness(media, prompts):\n    {body}\n")
     (tmp_path / "recipe.yaml").write_text(
-        f"base: {GLYPHS}\nname: own\niterations: 1\nexecution: plain\npools: {{}}\n"
+        f"base: {GLYPHS}\nname: own\niterations: 1\nexecution: in_process\npools: {{}}\n"
         "rewards: {brightness: {function: 'my_rewards:brightness'}}\nevaluation: {prompts: 8}\n"
         "prompts: {per_iteration: 2}\nschedule: {steps: 5, splits: {0: 2}}\n"
     )

@@ -24,17 +24,23 @@ import pytest
 import ray
 import requests
 import yaml
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
-from branchgrpo.cluster import drawing
-from branchgrpo.cluster import metrics as run
-from branchgrpo.cluster.boards import BOARDS, content
-from branchgrpo.cluster.drawing import draw
-from branchgrpo.cluster.loop import IterationReport
-from branchgrpo.cluster.monitor import SCRAPE_SECONDS, grafana_command, process, prometheus_command, write_config
-from branchgrpo.cluster.prompts import prompts_of
-from branchgrpo.cluster.ray_loop import RayLoop
-from branchgrpo.cluster.series import EXPORTED_BY, series_name, series_of
-from branchgrpo.cluster.trace import critical_path, read
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.cluster.commands import draw_dashboards
+from branchgrpo.cluster.commands.draw_dashboards import draw
+from branchgrpo.cluster.commands.monitor import (
+    SCRAPE_SECONDS,
+    grafana_command,
+    process,
+    prometheus_command,
+    write_config,
+)
+from branchgrpo.cluster.observability import metrics as run
+from branchgrpo.cluster.observability.trace import critical_path, read
+from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.pages.dashboards import BOARDS, content
+from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_name, series_of
+from branchgrpo.cluster.run.loop import IterationReport
+from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.learner import metrics as learner
 from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import save_recipe
@@ -43,7 +49,7 @@ from branchgrpo.reward_service import metrics as scoring
 from branchgrpo.rollout_workers import metrics as sampling
 from prometheus_client.metrics import MetricWrapperBase
 
-FOLDER = Path(__file__).parents[2] / "cluster" / "grafana" / "dashboards"
+FOLDER = Path(__file__).parents[2] / "cluster" / "observability" / "grafana" / "dashboards"
 FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOARDS}
 PANELS = [panel for board in FILES.values() for panel in board["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
@@ -227,9 +233,9 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means()["diversity"])]
         assert_queries_find_data(prometheus, start, time.time())
         assert_alert_rules_are_evaluated(prometheus)
-        pictures = draw(drawing.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")
+        pictures = draw(draw_dashboards.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")
         assert [path.name for path in pictures] == sorted(f"{name}.png" for name in BOARDS)
-        pages = drawing.photograph(drawing.Prometheus(prometheus.url), tmp_path / "pictures")
+        pages = draw_dashboards.photograph(draw_dashboards.Prometheus(prometheus.url), tmp_path / "pictures")
         assert [path.name for path in pages] == ["prometheus_targets.png", "prometheus_alerts.png"]
         assert all(plt.imread(path).std() > 0 for path in [*pictures, *pages])
     found = read(folder, ITERATIONS)
@@ -328,7 +334,7 @@ def assert_counts_are_right(prometheus: Prometheus, settings: RunSettings, repor
     assert counted(sampling.EDGES_SAMPLED) == trees * (schedule.nodes - schedule.roots)
     assert counted(sampling.LEAVES_SAMPLED) == counted(run.LEAVES_SCORED) == trees * schedule.leaves
     assert counted(scoring.LEAVES_SCORED) == trees * schedule.leaves
-    assert counted(learner.EDGES_KEPT) + counted(learner.EDGES_SKIPPED) == trees * schedule.trained_edges
+    assert counted(learner.EDGES_TRAINED) + counted(learner.EDGES_SKIPPED) == trees * schedule.trained_edges
     assert counted(learner.ROWS_TRAINED) == sum(update.rows for report in reports for update in report.updates)
     for phase in run.PHASES:
         seconds = sum(report.seconds[phase] for report in reports)

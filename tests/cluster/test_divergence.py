@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import safetensors.torch
 import torch
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.errors import Diverged
@@ -49,11 +49,11 @@ def breaking_at(policy: Policy, step: int, steps: int) -> None:
 
 
 @pytest.mark.parametrize("step", [0, 2, 4])
-@pytest.mark.parametrize("batch_limit", [2, 64])
-def test_a_state_is_named_by_step_and_tree(tiny_policy: Policy, step: int, batch_limit: int) -> None:
+@pytest.mark.parametrize("max_batch_rows", [2, 64])
+def test_a_state_is_named_by_step_and_tree(tiny_policy: Policy, step: int, max_batch_rows: int) -> None:
     """The last step is deterministic: it is seen before its leaves are handed out."""
     breaking_at(tiny_policy, step, 5)
-    worker = RolloutWorker(tiny_policy, RolloutSettings(batch_limit=batch_limit))
+    worker = RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=max_batch_rows))
     with pytest.raises(Diverged, match=rf"the state after step {step} of tree 4 of iteration 3 isn't finite .*'123'"):
         list(worker.sample(Task(3, (4, 5), ("123", "456"), TREE, 7)))
 
@@ -117,7 +117,7 @@ def test_weights_and_log_probabilities_are_looked_at(
         learner.update()
 
 
-@pytest.mark.parametrize("execution", ["plain", "ray"])
+@pytest.mark.parametrize("execution", ["in_process", "ray"])
 def test_a_run_that_diverges_says_so_and_keeps_its_last_whole_checkpoint(
     run_settings: Settings, execution: str, request: pytest.FixtureRequest
 ) -> None:

@@ -12,14 +12,14 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster import driver_lock as locks
-from branchgrpo.cluster.driver_lock import FILE, driver_lock, driver_of
+from branchgrpo.cluster.run import driver_lock as locks
+from branchgrpo.cluster.run.driver_lock import FILE, driver_lock, driver_of
 from branchgrpo.proto.errors import InputError
 
 HOLD = """
 import sys, time
 from pathlib import Path
-from branchgrpo.cluster.driver_lock import driver_lock
+from branchgrpo.cluster.run.driver_lock import driver_lock
 with driver_lock(Path(sys.argv[1])):
     print("held", flush=True)
     time.sleep(60)

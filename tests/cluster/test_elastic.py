@@ -16,8 +16,8 @@ import ray
 import safetensors.torch
 import torch
 import yaml
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
-from branchgrpo.cluster.ray_loop import RayLoop
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -84,8 +84,8 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
     changes = {
         "execution": "ray",
         "threads": 1,
-        "policy.adapter": "branchgrpo.benchmarks.stand_ins:SleepingPolicy",
-        "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.stand_ins:instant_scorer"}},
+        "policy.adapter": "branchgrpo.benchmarks.support.stand_ins:SleepingPolicy",
+        "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.support.stand_ins:instant_scorer"}},
         "prompts.per_iteration": 12,
         "rollout.trees_per_task": 1,
         "pools": {
@@ -109,7 +109,7 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
         with pytest.raises(InputError, match=r"pools.rollout_workers needs 1 x 0.1 CPU, 1 work; there is room for 0"):
             RayLoop(run_settings(changes), tmp_path / "refused", address)
         (tmp_path / "run").mkdir()
-        settings = run_settings({**changes, "pools.wait_for_room_seconds": 120})
+        settings = run_settings({**changes, "pools.placement_timeout_seconds": 120})
         with closing(RayLoop(settings, tmp_path / "run", address)) as loop:
 
             def workers() -> list[str]:
@@ -152,7 +152,14 @@ def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_pat
         other = None
         try:
             run, log = settings.runs / "moved", (tmp_path / "log").open("wb")
-            moved = [*command, "train", str(recipe), "name=moved", "execution=ray", "pools.wait_for_room_seconds=120"]
+            moved = [
+                *command,
+                "train",
+                str(recipe),
+                "name=moved",
+                "execution=ray",
+                "pools.placement_timeout_seconds=120",
+            ]
             driver = subprocess.Popen([*moved, "--address", address], stdout=log, stderr=log)
 
             def done() -> int:
@@ -195,8 +202,8 @@ def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Pa
         {
             "execution": "ray",
             "threads": 1,
-            "policy.adapter": "branchgrpo.benchmarks.stand_ins:InstantPolicy",
-            "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.stand_ins:slow_scorer"}},
+            "policy.adapter": "branchgrpo.benchmarks.support.stand_ins:InstantPolicy",
+            "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.support.stand_ins:slow_scorer"}},
             "prompts.per_iteration": 120,
             "rollout.trees_per_task": 1,
             "pools": {

@@ -9,13 +9,13 @@ import psutil
 import pytest
 import safetensors.torch
 import torch
-from branchgrpo.cluster import evaluate as evaluating
-from branchgrpo.cluster.checkpoints import written
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.evaluate import Subject, evaluate_command, find_subjects, opponent, wins
-from branchgrpo.cluster.evaluation import Evaluation, evaluation_tasks, made_with
-from branchgrpo.cluster.pictures import labelled_grid
-from branchgrpo.cluster.run_folder import RunFolder
+from branchgrpo.cluster.commands import evaluate as evaluating
+from branchgrpo.cluster.commands.evaluate import Subject, evaluate_command, find_subjects, opponent, wins
+from branchgrpo.cluster.run.checkpoints import written
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.evaluation import Evaluation, evaluation_tasks, made_with
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.pictures import labelled_grid
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
@@ -109,8 +109,8 @@ def test_an_opponent_is_evaluated_as_the_first_is(run_settings: Settings, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "threads"),
     [
-        ({"execution": "plain"}, (None, None)),
-        ({"execution": "plain", "threads": 3}, (3, 3)),
+        ({"execution": "in_process"}, (None, None)),
+        ({"execution": "in_process", "threads": 3}, (3, 3)),
         (
             {"execution": "ray", "pools": {"rollout_workers": {"threads": 2}, "rewards": {"ocr": {"threads": 4}}}},
             (2, 3),  # of which there are only three cores

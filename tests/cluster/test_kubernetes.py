@@ -13,7 +13,7 @@ from typing import Any
 import jsonpatch
 import pytest
 import yaml
-from branchgrpo.cluster.placement import Demand, demands, reward_pools
+from branchgrpo.cluster.on_ray.placement import Demand, demands, reward_pools
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from jsonschema import ValidationError
@@ -219,7 +219,7 @@ def test_the_autoscaler_brings_what_the_recipe_asks_for(size: str, tmp_path: Pat
 def test_the_run_lies_on_the_shared_volume(size: str, tmp_path: Path) -> None:
     settings = recipe_of(size, tmp_path)
     assert settings.resume == "auto"
-    assert settings.pools.wait_for_room_seconds > 0
+    assert settings.pools.placement_timeout_seconds > 0
     claims = {claim["metadata"]["name"]: claim for claim in rendered("storage").values()}
     for template in templates(cluster_of(size)).values():
         volumes = {volume["name"]: volume for volume in template["spec"]["volumes"]}

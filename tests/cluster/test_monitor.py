@@ -15,9 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.benchmarks.nodes import free_port
-from branchgrpo.cluster.driver_lock import driver_lock
-from branchgrpo.cluster.whereabouts import FILE, Whereabouts
+from branchgrpo.benchmarks.support.local_cluster import free_port
+from branchgrpo.cluster.on_ray.run_address import FILE, RunAddress
+from branchgrpo.cluster.run.driver_lock import driver_lock
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
 
@@ -75,14 +75,14 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., Ru
 
     with controller() as first, controller() as second:
         with driver_lock(folder):
-            Whereabouts("run", None, first).write(folder)
+            RunAddress("run", None, first).write(folder)
             command = [sys.executable, "-m", "branchgrpo", "monitor", str(folder), "--port", str(port)]
             with (tmp_path / "log").open("w") as log:
                 monitor = subprocess.Popen(command, stdout=log, stderr=log, text=True)
             try:
                 until(lambda: targets() == {first})
                 assert asked("rules")["groups"]
-                Whereabouts("run", None, second).write(folder)
+                RunAddress("run", None, second).write(folder)
                 until(lambda: targets() == {second})
             except BaseException:
                 monitor.terminate()
@@ -90,7 +90,7 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., Ru
         try:
             until(lambda: "the run's driver is gone" in (tmp_path / "log").read_text())
             with driver_lock(folder):
-                Whereabouts("run", None, first).write(folder)
+                RunAddress("run", None, first).write(folder)
                 until(lambda: targets() == {first})
                 (folder / FILE).unlink()
                 assert monitor.wait(60) == 0

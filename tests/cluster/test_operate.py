@@ -19,15 +19,15 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from branchgrpo.benchmarks.nodes import free_port
-from branchgrpo.benchmarks.serving import crowd
-from branchgrpo.cluster.connect import connected
-from branchgrpo.cluster.whereabouts import Whereabouts
+from branchgrpo.benchmarks.speed.serving import crowd
+from branchgrpo.benchmarks.support.local_cluster import free_port
+from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.on_ray.reward_deployment import start_serve
+from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.reward_service.scorers import Scorers
-from branchgrpo.reward_service.service import start_serve
 from PIL import Image
 from ray import serve
 
@@ -101,10 +101,10 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
         status = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True, check=True)
         assert "rollout_workers" in status.stdout, status.stdout
         assert "run: starting for" in status.stdout or "run: running for" in status.stdout
-        address = Whereabouts.read(run).address
+        address = RunAddress.read(run).address
         assert address
         asked = subprocess.run(
-            [sys.executable, "-m", "branchgrpo.cluster.cluster_runs", address],
+            [sys.executable, "-m", "branchgrpo.cluster.on_ray.cluster_runs", address],
             env=ALONE,
             capture_output=True,
             text=True,

@@ -6,9 +6,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster import submit
-from branchgrpo.cluster.own_modules import JOB, check_modules, own_modules, travelling
-from branchgrpo.cluster.placement import reward_demands
+from branchgrpo.cluster.commands import submit
+from branchgrpo.cluster.on_ray.placement import reward_demands
+from branchgrpo.cluster.run.own_modules import JOB, check_modules, own_modules, travelling
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 

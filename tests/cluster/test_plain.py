@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.plain import PlainLoop
+from branchgrpo.cluster.run.in_process import PlainLoop
 from branchgrpo.proto.settings import RunSettings
 
 

@@ -13,7 +13,7 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from branchgrpo.cluster.prompts import prompts_of, training_and_held_out
+from branchgrpo.cluster.run.prompt_order import prompts_of, training_and_held_out
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
@@ -159,21 +159,21 @@ def test_a_kind_that_is_not_known_is_told_once(tmp_path: Path) -> None:
 
 def test_a_text_is_held_out_with_all_its_rows(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("\n".join(PROMPTS * 5))
-    repeated = {"prompts.train": str(tmp_path / "rows.txt"), "prompts.held_out": None, "prompts.hold_out": 3}
+    repeated = {"prompts.train": str(tmp_path / "rows.txt"), "prompts.held_out": None, "prompts.held_out_count": 3}
     train, held_out = training_and_held_out(run_settings(repeated))
     assert (len(train), len(held_out)) == (4 * 5, 3)
     assert not set(train) & set(held_out)
 
 
 def test_some_prompts_can_be_held_out(run_settings: Callable[..., RunSettings]) -> None:
-    settings = run_settings({"prompts.held_out": None, "prompts.hold_out": 4, "evaluation.prompts": None})
+    settings = run_settings({"prompts.held_out": None, "prompts.held_out_count": 4, "evaluation.prompts": None})
     train, held_out = training_and_held_out(settings)
     assert (len(train), len(held_out)) == (10, 4)
     assert not set(train) & set(held_out)
     assert training_and_held_out(settings) == (train, held_out)
     assert training_and_held_out(settings.model_copy(update={"seed": 9}))[1] != held_out
-    with pytest.raises(InputError, match=r"prompts\.hold_out is 14 of 14 prompts; it must leave some"):
-        training_and_held_out(run_settings({"prompts.held_out": None, "prompts.hold_out": 14}))
+    with pytest.raises(InputError, match=r"prompts\.held_out_count is 14 of 14 prompts; it must leave some"):
+        training_and_held_out(run_settings({"prompts.held_out": None, "prompts.held_out_count": 14}))
 
 
 def test_an_at_sign_in_a_path_is_a_split_at_its_end_alone(tmp_path: Path) -> None:

@@ -18,9 +18,9 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from branchgrpo.cluster.connect import connected
-from branchgrpo.cluster.prompts import prompts_of
-from branchgrpo.cluster.ray_loop import RayLoop
+from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import dump_recipe
@@ -85,8 +85,8 @@ def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor
         pytest.param(
             {
                 "pools.rollout_workers": {**SMALL, "count": 3},
-                "rollout.trees_in_flight": 8,
-                "rollout.parts_in_scoring": 2,
+                "rollout.max_trees_in_flight": 8,
+                "rollout.max_parts_in_scoring": 2,
             },
             marks=pytest.mark.slow,
         ),
@@ -179,7 +179,7 @@ def test_what_changes_with_iterations_is_the_same_on_ray(
     changes: dict[str, Any], settings_in: Settings, tmp_path: Path, head: str
 ) -> None:
     saved = []
-    for execution in ("plain", "ray"):
+    for execution in ("in_process", "ray"):
         settings = settings_in(
             tmp_path, {**BASE, **changes, "name": execution, "execution": execution, "iterations": 3}
         )
@@ -229,14 +229,14 @@ def stand_in(changes: dict[str, Any], policy: str = "InstantPolicy", scorer: str
     return {
         **BASE,
         "execution": "ray",
-        "policy.adapter": f"branchgrpo.benchmarks.stand_ins:{policy}",
-        "rewards": {"constant": {"scorer": f"branchgrpo.benchmarks.stand_ins:{scorer}"}},
+        "policy.adapter": f"branchgrpo.benchmarks.support.stand_ins:{policy}",
+        "rewards": {"constant": {"scorer": f"branchgrpo.benchmarks.support.stand_ins:{scorer}"}},
         "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"constant": SMALL}},
         **changes,
     }
 
 
-LEAVES_256 = {"schedule": {"steps": 16, "splits": dict.fromkeys(range(8), 2), "eta": 0.7}, "rollout.batch_limit": 64}
+LEAVES_256 = {"schedule": {"steps": 16, "splits": dict.fromkeys(range(8), 2), "eta": 0.7}, "rollout.max_batch_rows": 64}
 
 
 @pytest.mark.slow
@@ -270,10 +270,10 @@ def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
                     **changes,
                     "policy.height": 128,
                     "policy.width": 128,
-                    "rollout.batch_limit": 64,
+                    "rollout.max_batch_rows": 64,
                     "rollout.trees_per_task": 1,
-                    "rollout.parts_in_scoring": 2,
-                    "rollout.trees_in_flight": 2,
+                    "rollout.max_parts_in_scoring": 2,
+                    "rollout.max_trees_in_flight": 2,
                     "learner.window_trees": 1,
                     "prompts.per_iteration": 8,
                 },
@@ -354,7 +354,7 @@ def test_trees_without_scores_are_left_out_until_they_are_too_many(
         {
             **BASE,
             "execution": "ray",
-            "rollout.may_leave_out": 0.05,
+            "rollout.max_unscored_fraction": 0.05,
             "rewards": {"ocr": {"scorer": "faulty_scorers:cannot_read_666"}},
         }
     )

@@ -5,9 +5,9 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.cluster import cli
-from branchgrpo.cluster.address import sockets_must_fit
-from branchgrpo.cluster.connect import connected
-from branchgrpo.cluster.ray_names import (
+from branchgrpo.cluster.on_ray.address import sockets_must_fit
+from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.on_ray.names import (
     application_name,
     controller_name,
     controller_of,

@@ -20,14 +20,14 @@ import pytest
 import ray
 import safetensors.torch
 import torch
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
-from branchgrpo.cluster.connect import connected
-from branchgrpo.cluster.operate import reserve_port
-from branchgrpo.cluster.ray_loop import RayLoop
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.on_ray.reward_deployment import LEASE_SECONDS, start_serve
+from branchgrpo.cluster.on_ray.status_server import reserve_port
 from branchgrpo.proto.errors import InputError, ProcessLost
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
-from branchgrpo.reward_service.service import LEASE_SECONDS, start_serve
 from ray import serve
 
 Settings = Callable[..., RunSettings]
@@ -35,8 +35,8 @@ SMALL = {"cpus": 0.5, "threads": 1}
 STAND_IN: dict[str, Any] = {
     "execution": "ray",
     "threads": 1,
-    "policy.adapter": "branchgrpo.benchmarks.stand_ins:InstantPolicy",
-    "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.stand_ins:instant_scorer"}},
+    "policy.adapter": "branchgrpo.benchmarks.support.stand_ins:InstantPolicy",
+    "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.support.stand_ins:instant_scorer"}},
     "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"constant": SMALL}},
 }
 

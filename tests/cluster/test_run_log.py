@@ -4,8 +4,8 @@ import resource
 from collections.abc import Callable
 
 import pytest
-from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.run_log import RunLog
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.log import RunLog
 from branchgrpo.proto.settings import RunSettings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 

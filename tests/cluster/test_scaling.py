@@ -1,16 +1,16 @@
 """How many workers a run wants: known answers, and what must hold whatever is observed."""
 
 import pytest
-from branchgrpo.cluster.scaling import SLOWER, Observed, workers_wanted
+from branchgrpo.cluster.on_ray.autoscaling import SLOWDOWN_RATIO, IterationTiming, workers_wanted
 from hypothesis import given
 from hypothesis import strategies as st
 
 
-def observed(workers: int, **changes: float) -> Observed:
+def observed(workers: int, **changes: float) -> IterationTiming:
     """Sixteen tasks of a second each, then two seconds of learning, all of the sampling waited for."""
     sampling = -(-16 // workers) * 1.0
     values = {"tasks": 16, "task_seconds": 1.0, "seconds": sampling + 2.0, "waited": sampling, **changes}
-    return Observed(workers, **values)  # type: ignore[arg-type]
+    return IterationTiming(workers, **values)  # type: ignore[arg-type]
 
 
 @pytest.mark.parametrize("workers", [1, 2, 4, 8])
@@ -52,11 +52,11 @@ def test_what_must_hold(
     workers: int, tasks: int, task_seconds: float, learning: float, hidden: float, least: int, more: int
 ) -> None:
     sampling = task_seconds * -(-tasks // workers)
-    seen = Observed(workers, tasks, task_seconds, learning + sampling, (1 - hidden) * sampling)
+    seen = IterationTiming(workers, tasks, task_seconds, learning + sampling, (1 - hidden) * sampling)
     most = least + more
     wanted = workers_wanted(seen, least, most)
     assert least <= wanted <= most
     best = seen.predicted(most)
-    assert seen.predicted(wanted) <= (1 + SLOWER) * best
-    assert all(seen.predicted(fewer) > (1 + SLOWER) * best for fewer in range(least, wanted))
+    assert seen.predicted(wanted) <= (1 + SLOWDOWN_RATIO) * best
+    assert all(seen.predicted(fewer) > (1 + SLOWDOWN_RATIO) * best for fewer in range(least, wanted))
     assert seen.predicted(most) <= seen.predicted(least) + 1e-9

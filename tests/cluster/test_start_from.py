@@ -8,13 +8,13 @@ from typing import Any
 import numpy as np
 import pytest
 import safetensors.torch
-from branchgrpo.cluster.check import check
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.evaluation import evaluate
-from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.starting import find_start
+from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.evaluation import evaluate
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.start_point import find_start
+from branchgrpo.cluster.run.trained import trained_policy
 from branchgrpo.cluster.train import train
-from branchgrpo.cluster.trained import trained_policy
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
@@ -26,7 +26,7 @@ from rich.console import Console
 Settings = Callable[..., RunSettings]
 LORA = {"rank": 2, "alpha": 8}
 SMALL = {
-    "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}},
+    "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},
     "prompts.per_iteration": 2,
     "learner.updates_per_iteration": 1,
     "learner.optimizer": {"learning_rate": 5e-2},

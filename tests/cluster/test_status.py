@@ -15,13 +15,14 @@ from pathlib import Path
 
 import psutil
 import pytest
-from branchgrpo.benchmarks.nodes import free_port
-from branchgrpo.cluster import cli, run_status
-from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.run_state import RunState
-from branchgrpo.cluster.run_status import ALL_SECONDS, find, find_all, look, status_of
-from branchgrpo.cluster.status_tables import duration
-from branchgrpo.cluster.whereabouts import Whereabouts
+from branchgrpo.benchmarks.support.local_cluster import free_port
+from branchgrpo.cluster import cli
+from branchgrpo.cluster.commands import status
+from branchgrpo.cluster.commands.status import ALL_SECONDS, find, find_all, look, status_of
+from branchgrpo.cluster.commands.status_tables import duration
+from branchgrpo.cluster.on_ray.run_address import RunAddress
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.state import RunState
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 
@@ -29,11 +30,11 @@ Settings = Callable[..., RunSettings]
 DRIVE = """
 import sys, time
 from pathlib import Path
-from branchgrpo.cluster.driver_lock import driver_lock
-from branchgrpo.cluster.run_state import RunState
+from branchgrpo.cluster.run.driver_lock import driver_lock
+from branchgrpo.cluster.run.state import RunState
 folder = Path(sys.argv[1])
 with driver_lock(folder):
-    state = RunState(folder, "run", "plain", 10)
+    state = RunState(folder, "run", "in_process", 10)
     state.change("running")
     state.change("recovering", error="a process was lost")
     state.change("running")
@@ -46,7 +47,7 @@ with driver_lock(folder):
 def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
     """The time that a command has from its start begins with the test."""
     age = time.time() - psutil.Process().create_time()
-    monkeypatch.setattr(run_status, "ALL_SECONDS", ALL_SECONDS + age)
+    monkeypatch.setattr(status, "ALL_SECONDS", ALL_SECONDS + age)
 
 
 @pytest.fixture(params=["silent", "drops what comes"])
@@ -78,7 +79,7 @@ def folder(run_settings: Settings) -> Iterator[RunFolder]:
             add_iteration(folder, iteration, seconds, iteration / 10)
         folder.append("evaluations", {"iteration": 2, "ocr": 0.6})
         folder.checkpoint(2).mkdir(parents=True)
-        RunState(folder.path, "run", "plain", 10)
+        RunState(folder.path, "run", "in_process", 10)
         yield folder
 
 
@@ -121,7 +122,7 @@ def test_a_live_run_its_copy_and_what_is_left_when_it_is_killed(
 def test_how_a_run_has_ended(state: str, run_settings: Settings, tmp_path: Path) -> None:
     with RunFolder.create(run_settings()) as folder:
         add_iteration(folder, 1, 1.0, 0.5)
-        ended = RunState(folder.path, "run", "plain", 2)
+        ended = RunState(folder.path, "run", "in_process", 2)
         ended.change(state, error="why" if state == "failed" else None)  # type: ignore[arg-type]
     found = status_of(folder.path)
     assert (found.state, found.error) == (state, "why" if state == "failed" else None)
@@ -159,11 +160,11 @@ def test_a_controller_is_asked_directly_and_one_that_is_silent_is_not_waited_for
     monkeypatch.setenv("http_proxy", f"http://127.0.0.1:{free_port()}")
     with HTTPServer(("127.0.0.1", 0), Controller) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        Whereabouts("run", None, f"http://127.0.0.1:{server.server_port}").write(folder.path)
+        RunAddress("run", None, f"http://127.0.0.1:{server.server_port}").write(folder.path)
         assert look(folder.path).controller == {"path": "/status"}
         server.shutdown()
     with socket.create_server(("127.0.0.1", 0)) as silent:
-        Whereabouts("run", None, f"http://127.0.0.1:{silent.getsockname()[1]}").write(folder.path)
+        RunAddress("run", None, f"http://127.0.0.1:{silent.getsockname()[1]}").write(folder.path)
         found = look(folder.path)
     assert (found.state, found.controller, found.iteration) == ("starting", None, 3)
     assert found.unreachable
@@ -184,12 +185,12 @@ def test_a_silent_cluster_hides_no_runs(unreachable: str, folder: RunFolder) -> 
 
 
 def test_all_that_is_asked_has_one_deadline(folder: RunFolder, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(run_status, "ALL_SECONDS", 0.0)
+    monkeypatch.setattr(status, "ALL_SECONDS", 0.0)
     monkeypatch.setattr(Path, "is_file", lambda path: time.sleep(1) or True)
     with pytest.raises(InputError, match=r"no answer in 0\.0 s"):
         find("run", folder.path.parent, None)
     with pytest.raises(InputError, match=r"gave no answer in 0\.0 s"):
-        run_status.ask_cluster("127.0.0.1:1")
+        status.ask_cluster("127.0.0.1:1")
 
 
 def test_the_command_lists_runs_and_finds_one_by_its_name(
@@ -197,7 +198,7 @@ def test_the_command_lists_runs_and_finds_one_by_its_name(
 ) -> None:
     runs = folder.path.parent
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
-    monkeypatch.setattr("branchgrpo.cluster.run_status.nodes_here", list)
+    monkeypatch.setattr("branchgrpo.cluster.commands.status.nodes_here", list)
     (runs / "no run").mkdir()
     assert find("run", runs, None).folder == str(folder.path)
 
@@ -230,13 +231,13 @@ def test_durations(seconds: float, told: str) -> None:
 
 
 def test_what_asks_a_cluster_starts_without_what_a_run_needs() -> None:
-    code = "import sys, branchgrpo.cluster.cluster_runs, branchgrpo.cluster.connect; print(*sys.modules)"
+    code = "import sys, branchgrpo.cluster.on_ray.cluster_runs, branchgrpo.cluster.on_ray.connect; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert "ray" in loaded
     assert not {"ray.serve", "pandas", "torch", "fastapi", "branchgrpo.proto.settings"} & {*loaded}
 
 
 def test_status_itself_starts_without_all_that() -> None:
-    code = "import sys, branchgrpo.cluster.cli, branchgrpo.cluster.run_status; print(*sys.modules)"
+    code = "import sys, branchgrpo.cluster.cli, branchgrpo.cluster.commands.status; print(*sys.modules)"
     loaded = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout.split()
     assert not {"ray", "torch", "grpc", "requests", "branchgrpo.proto.settings"} & {*loaded}

@@ -4,7 +4,7 @@ import os
 import signal
 
 import pytest
-from branchgrpo.cluster.stop import Stopped, StopRequest
+from branchgrpo.cluster.run.stop import Stopped, StopRequest
 
 
 def ask(signum: int = signal.SIGTERM) -> None:

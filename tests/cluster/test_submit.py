@@ -23,11 +23,11 @@ import ray
 import requests
 import safetensors.torch
 import torch
-from branchgrpo.benchmarks.nodes import end, free_port, reachable, started
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster import cli
-from branchgrpo.cluster.connect import connected
-from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.submit import check, connect, follow, stage_package
+from branchgrpo.cluster.commands.submit import check, connect, follow, stage_package
+from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, save_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -66,10 +66,10 @@ def test_who_stops_following_is_told_that_the_run_goes_on(
             os.kill(os.getpid(), signum)
             await asyncio.sleep(60)
 
-    monkeypatch.setattr("branchgrpo.cluster.address.use_dashboard", lambda address: None)
-    monkeypatch.setattr("branchgrpo.cluster.submit.check", lambda settings: None)
-    monkeypatch.setattr("branchgrpo.cluster.submit.connect", lambda address: Client())
-    monkeypatch.setattr("branchgrpo.cluster.submit.submit", lambda *given, **named: "branchgrpo-glyphs-1")
+    monkeypatch.setattr("branchgrpo.cluster.on_ray.address.use_dashboard", lambda address: None)
+    monkeypatch.setattr("branchgrpo.cluster.commands.submit.check", lambda settings: None)
+    monkeypatch.setattr("branchgrpo.cluster.commands.submit.connect", lambda address: Client())
+    monkeypatch.setattr("branchgrpo.cluster.commands.submit.submit", lambda *given, **named: "branchgrpo-glyphs-1")
     monkeypatch.setattr(sys, "argv", ["branchgrpo", "submit", "glyphs"])
     with pytest.raises(SystemExit) as ended:
         cli.main()
@@ -88,7 +88,7 @@ def test_what_is_staged_is_what_a_wheel_would_hold(tmp_path: Path) -> None:
 def test_the_staged_package_is_importable_by_itself(tmp_path: Path) -> None:
     stage_package(tmp_path)
     code = (
-        "import pathlib, branchgrpo, branchgrpo.cluster.ray_loop as loop, branchgrpo.proto.recipe as recipe\n"
+        "import pathlib, branchgrpo, branchgrpo.cluster.on_ray.driver as loop, branchgrpo.proto.recipe as recipe\n"
         "train = recipe.load_recipe(pathlib.Path('glyphs')).prompts.train\n"
         "print(branchgrpo.__file__, loop.__file__, train, sep='\\n')"
     )
@@ -114,7 +114,7 @@ def test_a_saved_recipe_brings_its_prompts(run_settings: Settings, tmp_path: Pat
         ({"runs": "runs"}, "runs is 'runs'; name an absolute folder that all nodes of the cluster share"),
         ({"policy.pretrained": "models/flux"}, "policy.pretrained is 'models/flux'; it must be .* an absolute path"),
         ({"policy.device": "abacus"}, "policy.device is 'abacus'"),
-        ({"execution": "plain"}, "execution is 'plain'; a run on a cluster needs execution 'ray'"),
+        ({"execution": "in_process"}, "execution is 'in_process'; a run on a cluster needs execution 'ray'"),
         ({"rewards": {"beauty": {}}}, "unknown reward 'beauty'"),
         ({"pools.rewards": {"beauty": {}}}, "pools.rewards names 'beauty'"),
         ({"prompts.held_out": "/nowhere.txt"}, "prompts.held_out is '/nowhere.txt'; no such file"),

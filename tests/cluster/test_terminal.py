@@ -9,13 +9,13 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from branchgrpo.cluster.run_state import read_state
+from branchgrpo.cluster.run.state import read_state
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 
 PRINT = """
 import sys
-from branchgrpo.cluster.terminal import lasting_output
+from branchgrpo.cluster.run.terminal import lasting_output
 with lasting_output():
     for _ in range(3):
         print("x" * 2**17, flush=True)

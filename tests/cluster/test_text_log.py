@@ -8,9 +8,9 @@ from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.run_state import read_state
-from branchgrpo.cluster.stop import Stopped
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.state import read_state
+from branchgrpo.cluster.run.stop import Stopped
 from branchgrpo.proto.errors import ProcessLost
 from branchgrpo.proto.settings import RunSettings
 from rich.console import Console
@@ -23,7 +23,8 @@ NOISE = (
     "2026-11-25 10:00:00,000\tWARNING serve.py:12 -- a replica is slow",
 )
 WARNING = (
-    "\x1b[36m(Controller pid=7)\x1b[0m WARNING branchgrpo.cluster.pool: rollout_workers: worker 7 is lost "
+    "\x1b[36m(Controller pid=7)\x1b[0m WARNING branchgrpo.cluster.on_ray.worker_pool: rollout_workers: worker 7 "
+    "is lost "
     "[repeated 3x across cluster] (Ray deduplicates logs by default.)"
 )
 
@@ -36,7 +37,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         for line in (*NOISE, WARNING, WARNING):
             print(line, file=sys.stderr)
         print("\x1b[36m(ServeReplica:branchgrpo-x:mine pid=5)\x1b[0m what my reward prints")
-        logging.getLogger("branchgrpo.cluster.launch").warning("a node is about to go\nin a minute")
+        logging.getLogger("branchgrpo.cluster.on_ray.pools").warning("a node is about to go\nin a minute")
         try:
             raise ValueError("a detail")
         except ValueError:

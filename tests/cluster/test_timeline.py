@@ -4,12 +4,12 @@ import time
 from types import SimpleNamespace
 
 import pytest
-from branchgrpo.cluster import timeline
-from branchgrpo.cluster.timeline import Timeline
+from branchgrpo.cluster.run import phases
+from branchgrpo.cluster.run.phases import Timeline
 
 
 def test_seconds_count_overlapping_spans_once_and_open_ones_until_now(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(timeline, "time", SimpleNamespace(time=lambda: 10.0))
+    monkeypatch.setattr(phases, "time", SimpleNamespace(time=lambda: 10.0))
     times = Timeline({"rollout": [[0, 4], [2, 5], [8, float("inf")]], "scoring": [[4, 7], [9, 9.5]]})
     assert times.seconds("rollout") == 7
     assert times.seconds("scoring") == 3.5

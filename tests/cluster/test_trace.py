@@ -8,10 +8,10 @@ from typing import Any
 
 import numpy as np
 import pytest
-from branchgrpo.cluster import trace
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.run_folder import RunFolder
-from branchgrpo.cluster.trace import Span, chrome, critical_path, idle, innermost, lanes, read
+from branchgrpo.cluster.observability import trace
+from branchgrpo.cluster.observability.trace import Span, chrome, critical_path, idle, innermost, lanes, read
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import LoggingSettings, RunSettings
@@ -209,7 +209,7 @@ def test_a_run_in_one_process_is_traced_unless_it_is_told_not_to_be(
     assert covers(found)
     line = RunFolder.open(folder).lines("metrics")[1]
     assert sum(one.attributes["rows"] for one in found.spans if one.name == "forward") == line["forward_passes"]
-    assert {one.component for one in found.spans} == {"plain"}
+    assert {one.component for one in found.spans} == {"in_process"}
     assert 0 < found.seconds < line["seconds"] + 0.1
     run = RunFolder.open(folder)
     first = run.evaluation(run.lines("evaluations")[0])

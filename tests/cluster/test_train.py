@@ -16,15 +16,15 @@ import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.cli import app
-from branchgrpo.cluster.console import RunDisplay
-from branchgrpo.cluster.evaluation import evaluate
-from branchgrpo.cluster.run_folder import RunFolder, has_begun
-from branchgrpo.cluster.run_state import read_state
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.evaluation import evaluate
+from branchgrpo.cluster.run.folder import RunFolder, has_begun
+from branchgrpo.cluster.run.state import read_state
+from branchgrpo.cluster.run.trained import trained_policy, trained_weights
 from branchgrpo.cluster.train import train
-from branchgrpo.cluster.trained import trained_policy, trained_weights
 from branchgrpo.learner.export import export
+from branchgrpo.proto.atomic_files import PARTIAL
 from branchgrpo.proto.errors import InputError, RunFailed
-from branchgrpo.proto.files import PARTIAL
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers

@@ -26,7 +26,7 @@ from branchgrpo.rollout_workers.worker import RolloutWorker
 def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
     """A tree with random scores, and one whose equal scores leave no edge with an advantage."""
     schedule, prompts = settings.schedule.build(), ("123", "456")
-    worker = RolloutWorker(policy, RolloutSettings(batch_limit=64))
+    worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=64))
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, (0, 1), prompts, schedule, seed=7)):
         trees[part.tree].add(part)

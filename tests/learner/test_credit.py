@@ -11,12 +11,7 @@ from branchgrpo.learner.pruning import first_pruned_depth, kept_edges
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, tempflow_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
-from branchgrpo.proto.settings import (
-    AdvantageSettings,
-    DepthPruningSettings,
-    PruningSettings,
-    WidthPruningSettings,
-)
+from branchgrpo.proto.settings import AdvantageSettings, DepthPruningSettings, PruningSettings, WidthPruningSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.kernels import relative_noise
 from hypothesis import given, settings

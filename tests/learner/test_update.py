@@ -17,7 +17,7 @@ from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Tree
-from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
@@ -43,8 +43,8 @@ def test_unchanged_weights_give_ratio_one_in_float32(
     tiny_policy: Policy, sample: Sample, kernel: Kernel, stored: str
 ) -> None:
     schedule = tree_schedule(6, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
-    trees = sample(tiny_policy, schedule, rollout=RolloutSettings(batch_limit=4, latents_precision=stored))
-    transitions = Transitions.of(schedule, tiny_policy.sigmas(6))
+    trees = sample(tiny_policy, schedule, rollout=RolloutSettings(max_batch_rows=4, latents_precision=stored))
+    transitions = CoefficientTable.of(schedule, tiny_policy.sigmas(6))
     everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
     edges = 0
     for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
@@ -66,8 +66,8 @@ def test_unchanged_weights_give_ratio_near_one_in_bfloat16_at_the_demo_s_setting
     demo = load_recipe(Path(__file__).parents[2] / "recipes" / "glyphs.yaml")
     policy = load_policy(demo.policy.model_copy(update={"precision": "bfloat16", "device": "cpu"}))
     schedule = tree_schedule(demo.schedule.steps, kernel=kernel, eta=0.7, splits=demo.schedule.splits)
-    trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=32), prompts=("123", "456"))
-    transitions = Transitions.of(schedule, policy.sigmas(demo.schedule.steps))
+    trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=32), prompts=("123", "456"))
+    transitions = CoefficientTable.of(schedule, policy.sigmas(demo.schedule.steps))
     everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * 2
     for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=50):
         with torch.no_grad():
@@ -86,7 +86,7 @@ def test_sampler_and_learner_see_the_same_levels_where_float32_misses_one(
     assert sigmas[0] != 1
     schedule = tree_schedule(6, kernel=kernel, eta=eta, splits={0: 2})
     trees = sample(policy, schedule, prompts=("123",))
-    transitions = Transitions.of(schedule, sigmas)
+    transitions = CoefficientTable.of(schedule, sigmas)
     everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))]
     (batch,) = micro_batches(pick_rows(trees, everything), trees, everything, rows=99)
     with torch.no_grad():
@@ -485,7 +485,7 @@ def test_published_weights_make_another_worker_the_same(
         other.add_lora(settings.learner.lora)
     weights, _ = learner.publish()
     load_weights(other.network, weights)
-    rollout = RolloutSettings(batch_limit=2)
+    rollout = RolloutSettings(max_batch_rows=2)
     first = update(learner, sample(other, schedule, prompts=("1", "2"), rollout=rollout))
     stale = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
     weights, version = learner.publish()

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from branchgrpo.benchmarks.gaussian import GaussianPolicy
+from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.objective import edge_logprobs
@@ -11,7 +11,7 @@ from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, f
 from branchgrpo.proto.schedule import Schedule, ode_schedule
 from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.worker import RolloutWorker
 
 
@@ -38,12 +38,12 @@ def test_counts_by_hand_and_on_the_model(schedule: Schedule, counts: tuple[int, 
     policy, seen = GaussianPolicy((0.0,), ((1.0,),), schedule.grid_steps, 1), []
     policy.network.register_forward_pre_hook(lambda module, given: seen.append(len(given[0])))
     tree = Tree(0, "0", schedule)
-    for part in RolloutWorker(policy, RolloutSettings(batch_limit=7)).sample(Task(1, (0,), ("0",), schedule, 1)):
+    for part in RolloutWorker(policy, RolloutSettings(max_batch_rows=7)).sample(Task(1, (0,), ("0",), schedule, 1)):
         tree.add(part)
     assert (sum(seen), max(seen)) == (schedule.forward_passes, min(7, max(schedule.nodes_per_depth[:-1])))
     seen.clear()
     credits = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))]
-    transitions, edges = Transitions.of(schedule, policy.sigmas(schedule.grid_steps)), 0
+    transitions, edges = CoefficientTable.of(schedule, policy.sigmas(schedule.grid_steps)), 0
     for batch in micro_batches(pick_rows([tree], credits), [tree], credits, rows=5):
         edges += len(edge_logprobs(policy, transitions, batch))
     assert (sum(seen), edges) == (schedule.rows, schedule.trained_edges)

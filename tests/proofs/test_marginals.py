@@ -10,11 +10,11 @@ from itertools import pairwise
 import numpy as np
 import pytest
 import torch
-from branchgrpo.benchmarks.gaussian import GaussianPolicy, moments
+from branchgrpo.benchmarks.support.gaussian import GaussianPolicy, moments
 from branchgrpo.proto.schedule import Kernel, Schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.kernels import Transitions, transition
+from branchgrpo.rollout_workers.kernels import CoefficientTable, step_coefficients
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from scipy.stats import ks_2samp
 
@@ -29,7 +29,7 @@ def followed(kernel: Kernel, eta: float, steps: int) -> list[tuple[torch.Tensor,
     sigmas = policy.sigmas(steps)
 
     def coefficients(step: int) -> tuple[float, float, float]:
-        taken = transition(kernel, sigmas[step], sigmas[step + 1], eta, sigmas[1])
+        taken = step_coefficients(kernel, sigmas[step], sigmas[step + 1], eta, sigmas[1])
         return taken.a, taken.b, taken.std
 
     return moments(policy, coefficients, steps)
@@ -80,7 +80,7 @@ def test_cps_keeps_the_mean_and_shrinks_the_variance_to_its_limit(eta: float) ->
     for steps in (400, 800, 1600):
         policy = GaussianPolicy((2.0,), ((1.0,),), steps, 1)
         sigmas = policy.sigmas(steps)
-        taken = [transition("cps", s, s_next, eta, sigmas[1]) for s, s_next in pairwise(sigmas)]
+        taken = [step_coefficients("cps", s, s_next, eta, sigmas[1]) for s, s_next in pairwise(sigmas)]
         mean, covariance = moments(policy, lambda i, taken=taken: (taken[i].a, taken[i].b, taken[i].std), steps)[-1]
         errors.append((abs(float(mean) - 2.0), abs(float(covariance) - limit)))
     assert max(errors[-1]) < 0.01
@@ -94,7 +94,7 @@ def test_cps_keeps_the_mean_and_shrinks_the_variance_to_its_limit(eta: float) ->
 def grown(schedule: Schedule, trees: int, seed: int = 5) -> list[Tree]:
     policy = GaussianPolicy(MEAN, COVARIANCE, schedule.grid_steps, trees)
     prompts = tuple(str(i) for i in range(trees))
-    worker = RolloutWorker(policy, RolloutSettings(batch_limit=10**9, decode_batch=10**9))
+    worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=10**9, decode_batch=10**9))
     sampled = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, tuple(range(trees)), prompts, schedule, seed)):
         sampled[part.tree].add(part)
@@ -118,7 +118,7 @@ def test_a_leaf_of_a_tree_has_the_law_of_a_sequential_sample(kernel: Kernel, spr
     eta, trees = 0.6, 800
     schedule = tree_schedule(8, kernel=kernel, eta=eta, splits={0: 2, 2: 3}, sibling_spread=spread)
     policy = GaussianPolicy(MEAN, COVARIANCE, 8, 1)
-    table = Transitions.of(schedule, policy.sigmas(8))
+    table = CoefficientTable.of(schedule, policy.sigmas(8))
     coefficients = [tuple(float(values[i]) for values in (table.a, table.b, table.std)) for i in range(8)]
     mean, covariance = (moment.numpy() for moment in moments(policy, coefficients.__getitem__, 8)[-1])
     leaves = states(grown(schedule, trees), leaves_of(schedule))
@@ -142,7 +142,7 @@ def test_a_leaf_of_a_tree_has_the_law_of_a_sequential_sample(kernel: Kernel, spr
 def test_children_of_one_parent_correlate_as_they_should(children: int, spread: float) -> None:
     schedule = tree_schedule(4, kernel="dance", eta=0.6, splits={1: children}, sibling_spread=spread)
     trees = grown(schedule, 1500)
-    table = Transitions.of(schedule, GaussianPolicy(MEAN, COVARIANCE, 4, 1).sigmas(4))
+    table = CoefficientTable.of(schedule, GaussianPolicy(MEAN, COVARIANCE, 4, 1).sigmas(4))
     policy = GaussianPolicy(MEAN, COVARIANCE, 4, 1)
     slope, offset = policy.linear_velocity(0.75)
     parents = torch.from_numpy(states(trees, range(1, 2)))

@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 import pytest
 import torch
-from branchgrpo.benchmarks.gaussian import GaussianPolicy, moments
+from branchgrpo.benchmarks.support.gaussian import GaussianPolicy, moments
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.fusion import fuse
@@ -25,7 +25,7 @@ from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.schedule import Kernel, Schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.worker import RolloutWorker
 
 MEAN, COVARIANCE = (0.5, -0.3), ((1.0, 0.3), (0.3, 0.5))
@@ -42,7 +42,7 @@ def reward(x: np.ndarray) -> np.ndarray:
 def exact_gradient(schedule: Schedule) -> np.ndarray:
     """Derivative of the expected reward with respect to the parameter of each step, float64 [steps]."""
     policy = GaussianPolicy(MEAN, COVARIANCE, STEPS, 1)
-    table = Transitions.of(schedule, policy.sigmas(STEPS))
+    table = CoefficientTable.of(schedule, policy.sigmas(STEPS))
     theta = torch.zeros(STEPS, dtype=torch.float64, requires_grad=True)
     coefficients = [tuple(float(values[i]) for values in (table.a, table.b, table.std)) for i in range(STEPS)]
     mean, covariance = moments(policy, coefficients.__getitem__, STEPS, theta)[-1]
@@ -61,7 +61,7 @@ class Sampled:
 def sampled(schedule: Schedule, trees: int, seed: int = 3) -> Sampled:
     policy = GaussianPolicy(MEAN, COVARIANCE, STEPS, trees)
     prompts = tuple(str(i) for i in range(trees))
-    worker = RolloutWorker(policy, RolloutSettings(batch_limit=10**9, decode_batch=10**9))
+    worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=10**9, decode_batch=10**9))
     grown = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, tuple(range(trees)), prompts, schedule, seed)):
         grown[part.tree].add(part)
@@ -81,7 +81,7 @@ def estimates(of: Sampled, baseline: bool) -> np.ndarray:
         credits.append(Credit(values - means[schedule.depth] if baseline else values, weights))
     rows = pick_rows(of.trees, credits, skip_zero_advantage=False)
     (batch,) = micro_batches(rows, of.trees, credits, rows=10**9)
-    transitions = Transitions.of(schedule, of.policy.sigmas(STEPS))
+    transitions = CoefficientTable.of(schedule, of.policy.sigmas(STEPS))
     logprobs = edge_logprobs(of.policy, transitions, batch)
     gain = (batch.weights.double() * batch.advantages.double() * logprobs.double() * D).sum()
     return torch.autograd.grad(gain, of.policy.network.theta)[0].numpy()

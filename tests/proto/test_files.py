@@ -5,8 +5,8 @@ import sys
 from pathlib import Path
 
 import pytest
+from branchgrpo.proto.atomic_files import PARTIAL, must_be_new, remove, sweep, whole, write_text
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.files import PARTIAL, must_be_new, remove, sweep, whole, write_text
 
 
 def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
@@ -70,7 +70,7 @@ def test_what_is_to_be_written_must_be_new(tmp_path: Path) -> None:
 
 
 def test_a_process_whose_directory_is_gone_stands_at_the_root(tmp_path: Path) -> None:
-    code = "import os; from branchgrpo.proto.files import leave_lost_directory as leave; leave(); print(os.getcwd())"
+    code = "import os; from branchgrpo.proto import atomic_files as f; f.leave_lost_directory(); print(os.getcwd())"
     command = [sys.executable, "-c", f"import os; os.rmdir(os.getcwd()); {code}"]
     (tmp_path / "gone").mkdir()
     done = subprocess.run(command, cwd=tmp_path / "gone", capture_output=True, text=True, check=True)

@@ -8,9 +8,9 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from branchgrpo.proto.arrays import decode, encode
+from branchgrpo.proto.packed_tensor import PackedTensor
+from branchgrpo.proto.safetensors_codec import decode, encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
-from branchgrpo.proto.tensors import Packed
 
 MEDIA = np.arange(2 * 4 * 6 * 3, dtype=np.uint8).reshape(2, 4, 6, 3)
 BFLOAT16 = safetensors.torch.save({"a": torch.ones(9, dtype=torch.bfloat16)})
@@ -33,14 +33,14 @@ def test_arrays_come_back_equal() -> None:
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.int64])
 def test_a_packed_tensor_comes_back_equal(dtype: torch.dtype) -> None:
     tensor = torch.randn(4, 3, generator=torch.Generator().manual_seed(0)).T.to(dtype)
-    again = pickle.loads(pickle.dumps(Packed.of(tensor))).tensor()
+    again = pickle.loads(pickle.dumps(PackedTensor.of(tensor))).tensor()
     assert again.dtype == dtype
     assert torch.equal(again, tensor)
 
 
 def test_what_passes_things_on_needs_no_torch() -> None:
     """It would cost the controller, the driver and every reward replica seconds at the start."""
-    modules = "cluster.train", "cluster.ray_loop", "reward_service.service", "reward_service.ocr"
+    modules = "cluster.train", "cluster.on_ray.driver", "cluster.on_ray.reward_deployment", "reward_service.ocr"
     code = f"import {', '.join(f'branchgrpo.{name}' for name in modules)}, sys; sys.exit('torch' in sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import dump_recipe, load_recipe, parse_settings, setting_paths
+from branchgrpo.proto.recipe import FORMER_NAMES, dump_recipe, load_recipe, parse_settings, setting_paths
 from branchgrpo.proto.yaml12 import read_yaml, write_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -47,8 +47,8 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("learning_rate=1", "unknown setting 'learning_rate'; did you mean 'learner.optimizer.learning_rate'?"),
         ("iteratons=1", "unknown setting 'iteratons'; did you mean 'iterations'?"),
         ("rewards.ocr.wieght=1", "unknown setting 'rewards.ocr.wieght'; did you mean 'rewards.ocr.weight'?"),
-        ("rollout.zzzzzz=1", "unknown setting 'rollout.zzzzzz'; valid here: trees_per_task, batch_limit"),
-        ("rollout.batch_limit=0", "rollout.batch_limit is 0: input should be greater than 0"),
+        ("rollout.zzzzzz=1", "unknown setting 'rollout.zzzzzz'; valid here: trees_per_task, max_batch_rows"),
+        ("rollout.max_batch_rows=0", "rollout.max_batch_rows is 0: input should be greater than 0"),
         ("schedule.splits={15: 2}", "schedule: splits names step 15"),
         ("schedule.splits={3: 1}", "a split has at least 2"),
         ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow', 'cps' or 'ddim'"),
@@ -82,7 +82,7 @@ def test_mistakes_are_named(override: str, message: str) -> None:
 
 def test_every_mistake_gets_a_line() -> None:
     with pytest.raises(InputError) as error:
-        load_recipe(GLYPHS, ["iteratons=1", "rollout.batch_limit=0"])
+        load_recipe(GLYPHS, ["iteratons=1", "rollout.max_batch_rows=0"])
     assert len(str(error.value).splitlines()) == 2
 
 
@@ -363,3 +363,10 @@ def test_any_recipe_gives_settings_or_one_error(tmp_path: Path, content: object)
     own = {"base": "glyphs"} | content if isinstance(content, dict) else content
     (tmp_path / "it.yaml").write_bytes(own if isinstance(own, bytes) else write_yaml(own).encode())
     is_one_error_or_settings(tmp_path / "it.yaml", [])
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER_NAMES.items())
+def test_a_former_name_is_an_error_that_says_the_new_one(former: str, name: str) -> None:
+    (path,) = (path for path, _ in setting_paths() if path.rpartition(".")[2] == name)
+    with pytest.raises(InputError, match=rf"unknown setting '.*{former}'; did you mean '{path}'"):
+        load_recipe(Path("glyphs"), [f"{path.removesuffix(name)}{former}=1"])

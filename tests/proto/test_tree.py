@@ -4,13 +4,13 @@ import numpy as np
 import pytest
 import torch
 from branchgrpo.proto.schedule import tree_schedule
-from branchgrpo.proto.tree import Subtree, Tree
+from branchgrpo.proto.tree import Tree, TreePart
 
 SCHEDULE = tree_schedule(3, kernel="dance", eta=0.5, splits={0: 2})
 
 
-def part(nodes: list[int]) -> Subtree:
-    return Subtree(
+def part(nodes: list[int]) -> TreePart:
+    return TreePart(
         tree=0,
         nodes=np.array(nodes),
         logprobs=torch.ones(len(nodes)),

@@ -5,8 +5,9 @@ import asyncio
 import numpy as np
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
-from branchgrpo.reward_service import server
-from branchgrpo.reward_service.http import face
+from branchgrpo.reward_service import http_server as server
+from branchgrpo.reward_service.app import create_app
+from branchgrpo.reward_service.parsing import Limits
 from branchgrpo.reward_service.scorers import Scorers
 
 TOKEN = "secret"
@@ -27,15 +28,11 @@ def main() -> None:
             scores.update((await asyncio.to_thread(ocr.score, asked)).scores)
         return ScoreReply({name: scores[name] for name in request.rewards}, request.id)
 
-    app = face(
+    app = create_app(
         score,
         [*OCR, "mean"],
+        Limits(pictures=8, bytes=MAX_BYTES, pixels=128 * 128, requests=8, upload_seconds=UPLOAD_SECONDS),
         token=TOKEN,
-        max_pictures=8,
-        max_bytes=MAX_BYTES,
-        max_pixels=128 * 128,
-        max_requests=8,
-        max_upload_seconds=UPLOAD_SECONDS,
     )
     server.IDLE_SECONDS = 1.0
     listener = server.listen("127.0.0.1", 0)

@@ -23,7 +23,7 @@ import psutil
 import pytest
 import requests
 import schemathesis
-from branchgrpo.proto.arrays import encode
+from branchgrpo.proto.safetensors_codec import encode
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st

@@ -13,10 +13,12 @@ from typing import Any
 import httpx
 import numpy as np
 import pytest
-from branchgrpo.proto.arrays import encode
+from branchgrpo.proto.safetensors_codec import encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
-from branchgrpo.reward_service.http import BINARY, FORM, face
+from branchgrpo.reward_service.app import create_app
+from branchgrpo.reward_service.openapi import BINARY, FORM
+from branchgrpo.reward_service.parsing import Limits
 from branchgrpo.reward_service.scorers import Scorers
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
@@ -100,12 +102,12 @@ def ocr(scorers: Scorers) -> TestClient:
     async def score(request: ScoreRequest) -> ScoreReply:
         return await asyncio.to_thread(scorers.score, request)
 
-    return TestClient(face(score, ["ocr", "ocr_exact"]))
+    return TestClient(create_app(score, ["ocr", "ocr_exact"]))
 
 
 @pytest.fixture(scope="module")
 def small_client() -> TestClient:
-    return TestClient(face(mean, ["mean"], max_pictures=4, max_bytes=50_000, max_pixels=64 * 64))
+    return TestClient(create_app(mean, ["mean"], Limits(pictures=4, bytes=50_000, pixels=64 * 64)))
 
 
 @pytest.fixture
@@ -218,7 +220,7 @@ def test_bad_pictures_are_refused(
 def test_as_much_as_the_limits_allow_is_scored_and_no_more(small: TestClient) -> None:
     files = [stored(np.zeros((64, 64, 3), np.uint8))] * 4
     assert post_form(small, files, ["p"] * 4).status_code == 200
-    tight = TestClient(face(mean, ["mean"], max_bytes=20_000))
+    tight = TestClient(create_app(mean, ["mean"], Limits(bytes=20_000)))
     assert post_form(tight, files[:1], ["p"]).status_code == 200
     refused(post_form(tight, files, ["p"] * 4), 413, "24576 bytes", "20000")
 
@@ -369,7 +371,7 @@ def test_no_score_is_made_up_when_the_models_fail_and_why_is_in_the_log_alone(
             raise outcome
         return outcome
 
-    client = TestClient(face(score, ["mean"]))
+    client = TestClient(create_app(score, ["mean"]))
     for answer in (post_form(client, [PNG], ["p"]), post_bytes(client, encode({"media": ONE}, facts()))):
         refused(answer, 503, "no score was made")
         assert named not in answer.text
@@ -427,7 +429,7 @@ def test_what_is_served_and_documented(ocr: TestClient) -> None:
 
 
 def test_validation_errors_of_added_paths_have_the_same_shape() -> None:
-    app: FastAPI = face(mean, ["mean"])
+    app: FastAPI = create_app(mean, ["mean"])
 
     @app.get("/added")
     async def added(number: int) -> int:
@@ -437,7 +439,7 @@ def test_validation_errors_of_added_paths_have_the_same_shape() -> None:
 
 
 def test_only_those_with_the_token_are_answered() -> None:
-    client = TestClient(face(mean, ["mean"], token="secret"))
+    client = TestClient(create_app(mean, ["mean"], token="secret"))
     body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
     assert client.get("/healthz").status_code == 200
     for headers in (
@@ -463,7 +465,7 @@ def test_more_requests_than_there_is_room_for_are_refused_and_then_taken() -> No
             await go.wait()
             return await mean(request)
 
-        transport = httpx.ASGITransport(face(slow, ["mean"], max_requests=3))
+        transport = httpx.ASGITransport(create_app(slow, ["mean"], Limits(requests=3)))
         body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
 
@@ -495,7 +497,7 @@ def test_requests_that_would_hold_too_many_bytes_together_are_refused_and_then_t
             return await mean(request)
 
         # A body in safetensors counts twice, as it came and as an array: the third request gets no further than that.
-        transport = httpx.ASGITransport(face(slow, ["mean"], max_held=5 * len(body)))
+        transport = httpx.ASGITransport(create_app(slow, ["mean"], Limits(held=5 * len(body))))
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
 
             async def post() -> httpx.Response:
@@ -538,7 +540,7 @@ def test_bodies_are_read_in_turns() -> None:
         async def send(message: Any) -> None:
             pass
 
-        await asyncio.gather(face(mean, ["mean"])(scope, receive, send), others())
+        await asyncio.gather(create_app(mean, ["mean"])(scope, receive, send), others())
 
     asyncio.run(scenario())
     assert len(set(turns)) > 40
@@ -549,7 +551,7 @@ def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
         await asyncio.Event().wait()
         raise AssertionError
 
-    client = TestClient(face(never, ["mean"], max_seconds=0.05))
+    client = TestClient(create_app(never, ["mean"], Limits(seconds=0.05)))
     answer = post_bytes(client, ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes())
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "0.05 seconds" in answer.json()["error"]

@@ -15,12 +15,13 @@ import numpy as np
 import pytest
 import torch
 import uvicorn
-from branchgrpo.benchmarks.nodes import free_port, reachable
+from branchgrpo.benchmarks.support.local_cluster import free_port, reachable
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
-from branchgrpo.reward_service import clip, image_reward, images, remote
-from branchgrpo.reward_service.http import face
+from branchgrpo.reward_service import clip, image_reward, remote
+from branchgrpo.reward_service import preprocessing as images
+from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer
@@ -334,7 +335,7 @@ def test_an_own_function_scores_batches() -> None:
 
 def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
     """Address of our own HTTP service around a function."""
-    return serving(face(score, ["far"], token=token))
+    return serving(create_app(score, ["far"], token=token))
 
 
 @contextmanager
@@ -353,7 +354,7 @@ def serving(app: Any) -> Iterator[str]:
 
 @pytest.mark.parametrize("frames", [1, 3])
 def test_another_service_gives_the_same_scores_after_some_trouble(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
     monkeypatch.setenv("BRANCHGRPO_REMOTE_TOKEN", "secret")
     trouble, asked = [RuntimeError("no"), RuntimeError("no")], []
 
@@ -389,7 +390,7 @@ def test_another_service_is_asked_for_no_more_than_it_takes(shape: tuple[int, ..
 
 
 def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
 
     async def score(request: ScoreRequest) -> ScoreReply:
         raise RuntimeError("the model is away")
@@ -404,7 +405,7 @@ def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pyte
 
 
 def test_requests_that_are_batched_ask_another_service_as_often_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(remote, "LONGEST_WAIT", 0.01)
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
     asked = []
 
     async def score(request: ScoreRequest) -> ScoreReply:

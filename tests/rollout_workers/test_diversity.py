@@ -35,7 +35,7 @@ def test_equal_pictures_and_a_single_one_have_none() -> None:
 @pytest.mark.parametrize("limit", [2, 64])
 def test_the_last_part_of_a_tree_tells_that_of_all_its_leaves(tiny_policy: Policy, limit: int) -> None:
     schedule = branch_grpo(steps=5, splits={0: 2, 2: 2}, eta=0.7)
-    worker = RolloutWorker(tiny_policy, RolloutSettings(batch_limit=limit))
+    worker = RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=limit))
     parts = list(worker.sample(Task(1, (0, 1), ("123", "456"), schedule, seed=7)))
     for tree in (0, 1):
         *others, last = [part for part in parts if part.tree == tree]

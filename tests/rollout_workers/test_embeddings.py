@@ -5,7 +5,7 @@ from typing import Any
 
 import pytest
 import torch
-from branchgrpo.proto.files import is_full, whole
+from branchgrpo.proto.atomic_files import is_full, whole
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies import embeddings
 from branchgrpo.rollout_workers.policies.base import Policy

@@ -8,7 +8,7 @@ import pytest
 import torch
 from branchgrpo.proto.schedule import Kernel, ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
-from branchgrpo.proto.tree import Subtree, Task, Tree
+from branchgrpo.proto.tree import Task, Tree, TreePart
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -19,7 +19,7 @@ SCHEDULE = tree_schedule(6, kernel="dance", eta=0.7, splits={0: 2, 2: 3}, roots=
 TASK = Task(iteration=3, trees=(4, 5, 6), prompts=("123", "456", "789"), schedule=SCHEDULE, seed=11)
 
 
-def whole(parts: list[Subtree], number: int) -> Tree:
+def whole(parts: list[TreePart], number: int) -> Tree:
     tree = Tree(number, "", SCHEDULE)
     for part in parts:
         if part.tree == number:
@@ -59,8 +59,8 @@ def test_ode_equals_plain_diffusers(policy_settings: PolicySettings, embedded: b
 
 @pytest.mark.parametrize("limit", [1, 5, 7, 36])
 def test_cuts_change_no_noise_and_no_topology(tiny_policy: Policy, limit: int) -> None:
-    whole_batch = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=1000)).sample(TASK))
-    cut = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=limit)).sample(TASK))
+    whole_batch = list(RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=1000)).sample(TASK))
+    cut = list(RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=limit)).sample(TASK))
     assert len(whole_batch) == 3
     assert len(cut) > 3 or limit >= 36
     for number in TASK.trees:
@@ -78,7 +78,7 @@ def test_each_parent_state_goes_forward_once(tiny_policy: Policy, limit: int) ->
     tiny_policy.network.register_forward_pre_hook(
         lambda module, args, kwargs: batches.append(len(kwargs["hidden_states"])), with_kwargs=True
     )
-    list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=limit)).sample(TASK))
+    list(RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=limit)).sample(TASK))
     assert sum(batches) == len(TASK.trees) * SCHEDULE.forward_passes
     assert max(batches) <= limit
     if limit == 1000:
@@ -93,13 +93,13 @@ def test_first_leaves_come_before_other_chunks_have_started(tiny_policy: Policy)
         done += len(kwargs["hidden_states"])
 
     tiny_policy.network.register_forward_pre_hook(count, with_kwargs=True)
-    parts = RolloutWorker(tiny_policy, RolloutSettings(batch_limit=6)).sample(TASK)
+    parts = RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=6)).sample(TASK)
     next(parts)
     assert done < len(TASK.trees) * SCHEDULE.forward_passes / 3
 
 
 def test_the_parts_of_a_tree_keep_parents_before_children_and_conditioning_once(tiny_policy: Policy) -> None:
-    parts = list(RolloutWorker(tiny_policy, RolloutSettings(batch_limit=5)).sample(TASK))
+    parts = list(RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=5)).sample(TASK))
     seen: set[int] = set()
     for part in (part for part in parts if part.tree == 5):
         assert (part.conditioning is None) == bool(seen)
@@ -119,7 +119,7 @@ def test_log_probability_is_that_of_the_stored_state(tiny_policy: Policy, kernel
     (part,) = RolloutWorker(tiny_policy, rollout).sample(Task(1, (0,), ("123",), schedule, 2))
     sigmas = tiny_policy.sigmas(4)
     conditioning = {name: value[None] for name, value in tiny_policy.encode("123").items()}
-    from branchgrpo.rollout_workers.kernels import transition
+    from branchgrpo.rollout_workers.kernels import step_coefficients
 
     for node in range(1, schedule.nodes):
         step = int(schedule.depth[node]) - 1
@@ -130,7 +130,7 @@ def test_log_probability_is_that_of_the_stored_state(tiny_policy: Policy, kernel
         x = part.latents[schedule.parent[node]][None]
         with torch.no_grad():
             v = tiny_policy.velocity(x, torch.tensor([sigmas[step]]), conditioning)
-        t = transition(kernel, sigmas[step], sigmas[step + 1], 0.5, sigmas[1])
+        t = step_coefficients(kernel, sigmas[step], sigmas[step + 1], 0.5, sigmas[1])
         mean = t.a * x.double() + t.b * v.double()
         z = (part.latents[node].double() - mean) / t.std
         density = (-0.5 * z**2 - math.log(t.std) - 0.5 * math.log(2 * math.pi)).mean()

@@ -9,8 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from branchgrpo.cluster.loop import IterationReport
-from branchgrpo.cluster.plain import PlainLoop
+from branchgrpo.cluster.run.in_process import PlainLoop
+from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.objective import edge_logprobs
@@ -19,7 +19,7 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree
-from branchgrpo.rollout_workers.kernels import Transitions
+from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy, trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -29,7 +29,7 @@ from families import FAMILIES, saved
 
 STEPS = 6
 PROMPTS = ("123", "456")
-COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}}
+COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}}
 
 
 @pytest.fixture(scope="session")
@@ -142,8 +142,8 @@ def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Call
     policy = load_policy(settings)
     for kernel in ("dance", "ddim") if hasattr(policy.pipeline, "unet") else ("dance", "flow"):
         schedule = tree_schedule(STEPS, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
-        trees = sample(policy, schedule, rollout=RolloutSettings(batch_limit=4), prompts=PROMPTS)
-        transitions = Transitions.of(schedule, policy.sigmas(STEPS))
+        trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=4), prompts=PROMPTS)
+        transitions = CoefficientTable.of(schedule, policy.sigmas(STEPS))
         everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
         for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
             with torch.no_grad():

@@ -6,7 +6,7 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.rollout_workers.kernels import Transitions, size, transition
+from branchgrpo.rollout_workers.kernels import CoefficientTable, size, step_coefficients
 from diffusers import DDIMScheduler
 from torch.distributions import Normal
 
@@ -34,7 +34,7 @@ def published(kernel: Kernel, x: torch.Tensor, v: torch.Tensor, step: int, eta: 
 def test_stochastic_kernels_follow_the_published_formulas(kernel: Kernel, step: int) -> None:
     torch.manual_seed(0)
     x, v, child = torch.randn(3, 2, 6, 4, dtype=torch.float64).unbind()
-    transitions = Transitions.of(tree_schedule(5, kernel=kernel, eta=0.6, roots=2), SIGMAS)
+    transitions = CoefficientTable.of(tree_schedule(5, kernel=kernel, eta=0.6, roots=2), SIGMAS)
     mean, std = published(kernel, x, v, step, 0.6)
     ours = transitions.mean(step, x, v)
     torch.testing.assert_close(ours, mean.float(), atol=1e-6, rtol=1e-5)
@@ -57,20 +57,20 @@ def test_ddim_is_that_of_diffusers_in_its_own_coordinates(eta: float, prediction
     a, b = shares[0].sqrt(), (1 - shares[0]).sqrt()
     predicted = noise if prediction == "epsilon" else a * noise - b * clean
     theirs = scheduler.step(predicted, t, a * clean + b * noise, eta=eta, variance_noise=own).prev_sample
-    ours = transition("ddim" if eta else "ode", s, s_next, eta, s)
+    ours = step_coefficients("ddim" if eta else "ode", s, s_next, eta, s)
     x, v = (1 - s) * clean + s * noise, noise - clean
     torch.testing.assert_close((ours.a * x + ours.b * v + ours.std * own) / size(s_next), theirs, atol=1e-6, rtol=1e-6)
 
 
 def test_ode_is_euler() -> None:
-    transitions = Transitions.of(tree_schedule(5, kernel="dance", eta=0.6, roots=2), SIGMAS)
+    transitions = CoefficientTable.of(tree_schedule(5, kernel="dance", eta=0.6, roots=2), SIGMAS)
     x, v = torch.randn(2, 3, 8).unbind()
     assert transitions.std[4] == 0
     torch.testing.assert_close(transitions.mean(4, x, v), x - 0.15 * v)
 
 
 def test_rows_of_different_steps_share_a_batch() -> None:
-    transitions = Transitions.of(tree_schedule(5, kernel="flow", eta=0.6, roots=2), SIGMAS)
+    transitions = CoefficientTable.of(tree_schedule(5, kernel="flow", eta=0.6, roots=2), SIGMAS)
     x, v, child = torch.randn(3, 4, 6, 2).unbind()
     steps = torch.tensor([3, 0, 2, 0])
     mean = transitions.mean(steps, x, v)
@@ -98,7 +98,7 @@ def test_marginals_of_gaussian_data(kernel: Kernel) -> None:
             roots=2,
             sde_steps=[] if kernel == "ode" else None,
         )
-        table = Transitions.of(schedule, sigmas)
+        table = CoefficientTable.of(schedule, sigmas)
         mean, variance = 0.0, 1.0
         for i, s in enumerate(sigmas[:-1]):
             slope = (2 * s - 1) / ((1 - s) ** 2 + s**2)
@@ -115,4 +115,4 @@ def test_marginals_of_gaussian_data(kernel: Kernel) -> None:
 
 def test_sigmas_must_fit_the_schedule() -> None:
     with pytest.raises(InputError, match="schedule.steps is 4, for which this model's scheduler has 6 noise levels"):
-        Transitions.of(tree_schedule(4, kernel="dance", eta=0.6, roots=2), SIGMAS)
+        CoefficientTable.of(tree_schedule(4, kernel="dance", eta=0.6, roots=2), SIGMAS)

@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
-from branchgrpo.cluster.check import check
+from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.load import load_policy

@@ -9,7 +9,7 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import Kernel, Schedule, Step, tree_schedule
-from branchgrpo.rollout_workers.kernels import Transitions, relative_noise
+from branchgrpo.rollout_workers.kernels import CoefficientTable, relative_noise
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
 SHIFTS = [number / 100 for number in range(1, 1201)]
@@ -49,11 +49,11 @@ def every_kernel() -> Iterator[tuple[Kernel, float]]:
     return ((kernel, eta) for kernel, etas in ETAS.items() for eta in etas)
 
 
-def tables(levels: Sequence[float], kernel: Kernel, eta: float) -> Transitions:
-    return Transitions.of(tree_schedule(len(levels) - 1, kernel=kernel, eta=eta, roots=2), levels)
+def tables(levels: Sequence[float], kernel: Kernel, eta: float) -> CoefficientTable:
+    return CoefficientTable.of(tree_schedule(len(levels) - 1, kernel=kernel, eta=eta, roots=2), levels)
 
 
-def assert_finite(table: Transitions) -> None:
+def assert_finite(table: CoefficientTable) -> None:
     assert torch.isfinite(torch.stack([table.sigma, table.a, table.b, table.std, table.c])).all()
 
 
@@ -106,9 +106,9 @@ def test_new_and_old_noise_of_cps_and_ddim_add_up_to_what_is_there() -> None:
 def test_multistep_solver_is_finite_for_every_shift() -> None:
     for shift, steps, own in product(SHIFTS[::7], (4, 20), (True, False)):
         schedule = Schedule((Step("dance", 0.3, children=2, trained=True), *[Step("dpm")] * (steps - 1)))
-        assert_finite(Transitions.of(schedule, flow_levels(shift, steps, own)))
+        assert_finite(CoefficientTable.of(schedule, flow_levels(shift, steps, own)))
         whole = Schedule(tuple([Step("dpm")] * steps))
-        assert_finite(Transitions.of(whole, flow_levels(shift, steps, own)))
+        assert_finite(CoefficientTable.of(whole, flow_levels(shift, steps, own)))
 
 
 def test_weights_by_noise_see_the_same_levels() -> None:
@@ -116,7 +116,7 @@ def test_weights_by_noise_see_the_same_levels() -> None:
     levels = flow_levels(1.18, 16, own=True)
     assert levels[0] not in (0.0, 1.0)
     noise = relative_noise(schedule, levels)
-    std = Transitions.of(schedule, levels).std[:-1].double()
+    std = CoefficientTable.of(schedule, levels).std[:-1].double()
     assert noise[:-1] == pytest.approx((std / std.mean()).tolist(), rel=1e-5)
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from branchgrpo.cluster.check import check
+from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import Diverged, InputError, RunFailed
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -193,7 +193,7 @@ def test_a_run_on_ray_ends_with_it_at_its_first_failure(folder: Path, run_settin
     changes = {
         "execution": "ray",
         "policy.adapter": "own_adapters:Encodes",
-        "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.stand_ins:counting_scorer"}},
+        "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},
         "prompts.held_out": None,
         "pools": {"rollout_workers": own, "learner": own, "rewards": {"counting": own}},
     }

@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 import torch
-from branchgrpo.cluster.check import check
-from branchgrpo.cluster.console import RunDisplay
+from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import PolicySettings, RunSettings

@@ -1,0 +1,152 @@
+"""Runs on Ray with workers that sleep, and the same recipes simulated with what they sleep as costs.
+
+python -m branchgrpo.benchmarks.scaling.validation
+"""
+
+import statistics
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import closing
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any
+
+import ray
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...cluster.on_ray.connect import NAMESPACE
+from ...cluster.on_ray.driver import RayLoop
+from ...cluster.on_ray.names import controller_name
+from ...proto.settings import RunSettings
+from ..speed.ray_overhead import demo
+from ..support.stand_ins import PICTURE_SECONDS, RowPolicy
+from .simulation import Cluster, Costs, simulate
+
+WORKERS = (1, 2, 4)
+TOLERANCE = 0.15
+"""By how much a simulated iteration may differ from a real one."""
+SHARE = {"cpus": 0.1, "threads": 1}
+
+
+@dataclass(frozen=True)
+class Setting:
+    """A recipe with stand-ins, and what it costs besides forward passes."""
+
+    name: str
+    scorer: str
+    changes: dict[str, Any] = field(default_factory=dict)
+    score_picture: float = 0.0
+    learn_row: float = 0.0
+
+    def recipe(self, workers: int) -> RunSettings:
+        """Eight trees with 16 leaves in 6 steps, a tree per task, in chunks of 8 rows: two parts for each tree."""
+        base = demo({})
+        reward = "counting" if self.learn_row else "constant"
+        sections: dict[str, Any] = {
+            "name": "stand-ins",
+            "placement": "separate",
+            "policy": {**base.policy.model_dump(), "adapter": "branchgrpo.benchmarks.support.stand_ins:RowPolicy"},
+            "prompts": {**base.prompts.model_dump(), "per_iteration": 8},
+            "schedule": {"steps": 6, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "eta": 0.7},
+            "rollout": {"trees_per_task": 1, "max_batch_rows": 8},
+            # Few micro-batches: what the learner computes beside its sleep is not in the simulation.
+            "learner": {"window_trees": 2, "rows_per_micro_batch": 64, "zero_stage": 0},
+            "rewards": {reward: {"scorer": f"branchgrpo.benchmarks.support.stand_ins:{self.scorer}"}},
+            "pools": {
+                "rollout_workers": {**SHARE, "count": workers},
+                "learner": SHARE,
+                "rewards": {reward: SHARE},
+            },
+            "logging": {"tensorboard": False, "samples_every": 0, "trace": False},
+        }
+        return demo({**sections, **self.changes})
+
+    @property
+    def costs(self) -> Costs:
+        return Costs(
+            forward=RowPolicy.forward_seconds,
+            forward_row=RowPolicy.row_seconds,
+            score_picture=self.score_picture,
+            learn_row=self.learn_row,
+        )
+
+
+SETTINGS = (
+    Setting("rollouts", "instant_scorer"),
+    Setting("rewards", "picture_scorer", score_picture=PICTURE_SECONDS),
+    Setting("learner", "counting_scorer", learn_row=RowPolicy.learner_row_seconds),
+    Setting("learner, staleness 1", "counting_scorer", {"staleness": 1}, learn_row=RowPolicy.learner_row_seconds),
+)
+"""What limits a run with four workers: each by another part. Without an advantage the learner has nothing to do."""
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Seconds per iteration, real and simulated."""
+
+    setting: str
+    workers: int
+    real: float
+    simulated: float
+
+    @property
+    def ratio(self) -> float:
+        return self.simulated / self.real
+
+
+def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 3) -> Iterator[Comparison]:
+    """Medians of `rounds` iterations, after one to warm up; one run that is scaled."""
+    recipe = setting.recipe(workers[0])
+    prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
+    with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), None)) as loop:
+        controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
+        iteration = 0
+        for count in workers:
+            ray.get(controller.scale.remote(count, {}))
+            while not _all_idle(ray.get(controller.status.remote()), count):
+                time.sleep(0.1)  # new workers import and load first
+            seconds = []
+            for upcoming in [prompts] * rounds + [None]:
+                iteration += 1
+                start = time.perf_counter()
+                loop.iterate(iteration, prompts, upcoming)
+                seconds.append(time.perf_counter() - start)
+            simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
+            yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
+
+
+def _all_idle(status: dict[str, Any], count: int) -> bool:
+    """Whether so many rollout workers are ready."""
+    return [worker["state"] for worker in status["pools"]["rollout_workers"]] == ["idle"] * count
+
+
+def check(console: Console, rounds: int) -> list[Comparison]:
+    """All settings with 1, 2 and 4 workers, as a table."""
+    table = Table("limited by", "workers", "real, s", "simulated, s", "ratio", title=f"medians of {rounds}")
+    compared = []
+    for c in (comparison for setting in SETTINGS for comparison in compare(setting, WORKERS, rounds)):
+        console.print(f"{c.setting}, {c.workers} workers: {c.ratio:.2f}", highlight=False)
+        compared.append(c)
+        table.add_row(c.setting, str(c.workers), f"{c.real:.2f}", f"{c.simulated:.2f}", f"{c.ratio:.2f}")
+    console.print(table)
+    worst = max(abs(1 - c.ratio) for c in compared)
+    verdict = "within" if worst <= TOLERANCE else "NOT within"
+    console.print(f"largest difference {worst:.1%}: {verdict} {TOLERANCE:.0%}", highlight=False)
+    return compared
+
+
+def main(
+    rounds: Annotated[int, typer.Option(help="Measured iterations of each run, after one to warm up.")] = 3,
+) -> None:
+    """Compare simulated runs with real ones.
+
+    Example: python -m branchgrpo.benchmarks.scaling.validation --rounds 5
+    """
+    check(Console(), rounds)
+
+
+if __name__ == "__main__":
+    typer.run(main)

@@ -1,0 +1,126 @@
+"""Nodes of a Ray cluster as processes of this machine, each ended by its process id."""
+
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from collections.abc import Mapping
+from contextlib import suppress
+from pathlib import Path
+
+import psutil
+
+from ...proto.errors import RunFailed
+
+RAY = str(Path(sys.executable).with_name("ray"))
+
+
+def free_port() -> int:
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        return int(listener.getsockname()[1])
+
+
+def started(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
+    """`ray start ARGUMENTS --block`, in a session of its own."""
+    return subprocess.Popen(
+        [RAY, "start", "--block", "--disable-usage-stats", *arguments],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        start_new_session=True,
+        env=environment,
+    )
+
+
+def end(process: subprocess.Popen[bytes]) -> None:
+    """End a `ray start --block` and what it has started, which alone takes it half a minute."""
+    with suppress(psutil.NoSuchProcess):
+        children = psutil.Process(process.pid).children(recursive=True)
+        process.send_signal(signal.SIGTERM)
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(3)
+        for child in children:
+            with suppress(psutil.NoSuchProcess):
+                child.kill()
+        process.kill()
+    process.wait()
+
+
+def reachable(port: int, seconds: float = 60) -> bool:
+    """Whether somebody listens on a port of this machine, by and by."""
+    limit = time.monotonic() + seconds
+    while time.monotonic() < limit:
+        with socket.socket() as probe:
+            if probe.connect_ex(("127.0.0.1", port)) == 0:
+                return True
+        time.sleep(0.1)
+    return False
+
+
+class Nodes:
+    """A head and two nodes for workers, which come back when they were killed."""
+
+    def __init__(self, environment: Mapping[str, str], places: int = 100) -> None:
+        """`environment` is set for their processes, beside this one's own; `places` are for processes at the head."""
+        self._environment = {**os.environ, **environment, "RAY_AUTH_MODE": "disabled"}
+        port = free_port()
+        self.address = f"127.0.0.1:{port}"
+        self.head = self._start(
+            "--head", "--node-ip-address=127.0.0.1", f"--port={port}", f'--resources={{"head": {places}}}'
+        )
+        if not reachable(port):
+            raise RunFailed("Ray's head didn't start")
+        self.workers: list[subprocess.Popen[bytes]] = []
+        for _ in range(2):  # one after the other: two at once get in each other's way
+            self.workers.append(self._worker())
+            limit = time.monotonic() + 60
+            while not _children(self.workers[-1], "ray::DashboardAgent"):
+                if self.workers[-1].poll() is not None or time.monotonic() > limit:
+                    raise RunFailed("a node of Ray's didn't start")
+                time.sleep(0.1)
+
+    def _start(self, *options: str) -> subprocess.Popen[bytes]:
+        size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")
+        return started(*(size if "--head" in options else size[:2]), *options, environment=self._environment)
+
+    def _worker(self) -> subprocess.Popen[bytes]:
+        return self._start(f"--address={self.address}", "--node-ip-address=127.0.0.1", '--resources={"work": 100}')
+
+    def kill_one(self, chance: random.Random) -> None:
+        """SIGKILL to the raylet of a worker node; a new node joins."""
+        place = chance.randrange(len(self.workers))
+        victim = self.workers[place]
+        for process in psutil.Process(victim.pid).children():
+            if process.name() == "raylet":
+                process.kill()
+        self.workers[place] = self._worker()
+        end(victim)
+
+    def processes(self, title: str | tuple[str, ...]) -> list[psutil.Process]:
+        """Ray's worker processes whose title begins with `ray::` and `title`, or with one of them."""
+        titles = (title,) if isinstance(title, str) else title
+        wanted = tuple(f"ray::{name}" for name in titles)
+        return [process for node in (self.head, *self.workers) for process in _children(node, wanted)]
+
+    def close(self) -> None:
+        for node in (*self.workers, self.head):
+            end(node)
+
+
+def _children(node: subprocess.Popen[bytes], titles: str | tuple[str, ...]) -> list[psutil.Process]:
+    """The processes of a node whose title begins so."""
+    try:
+        children = psutil.Process(node.pid).children(recursive=True)
+    except psutil.NoSuchProcess:
+        return []
+    return [child for child in children if title_of(child).startswith(titles)]
+
+
+def title_of(process: psutil.Process) -> str:
+    """A process's command line, or title; nothing if it is gone."""
+    try:
+        return " ".join(process.cmdline())
+    except psutil.Error:
+        return ""

@@ -1,0 +1,114 @@
+"""A node that is about to go: its work is moved off it in time.
+
+Clouds and Kubernetes give notice before they take a machine away: SIGTERM, or a hook that is called. Ray is told then;
+it places nothing there any more. The runs notice: rollout workers finish their task and go, a learner rank writes a
+checkpoint and is set up elsewhere, and Serve moves its replicas.
+"""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+import uuid
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+from ray.core.generated import autoscaler_pb2
+
+from ...proto.errors import InputError
+from ..on_ray.address import nodes_here
+from ..on_ray.connect import visiting
+from ..run.stop import StopRequest
+
+OURS = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
+"""What names of classes of actors begin with that work for runs."""
+POLL_SECONDS = 0.5
+END_SECONDS = 30
+
+
+def drain(address: str, name: str | None, seconds: float) -> tuple[str, list[str]]:
+    """Take the node `name` of the cluster at `address` (default: the only one of this machine) out of use.
+
+    Waits until no process of a run is on it, for so many seconds at most; returns the node's name, and the processes
+    that are left. Raises InputError if there is no such node.
+    """
+    with visiting(address):
+        node = _node(address, name)
+        _announce(node["NodeID"], seconds)
+        limit = time.monotonic() + seconds
+        while (left := _processes_on(node["NodeID"])) and time.monotonic() < limit:
+            time.sleep(POLL_SECONDS)
+        return node["NodeName"], left
+
+
+def join(address: str, seconds: float, options: Sequence[str]) -> int:
+    """Make this machine a node of the cluster at `address` until SIGTERM or Ctrl-C, which drain it for so many seconds.
+
+    `find_ray` has found it. `options` are passed on to `ray start`. Returns its exit status, 0 if it was asked to end.
+    """
+    name = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+    ray_command = str(Path(sys.executable).with_name("ray"))
+    with StopRequest().listening() as stop:
+        # In a session of its own: a signal to the whole group is for us, who pass it on when the node is empty.
+        node = subprocess.Popen(
+            [ray_command, "start", f"--address={address}", f"--node-name={name}", "--block", *options],
+            start_new_session=True,
+        )
+        try:
+            while stop.signum is None and node.poll() is None:
+                time.sleep(POLL_SECONDS)
+            if node.poll() is None:
+                drain(address, name, seconds)
+        finally:
+            _end(node)
+    return 0 if stop.signum is not None else node.returncode
+
+
+def _node(address: str, name: str | None) -> dict[str, Any]:
+    """The living node `name`, or the only one of this machine."""
+    here = {node.node_id for node in nodes_here()}
+    living: list[dict[str, Any]] = [node for node in ray.nodes() if node["Alive"]]
+    meant = [node for node in living if (node["NodeName"] == name if name else node["NodeID"] in here)]
+    if len(meant) == 1:
+        return meant[0]
+    what = f"named '{name}'" if name else "on this machine"
+    names = ", ".join(sorted(node["NodeName"] for node in meant or living))
+    raise InputError(
+        f"the cluster at '{address}' has {len(meant) or 'no'} {'nodes' if meant else 'node'} {what}; name one with "
+        f"--node-name: there {'are' if ',' in names else 'is'} {names}"
+    )
+
+
+def _announce(node: str, seconds: float) -> None:
+    client: Any = ray._private.worker.global_worker.gcs_client
+    accepted, why = client.drain_node(
+        node,
+        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
+        "the machine is about to be taken away",
+        time.time_ns() // 1_000_000 + int(1000 * seconds),
+    )
+    if not accepted:
+        raise InputError(f"Ray doesn't drain node {node}: {why}")
+
+
+def _processes_on(node: str) -> list[str]:
+    """The processes of runs on a node, as `class (pid)`."""
+    return [
+        f"{actor['ActorClassName']} ({actor['Pid']})"
+        for actor in ray._private.state.actors().values()
+        if actor["Address"]["NodeID"] == node and actor["State"] == "ALIVE" and actor["ActorClassName"].startswith(OURS)
+    ]
+
+
+def _end(node: subprocess.Popen[bytes]) -> None:
+    """End `ray start --block` and all that it has started."""
+    if node.poll() is None:
+        node.terminate()
+    try:
+        node.wait(END_SECONDS)
+    except subprocess.TimeoutExpired:
+        os.killpg(node.pid, signal.SIGKILL)
+        node.wait()

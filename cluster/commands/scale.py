@@ -1,0 +1,28 @@
+"""Changing the size of a run's pools while it goes on."""
+
+from collections.abc import Sequence
+
+from ...proto.errors import InputError
+from ..on_ray.run_address import RunAddress
+
+
+def replica_counts(options: Sequence[str]) -> dict[str, int]:
+    """Reward -> number of replicas, from `ocr=2`. Raises InputError for anything else."""
+    counts = {}
+    for option in options:
+        name, equals, count = option.partition("=")
+        if not equals or not count.isdecimal():
+            raise InputError(f"--reward is '{option}'; write name=count, such as ocr=2")
+        counts[name] = int(count)
+    return counts
+
+
+def scale(where: RunAddress, workers: int | None, replicas: dict[str, int]) -> int:
+    """Give a run so many rollout workers, and so many replicas of each named reward; returns how many workers have no
+    room yet. Raises InputError for a run that isn't there, or sizes that its pools can't have."""
+    if workers is None and not replicas:
+        raise InputError("nothing to change; give --rollout-workers or --reward")
+    address = where.found()
+    from ..on_ray.calls import call_controller  # Ray reads its way of authentication when it is imported
+
+    return int(call_controller(address, "scale", workers, replicas))

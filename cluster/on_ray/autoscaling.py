@@ -1,0 +1,36 @@
+"""How many rollout workers a run should have: who waits for whom. Knows nothing of Ray."""
+
+import math
+from dataclasses import dataclass
+
+SLOWDOWN_RATIO = 0.05
+"""By how much of itself an iteration may take longer than with the most workers that are allowed."""
+
+
+@dataclass(frozen=True)
+class IterationTiming:
+    """What an iteration tells of its workers."""
+
+    workers: int
+    tasks: int
+    task_seconds: float
+    """What sampling a task takes a worker, mean; without the time that it waits for its parts to be scored."""
+    seconds: float
+    """The whole iteration."""
+    waited: float
+    """Seconds of it in which the learner had nothing to do because trees were still being sampled."""
+
+    def predicted(self, workers: int) -> float:
+        """Seconds of an iteration with so many workers.
+
+        Each samples `ceil(tasks / workers)` tasks one after the other. What that saves shortens the iteration by no
+        more than the learner has waited.
+        """
+        saved = self.task_seconds * (math.ceil(self.tasks / self.workers) - math.ceil(self.tasks / workers))
+        return self.seconds - min(saved, self.waited)
+
+
+def workers_wanted(observed: IterationTiming, least: int, most: int) -> int:
+    """The fewest workers, from `least` to `most`, with which an iteration hardly takes longer than with the most."""
+    limit = (1 + SLOWDOWN_RATIO) * observed.predicted(most)
+    return next((count for count in range(least, most) if observed.predicted(count) <= limit), most)

@@ -1,0 +1,38 @@
+"""Calls to processes of a run, whose errors come out as they were raised there."""
+
+from collections.abc import Callable
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import ObjectLostError, RayActorError, RayError
+
+from ...proto.errors import ProcessLost
+from .connect import named_controller, visiting
+from .reward_client import cause_of
+from .run_address import RunAddress
+
+Result = TypeVar("Result")
+LOSSES = (RayActorError, ObjectLostError)
+"""What Ray raises when a process died, or its node with all that lay there."""
+
+
+def call_controller(where: RunAddress, method: str, *arguments: Any) -> Any:
+    """What a method of a run's controller returns, which `find_ray` has found. Raises InputError if there is none."""
+    with visiting(where.address):
+        controller = named_controller(where.run)
+        return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
+
+
+def unwrapped(call: Callable[[], Result]) -> Result:
+    """What `call` returns. An exception of another process is raised as it was there.
+
+    Raises ProcessLost for a process that died, or what it held.
+    """
+    try:
+        return call()
+    except RayError as error:
+        cause = cause_of(error)
+        if isinstance(cause, LOSSES):
+            facts = str(cause).split("The actor is dead because")[0]
+            raise ProcessLost(f"a process of the run was lost: {' '.join(facts.split())[:300]}") from error
+        raise cause from error

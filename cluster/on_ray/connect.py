@@ -1,0 +1,119 @@
+"""A Ray to run on: a cluster that is there, or one that is started here and ended with what needed it."""
+
+import logging
+import os
+import signal
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ...proto.errors import InputError
+from .address import find_cluster, sockets_must_fit
+from .names import controller_name, run_of
+
+NAMESPACE = "branchgrpo"
+"""Ray namespace in which the actors of runs have their names."""
+
+PROCESS_ENVIRONMENT = {
+    # Threads that spin long while they wait would slow those of the other processes many times, and threads that never
+    # spin would be half as fast.
+    "GOMP_SPINCOUNT": "3000",
+    "HF_HUB_OFFLINE": "1",
+    # A process that was given no GPU sees none. Else all of them would take the node's first.
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
+    "TRANSFORMERS_VERBOSITY": "error",
+}
+"""Of every process."""
+
+
+UNREACHABLE = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
+"""What Ray raises when it can't connect."""
+
+
+def unreachable(address: str | None, error: Exception) -> InputError:
+    """What to tell when Ray can't connect to an address, or be started (None)."""
+    reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
+    return InputError(f"no Ray can be {f'reached at {address!r}' if address else 'started'}: {reason[:300]}")
+
+
+def connect(address: str | None, modules: Sequence[Path] = ()) -> bool:
+    """Connect to the Ray at `address` (default: RAY_ADDRESS), or start one. Returns whether it was started here.
+
+    To a cluster, `modules` (files and folders) are sent, for its processes to import. Here they are found as they are.
+
+    Raises InputError if there is none at the address, or if none can be started.
+    """
+    address = find_cluster(address)
+    if address is None:
+        sockets_must_fit()
+    handlers = {signum: signal.getsignal(signum) for signum in (signal.SIGTERM, signal.SIGINT)}
+    logging.getLogger("ray.serve").setLevel(logging.WARNING)
+    # A job may have set some of these variables itself: its values are in our environment, and so in what is given.
+    os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    # A signal to the whole process group is for the run, which then ends its Ray: the processes that are started here
+    # inherit the mask.
+    runtime_env: dict[str, Any] = {
+        "env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}
+    }
+    if address and modules:
+        runtime_env["py_modules"] = [str(module) for module in modules]
+    mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
+    try:
+        ray.init(
+            address=address or "local",
+            namespace=NAMESPACE,
+            runtime_env=runtime_env,
+            include_dashboard=None if address else False,
+            logging_level="warning",
+        )
+    except UNREACHABLE as error:
+        raise unreachable(address, error) from error
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, mask)
+        for signum, handler in handlers.items():  # Ray takes SIGTERM for itself, and the run would miss it
+            if callable(handler):
+                signal.signal(signum, handler)
+    return address is None
+
+
+@contextmanager
+def visiting(address: str | None) -> Iterator[None]:
+    """Within the block this process looks at the Ray at an address, which `find_ray` has found, and runs nothing there.
+
+    Raises InputError if it can't be reached.
+    """
+    try:
+        ray.init(address=address, namespace=NAMESPACE, log_to_driver=False, logging_level="error")
+    except UNREACHABLE as error:
+        raise unreachable(address, error) from error
+    try:
+        yield
+    finally:
+        ray.shutdown()
+
+
+@contextmanager
+def connected(address: str | None, modules: Sequence[Path] = ()) -> Iterator[bool]:
+    """`connect`, and `ray.shutdown` at the end."""
+    try:
+        yield connect(address, modules)
+    finally:
+        ray.shutdown()
+
+
+def named_controller(run: str) -> Any:
+    """The controller of a run on the Ray that this process is connected to. Raises InputError if there is none."""
+    try:
+        return ray.get_actor(controller_name(run), NAMESPACE)
+    except ValueError as error:
+        running = ", ".join(run_names()) or "none"
+        raise InputError(f"no run '{run}' goes on there; there is {running}") from error
+
+
+def run_names() -> list[str]:
+    """Names of the runs on the Ray that this process is connected to."""
+    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
+    return sorted(run for run in map(run_of, names) if run is not None)

@@ -1,0 +1,208 @@
+"""The pools of a run: how its processes are launched, sized and ended."""
+
+import asyncio
+import logging
+from collections.abc import Callable, Collection
+from typing import Any
+
+import ray
+from ray import serve
+
+from ...proto.errors import InputError
+from ...proto.exporter import ExporterDirectory
+from ...proto.settings import PoolSettings, RunSettings
+from ...reward_service.scorers import reward_models
+from ..observability import metrics
+from .actors import ColocatedActor, LearnerActor, RolloutActor
+from .autoscaling import IterationTiming, workers_wanted
+from .learner_group import LearnerGroup
+from .messages import Sizes
+from .names import application_name
+from .placement import reward_pools, threads_of
+from .reward_client import RewardClient
+from .reward_deployment import QUIET_OPTIONS, application
+from .worker_pool import WorkerPool
+
+SCALING_SECONDS = 60
+"""How long a command that scales waits for new workers."""
+
+
+class Pools:
+    """Rollout workers, learner ranks and reward models of one run. `placement` decides which share processes."""
+
+    def __init__(
+        self,
+        settings: RunSettings,
+        directory: tuple[str, str],
+        exporters: ExporterDirectory,
+        sizes: Sizes,
+    ) -> None:
+        """`directory` is name and namespace of the actor that keeps the list of `exporters`; `sizes`, what was scaled
+        before the run was set up again."""
+        self.settings, self._directory, self._exporters, self.sizes = settings, directory, exporters, sizes
+        self._colocated = settings.placement == "colocated"
+        self.learner = LearnerGroup([])
+        self.workers = self._worker_pool()
+        self.workers.gone = lambda info: exporters.forget(info.exporter)
+
+    def _launch_learner(self) -> LearnerGroup:
+        pool = self.settings.pools.learner
+        actor = self._remote(ColocatedActor if self._colocated else LearnerActor, pool)
+        threads = threads_of(pool, self.settings)
+        return LearnerGroup(
+            [
+                actor.remote(self.settings, self._directory, "learner", threads, rank, pool.count)
+                for rank in range(pool.count)
+            ]
+        )
+
+    def _worker_pool(self) -> WorkerPool:
+        pool = self.settings.pools.rollout_workers
+        actor, threads = self._remote(RolloutActor, pool), threads_of(pool, self.settings)
+        return WorkerPool(
+            "rollout_workers",
+            launch=lambda: actor.remote(self.settings, self._directory, "rollout_workers", threads),
+            setup=lambda worker: worker.setup.remote(),
+            may_be_replaced=not self._colocated,
+        )
+
+    async def start(self) -> None:
+        """Launch everything at once; returns when all that the run needs at least is ready.
+
+        Raises what loading a model raised.
+        """
+        least = 0 if self._colocated else self.sizes.rollout_workers or self.settings.pools.rollout_workers.count
+        self.learner = self._launch_learner()
+        self.workers.resize(least)
+        await asyncio.gather(self.learner.setup(), self._deploy(), self.workers.up(min(least, 1)))
+        metrics.PROCESSES.labels("learner").set(len(self.learner.actors))
+        if self._colocated:
+            for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):
+                self.workers.adopt(actor, info)
+        models = reward_models(self.settings.rewards)
+        for model in models:
+            metrics.RETRIES.labels(model)
+        self.rewards = RewardClient(
+            self._application,
+            models,
+            {model: pool.timeout_seconds for model, pool in reward_pools(self.settings).items()},
+            retried=lambda model: metrics.RETRIES.labels(model).inc(),
+        )
+        await self.rewards.check()
+
+    async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
+        """Change the number of rollout workers and of replicas, which then stay as they are.
+
+        Returns how many workers haven't come up in a minute, for lack of room. Raises InputError for what can't be
+        changed.
+        """
+        names = {reward: model for model, given in reward_models(self.settings.rewards).items() for reward in given}
+        for reward, count in rewards.items():
+            if reward not in names:
+                raise InputError(f"--reward names '{reward}'; this run has {', '.join(names)}")
+            if count < 1:
+                raise InputError(f"--reward {reward} is {count}; a reward model needs at least 1 replica")
+        if rollout_workers is not None:
+            if self._colocated:
+                raise InputError(
+                    "--rollout-workers can't be changed with placement 'colocated': every learner rank is a worker"
+                )
+            if rollout_workers < 1:
+                raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
+        scaled = {names[reward]: count for reward, count in rewards.items()}
+        self.sizes = Sizes(rollout_workers or self.sizes.rollout_workers, {**self.sizes.rewards, **scaled})
+        if rollout_workers is not None:
+            self.workers.resize(rollout_workers)
+        if rewards:
+            await self._deploy()
+        if rollout_workers is not None:
+            await self.workers.up(rollout_workers, SCALING_SECONDS)
+        return self.workers.starting
+
+    def adapt(self, observed: IterationTiming) -> None:
+        """Have as many rollout workers as the run is best off with, by what an iteration was like."""
+        pool = self.settings.pools.rollout_workers
+        if pool.max_count and not self._colocated and self.sizes.rollout_workers is None:
+            self.workers.resize(workers_wanted(observed, pool.count, pool.max_count))
+
+    def kill_the_silent(self, silence: Callable[[str], float]) -> None:
+        """Kill processes that hang, as if they had died. `silence`: seconds since an exporter gave a sign of life."""
+        limit = self.settings.pools.heartbeat_timeout_seconds
+        workers = [(worker.actor, worker.info) for worker in self.workers.workers]
+        for actor, info in [*workers, *zip(self.learner.actors, self.learner.infos, strict=False)]:
+            if silence(info.exporter) > limit:
+                logging.getLogger(__name__).warning(
+                    "process %d on %s has given no sign of life for %.0f s and is killed", info.pid, info.node, limit
+                )
+                ray.kill(actor)
+                self._exporters.forget(info.exporter)
+
+    def leave(self, nodes: Collection[str]) -> bool:
+        """Have workers go from nodes that are about to go themselves. Returns whether a learner rank is on one."""
+        self.workers.leave(nodes)
+        return any(info.node_id in nodes for info in self.learner.infos)
+
+    async def status(self) -> dict[str, Any]:
+        """Every process, by pool."""
+        applications = (await asyncio.to_thread(serve.status)).applications
+        deployments = applications[self._application].deployments if self._application in applications else {}
+        return {
+            "rollout_workers": [
+                {
+                    "pid": worker.info.pid,
+                    "node": worker.info.node,
+                    "state": "leaving" if worker.leaving else "busy" if worker.busy else "idle",
+                }
+                for worker in self.workers.workers
+            ]
+            + [{"pid": "", "node": "", "state": "starting"}] * self.workers.starting,
+            "learner": [{"pid": info.pid, "node": info.node, "state": "up"} for info in self.learner.infos],
+            "rewards": {
+                model: {str(state): count for state, count in deployments[model].replica_states.items()}
+                for model in reward_models(self.settings.rewards)
+                if model in deployments
+            },
+        }
+
+    async def close(self) -> None:
+        """End all processes; the Serve application stays."""
+        self.workers.close()
+        for actor in self.learner.actors:
+            ray.kill(actor)
+
+    @property
+    def _application(self) -> str:
+        return application_name(self.settings.name)
+
+    async def _deploy(self) -> None:
+        """Bring the Serve application to the sizes that are wanted."""
+        pools = {
+            model: pool.model_copy(update={"replicas": self.sizes.rewards[model], "max_replicas": None})
+            if model in self.sizes.rewards
+            else pool
+            for model, pool in reward_pools(self.settings).items()
+        }
+        threads = {model: threads_of(pool, self.settings) for model, pool in pools.items()}
+        target = application(
+            self._application,
+            self.settings.rewards,
+            pools,
+            self._directory,
+            threads,
+            self.settings.trace_folder,
+            self.settings.logging.metrics_host,
+        )
+        await asyncio.to_thread(
+            serve.run, target, name=self._application, route_prefix=None, logging_config=QUIET_OPTIONS
+        )
+
+    def _remote(self, plain: type, pool: PoolSettings) -> Any:
+        """`plain` as an actor with what the pool sets aside for it."""
+        options: dict[str, Any] = {
+            "num_cpus": pool.cpus,
+            "num_gpus": pool.gpus,
+            "resources": dict(pool.resources),
+        }
+        if pool.labels:
+            options["label_selector"] = dict(pool.labels)
+        return ray.remote(**options)(plain)

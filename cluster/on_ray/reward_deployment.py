@@ -1,0 +1,204 @@
+"""The reward models of a run as one Ray Serve application: a deployment per model. They are called by handles.
+
+The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
+be using it. When the run is gone without having deleted it, it deletes itself.
+"""
+
+import logging
+import threading
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import tenacity
+from ray import serve
+from ray.exceptions import ActorAlreadyExistsError, RayError
+from ray.serve import Application
+
+from ... import __version__
+from ...proto.atomic_files import leave_lost_directory
+from ...proto.errors import InputError
+from ...proto.exporter import start_exporter
+from ...proto.logs import mark_warnings
+from ...proto.scoring import NotScored, ScoreReply, is_final
+from ...proto.settings import RewardPoolSettings, RewardSettings
+from ...proto.tracing import start_tracing
+from ...reward_service import metrics
+from ...reward_service.replica import Replica, pictures_in
+from ...reward_service.scorers import reward_models
+
+SERVE_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
+"""The actor by which Serve is known on a cluster."""
+QUIET_OPTIONS = {"log_level": "WARNING", "enable_access_log": False}
+"""Serve would write a line for every request."""
+WAITING_BATCHES = 8
+"""Batches that may wait in a replica; more wait in the callers' queues."""
+LEASE_SECONDS = 60
+"""How long an application outlives its run: a run that is set up again has it back before."""
+LOOK_SECONDS = 5
+
+
+@tenacity.retry(
+    retry=tenacity.retry_if_exception_type(ActorAlreadyExistsError),
+    wait=tenacity.wait_fixed(1),
+    stop=tenacity.stop_after_attempt(10),
+    reraise=True,
+)
+def start_serve() -> None:
+    """Start Ray Serve on the cluster, unless it runs. Of several that start it at once, one does; all go on."""
+    # No proxy of Serve's: it would show the cluster's other applications too.
+    serve.start(proxy_location="Disabled", logging_config=QUIET_OPTIONS)
+
+
+def serves_here() -> bool:
+    """Whether Ray Serve runs on the cluster that this process is connected to."""
+    return SERVE_CONTROLLER in ray.util.list_named_actors(all_namespaces=True)
+
+
+class ServedReplica:
+    """A `Replica` in a Ray Serve deployment."""
+
+    def __init__(
+        self,
+        model: str,
+        rewards: Mapping[str, RewardSettings],
+        settings: RewardPoolSettings,
+        directory: tuple[str, str],
+        trace: Path | None,
+        metrics_host: str | None,
+    ) -> None:
+        """`directory` is name and namespace of the actor with the list of exporters; `trace`, a folder for spans;
+        `metrics_host`, the address that metrics are served on, if not the node's own."""
+        leave_lost_directory()
+        mark_warnings()
+        start_tracing(trace, "reward", model)
+        self._failure: InputError | NotScored | None = None
+        try:
+            self._replica = Replica(model, rewards, settings)
+        except (InputError, NotScored) as error:
+            if not is_final(error):
+                raise  # Serve starts it again
+            self._failure = error
+        metrics.export(model)
+        self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
+        self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
+        self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
+        name, namespace = directory
+        start_exporter(
+            metrics_host,
+            ray.util.get_node_ip_address(),
+            lambda address: ray.get_actor(name, namespace).register.remote(address, "reward", model),
+        )
+
+    @serve.batch(  # type: ignore[untyped-decorator]
+        max_batch_size=64, batch_wait_timeout_s=0.01, batch_size_fn=pictures_in
+    )
+    async def score_batch(
+        self, media: list[npt.NDArray[np.uint8]], prompts: list[Sequence[str]], ids: list[str]
+    ) -> list[ScoreReply | InputError | NotScored]:
+        return await self._replica.score(media, prompts, ids)
+
+    async def failure(self) -> InputError | NotScored | None:
+        """Why the model could not be loaded, if it could not."""
+        return self._failure
+
+    async def score(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
+    ) -> ScoreReply | InputError | NotScored:
+        """The model's rewards of one request, or why it can't be scored."""
+        if self._failure:
+            return self._failure
+        with self._waiting.track_inprogress(), self._seconds.time():
+            return await self.score_batch(media, prompts, id)
+
+
+def application(
+    run: str,
+    rewards: Mapping[str, RewardSettings],
+    pools: Mapping[str, RewardPoolSettings],
+    directory: tuple[str, str],
+    threads: Mapping[str, int],
+    trace: Path | None = None,
+    metrics_host: str | None = None,
+) -> Application:
+    """The Serve application `run`: every reward model of `rewards`. `trace` is a folder for spans.
+
+    `metrics_host` is where metrics are served, if not at the address of each node.
+    Its processes get the environment (packages, variables) of the caller's.
+    """
+    # Serve's controller, which starts them, may be another user's and have another environment.
+    runtime_env = dict(ray.get_runtime_context().runtime_env)
+    models = reward_models(rewards)
+    replicas = {
+        model: _deployment(model, pools[model], runtime_env).bind(
+            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory, trace, metrics_host
+        )
+        for model, given in models.items()
+    }
+    root = serve.deployment(Models).options(
+        version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
+    )
+    return root.bind(list(replicas.values()), run, directory)
+
+
+class Models:
+    """Holds an application together, as Serve wants it: every model is called by a handle of its own.
+
+    Deletes the application when the actor `directory`, which lives as long as the run, has been gone for a while.
+    """
+
+    def __init__(self, models: list[Any], application: str, directory: tuple[str, str]) -> None:
+        self.models = models
+        threading.Thread(target=_keep, args=(application, *directory), daemon=True, name="lease").start()
+
+
+def _keep(application: str, owner: str, namespace: str) -> None:
+    """Delete an application once its owner, an actor, hasn't been there for `LEASE_SECONDS`."""
+    seen = time.monotonic()
+    while time.monotonic() < seen + LEASE_SECONDS:
+        time.sleep(LOOK_SECONDS)
+        try:
+            ray.get_actor(owner, namespace)
+        except ValueError:  # there is none
+            continue
+        except RayError:  # the cluster can't tell at the moment
+            logging.getLogger(__name__).debug("looking for '%s'", owner, exc_info=True)
+        seen = time.monotonic()
+    serve.delete(application)
+
+
+def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any]) -> serve.Deployment:
+    """A deployment with a version, so that a change of its size alone restarts no replica."""
+    size: dict[str, Any] = {"num_replicas": pool.replicas}
+    if pool.max_replicas is not None and pool.max_replicas > pool.replicas:
+        size = {
+            "autoscaling_config": {
+                "min_replicas": pool.replicas,
+                "max_replicas": pool.max_replicas,
+                "target_ongoing_requests": 2,
+            }
+        }
+    actor: dict[str, Any] = {
+        "num_cpus": pool.cpus,
+        "num_gpus": pool.gpus,
+        "resources": dict(pool.resources),
+        "runtime_env": runtime_env,
+    }
+    if pool.labels:
+        actor["label_selector"] = dict(pool.labels)
+    return serve.deployment(ServedReplica).options(
+        name=model,
+        version=__version__,
+        _internal=True,
+        # A batch can't fill unless as many requests are let in.
+        max_ongoing_requests=WAITING_BATCHES * pool.batch_pictures,
+        # A replica that hangs is replaced after three checks.
+        health_check_period_s=5,
+        health_check_timeout_s=10,
+        ray_actor_options=actor,
+        **size,
+    )

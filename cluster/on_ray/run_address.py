@@ -1,0 +1,74 @@
+"""Where a run on Ray goes on: a file in its folder, written by its driver and read by `status` and `scale`.
+
+Nothing here imports Ray, which reads its way of authentication when it is imported.
+"""
+
+import json
+import os
+from dataclasses import MISSING, asdict, dataclass, fields, replace
+from pathlib import Path
+
+from ...proto.atomic_files import write_text
+from ...proto.errors import InputError
+from .address import AUTH_MODE, find_ray
+
+FILE = "ray.json"
+
+
+@dataclass(frozen=True)
+class RunAddress:
+    """A run and the Ray that it goes on."""
+
+    run: str
+    address: str | None = None
+    """Of Ray, as `host:port`; None for the Ray of this host."""
+    http: str | None = None
+    """URL of the controller's HTTP server."""
+    auth_mode: str | None = None
+    """Ray's authentication (`token` for a Ray that was started for the run)."""
+
+    def write(self, folder: Path) -> None:
+        write_text(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
+
+    @classmethod
+    def read(cls, folder: Path) -> "RunAddress":
+        """What is noted in a run folder. Raises InputError if it can't be read."""
+        path = folder / FILE
+        try:
+            noted = json.loads(path.read_text(encoding="utf-8"))
+        except (OSError, ValueError) as error:
+            raise InputError(f"{path} can't be read ({error}); the run writes it anew when it goes on") from error
+        kinds = {field.name: str if field.default is MISSING else str | None for field in fields(cls)}
+        if (
+            not isinstance(noted, dict)
+            or noted.keys() - kinds.keys()
+            or any(not isinstance(noted.get(name), kind) for name, kind in kinds.items())
+        ):
+            raise InputError(f"{path} isn't what this version writes; the run writes it anew when it goes on")
+        return cls(**noted)
+
+    @classmethod
+    def find(cls, run: str, address: str | None) -> "RunAddress":
+        """Of `run`, a name or a run folder; a given `address` wins over the folder's.
+
+        Takes up its authentication in this process. Raises InputError for a folder whose run isn't going on.
+        """
+        folder = Path(run)
+        if not (folder / "recipe.yaml").is_file():
+            return cls(run, address)
+        found = cls.of_folder(folder)
+        return found if address is None else cls(found.run, address)
+
+    @classmethod
+    def of_folder(cls, folder: Path) -> "RunAddress":
+        """Of the run in a folder. Takes up its authentication. Raises InputError if it isn't going on."""
+        if not (folder / FILE).is_file():
+            raise InputError(f"the run in {folder} isn't going on on Ray (there is no {FILE})")
+        found = cls.read(folder)
+        if found.auth_mode:
+            os.environ.setdefault(AUTH_MODE, found.auth_mode)
+        return found
+
+    def found(self) -> "RunAddress":
+        """The same, once its Ray has answered (`find_ray`)."""
+        return replace(self, address=find_ray(self.address))

@@ -1,0 +1,95 @@
+"""The HTTP server of a run on Ray: `/sd` for Prometheus, `/metrics` and `/status`."""
+
+import asyncio
+import errno
+import socket
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, Protocol
+
+import prometheus_client
+import uvicorn
+from fastapi import FastAPI
+
+from ...proto.errors import InputError
+from ...proto.exporter import ExporterDirectory, listening
+
+
+class StatusSource(Protocol):
+    """What an HTTP server shows."""
+
+    exporters: ExporterDirectory
+    server: "asyncio.Task[None] | None"
+
+    async def status(self) -> dict[str, Any]: ...
+
+
+async def serve_http(
+    controller: StatusSource,
+    metrics_host: str | None,
+    node: str,
+    port: int,
+    registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY,
+) -> str:
+    """Serve `/sd` (Prometheus' HTTP service discovery), `/metrics` and `/status`; returns `host:port`.
+
+    It listens on the address `node`, or on `metrics_host`. With port 0 a free one is taken. Raises InputError if the
+    port can't be had.
+    """
+    host, reached_at = listening(metrics_host, node)
+    app = FastAPI(title="BranchGRPO run", docs_url=None, redoc_url=None)  # whose pages need the internet
+
+    @app.get("/sd")
+    async def discovery() -> list[dict[str, object]]:
+        """Every live metrics exporter of the run."""
+        return controller.exporters.targets()
+
+    @app.get("/status")
+    async def status() -> dict[str, Any]:
+        """Iterations, phase and processes."""
+        return await controller.status()
+
+    app.mount("/metrics", prometheus_client.make_asgi_app(registry))
+    try:
+        listener = socket.create_server((host, port))
+    except OSError as error:
+        raise _port_refused(host, port, error) from error
+    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
+    server.capture_signals = _no_signals  # type: ignore[method-assign]  # they are Ray's in an actor
+    controller.server = asyncio.create_task(server.serve(sockets=[listener]))
+    address = f"{reached_at}:{listener.getsockname()[1]}"
+    controller.exporters.keep(address, "controller")
+    return address
+
+
+def reserve_port(host: str, port: int, seconds: float) -> socket.socket:
+    """A socket that holds a port of this machine (0: a free one): the system gives it to nobody who doesn't ask for it
+    by its number, and one process of ours may listen there.
+
+    Waits, for so many seconds at most, until nobody listens there any more. Raises InputError if it can't be had.
+    """
+    limit = time.monotonic() + seconds
+    while True:
+        held = socket.socket()
+        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            held.bind((host, port))
+        except OSError as error:
+            held.close()
+            if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
+                raise _port_refused(host, port, error) from error
+            time.sleep(0.2)
+        else:
+            return held
+
+
+def _port_refused(host: str, port: int, error: OSError) -> InputError:
+    return InputError(
+        f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be had: {error.strerror}"
+    )
+
+
+@contextmanager
+def _no_signals() -> Iterator[None]:
+    yield

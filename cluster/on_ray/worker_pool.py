@@ -1,0 +1,224 @@
+"""A pool of rollout workers: work goes to whoever is free, the dead are replaced, and the pool can grow and shrink.
+
+Nothing waits for a worker that isn't there yet. What is asked for is launched, and joins when Ray has found room for
+it: at once, or when a node joins the cluster. Until then Ray's autoscaler sees it as demand.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable, Collection
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+import ray
+from ray.exceptions import RayActorError
+
+from ...proto.errors import ProcessLost, RunFailed, brief
+from ..observability import metrics
+from .messages import ProcessInfo
+
+Result = TypeVar("Result")
+ATTEMPTS = 4
+"""Workers that may die over one piece of work, or one after the other while they start, before the run gives up."""
+
+
+@dataclass
+class Worker:
+    """One process of a pool."""
+
+    number: int
+    actor: Any
+    info: ProcessInfo
+    busy: bool = False
+    leaving: bool = False
+    """Goes as soon as its present work is done."""
+    idle_since: float = field(default_factory=time.monotonic)
+
+
+class WorkerPool:
+    """Runs pieces of work, first come first served, each on one worker at a time."""
+
+    def __init__(
+        self,
+        name: str,
+        launch: Callable[[], Any],
+        setup: Callable[[Any], Awaitable[ProcessInfo]],
+        may_be_replaced: bool = True,
+    ) -> None:
+        """`launch` starts an actor, `setup` waits until it is ready. Workers that hold more than they can be given
+        again may not be replaced. They have other work too, so what time they are idle isn't counted here."""
+        self.name, self._launch, self._setup, self._may_be_replaced = name, launch, setup, may_be_replaced
+        self.workers: list[Worker] = []
+        self.wanted = 0
+        """Workers that there should be."""
+        self._starting: dict[Any, asyncio.Task[None]] = {}
+        self._died_starting = 0
+        self._free: asyncio.Queue[Worker | None] = asyncio.Queue()
+        """Free workers, some of them dismissed meanwhile; None once the pool is broken."""
+        self._numbers = 0
+        self._changed = asyncio.Event()
+        self._broken: BaseException | None = None
+        self.gone: Callable[[ProcessInfo], None] = lambda info: None
+        """Is told of every process that has left."""
+        metrics.RESTARTS.labels(name)
+
+    @property
+    def starting(self) -> int:
+        """Workers that wait for room or load their models."""
+        return len(self._starting)
+
+    def adopt(self, actor: Any, info: ProcessInfo) -> None:
+        """Take in a process that is ready."""
+        worker = Worker(self._numbers, actor, info)
+        self._numbers += 1
+        self.workers.append(worker)
+        self._free.put_nowait(worker)
+        metrics.PROCESSES.labels(self.name).set(len(self.workers))
+        if not self._may_be_replaced:  # it is another pool that wants them
+            metrics.WANTED.labels(self.name).set(len(self.workers))
+        self._changed.set()
+
+    def resize(self, count: int) -> None:
+        """Have `count` workers: launch what is missing; or give up those that start, and let the newest go as soon as
+        they have finished their present task."""
+        self.wanted = count
+        metrics.WANTED.labels(self.name).set(count)
+        staying = self._staying()
+        for actor in list(self._starting)[max(0, count - len(staying)) :]:
+            self._starting.pop(actor).cancel()
+            ray.kill(actor)
+        for worker in staying[count:]:
+            self._send_away(worker)
+        self._fill()
+
+    async def up(self, count: int, seconds: float | None = None) -> bool:
+        """Wait, for so many seconds at most, until `count` workers are ready; returns whether they are.
+
+        Raises what makes it impossible.
+        """
+        try:
+            async with asyncio.timeout(seconds):
+                while len(self._staying()) < count:
+                    self._changed.clear()
+                    self._check()
+                    await self._changed.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def leave(self, nodes: Collection[str]) -> None:
+        """Let the workers on some nodes go as soon as they have finished their present task, and start others."""
+        for worker in self._staying():
+            if worker.info.node_id in nodes and self._may_be_replaced:
+                self._send_away(worker)
+        self._fill()
+
+    async def run(self, work: Callable[[Worker], Awaitable[Result]]) -> Result:
+        """What `work` returns of a free worker. If that dies, another does it again from the start."""
+        for _ in range(ATTEMPTS):
+            worker = await self._next_free()
+            try:
+                return await work(worker)
+            except RayActorError as error:
+                pid, why = worker.info.pid, brief(error)
+                if not self._may_be_replaced:
+                    raise ProcessLost(f"process {pid} of {self.name} died, and learner state with it: {why}") from error
+                logging.getLogger(__name__).warning("%s: process %d died, its task runs again: %s", self.name, pid, why)
+                metrics.RESTARTS.labels(self.name).inc()
+                self._dismiss(worker)
+                self._fill()
+            finally:
+                self._release(worker)
+        raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs tell why")
+
+    def count_idle(self) -> None:
+        """Add the time that idle workers have had nothing to do until now to its counter."""
+        for worker in self.workers:
+            if not worker.busy:
+                self._count_idle(worker)
+
+    def close(self) -> None:
+        """End all processes."""
+        self.resize(0)
+        for worker in list(self.workers):
+            self._dismiss(worker)
+
+    def _staying(self) -> list[Worker]:
+        return [worker for worker in self.workers if not worker.leaving]
+
+    def _fill(self) -> None:
+        """Launch what is missing."""
+        for _ in range(self.wanted - len(self._staying()) - len(self._starting)):
+            actor = self._launch()
+            self._starting[actor] = asyncio.create_task(self._bring_up(actor))
+
+    async def _bring_up(self, actor: Any) -> None:
+        try:
+            info = await self._setup(actor)
+        except RayActorError as error:  # the process died, or its node
+            logging.getLogger(__name__).warning("%s: a process died while it started: %s", self.name, brief(error))
+            self._died_starting += 1
+            metrics.RESTARTS.labels(self.name).inc()
+            if self._died_starting >= ATTEMPTS:
+                self._break(RunFailed(f"{ATTEMPTS} processes of {self.name} died while they started: {brief(error)}"))
+        except Exception as error:
+            self._break(error)
+        else:
+            self._died_starting = 0
+            self._starting.pop(actor)
+            self.adopt(actor, info)
+            return
+        self._starting.pop(actor)
+        ray.kill(actor)
+        if not self._broken:
+            self._fill()
+
+    def _break(self, error: BaseException) -> None:
+        """Have everybody who waits for a worker get `error`."""
+        self._broken = error
+        self._changed.set()
+        self._free.put_nowait(None)
+
+    def _check(self) -> None:
+        if self._broken:
+            raise self._broken
+
+    async def _next_free(self) -> Worker:
+        with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
+            while True:
+                worker = await self._free.get()
+                if worker is None:
+                    self._free.put_nowait(None)  # the next who waits is to see it too
+                self._check()
+                if worker and worker in self.workers:
+                    break
+        self._count_idle(worker)
+        worker.busy = True
+        return worker
+
+    def _count_idle(self, worker: Worker) -> None:
+        now = time.monotonic()
+        if self._may_be_replaced:
+            metrics.IDLE_SECONDS.labels(self.name).inc(now - worker.idle_since)
+        worker.idle_since = now
+
+    def _release(self, worker: Worker) -> None:
+        worker.busy, worker.idle_since = False, time.monotonic()
+        if worker not in self.workers:
+            return
+        if worker.leaving:
+            self._dismiss(worker)
+        else:
+            self._free.put_nowait(worker)
+
+    def _send_away(self, worker: Worker) -> None:
+        worker.leaving = True
+        if not worker.busy:
+            self._dismiss(worker)
+
+    def _dismiss(self, worker: Worker) -> None:
+        self.workers.remove(worker)
+        ray.kill(worker.actor)
+        self.gone(worker.info)
+        metrics.PROCESSES.labels(self.name).set(len(self.workers))

@@ -1,0 +1,71 @@
+"""The file map, docs/files.md, from the first line of every file: `make docs` prints it there."""
+
+import ast
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+ROOT = Path(__file__).parents[2]
+ROOMS = {
+    "proto": "The ground floor: settings, recipes, schedules, trees, and what every other folder shares.",
+    "rollout_workers": "From a prompt, a seed and weights to a tree.",
+    "rollout_workers/policies": "The models: one file per family.",
+    "rollout_workers/glyphs": "The small policy that is shipped, and how it was trained.",
+    "reward_service": "From pictures and prompts to scores.",
+    "learner": "From scored trees to new weights.",
+    "cluster": "From a recipe to a run. Only `on_ray` and `commands` know Ray.",
+    "cluster/run": "One run, whatever executes it.",
+    "cluster/on_ray": "A run's processes on a Ray cluster.",
+    "cluster/observability": "What can be seen of a run. Dashboards and alerts lie here too.",
+    "cluster/commands": "What stands behind the command line.",
+    "cluster/pages": "What `make docs` writes. Not part of an installation.",
+    "benchmarks": "Measurements, each a command.",
+    "benchmarks/speed": "How fast one thing is, beside another.",
+    "benchmarks/scaling": "What limits a run on many GPUs.",
+    "benchmarks/support": "Stand-ins and local clusters for benchmarks and tests.",
+}
+"""Folder -> what it is for."""
+OTHERS = {
+    "cluster/observability": {
+        "prometheus/alerts.yaml": "Alert rules for Prometheus.",
+        "grafana/dashboards/": "Grafana's dashboards, written by `make docs`.",
+        "grafana/provisioning/": "Where Grafana finds them and its data.",
+    },
+    "cluster": {"kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them."},
+}
+"""Folder -> its files that aren't Python, with what they hold."""
+HEADER = """# Files
+
+Every file, with the first line of its text. Start at `cluster/train.py`, the story of a run.
+
+To change
+- how a method's advantages are computed: `learner/advantages.py`; how leaf rewards become values: `learner/fusion.py`
+- how a worker that died is replaced: `cluster/on_ray/worker_pool.py`; how a whole run is: `cluster/train.py`
+- an alert: `cluster/observability/prometheus/alerts.yaml`; a panel: `cluster/pages/dashboards.py`
+- the text of an error of a recipe: `proto/recipe.py`; the bounds and texts of settings: `proto/settings.py`
+- the form of a checkpoint: `cluster/run/checkpoints.py`, and what the learner writes into it: `learner/learner.py`
+"""
+
+
+def first_line(file: Path) -> str:
+    """The first paragraph of a module's docstring, on one line."""
+    docstring = ast.get_docstring(ast.parse(file.read_text())) or ""
+    return " ".join(docstring.split("\n\n")[0].split())
+
+
+def _lines() -> Iterator[str]:
+    for room, purpose in ROOMS.items():
+        yield f"\n## `{room}/`\n\n{purpose}\n\n| file | |\n|---|---|\n"
+        for file in sorted((ROOT / room).glob("*.py")):
+            yield f"| [`{file.name}`](../{room}/{file.name}) | {first_line(file)} |\n"
+        for name, purpose in OTHERS.get(room, {}).items():
+            yield f"| [`{name}`](../{room}/{name}) | {purpose} |\n"
+
+
+def page() -> str:
+    """The page as Markdown."""
+    return HEADER + "".join(_lines())
+
+
+if __name__ == "__main__":
+    sys.stdout.write(page())

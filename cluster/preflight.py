@@ -1,0 +1,35 @@
+"""What can be known of a run before it begins: checked by `train`, `check` and `submit` alike."""
+
+from importlib.util import find_spec
+
+from ..proto.errors import InputError
+from ..proto.settings import RunSettings
+from ..reward_service.scorers import reward_models
+from ..rollout_workers.policies.load import find_policy
+from .run.adaptive_splits import SplitChooser
+from .run.own_modules import check_modules
+
+
+def check_recipe(settings: RunSettings) -> None:
+    """Raises InputError for what the recipe alone shows to be wrong, on whatever machine it is looked at."""
+    check_rewards(settings)
+    SplitChooser(settings)
+
+
+def check_here(settings: RunSettings) -> None:
+    """Raises InputError for what a run that begins on this machine would lack, or has wrong in its recipe."""
+    check_recipe(settings)
+    check_modules(settings)
+    find_policy(settings.policy)
+    if settings.logging.wandb_project and find_spec("wandb") is None:
+        raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
+
+
+def check_rewards(settings: RunSettings) -> None:
+    """Raises InputError for a reward that doesn't exist, or a pool without its reward model."""
+    models = reward_models(settings.rewards)
+    if unknown := sorted(set(settings.pools.rewards) - set(models)):
+        raise InputError(
+            f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)} (what a base "
+            "recipe says of others goes with pools.rewards={})"
+        )

@@ -1,0 +1,113 @@
+"""What settings don't do: those that have no effect beside the others, where that is no reason to refuse a recipe."""
+
+import inspect
+from collections.abc import Iterator
+
+import numpy as np
+
+from ...learner.pruning import kept_edges
+from ...proto.methods import METHODS
+from ...proto.settings import DepthPruningSettings, PruningSettings, RunSettings, Settings, WidthPruningSettings
+from .adaptive_splits import SplitChooser
+
+
+def advice(settings: RunSettings) -> list[str]:
+    """One line for each setting that doesn't do what it seems to; `check`, `train` and `submit` show them."""
+    parts = (_of_schedule, _of_pruning, _of_learning, _of_evaluation)
+    return [line for part in parts for line in part(settings)]
+
+
+def _of_schedule(settings: RunSettings) -> Iterator[str]:
+    given, schedule = settings.schedule, settings.schedule.build(1, settings.seed)
+    if given.sibling_spread is not None and not schedule.splits:
+        yield "schedule.sibling_spread has no effect: the schedule doesn't split"
+    if given.sibling_spread == 0 and schedule.splits:
+        yield "schedule.sibling_spread is 0: siblings are equal, and a split teaches nothing"
+    if given.ode_stride and given.ode_stride > 1 and all(step.stride == 1 for step in schedule.steps):
+        yield "schedule.ode_stride has no effect: no two deterministic steps follow each other"
+    stride, every = (_effective(settings, name) for name in ("window_stride", "window_every"))
+    if stride == 0:
+        for name in ("window_every", "window_end"):
+            if getattr(given, name) is not None:
+                yield f"schedule.{name} has no effect: schedule.window_stride is 0, so the window stays where it is"
+    elif stride and every and settings.iterations <= every:
+        yield f"the window doesn't move in {settings.iterations} iterations: schedule.window_every is {every}"
+    if given.adapt and SplitChooser(settings).stuck:
+        yield "schedule.adapt.forward_passes is so small that the splits have one place only, and can't move"
+    scales = (settings.policy.guidance_scale, settings.evaluation.guidance_scale or 0.0)
+    if settings.policy.negative_prompt and max(scales) <= 1:
+        yield (
+            f"policy.negative_prompt has no effect: policy.guidance_scale is {settings.policy.guidance_scale:g}, and 1 "
+            "and less are no guidance"
+        )
+
+
+def _effective(settings: RunSettings, name: str) -> int | None:
+    """A setting of the schedule as the method has it, by default too; None if it hasn't."""
+    parameter = inspect.signature(METHODS[settings.schedule.method]).parameters.get(name)
+    given: int | None = getattr(settings.schedule, name)
+    return given if given is not None or parameter is None else parameter.default
+
+
+def _of_pruning(settings: RunSettings) -> Iterator[str]:
+    for kind in ("width", "depth"):
+        part: WidthPruningSettings | DepthPruningSettings | None = getattr(settings.pruning, kind)
+        if part is None:
+            continue
+        if part.first_iteration > settings.iterations:
+            yield (
+                f"pruning.{kind} has no effect: it begins with iteration {part.first_iteration}, and the run has "
+                f"{settings.iterations}"
+            )
+            continue
+        schedule = settings.schedule.build(part.first_iteration, settings.seed)
+        only = PruningSettings.model_validate({kind: part})
+        kept = kept_edges(np.arange(float(schedule.nodes)), schedule, only, part.first_iteration)
+        if not settings.schedule.varies and kept.sum() == schedule.trained_edges:
+            yield f"pruning.{kind} has no effect: it leaves out none of the {schedule.trained_edges} trained edges"
+    if (width := settings.pruning.width) and width.mode == "parent_top1" and _changed(width, "keep"):
+        yield "pruning.width.keep has no effect: pruning.width.mode is 'parent_top1'"
+    if depth := settings.pruning.depth:
+        for name in ("every", "stop", "direction"):
+            if depth.mode == "fixed" and _changed(depth, name):
+                yield f"pruning.depth.{name} has no effect: pruning.depth.mode is 'fixed'"
+        last = min(depth.last_iteration or settings.iterations, settings.iterations)
+        if depth.mode == "sliding" and 0 <= last - depth.first_iteration < depth.every:
+            pruned = last - depth.first_iteration + 1
+            yield f"pruning.depth doesn't slide in the {pruned} iterations that it prunes: every is {depth.every}"
+
+
+def _of_learning(settings: RunSettings) -> Iterator[str]:
+    advantage, optimizer, rollout = settings.advantage, settings.learner.optimizer, settings.rollout
+    if advantage.fusion == "uniform" and _changed(advantage, "fusion_beta"):
+        yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
+    if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
+        yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
+    updates = settings.iterations * settings.learner.updates_per_iteration
+    if optimizer.warmup_updates >= updates:
+        yield (
+            f"learner.optimizer.warmup_updates is {optimizer.warmup_updates}, and the run makes {updates} updates: "
+            "learner.optimizer.learning_rate is never reached"
+        )
+    if rollout.max_unscored_fraction and settings.execution == "in_process":
+        yield "rollout.max_unscored_fraction has no effect: execution is 'in_process'"
+    elif rollout.max_unscored_fraction and not rollout.trees_to_leave_out(settings.prompts.per_iteration):
+        yield (
+            f"rollout.max_unscored_fraction has no effect: {rollout.max_unscored_fraction:g} of "
+            f"{settings.prompts.per_iteration} trees is less than one"
+        )
+
+
+def _of_evaluation(settings: RunSettings) -> Iterator[str]:
+    prompts = settings.prompts
+    if prompts.held_out and prompts.held_out_count:
+        yield "prompts.held_out_count has no effect: prompts.held_out names the prompts to evaluate on"
+    if not prompts.held_out and not prompts.held_out_count:
+        for name in type(settings.evaluation).model_fields:
+            if _changed(settings.evaluation, name):
+                yield f"evaluation.{name} has no effect: there is neither prompts.held_out nor prompts.held_out_count"
+
+
+def _changed(section: Settings, name: str) -> bool:
+    """Whether a setting isn't its default. Recipes in run folders name all settings, so that tells nothing."""
+    return bool(getattr(section, name) != type(section).model_fields[name].default)

@@ -1,0 +1,65 @@
+"""What changes in a run's folder before the run goes on: settings that are others now, and what comes after the
+checkpoint that it goes back to."""
+
+import json
+import time
+from collections.abc import Sequence
+from dataclasses import asdict
+from itertools import chain, count
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ...proto.atomic_files import write_text
+from .changes import Change
+
+if TYPE_CHECKING:
+    from .folder import RunFolder
+
+RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
+
+
+def write_changes(folder: "RunFolder", changes: Sequence[Change], done: int, went_back_from: int | None) -> None:
+    """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict."""
+    if changes and any(line["iteration"] > done for line in folder.lines("metrics")):
+        set_aside_after(folder, done)  # what is done again will differ
+    about = {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    if went_back_from is not None:
+        folder.append("changes", {**about, "went_back_from": went_back_from, "to": done})
+    for change in changes:
+        if change.setting in ("prompts.train", "prompts.held_out"):
+            _keep_prompts(folder.path, change.setting.removeprefix("prompts."), done)
+        folder.append("changes", {**about, **asdict(change)})
+
+
+def set_aside_after(folder: "RunFolder", iteration: int) -> None:
+    """Move checkpoints, lines and results of later iterations into a folder of `set-aside`, where nobody looks."""
+    aside = _free_name(folder.path / "set-aside" / f"after-{iteration:06d}")
+    for name in ("metrics", "evaluations"):
+        if later := [line for line in folder.lines(name) if line["iteration"] > iteration]:
+            write_text(aside / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in later))
+    for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*"):
+        for path in sorted(folder.path.glob(pattern), reverse=True):
+            number = path.stem.removeprefix("iteration-").partition("-")[0]
+            if number.isdecimal() and int(number) > iteration:
+                _move(path, aside / path.relative_to(folder.path))
+    for name in RESULTS:
+        if (folder.path / name).exists():
+            _move(folder.path / name, aside / name)
+    folder.forget_after(iteration or -1)
+
+
+def _keep_prompts(run: Path, name: str, done: int) -> None:
+    """Rename the prompts that were used up to an iteration, before others take their name."""
+    for path in (run / "prompts").glob(f"{name}.*"):
+        path.rename(_free_name(path.with_name(f"{name}-until-{done:06d}{path.suffix}")))
+
+
+def _free_name(path: Path) -> Path:
+    """`path`, or the first of `path`-2, -3 and so on that isn't there."""
+    names = chain([path], (path.with_stem(f"{path.stem}-{number}") for number in count(2)))
+    return next(name for name in names if not name.exists())
+
+
+def _move(path: Path, to: Path) -> None:
+    to.parent.mkdir(parents=True, exist_ok=True)
+    path.rename(to)

@@ -1,0 +1,98 @@
+"""Checkpoints as folders that are there whole or not at all, and that tell when they were damaged later."""
+
+import hashlib
+import json
+from collections.abc import Collection, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from pathlib import Path
+
+import xxhash
+
+from ...proto.atomic_files import remove, whole
+
+MANIFEST = "manifest.json"
+"""Size in bytes and digest of every other file of a checkpoint, by name. Those of earlier versions hold sizes alone."""
+DAMAGED = "damaged-"
+"""What is put before the name of a damaged checkpoint, which is kept to be looked at and never loaded."""
+
+
+class DamagedCheckpoint(ValueError):
+    """A checkpoint that isn't as it was written."""
+
+
+@contextmanager
+def written(folder: Path) -> Iterator[Path]:
+    """A temporary folder that becomes the checkpoint `folder`, with a manifest, when the block ends well.
+
+    Raises OSError if there is no room.
+    """
+    with whole(folder) as temporary:
+        temporary.mkdir()
+        yield temporary.resolve()
+        sizes = _sizes(temporary)
+        digests = _digests(temporary, sizes)
+        manifest = {name: {"bytes": size, "xxh3_128": digests[name]} for name, size in sizes.items()}
+        (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def size(folder: Path) -> int:
+    """Bytes of a checkpoint's files."""
+    return sum(_sizes(folder).values())
+
+
+def check(folder: Path, names: Collection[str] | None = None) -> None:
+    """Raises DamagedCheckpoint, naming the file, if one isn't there or isn't as it was written.
+
+    Reads every file of the checkpoint, or those of `names` that it should hold. Files that came later are ignored.
+    """
+    try:
+        manifest: dict[str, int | dict[str, int | str]] = json.loads((folder / MANIFEST).read_text())
+        entries = {
+            name: entry if isinstance(entry, dict) else {"bytes": entry}
+            for name, entry in manifest.items()
+            if names is None or name in names
+        }
+    except (OSError, ValueError, AttributeError) as error:
+        raise DamagedCheckpoint(f"{MANIFEST} can't be read: {error}") from error
+    there = _sizes(folder)
+    for name, entry in entries.items():
+        if name not in there:
+            raise DamagedCheckpoint(f"{name} is missing")
+        if there[name] != (size := entry.get("bytes")):
+            raise DamagedCheckpoint(f"{name} has {there[name]} bytes, not {size}")
+    expected = {name: entry["xxh3_128"] for name, entry in entries.items() if "xxh3_128" in entry}
+    try:
+        found = _digests(folder, expected)
+    except OSError as error:
+        raise DamagedCheckpoint(f"a file can't be read: {error}") from error
+    for name, digest in expected.items():
+        if found[name] != digest:
+            raise DamagedCheckpoint(f"{name} has other content than was written")
+
+
+def set_aside(folder: Path) -> Path:
+    """Rename a damaged checkpoint; returns where it is now."""
+    aside = folder.with_name(f"{DAMAGED}{folder.name}")
+    if aside.exists():
+        remove(aside)
+    return folder.rename(aside)
+
+
+def _sizes(folder: Path) -> dict[str, int]:
+    return {
+        str(path.relative_to(folder)): path.stat().st_size
+        for path in sorted(folder.rglob("*"))
+        if path.is_file() and path.name != MANIFEST
+    }
+
+
+def _digests(folder: Path, names: Collection[str]) -> dict[str, str]:
+    """Digest of each file by its name, computed in parallel."""
+
+    def digest(name: str) -> str:
+        with open(folder / name, "rb") as file:
+            return hashlib.file_digest(file, xxhash.xxh3_128).hexdigest()  # type: ignore[arg-type]
+
+    with ThreadPoolExecutor() as threads:
+        return dict(zip(names, threads.map(digest, names), strict=True))

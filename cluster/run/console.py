@@ -1,0 +1,215 @@
+"""What a person sees of a run in the terminal."""
+
+import json
+import logging
+import shlex
+import sys
+import traceback
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    MofNCompleteColumn,
+    Progress,
+    SpinnerColumn,
+    TaskID,
+    TextColumn,
+    TimeElapsedColumn,
+    TimeRemainingColumn,
+)
+from rich.table import Table
+from rich.text import Text
+
+from ... import __version__
+from ...proto.errors import brief
+from ...proto.settings import RunSettings
+from .changes import Change
+from .checkpoints import DAMAGED
+from .folder import RunFolder
+from .loop import IterationReport
+from .state import RunState
+from .stop import Stopped
+from .text_log import TextLog, logged_output
+
+KEEP_OUT: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
+"""Of Rich's bars, which otherwise show all that is printed meanwhile."""
+
+
+class RunDisplay:
+    """Tells how a run goes: in the terminal, in log.txt and in state.json.
+
+    The terminal has a bar over the iterations with the phase at work, and a line for each event.
+    """
+
+    def __init__(self, console: Console | None = None) -> None:
+        self.console = console or Console(file=sys.stdout)  # as it is now, whatever it will be redirected to
+        self._progress: Progress | None = None
+        self._task: TaskID | None = None
+        self._log: TextLog | None = None
+        self._state: RunState | None = None
+        self._warned = ""
+
+    @contextmanager
+    def recording(self, folder: Path, settings: RunSettings) -> Iterator[None]:
+        """Within the block all that is told is kept in the run folder too, and how the block ends."""
+        self._log = TextLog(folder)
+        self._log.add(f"branchgrpo {__version__}: {shlex.join(sys.argv)}")
+        self._state = RunState(folder, settings.name, settings.execution, settings.iterations)
+        with logged_output(self._log, self._show):
+            try:
+                yield
+            except Stopped as stopped:
+                self._log.add(str(stopped))
+                self._state.change("stopped")
+                raise
+            except BaseException as error:
+                self._log.add("".join(traceback.format_exception(error)).rstrip(), logging.ERROR)
+                self._state.change("failed", error=str(error) or type(error).__name__)
+                raise
+            else:
+                self._state.change("finished")
+            finally:
+                self._log = self._state = None
+
+    @contextmanager
+    def waiting(self, what: str) -> Iterator[None]:
+        """A spinner while `what` goes on."""
+        if self._state:
+            self._state.does(what)
+        idle = self._progress is None and self.console.is_terminal
+        columns = (SpinnerColumn(), TextColumn("{task.description}"))
+        with Progress(*columns, console=self.console, transient=True, disable=not idle, **KEEP_OUT) as spinner:
+            spinner.add_task(what, total=None)
+            yield
+        if self._state:
+            self._state.does("")
+
+    @contextmanager
+    def iterating(self, done: int, total: int) -> Iterator[None]:
+        """The bar over all iterations."""
+        if self._state:
+            self._state.change("running")
+        columns = (
+            TextColumn("iteration"),
+            MofNCompleteColumn(),
+            BarColumn(),
+            TimeElapsedColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[phase]}"),
+        )
+        with Progress(*columns, console=self.console, disable=not self.console.is_terminal, **KEEP_OUT) as progress:
+            self._progress, self._task = progress, progress.add_task("", total=total, completed=done, phase="")
+            try:
+                yield
+            finally:
+                self._progress = self._task = None
+
+    def within(self, phase: str, share: float) -> None:
+        """How far the present iteration is."""
+        if self._progress is not None and self._task is not None:
+            self._progress.update(self._task, phase=f"{phase} {share:.0%}")
+
+    def iteration(self, report: IterationReport, seconds: float) -> None:
+        rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
+        phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
+        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}")
+        if self._progress is not None and self._task is not None:
+            self._progress.advance(self._task)
+
+    def evaluation(self, iteration: int, means: dict[str, float]) -> None:
+        rewards = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
+        self._say(f"evaluation after iteration {iteration}: {rewards}", style="bold")
+
+    def resumed(self, checkpoint: Path, iteration: int) -> None:
+        """The run goes on from the checkpoint of an iteration. `lost` has told it already, where it had to."""
+        if self._state and self._state.state == "recovering":
+            return
+        self._say(f"continues after iteration {iteration}, from {checkpoint}")
+
+    def changed(self, changes: Sequence[Change], iteration: int) -> None:
+        """Settings have other values from an iteration on."""
+        for change in changes:
+            self._say(f"from iteration {iteration} on, {change}")
+
+    def lost(self, error: Exception, done: int) -> None:
+        """A process was lost, and the run goes on from the checkpoint of iteration `done`."""
+        if self._state:
+            self._state.change("recovering", error=brief(error))
+        where = f"iteration {done}" if done else "the beginning"
+        self._warn(f"{brief(error)}; setting all processes up again, from {where}")
+
+    def stopping(self, iteration: int, seconds: float | None) -> None:
+        """Somebody has asked the run to stop; `seconds` are what is left of the iteration, if that is known."""
+        if self._state:
+            self._state.change("stopping")
+        about = "" if seconds is None else f" (in about {seconds:.0f} s)"
+        self._warn(f"stopping after iteration {iteration}{about}, with a checkpoint; ask again to stop at once")
+
+    def damaged(self, aside: Path, why: str) -> None:
+        """A checkpoint can't be used, and was set aside."""
+        self._warn(
+            f"checkpoint {aside.name.removeprefix(DAMAGED)} is damaged ({why}), and is now {aside}; taking the one "
+            "before"
+        )
+
+    def full(self, error: BaseException) -> None:
+        """The disk is full, and the run waits."""
+        if self._state:
+            self._state.does("waiting for room on the disk")
+        self._warn(f"the disk is full, waiting for room: {error}")
+
+    def advise(self, lines: Sequence[str]) -> None:
+        """What settings don't do."""
+        for line in lines:
+            self._warn(f"warning: {line}")
+
+    def room(self) -> None:
+        """What the disk had no room for is written."""
+        if self._state:
+            self._state.does("")
+        self._say("there is room on the disk again")
+
+    def _warn(self, text: str) -> None:
+        self._say(text, style="yellow", level=logging.WARNING)
+
+    def _say(self, text: str, style: str | None = None, level: int = logging.INFO) -> None:
+        """A line in the terminal and in log.txt."""
+        self._print(text, style)
+        if self._log:
+            self._log.add(text, level)
+
+    def _show(self, text: str, level: int) -> None:
+        """A line that is in log.txt already. Of a warning that comes again and again the first is shown."""
+        if level >= logging.WARNING:
+            if text == self._warned:
+                return
+            self._warned = text
+        self._print(text, "yellow" if level >= logging.WARNING else None)
+
+    def _print(self, text: str, style: str | None = None) -> None:
+        self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
+
+    def finished(self, folder: RunFolder) -> None:
+        """Before and after as a table, and where the results lie."""
+        result = json.loads((folder.path / "summary.json").read_text())
+        if result["before"] and result["after"]:
+            begun = result["before_iteration"]
+            before = f"after iteration {begun}" if begun else "before"
+            table = Table("held-out reward", before, "after", title=f"{result['evaluation_prompts']} prompts")
+            for name, mean in result["before"].items():
+                table.add_row(Text(name), f"{mean:.3f}", f"{result['after'][name]:.3f}")
+            self.console.print(table)
+        self._say(f"{result['iterations']} iterations, {result['training_seconds']:.0f} s of training")
+        for label, name in (
+            ("before and after", "before_after.png"),
+            ("reward curve", "reward_curve.png"),
+            ("exported model", "export"),
+            ("summary", "summary.json"),
+            ("log", "log.txt"),
+        ):
+            if (folder.path / name).exists():
+                self._say(f"{label + ':':<18}{folder.path / name}")

@@ -1,0 +1,142 @@
+"""Deterministic samples for fixed prompts and starts, scored: what a policy can do before and after."""
+
+from __future__ import annotations
+
+import json
+from collections import defaultdict
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import numpy.typing as npt
+
+from ...proto.prompts import fields_of
+from ...proto.schedule import ode_schedule
+from ...proto.scoring import ScoreRequest
+from ...proto.settings import PolicySettings, RunSettings
+from ...proto.tree import Task
+from ...reward_service.scorers import Scorers
+from ...rollout_workers.diversity import Diversity
+
+if TYPE_CHECKING:
+    from ...rollout_workers.worker import RolloutWorker
+
+MADE_WITH = "made_with"
+"""In a line of evaluations.jsonl: what `made_with` returned."""
+OF_NO_EFFECT = {"policy": {"pretrained", "start_from", "device", "compile"}, "reward": {"weight", "timeout_seconds"}}
+"""Settings without an influence on pictures and scores, or that stay what they are as long as a run goes on."""
+ITERATION = 0
+"""Training counts iterations from 1, so evaluation never draws the same noise."""
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """Pictures and their scores."""
+
+    prompts: Sequence[str]
+    """Of each picture."""
+    media: npt.NDArray[np.uint8]
+    """uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
+    rewards: dict[str, npt.NDArray[np.float64]]
+    """By reward, float64 [n]."""
+
+    def means(self) -> dict[str, float]:
+        """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
+        means = {name: float(values.mean()) for name, values in self.rewards.items()}
+        samples: dict[str, Diversity] = defaultdict(Diversity)
+        for prompt, picture in zip(self.prompts, self.media, strict=True):
+            samples[prompt].add(picture[None])
+        if several := [own.value() for own in samples.values() if own.pictures > 1]:
+            means["diversity"] = float(np.mean(several))
+        return means
+
+
+def sampled_prompts(prompts: Sequence[str], settings: RunSettings) -> list[str]:
+    """The prompt of every picture of an evaluation: each as often as it is sampled."""
+    return [prompt for prompt in prompts for _ in range(settings.evaluation.samples)]
+
+
+def evaluation_steps(settings: RunSettings) -> int:
+    """Denoising steps of an evaluation."""
+    return settings.evaluation.steps or settings.schedule.build().grid_steps
+
+
+def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
+    """The tasks of an evaluation, each with as many pictures as a training task has leaves.
+
+    `prompts` has one for every picture. The start of picture i depends on `evaluation.seed` and i alone.
+    """
+    size = min(settings.rollout.max_batch_rows, settings.rollout.trees_per_task * settings.schedule.build().leaves)
+    groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
+    return [
+        Task(
+            ITERATION,
+            tuple(group),
+            tuple(prompts[i] for i in group),
+            ode_schedule(evaluation_steps(settings)),
+            settings.evaluation.seed,
+            version,
+            settings.evaluation.guidance_scale,
+        )
+        for group in groups
+    ]
+
+
+def guided(settings: RunSettings) -> PolicySettings:
+    """The policy's settings with the guidance of evaluations."""
+    scale = settings.evaluation.guidance_scale
+    return settings.policy if scale is None else settings.policy.model_copy(update={"guidance_scale": scale})
+
+
+def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
+    """By reward, a short name of all that its scores depend on beside the weights: scores under one name compare.
+
+    `prompts` has one for every picture.
+    """
+    pictures = {
+        "prompts": [(prompt, dict(fields_of(prompt))) for prompt in prompts],
+        "seed": settings.evaluation.seed,
+        "steps": evaluation_steps(settings),
+        "policy": guided(settings).model_dump(mode="json", exclude=OF_NO_EFFECT["policy"]),
+        "latents": settings.rollout.latents_precision,
+    }
+    scorers = {
+        name: reward.model_dump(mode="json", exclude=OF_NO_EFFECT["reward"])
+        | {"url": reward.url is not None}  # a service may move
+        for name, reward in settings.rewards.items()
+    }
+    return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}
+
+
+def comparable(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
+    """Of the lines of evaluations those that can be compared with the last: they have its rewards, made as its are."""
+    last = lines[-1].get(MADE_WITH, {}).items() if lines else ()
+    return [line for line in lines if last <= line.get(MADE_WITH, {}).items()]
+
+
+def short_name(content: Any) -> str:
+    """Eight digits that tell plain data from other data."""
+    return sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()[:8]
+
+
+def evaluate(
+    worker: RolloutWorker,
+    scorers: Scorers,
+    settings: RunSettings,
+    prompts: Sequence[str],
+    progress: Callable[[float], None] = lambda share: None,
+) -> Evaluation:
+    """Sample the prompts with the `ode` kernel and score them by all rewards of the run."""
+    prompts = sampled_prompts(prompts, settings)
+    media: list[npt.NDArray[np.uint8]] = []
+    rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
+    for task in evaluation_tasks(settings, prompts, worker.weights_version):
+        pictures = np.concatenate([part.media for part in worker.sample(task)])
+        reply = scorers.score(ScoreRequest(pictures, task.prompts, list(rewards)))
+        media.append(pictures)
+        for name, values in rewards.items():
+            values.append(reply.scores[name])
+        progress((task.trees[-1] + 1) / len(prompts))
+    return Evaluation(prompts, np.concatenate(media), {name: np.concatenate(v) for name, v in rewards.items()})

@@ -1,0 +1,381 @@
+"""What a run leaves on disk. Every file is whole at any moment, also after the process was killed.
+
+recipe.yaml            all settings, as the run used them
+prompts/               copies of its prompt files
+versions.json          of Python and the packages that matter
+fingerprints.json      by which the policy is known, wherever it lies
+changes.jsonl          one line per setting that was changed when the run went on, and per return to a checkpoint
+set-aside/             what returns and changes have put out of use
+driver.lock            locked by the driver, of which there is one
+state.json             what the run is doing, or how it has ended
+log.txt                what the run tells, with times
+metrics.jsonl          one line per iteration
+evaluations.jsonl      one line per evaluation
+evaluations/           the pictures of each
+samples/               grids of sampled leaves
+tensorboard/           event files
+trace/                 what each process did when
+checkpoints/           iteration-000010/ and so on; damaged-iteration-000010/ is never loaded
+export/                the trained model in diffusers' format
+summary.json, before_after.png, reward_curve.png
+"""
+
+import json
+import math
+import os
+import platform
+import shutil
+from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
+from contextlib import contextmanager, suppress
+from importlib import metadata
+from pathlib import Path
+from typing import Any, Literal
+
+from ... import __version__
+from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, remove, sweep, whole, write_text
+from ...proto.errors import InputError
+from ...proto.recipe import load_recipe, save_recipe
+from ...proto.safetensors_codec import decode, encode
+from ...proto.settings import CheckpointSettings, RunSettings
+from ...rollout_workers.policies.folder import content_fingerprint
+from ...rollout_workers.policies.load import find_policy
+from .change_log import set_aside_after, write_changes
+from .changes import Change, find_changes
+from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
+from .driver_lock import FILE as LOCK
+from .driver_lock import driver_lock
+from .evaluation import MADE_WITH, Evaluation, comparable, short_name
+from .state import resume_command
+
+FINGERPRINTS = "fingerprints.json"
+VERSIONS = "versions.json"
+BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
+"""What a new folder holds until recipe.yaml makes it that of a run."""
+WhichCheckpoint = int | Literal["newest", "best"]
+"""A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
+PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
+
+
+class RunFolder:
+    """The folder of one run."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.changes: list[Change] = []
+        """Found when the run was taken up, and not yet in effect."""
+        self._recipe: RunSettings | None = None
+        """The recipe with these changes."""
+        self._back_to: int | None = None
+
+    @classmethod
+    @contextmanager
+    def create(cls, settings: RunSettings) -> Iterator["RunFolder"]:
+        """A new folder, locked within the block; if that raises, the folder is gone again unless the run has started.
+
+        One that a driver left when it was killed before it had begun counts as none. Raises InputError if there is one
+        or if it can't be made.
+        """
+        path = settings.runs / settings.name
+        missing = [parent for parent in path.parents if not os.path.lexists(parent)]
+        _must_be_free(path)
+        check_place(settings)
+        path.mkdir(parents=True, exist_ok=True)
+        folder = cls(path)
+        with driver_lock(path):
+            _must_be_free(path)  # another driver may have begun meanwhile
+            try:
+                _begin(path, settings)
+                yield folder
+            except BaseException:
+                if not folder.started:
+                    shutil.rmtree(path)
+                    with suppress(OSError):  # another run may have begun in one of them
+                        for parent in missing:
+                            parent.rmdir()
+                raise
+
+    @classmethod
+    def open(cls, path: Path) -> "RunFolder":
+        """An existing folder. Raises InputError if it isn't one."""
+        if not (path / "recipe.yaml").is_file():
+            raise InputError(f"{path} is no run folder (it has no recipe.yaml)")
+        return cls(path)
+
+    @classmethod
+    @contextmanager
+    def resume(cls, settings: RunSettings, back_to: int | None = None) -> Iterator["RunFolder"]:
+        """The folder of a run to go on with, locked within the block; from the checkpoint `back_to`, or the newest.
+
+        What is changed takes effect with `go_on`. Raises InputError if the folder isn't there or is in use, for a
+        change that contradicts its checkpoints, and for a checkpoint that isn't there.
+        """
+        path = settings.runs / settings.name
+        if not path.exists():
+            raise InputError(f"run folder {path} doesn't exist; there is nothing to resume")
+        folder = cls.open(path)
+        with driver_lock(path):
+            folder._take_up(settings, back_to)
+            yield folder
+
+    def _take_up(self, settings: RunSettings, back_to: int | None) -> None:
+        """Find out what is changed. Raises InputError for what can't be."""
+        file = self.path / FINGERPRINTS
+        policy = json.loads(file.read_text())["policy"] if file.is_file() else None
+        self.changes = find_changes(self.settings, settings, policy, policy and policy_fingerprint(settings))
+        if back_to:
+            self.find_checkpoint(back_to, None, lambda path, why: None)
+        done = self.done if back_to is None else back_to
+        if done > settings.iterations:
+            raise InputError(
+                f"iterations is {settings.iterations}; the run in {self.path} has done {done} already (--iteration "
+                "goes back to an earlier checkpoint)"
+            )
+        self._recipe, self._back_to = settings, back_to
+        sweep(self.path)
+
+    def go_on(self, damaged: Callable[[Path, str], None]) -> int:
+        """Iteration of the checkpoint to go on from, 0 for the beginning, when processes are set up.
+
+        The first time, later checkpoints are set aside if the run goes back, and changes are written down; each time
+        lines of iterations that are to be done again are dropped. `damaged` is called as by `newest_whole_checkpoint`.
+        """
+        newest = self.done
+        if self._back_to is not None:
+            set_aside_after(self, self._back_to)
+        done = self.newest_whole_checkpoint(damaged)
+        if self._recipe is not None:
+            write_changes(self, self.changes, done, newest if self._back_to is not None else None)
+            save_recipe(self._recipe, self.path)
+            self._recipe = self._back_to = None
+        self.forget_after(done or -1)
+        return done
+
+    @property
+    def settings(self) -> RunSettings:
+        return load_recipe(self.path / "recipe.yaml")
+
+    @property
+    def command(self) -> str:
+        """What goes on with the run."""
+        return resume_command(self.path)
+
+    @property
+    def started(self) -> bool:
+        """Whether the run has left anything worth keeping."""
+        return (self.path / "evaluations.jsonl").exists() or (self.path / "metrics.jsonl").exists()
+
+    # Checkpoints ------------------------------------------------------------------------------------------------
+
+    def checkpoint(self, iteration: int) -> Path:
+        return self.path / "checkpoints" / f"iteration-{iteration:06d}"
+
+    def checkpoints(self) -> list[int]:
+        """Iterations that have a whole checkpoint, ascending."""
+        names = (folder.name.removeprefix("iteration-") for folder in (self.path / "checkpoints").glob("iteration-*"))
+        return sorted(int(name) for name in names if name.isdecimal())
+
+    @property
+    def done(self) -> int:
+        """Iteration of the newest checkpoint; 0 if there is none."""
+        return max(self.checkpoints(), default=0)
+
+    def newest_checkpoint(self) -> Path:
+        """Raises InputError if there is none."""
+        if not (found := self.checkpoints()):
+            raise InputError(f"{self.path} holds no checkpoint yet")
+        return self.checkpoint(found[-1])
+
+    def best_checkpoints(self) -> list[int]:
+        """Iterations of the checkpoints that were evaluated, the best first.
+
+        By the held-out mean of the reward that `checkpoint.keep_best` names, else of the weighted sum of rewards; of
+        equal ones the earlier is better. Evaluations that can't be compared with the newest don't count.
+        """
+        return self._ranked(comparable(self.lines("evaluations")))
+
+    def _ranked(self, evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
+        settings = self.settings
+        best = settings.checkpoint.keep_best
+        weights = {name: reward.weight for name, reward in settings.rewards.items() if reward.weight}
+        if best and best.reward:
+            weights = {best.reward: 1.0}
+        scores = {
+            line["iteration"]: sum(weight * line[name] for name, weight in weights.items())
+            for line in evaluations
+            if weights.keys() <= line.keys()
+        }
+        evaluated = [number for number in self.checkpoints() if math.isfinite(scores.get(number, math.nan))]
+        return sorted(evaluated, key=lambda number: -scores[number])
+
+    def find_checkpoint(
+        self, which: WhichCheckpoint, names: Collection[str] | None, damaged: Callable[[Path, str], None]
+    ) -> int:
+        """Iteration of a checkpoint whose files (those of `names`, or all) are as they were written.
+
+        If the newest one is wanted and damaged, `damaged` is called with it and what is wrong, and the one before is
+        taken. Raises InputError if there is no such checkpoint.
+        """
+        found = self.checkpoints()
+        if not found:
+            raise InputError(f"{self.path} holds no checkpoint yet")
+        if which == "newest":
+            for iteration in reversed(found):
+                try:
+                    check(self.checkpoint(iteration), names)
+                except DamagedCheckpoint as error:
+                    damaged(self.checkpoint(iteration), str(error))
+                else:
+                    return iteration
+            raise InputError(f"no checkpoint of {self.path} is whole")
+        if which == "best":
+            if not (best := self.best_checkpoints()):
+                raise InputError(
+                    f"no checkpoint of {self.path} was evaluated, so none is the best; train with "
+                    "checkpoint.keep_best, or name an iteration"
+                )
+            which = best[0]
+        if which not in found:
+            raise InputError(f"{self.path} has no checkpoint of iteration {which}; there are {found}")
+        try:
+            check(self.checkpoint(which), names)
+        except DamagedCheckpoint as error:
+            raise InputError(f"checkpoint {self.checkpoint(which)} is damaged ({error}); take another") from error
+        return which
+
+    def newest_whole_checkpoint(self, damaged: Callable[[Path, str], None]) -> int:
+        """Iteration of the newest checkpoint that is as it was written; 0 if none was ever made.
+
+        Newer ones are set aside; `damaged` is told where, and what is wrong. Raises InputError if none is whole.
+        """
+        if not self.checkpoints():
+            return 0
+        try:
+            return self.find_checkpoint("newest", None, lambda path, why: damaged(set_aside(path), why))
+        except InputError as error:
+            raise InputError(
+                f"{error}; what is left lies in checkpoints/{DAMAGED}*. Remove the run folder to begin anew"
+            ) from error
+
+    def drop_old_checkpoints(self, settings: CheckpointSettings) -> None:
+        """Remove the checkpoints that are none of the newest, the best, or those that are kept for good.
+
+        Where a run was evaluated in several ways that can't be compared, the best by each are kept.
+        """
+        found = self.checkpoints()
+        kept = {*found[-settings.keep :]}
+        evaluations = self.lines("evaluations") if settings.keep_best else []
+        while settings.keep_best and evaluations:
+            alike = comparable(evaluations)
+            kept |= {*self._ranked(alike)[: settings.keep_best.count]}
+            evaluations = [line for line in evaluations if line not in alike]
+        for iteration in found:
+            if iteration not in kept and not (settings.keep_every and iteration % settings.keep_every == 0):
+                remove(self.checkpoint(iteration))
+
+    # Lines ------------------------------------------------------------------------------------------------------
+
+    def append(self, name: str, line: Mapping[str, Any]) -> None:
+        """Add a JSON line to `name`.jsonl, by replacing the file with a longer one."""
+        path = self.path / f"{name}.jsonl"
+        before = path.read_text() if path.exists() else ""
+        write_text(path, before + json.dumps(line) + "\n")
+
+    def lines(self, name: str) -> list[dict[str, Any]]:
+        path = self.path / f"{name}.jsonl"
+        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+
+    def forget_after(self, iteration: int) -> None:
+        """Drop lines of iterations that a resumed run will repeat."""
+        for name in ("metrics", "evaluations"):
+            if kept := [line for line in self.lines(name) if line["iteration"] <= iteration]:
+                write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+            else:
+                (self.path / f"{name}.jsonl").unlink(missing_ok=True)
+
+    # Evaluations ------------------------------------------------------------------------------------------------
+
+    def add_evaluation(self, iteration: int, evaluation: Evaluation, made_with: Mapping[str, str]) -> None:
+        """Keep the pictures and scores of an evaluation, and add its means to evaluations.jsonl.
+
+        With what it was `made_with` it can be told from others, also of the same iteration.
+        """
+        line = {"iteration": iteration, **evaluation.means(), MADE_WITH: dict(made_with)}
+        with whole(self._evaluation(line)) as temporary:
+            rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
+            header = {"prompts": json.dumps(list(evaluation.prompts))}
+            temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
+        self.append("evaluations", line)
+
+    def evaluation(self, line: Mapping[str, Any]) -> Evaluation:
+        """The evaluation that a line of evaluations.jsonl tells of."""
+        arrays, header = decode(self._evaluation(line).read_bytes())
+        media = arrays.pop("media")
+        rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
+        return Evaluation(json.loads(header["prompts"]), media, rewards)
+
+    def _evaluation(self, line: Mapping[str, Any]) -> Path:
+        way = f"-{short_name(line[MADE_WITH])}" if MADE_WITH in line else ""
+        return self.path / "evaluations" / f"iteration-{line['iteration']:06d}{way}.safetensors"
+
+
+def has_begun(path: Path) -> bool:
+    """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
+    if not os.path.isdir(path):
+        return os.path.lexists(path)
+    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
+    return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
+
+
+def _begin(path: Path, settings: RunSettings) -> None:
+    """Write what makes a folder that of a run. Raises InputError if the disk is full."""
+    try:
+        sweep(path)
+        write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
+        write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
+        save_recipe(settings, path)
+    except OSError as error:
+        if is_full(error):
+            raise InputError(
+                f"run folder {path} has no space: {error.strerror}; make room, or name another place (runs=...)"
+            ) from error
+        raise
+
+
+def check_place(settings: RunSettings) -> None:
+    """Raises InputError if there is no folder of the run, and none can be made."""
+    try:
+        must_be_makeable(settings.runs / settings.name)
+    except InputError as error:
+        raise InputError(f"runs is '{settings.runs}': run folder {error}") from error
+
+
+def _must_be_free(path: Path) -> None:
+    if has_begun(path):
+        raise InputError(f"run folder {path} exists; give --resume to go on with it, or another name (name=...)")
+
+
+def policy_fingerprint(settings: RunSettings) -> str | None:
+    """By which the policy is known, wherever it lies; None for an adapter of the user's own, whose files may be any."""
+    folder, _ = find_policy(settings.policy)
+    return None if settings.policy.adapter else content_fingerprint(folder)
+
+
+def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
+    """The settings of a recipe, or of the run in a folder, with overrides. Raises InputError as `load_recipe` does."""
+    if not target.is_dir():
+        return load_recipe(target, overrides)
+    settings = load_recipe(RunFolder.open(target).path / "recipe.yaml", overrides)
+    if given := [override for override in overrides if override.partition("=")[0] in ("name", "runs")]:
+        raise InputError(f"'{given[0]}' names another run than the one in {target}; leave it out")
+    target = target if target.name not in ("", "..") else target.resolve()
+    return settings.model_copy(update={"runs": target.parent, "name": target.name})
+
+
+def _versions() -> dict[str, str]:
+    found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found

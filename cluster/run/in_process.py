@@ -1,0 +1,117 @@
+"""The whole loop in one process, without Ray: sample, score, learn, publish.
+
+Rollout worker and learner share one policy, so that publishing sends nothing.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from ...learner.engine import builder
+from ...learner.learner import Learner
+from ...proto.scoring import ScoreRequest
+from ...proto.settings import RunSettings
+from ...proto.tree import Tree
+from ...reward_service.scorers import Scorers
+from ...rollout_workers.policies.base import cut_prompts
+from ...rollout_workers.policies.load import find_device, load_policy
+from ...rollout_workers.worker import RolloutWorker
+from . import checkpoints
+from .adaptive_splits import SplitChooser
+from .evaluation import Evaluation, evaluate
+from .loop import SHOWN_TREES, IterationReport, Progress, Stopwatch, training_tasks
+
+
+class PlainLoop:
+    """One process that holds the policy, the rewards and the learner."""
+
+    def __init__(self, settings: RunSettings) -> None:
+        """Loads all models. Raises ValueError for settings that don't fit them."""
+        self.settings = settings
+        self.restart()
+
+    def restart(self) -> None:
+        settings = self.settings
+        if settings.threads:
+            torch.set_num_threads(settings.threads)
+        self.branching = SplitChooser(settings)
+        self.scorers = Scorers(settings.rewards, settings.threads)
+        device = find_device(settings.policy)
+        build = builder(settings.learner, settings.policy.precision, device)
+        self.policy = load_policy(settings.policy, build=build)
+        self.learner = Learner(self.policy, settings)
+        self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.kept)
+        self.worker.weights_version = self.learner.version
+
+    def iterate(
+        self,
+        iteration: int,
+        prompts: Sequence[str],
+        upcoming: Sequence[str] | None = None,
+        progress: Progress = lambda phase, share: None,
+    ) -> IterationReport:
+        watch = Stopwatch()
+        schedule, rewards = self.branching.schedule(iteration), list(self.settings.training_rewards)
+        trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
+        media: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        diversity = np.zeros(len(trees))
+        leaves_done = 0
+        for task in training_tasks(self.settings, iteration, prompts, schedule, self.worker.weights_version):
+            with watch.phase("rollout"):
+                parts = self.worker.sample(task)
+            for part in watch.drawn("rollout", parts):
+                tree = trees[part.tree]
+                tree.add(part)
+                diversity[part.tree] += part.diversity or 0.0
+                with watch.phase("scoring"):
+                    request = ScoreRequest(part.media, [tree.prompt] * len(part.media), rewards)
+                    tree.add_scores(part.leaves, self.scorers.score(request).scores)
+                if part.tree < SHOWN_TREES:
+                    media.setdefault(part.tree, []).append(part.media)
+                leaves_done += len(part.leaves)
+                progress("rollout", leaves_done / (len(trees) * schedule.leaves))
+        self.branching.learn(iteration, schedule, [tree.rewards for tree in trees])
+        updates = []
+        with watch.phase("learning"):
+            for number, tree in enumerate(trees):
+                self.learner.take(tree)
+                if (number + 1) % self.learner.trees_per_update == 0:
+                    updates.append(self.learner.update())
+                progress("learning", (number + 1) / len(trees))
+        with watch.phase("publishing"):
+            # One policy in one process: the worker samples with the learner's own parameters.
+            _, self.worker.weights_version = self.learner.publish()
+        return IterationReport(
+            iteration=iteration,
+            rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in rewards},
+            seconds=watch.seconds,
+            forward_passes=len(trees) * schedule.forward_passes,
+            updates=updates,
+            media=[np.concatenate(media[number]) for number in sorted(media)],
+            diversity=float(diversity.mean()),
+        )
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        return cut_prompts(self.policy, prompts)
+
+    def evaluate(self, prompts: Sequence[str]) -> Evaluation:
+        return evaluate(self.worker, self.scorers, self.settings, prompts)
+
+    def save(self, folder: Path) -> None:
+        with checkpoints.written(folder) as temporary:
+            self.learner.save(temporary)
+            self.branching.save(temporary)
+
+    def load(self, folder: Path) -> None:
+        self.learner.load(folder)
+        self.branching.load(folder)
+        self.worker.weights_version = self.learner.version
+
+    def export(self, folder: Path) -> None:
+        self.learner.export(folder)
+
+    def close(self) -> None:
+        """Nothing to give back: the process ends."""

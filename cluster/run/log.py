@@ -1,0 +1,134 @@
+"""Where an iteration's figures go: JSON lines, TensorBoard, Weights & Biases."""
+
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.event_file_writer import EventFileWriter
+
+from ...proto.settings import RunSettings
+from .folder import RunFolder
+from .loop import IterationReport
+
+
+class RunLog:
+    """Writes every iteration to all places that the settings name."""
+
+    def __init__(self, folder: RunFolder, settings: RunSettings, first_iteration: int) -> None:
+        self._folder = folder
+        self._tensorboard: _EventFile | None = None
+        self._wandb = None
+        if settings.logging.tensorboard:
+            self._tensorboard = _EventFile(folder.path / "tensorboard", first_iteration)
+        if settings.logging.wandb_project:
+            import wandb  # type: ignore[import-not-found,unused-ignore]
+
+            self._wandb = wandb.init(
+                project=settings.logging.wandb_project,
+                name=settings.name,
+                dir=str(folder.path),
+                config=settings.model_dump(mode="json"),
+            )
+
+    def iteration(self, report: IterationReport, seconds: float) -> None:
+        """Log a finished iteration that took `seconds` in all."""
+        line = iteration_line(report, seconds)
+        # First what may be told twice, should the disk be full and this be called again.
+        self._scalars(
+            report.iteration, {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
+        )
+        self._folder.append("metrics", line)
+
+    def evaluation(self, iteration: int, means: dict[str, float]) -> None:
+        self._scalars(iteration, {f"evaluation/{name}": value for name, value in means.items()})
+
+    def close(self) -> None:
+        if self._tensorboard:
+            self._tensorboard.close()
+        if self._wandb:
+            self._wandb.finish()
+
+    def _scalars(self, iteration: int, values: dict[str, float]) -> None:
+        if self._tensorboard:
+            self._tensorboard.add(iteration, values)
+        if self._wandb:
+            self._wandb.log(values, step=iteration)
+
+
+class _EventFile:
+    """TensorBoard's event file. (PyTorch's writer would bring PyTorch into a process that needs nothing else of it.)"""
+
+    def __init__(self, folder: Path, first_iteration: int) -> None:
+        """What an earlier part of the run wrote about `first_iteration` or later is not shown."""
+        self._folder = folder
+        self._file: EventFileWriter | None = None
+        self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))
+
+    def add(self, iteration: int, values: dict[str, float]) -> None:
+        scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
+        self._write(iteration, summary=Summary(value=scalars))
+
+    def _write(self, iteration: int, **content: Any) -> None:
+        try:
+            self._file = self._file or EventFileWriter(str(self._folder))
+            self._file.add_event(Event(wall_time=time.time(), step=iteration, **content))
+            self._file.flush()
+        except OSError:
+            self._give_up()
+            raise
+
+    def _give_up(self) -> None:
+        """Leave a file that could not be written to: its writer would tell the same error for ever."""
+        broken, self._file = self._file, None
+        if broken:
+            with suppress(OSError):
+                broken.close()
+
+    def close(self) -> None:
+        self._give_up()
+
+
+def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
+    """An iteration's figures as nested plain data."""
+    return {
+        "iteration": report.iteration,
+        "started": time.time() - seconds,
+        "seconds": seconds,
+        "phase_seconds": report.seconds,
+        "rewards": {
+            name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
+            for name, values in report.rewards.items()
+        },
+        "diversity": report.diversity,
+        "leaves": int(next(iter(report.rewards.values())).size),
+        "left_out_trees": report.left_out,
+        "forward_passes": report.forward_passes,
+        "scoring_hidden": report.scoring_hidden,
+        "first_score": report.first_score,
+        "rows": sum(update.rows for update in report.updates),
+        "edges": sum(update.edges for update in report.updates),
+        "skipped_edges": sum(update.skipped_edges for update in report.updates),
+        "pruned_edges": sum(update.pruned_edges for update in report.updates),
+        "reference_rows": sum(update.reference_rows for update in report.updates),
+        "kl": float(np.mean([update.kl for update in report.updates])),
+        "logprob_abs_diff": report.updates[0].logprob_abs_diff,
+        "ratio_min": min(update.ratio_min for update in report.updates),
+        "ratio_max": max(update.ratio_max for update in report.updates),
+        "clip_fraction": float(np.mean([update.clip_fraction for update in report.updates])),
+        "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
+        "learning_rate": report.updates[-1].learning_rate,
+    }
+
+
+def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+    flat: dict[str, float] = {}
+    for name, value in values.items():
+        if isinstance(value, dict):
+            flat.update(_flat(value, f"{prefix}{name}/"))
+        else:
+            flat[prefix + name] = value
+    return flat

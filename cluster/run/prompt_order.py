@@ -1,0 +1,67 @@
+"""Which prompts are trained on, and in which order."""
+
+import json
+import logging
+from collections.abc import Sequence
+
+import numpy as np
+
+from ...proto.errors import InputError
+from ...proto.prompts import Prompt, read_prompts
+from ...proto.settings import RunSettings
+from ...rollout_workers.noise import Stream
+
+HELD_OUT_PASS = 2**63 - 1
+"""Number of a pass through the prompts that no run gets to, whose order says which of them are held out."""
+
+
+def cut_warning(cut: Sequence[str], limit: int) -> str:
+    """What is said of the prompts of a run that are `cut`, with `policy.max_sequence_length` at `limit`."""
+    first = cut[0] if len(cut[0]) <= 80 else f"{cut[0][:80]}..."
+    count = "1 prompt is" if len(cut) == 1 else f"{len(cut):,} prompts are"
+    setting = f"policy.max_sequence_length is {limit}"
+    return f"{count} longer than the model takes and will be cut ({setting}), such as: {first}"
+
+
+def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Prompt]]:
+    """The prompts to train on, and those to evaluate on, of which there may be none.
+
+    Warns of rows that are repeated, and of texts that are in both. Raises InputError for sources that can't be read, or
+    that leave nothing to train on.
+    """
+    given, warn = settings.prompts, logging.getLogger(__name__).warning
+    train = read_prompts(given.train, "prompts.train", given.column)
+    if repeats := len(train) - len({(prompt, json.dumps(prompt.fields, sort_keys=True)) for prompt in train}):
+        warn("prompts.train: %d of %d rows repeat an earlier one", repeats, len(train))
+    if given.held_out:
+        held_out = read_prompts(given.held_out, "prompts.held_out", given.column)
+        trained = set(train)
+        if both := sum(prompt in trained for prompt in held_out):
+            warn("prompts.held_out: %d of %d are in prompts.train too, and are trained on", both, len(held_out))
+    else:
+        texts = list(dict.fromkeys(train))  # of rows with one text the first
+        if given.held_out_count >= len(texts):
+            raise InputError(
+                f"prompts.held_out_count is {given.held_out_count} of {len(texts)} prompts; it must leave some"
+            )
+        kept = {texts[i] for i in _shuffled(HELD_OUT_PASS, len(texts), settings.seed)[: given.held_out_count]}
+        held_out = [prompt for prompt in texts if prompt in kept]
+        train = [prompt for prompt in train if prompt not in kept]
+    return train, held_out[: settings.evaluation.prompts]
+
+
+def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
+    """The prompts of one iteration (the first is 1): consecutive ones of an order shuffled anew in every pass.
+
+    A pure function of its arguments, so that a resumed run goes on in the same order.
+    """
+    first = (iteration - 1) * per_iteration
+    return [
+        prompts[_shuffled(i // len(prompts), len(prompts), seed)[i % len(prompts)]]
+        for i in range(first, first + per_iteration)
+    ]
+
+
+def _shuffled(which_pass: int, count: int, seed: int) -> np.ndarray:
+    noise = np.random.Philox(key=[seed, which_pass], counter=[0, 0, 0, int(Stream.PROMPTS)])
+    return np.random.Generator(noise).permutation(count)

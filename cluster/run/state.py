@@ -1,0 +1,71 @@
+"""How a run goes: `state.json` in its folder, written by its driver at each change and read by `branchgrpo status`."""
+
+import json
+import os
+import shlex
+import socket
+import time
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Literal
+
+from ...proto.atomic_files import write_text
+
+FILE = "state.json"
+State = Literal["starting", "running", "recovering", "stopping", "finished", "stopped", "failed"]
+ENDED = ("finished", "stopped", "failed")
+"""States of a run that has no driver. One in any other state whose driver is dead is lost."""
+
+
+class RunState:
+    """The state of the run that this process drives."""
+
+    def __init__(self, folder: Path, name: str, execution: str, iterations: int) -> None:
+        """Writes `starting`. What an earlier driver has counted is counted on."""
+        self._folder, before = folder, read_state(folder)
+        self._now: dict[str, Any] = {
+            "name": name,
+            "execution": execution,
+            "iterations": iterations,
+            "host": socket.gethostname(),
+            "pid": os.getpid(),
+            "drivers": before.get("drivers", 0) + 1,
+            "recoveries": before.get("recoveries", 0),
+        }
+        self.change("starting")
+
+    @property
+    def state(self) -> str:
+        return str(self._now["state"])
+
+    def change(self, state: State, *, doing: str = "", error: str | None = None) -> None:
+        """Write a new state: `doing` says what is at work, `error` what went wrong."""
+        if state != self._now.get("state"):
+            self._now["since"] = time.time()
+        self._now.update(state=state, doing=doing, error=error)
+        if state == "recovering":
+            self._now["recoveries"] += 1
+        self._write()
+
+    def does(self, what: str) -> None:
+        """Note what is at work in the same state."""
+        self._now["doing"] = what
+        self._write()
+
+    def _write(self) -> None:
+        with suppress(OSError):  # a full disk: what is seen of a run must not end it
+            write_text(self._folder / FILE, json.dumps(self._now, indent=2) + "\n")
+
+
+def read_state(folder: Path) -> dict[str, Any]:
+    """What the last driver of a run folder has written; empty if it wrote nothing that can be read."""
+    try:
+        found = json.loads((folder / FILE).read_text())
+    except (OSError, ValueError):
+        return {}
+    return found if isinstance(found, dict) else {}
+
+
+def resume_command(folder: Path) -> str:
+    """The command that goes on with the run in a folder."""
+    return f"branchgrpo train {shlex.quote(str(folder))} --resume"

@@ -1,0 +1,54 @@
+"""Tensors on their way between processes and components.
+
+PyTorch is imported where there are tensors: whoever only passes things on does without it, its seconds and its memory.
+"""
+
+from __future__ import annotations
+
+import warnings
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .schedule import IntArray
+
+if TYPE_CHECKING:
+    import torch
+
+
+@dataclass(frozen=True)
+class PackedTensor:
+    """A tensor as a NumPy array of its bits, which any serialiser moves without copying, bfloat16 too."""
+
+    bits: np.ndarray
+    dtype: str
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> PackedTensor:
+        import torch
+
+        tensor = tensor.detach().cpu().contiguous()
+        dtype = str(tensor.dtype).removeprefix("torch.")
+        return cls((tensor.view(torch.int16) if tensor.dtype == torch.bfloat16 else tensor).numpy(), dtype)
+
+    def tensor(self) -> torch.Tensor:
+        """The tensor over the same memory; not to be written to where that is shared."""
+        import torch
+
+        with warnings.catch_warnings():
+            warnings.filterwarnings("ignore", message="The given NumPy array is not writable")
+            bits = torch.from_numpy(self.bits)
+        return bits.view(torch.bfloat16) if self.dtype == "bfloat16" else bits
+
+
+@dataclass(frozen=True)
+class KeptForward:
+    """A forward pass of a rollout with its graph, so that a learner with the same weights needs the backward only."""
+
+    trees: IntArray
+    """Number of each row's tree within the iteration, int64 [rows]."""
+    nodes: IntArray
+    """Each row's node, int64 [rows]."""
+    velocity: torch.Tensor
+    """[rows, *latent_shape]."""

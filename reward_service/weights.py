@@ -1,0 +1,94 @@
+"""The files of reward models: weights as they are published, and tokenizers."""
+
+import pickle
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import safetensors.torch
+import torch
+from transformers import AutoTokenizer
+
+from ..proto.errors import InputError
+from ..proto.settings import RewardSettings
+
+
+def device(settings: RewardSettings) -> torch.device:
+    """The device that a reward model is to use."""
+    if settings.device == "auto":
+        return torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    return torch.device(settings.device)
+
+
+PUBLISHED = {
+    "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
+    "hps": "HPS_v2.1_compressed.pt",
+    "image_reward": "ImageReward.pt",
+}
+"""Reward -> file of its published weights."""
+
+
+def weights_file(reward: str, settings: RewardSettings) -> Path:
+    """The file that `pretrained` names, itself or by its folder. Raises InputError if it isn't there."""
+    name, path = PUBLISHED[reward], Path(settings.pretrained or "")
+    path = path / name if path.is_dir() else path
+    if settings.pretrained is None or not path.is_file():
+        raise InputError(f"rewards.{reward}.pretrained is {settings.pretrained!r}; it must be {name}, or its folder")
+    return path
+
+
+@contextmanager
+def published(reward: str, path: Path) -> Iterator[None]:
+    """Within it, whatever goes wrong with weights is told as an InputError."""
+    try:
+        yield
+    except (KeyError, IndexError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+        reason = " ".join(str(error).split())[:300]
+        raise InputError(
+            f"rewards.{reward}.pretrained is '{path}', which doesn't hold the weights of {PUBLISHED[reward]}: {reason}"
+        ) from error
+
+
+def read_weights(path: Path) -> dict[str, torch.Tensor]:
+    """Weights of a safetensors file, or of a PyTorch one, of which no code is run."""
+    if path.suffix == ".safetensors":
+        return safetensors.torch.load_file(path)
+    content = torch.load(path, map_location="cpu", weights_only=True)
+    return dict(content.get("state_dict", content))
+
+
+SAMPLE = "a photo of a cat"
+SAMPLE_IDS = {
+    49408: (49406, 320, 1125, 539, 320, 2368, 49407),
+    30524: (101, 1037, 6302, 1997, 1037, 4937, 102),
+}
+"""Entries of a published vocabulary (CLIP's; bert-base-uncased's and two of BLIP's) -> tokens of `SAMPLE` in it."""
+
+
+def check_tokenizer(reward: str, tokenizer: Any, entries: int, last: int | None, whose: str = "CLIP's") -> None:
+    """Raises InputError for a tokenizer that isn't that of a text tower with so many `entries`.
+
+    `last` is the token at the end of each text, if it is known.
+    """
+    tokens = tuple(tokenizer(SAMPLE).input_ids)
+    if entries in SAMPLE_IDS:
+        fits = tokens == SAMPLE_IDS[entries]
+    else:
+        fits = len(tokenizer) <= entries and last in (None, tokens[-1])
+    if not fits:
+        raise InputError(
+            f"rewards.{reward}.tokenizer isn't the model's: it has {len(tokenizer)} entries and makes {list(tokens)} "
+            f"of '{SAMPLE}', the model's has {entries}; name a folder that has {whose}"
+        )
+
+
+def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:
+    """Raises InputError for a folder that holds none."""
+    try:
+        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+    except (OSError, ValueError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer: {reason}"
+        ) from error
