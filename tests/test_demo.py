@@ -2,18 +2,18 @@
 
 import json
 import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from support import command
 
 RECIPE = Path(__file__).parents[1] / "recipes" / "glyphs.yaml"
 
 
 @pytest.mark.slow
 def test_the_demo_teaches_the_policy_to_write(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "branchgrpo", "train", str(RECIPE), f"runs={tmp_path}"]
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    train = command("train", RECIPE, f"runs={tmp_path}")
+    done = subprocess.run(train, capture_output=True, text=True, check=True)
     summary = json.loads((tmp_path / "glyphs" / "summary.json").read_text())
     assert summary["evaluation_prompts"] == 150
     assert 0.45 <= summary["before"]["ocr_exact"] <= 0.65

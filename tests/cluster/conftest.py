@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
-from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from support import ray_head
 
 
 @pytest.fixture
@@ -36,19 +36,9 @@ def head(faults: Path) -> Iterator[str]:
     here = str(Path(__file__).parent)
     sys.path.insert(0, here)  # for the scorers with faults
     os.environ.update({"PYTHONPATH": here, "BRANCHGRPO_TEST_FAULTS": str(faults)})
-    port = free_port()
-    process = started(
-        "--head",
-        "--node-ip-address=127.0.0.1",
-        f"--port={port}",
-        "--num-cpus=16",
-        "--include-dashboard=false",
-        "--object-store-memory=500000000",
-    )
     try:
-        assert reachable(port)
-        yield f"127.0.0.1:{port}"
+        with ray_head(cpus=16, store_bytes=500_000_000) as address:
+            yield address
     finally:
-        end(process)
         del os.environ["PYTHONPATH"]
         sys.path.remove(here)

@@ -4,7 +4,6 @@ import os
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -14,14 +13,13 @@ from branchgrpo.cluster.on_ray import address as addresses
 from branchgrpo.cluster.on_ray.address import LocalNode, find_cluster, find_ray, nodes_here
 from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.proto.errors import InputError
+from support import command, until
 
 ALONE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
 
 
-def command(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    return subprocess.run(
-        [sys.executable, "-m", "branchgrpo", *arguments], env=ALONE | environment, capture_output=True, text=True
-    )
+def done_by(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command(*arguments), env=ALONE | environment, capture_output=True, text=True)
 
 
 @pytest.mark.parametrize(
@@ -99,7 +97,7 @@ def test_a_note_that_is_broken_is_told(content: str | bytes, message: str, tmp_p
 )
 def test_a_command_without_its_ray_says_so_in_a_line(arguments: list[str], message: str) -> None:
     glyphs = Path(__file__).parents[2] / "recipes" / "glyphs.yaml"
-    done = command(*(argument.replace("{glyphs}", str(glyphs)) for argument in arguments))
+    done = done_by(*(argument.replace("{glyphs}", str(glyphs)) for argument in arguments))
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert message in done.stderr
 
@@ -145,31 +143,27 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
         ("clean", str(tmp_path), *at_head),
         ("node", head),
     ):
-        done = command(*arguments, **unknown)
+        done = done_by(*arguments, **unknown)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
         assert "wants a token, and" in done.stderr
-        done = command(*arguments, **unknown, RAY_AUTH_TOKEN="b" * 64)
+        done = done_by(*arguments, **unknown, RAY_AUTH_TOKEN="b" * 64)
         assert "doesn't take the token in RAY_AUTH_TOKEN" in done.stderr
     assert not (tmp_path / "runs").exists()
 
-    done = command("submit", str(recipe), *at_dashboard, "name=submitted", **known)
+    done = done_by("submit", str(recipe), *at_dashboard, "name=submitted", **known)
     assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
-    done = command("train", str(recipe), *at_head, **known)
+    done = done_by("train", str(recipe), *at_head, **known)
     assert done.returncode == 0, done.stderr[-3000:]
-    done = command("status", "short", *at_head, **known)
+    done = done_by("status", "short", *at_head, **known)
     assert "no run 'short' goes on there; there is none" in done.stderr
-    done = command("clean", str(tmp_path / "runs"), *at_head, **known)
+    done = done_by("clean", str(tmp_path / "runs"), *at_head, **known)
     assert (done.returncode, "nothing is left" in done.stdout) == (0, True), done.stderr
-    done = command("drain", *at_head, "--seconds", "5", **known)
+    done = done_by("drain", *at_head, "--seconds", "5", **known)
     assert done.returncode == 0, done.stderr
     assert f"of the cluster at {head} is drained" in done.stdout
 
 
 def test_the_nodes_of_this_machine_are_found(head: str) -> None:
-    limit = time.monotonic() + 60  # a head answers before its own node is there
     port = head.rpartition(":")[2]
-    while (
-        not (found := port in {node.address.rpartition(":")[2] for node in nodes_here()}) and time.monotonic() < limit
-    ):
-        time.sleep(0.2)
-    assert found
+    # A head answers before its own node is there.
+    until(lambda: port in {node.address.rpartition(":")[2] for node in nodes_here()}, 60)

@@ -1,6 +1,5 @@
 """Settings without effect: what is told, what is refused, and what is let be."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -8,10 +7,9 @@ import pytest
 from branchgrpo.cluster.run.advice import advice
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, save_recipe
-from branchgrpo.proto.settings import RunSettings
+from support import Settings
 from typer.testing import CliRunner
 
-Settings = Callable[..., RunSettings]
 RECIPES = Path(__file__).parents[2] / "recipes"
 WINDOW = {"method": "branch_grpo_mix", "steps": 8, "splits": {0: 2}, "window": 2}
 FOREST = {"steps": 5, "roots": 4, "splits": {}, "sibling_spread": 2.0}

@@ -1,6 +1,5 @@
 """Splits that move to where siblings differ: by hand, as a game with a known answer, and in runs."""
 
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +12,8 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
+from support import Settings
 
-Settings = Callable[..., RunSettings]
 ADAPT = {"schedule": {"steps": 12, "splits": {0: 2, 3: 2, 6: 2}, "adapt": {}}}
 
 

@@ -1,23 +1,20 @@
 """What a changed setting does when a run goes on."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-import safetensors.torch
 import torch
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.in_process import PlainLoop
 from branchgrpo.cluster.train import train
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from rich.console import Console
+from support import Settings, weights
 
-Settings = Callable[..., RunSettings]
 Weights = dict[str, torch.Tensor]
 RATE = 1e-3
 BEGUN = {
@@ -57,13 +54,9 @@ def go_on(begun: Path, folder: Path, settings_in: Settings, changes: dict[str, A
     return RunFolder(train(settings, RunDisplay(Console(quiet=True)), resume=True))
 
 
-def weights(run: RunFolder, iteration: int) -> Weights:
-    return safetensors.torch.load_file(run.checkpoint(iteration) / "weights.safetensors")
-
-
 def steps(run: RunFolder) -> torch.Tensor:
     """By how much each weight was moved in the second iteration, in learning rates."""
-    before, after = weights(run, 1), weights(run, 2)
+    before, after = weights(run.path, 1), weights(run.path, 2)
     return torch.cat([(after[name] - before[name]).abs().flatten() for name in before]) / RATE
 
 
@@ -83,7 +76,7 @@ def test_how_it_is_computed_may_change_and_what_comes_of_it_does_not(
 ) -> None:
     run = go_on(begun, tmp_path, settings_in, changes)
     assert {line["setting"] for line in run.lines("changes")} == {*changes, "iterations"}
-    expected, found = weights(unchanged, 2), weights(run, 2)
+    expected, found = weights(unchanged.path, 2), weights(run.path, 2)
     # Adam divides by the gradient's own size: where that is near 0, its last bits decide.
     differences = torch.cat([(found[name] - expected[name]).abs().flatten() for name in expected]) / RATE
     assert (differences > 0.01).float().mean() < 0.01

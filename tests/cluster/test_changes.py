@@ -4,7 +4,7 @@ import io
 import json
 import shlex
 import shutil
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -20,8 +20,8 @@ from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from rich.console import Console
+from support import Settings
 
-Settings = Callable[..., RunSettings]
 SMALL = {
     "policy.pretrained": "glyphs",
     "policy.height": 32,

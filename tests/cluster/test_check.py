@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -11,9 +11,9 @@ from branchgrpo.cluster.commands.check import Memory, check
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, setting_paths
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
+from support import Settings
 from typer.testing import CliRunner
 
 RECIPES = Path(__file__).parents[2] / "recipes"
@@ -44,9 +44,7 @@ def test_the_paper_s_recipe_has_the_paper_s_tree() -> None:
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_parameters_are_those_of_the_loaded_policy(
-    run_settings: Callable[..., RunSettings], lora: dict[str, int] | None
-) -> None:
+def test_parameters_are_those_of_the_loaded_policy(run_settings: Settings, lora: dict[str, int] | None) -> None:
     settings = run_settings({"learner.lora": lora})
     found, policy = check(settings), load_policy(settings.policy)
     if settings.learner.lora:
@@ -63,7 +61,7 @@ def test_parameters_are_those_of_the_loaded_policy(
     assert found.memory == {"1 x samples and learns": Memory(device, 4 * encoders, 0)}
 
 
-def test_encoders_take_what_is_loaded_of_them(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_encoders_take_what_is_loaded_of_them(run_settings: Settings, tmp_path: Path) -> None:
     """In the run's precision, whatever that of the files, and of the variants that lie side by side one."""
     settings = run_settings()
     folder = tmp_path / "pipeline"
@@ -75,7 +73,7 @@ def test_encoders_take_what_is_loaded_of_them(run_settings: Callable[..., RunSet
     assert half.encoders == whole.encoders / 2 > 0
 
 
-def test_missing_weights_of_a_part_are_named(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_missing_weights_of_a_part_are_named(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings()
     folder = tmp_path / "pipeline"
     shutil.copytree(settings.policy.pretrained, folder)
@@ -88,7 +86,7 @@ def test_missing_weights_of_a_part_are_named(run_settings: Callable[..., RunSett
     ]
 
 
-def test_what_is_offloaded_lies_on_the_host(run_settings: Callable[..., RunSettings]) -> None:
+def test_what_is_offloaded_lies_on_the_host(run_settings: Settings) -> None:
     whole = {"learner.zero_stage": 3, "learner.ema_decay": 0.9}
     offloaded = {**whole, "learner.offload": {"optimizer": True, "parameters": True}}
     here, there = (check(run_settings(own)).memory["1 x samples and learns"] for own in (whole, offloaded))
@@ -97,7 +95,7 @@ def test_what_is_offloaded_lies_on_the_host(run_settings: Callable[..., RunSetti
     assert (here.host, there.host) == (4 * parameters, 4 * parameters + 4 * parameters + 8 * parameters)
 
 
-def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Callable[..., RunSettings]) -> None:
+def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Settings) -> None:
     ranks = {"execution": "ray", "pools.learner.count": 2, "learner.zero_stage": 3}
     without, with_kl = (
         check(run_settings({**ranks, "learner.kl_weight": weight})).memory["2 x learner rank"] for weight in (0.0, 0.1)
@@ -105,7 +103,7 @@ def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Calla
     assert with_kl.device - without.device == 4 * check(run_settings()).parameters["all"] / 2
 
 
-def test_pruning_leaves_so_many_rows(run_settings: Callable[..., RunSettings]) -> None:
+def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
     """Of a tree with 2 children below each of 2 nodes: 4 chains of 2 trained edges, the second of 2 of which goes."""
     counts = check(run_settings({"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1})).counts
     assert counts["trained edges"][0] == 2 + 2 + 4 * 2
@@ -128,14 +126,12 @@ def test_pruning_leaves_so_many_rows(run_settings: Callable[..., RunSettings]) -
         ({"rewards": {"aesthetic": {"pretrained": __file__}}}, "rewards.aesthetic.backbone is None; it must be"),
     ],
 )
-def test_what_a_run_would_refuse_is_told(
-    run_settings: Callable[..., RunSettings], changes: dict[str, Any], message: str
-) -> None:
+def test_what_a_run_would_refuse_is_told(run_settings: Settings, changes: dict[str, Any], message: str) -> None:
     (told,) = check(run_settings(changes)).missing
     assert told.startswith(message)
 
 
-def test_a_broken_index_is_told(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_a_broken_index_is_told(run_settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "broken").mkdir()
     (tmp_path / "broken" / "model_index.json").write_text("{")
     (told,) = check(run_settings({"policy.pretrained": str(tmp_path / "broken")})).missing
@@ -212,9 +208,7 @@ def test_what_has_a_bound_by_nature_has_it_here(override: str, bound: str) -> No
 
 
 @pytest.mark.parametrize("runs", ["/dev/null/x", "/proc/x", __file__, "a\0b", "x" * 300])
-def test_a_place_where_no_folder_can_be_made_is_told(
-    runs: str, run_settings: Callable[..., RunSettings], tmp_path: Path
-) -> None:
+def test_a_place_where_no_folder_can_be_made_is_told(runs: str, run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({"runs": runs})
     (told,) = check(settings).missing
     assert told.startswith(f"runs is '{runs}': run folder ")
@@ -226,7 +220,7 @@ def test_a_place_where_no_folder_can_be_made_is_told(
 
 
 @pytest.mark.parametrize("kind", ["pipe", "device", "folder", "/"])
-def test_what_is_no_file_is_told(kind: str, run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_what_is_no_file_is_told(kind: str, run_settings: Settings, tmp_path: Path) -> None:
     """And not waited for."""
     path = tmp_path / "odd.txt"
     if kind == "pipe":

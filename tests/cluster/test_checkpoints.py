@@ -4,7 +4,6 @@ import errno
 import json
 import math
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +12,7 @@ from branchgrpo.cluster.run.checkpoints import MANIFEST, DamagedCheckpoint, chec
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.atomic_files import check_free, is_full, when_there_is_room, whole
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
+from support import Settings
 
 
 def make(folder: Path) -> Path:
@@ -100,7 +99,6 @@ def test_checkpoints_of_earlier_versions_are_taken(tmp_path: Path) -> None:
         check(checkpoint)
 
 
-Settings = Callable[..., RunSettings]
 EVALUATED = {"evaluation.every": 1, "checkpoint.keep_best": {"count": 1}}
 
 
@@ -215,7 +213,7 @@ def test_other_libraries_errors_of_a_full_disk_are_seen(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("file", ["versions.json", "fingerprints.json", "train.txt", "recipe.yaml"])
 def test_a_disk_that_is_full_at_the_start_is_told_and_nothing_stays(
-    file: str, run_settings: Callable[..., RunSettings], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    file: str, run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     settings = run_settings()
     replace = os.replace

@@ -6,13 +6,12 @@ import re
 import shutil
 import signal
 import subprocess
-import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from itertools import combinations
 from pathlib import Path
@@ -48,6 +47,7 @@ from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service import metrics as scoring
 from branchgrpo.rollout_workers import metrics as sampling
 from prometheus_client.metrics import MetricWrapperBase
+from support import Settings, command, until
 
 FOLDER = Path(__file__).parents[2] / "cluster" / "observability" / "grafana" / "dashboards"
 FILES = {name: json.loads((FOLDER / f"{name}.json").read_text()) for name in BOARDS}
@@ -152,27 +152,21 @@ class Prometheus:
         """Present values of a query's series."""
         return [float(series["value"][1]) for series in self.ask("query", query=query)]
 
-    def until(self, true: Callable[[], bool], seconds: float = 180) -> None:
-        limit = time.monotonic() + seconds
-        while not true():
-            assert time.monotonic() < limit
-            time.sleep(0.5)
-
 
 @contextmanager
 def monitored(run: Path, log: Path) -> Iterator[Prometheus]:
     """`branchgrpo monitor` for the run in a folder; with the block it gets Ctrl-C."""
     port = free_port()
-    command = [sys.executable, "-m", "branchgrpo", "monitor", str(run), "--port", str(port)]
     prometheus = Prometheus(f"http://127.0.0.1:{port}")
-    with log.open("w") as file, subprocess.Popen(command, stdout=file, stderr=subprocess.STDOUT) as monitor:
+    follow = command("monitor", run, "--port", str(port))
+    with log.open("w") as file, subprocess.Popen(follow, stdout=file, stderr=subprocess.STDOUT) as monitor:
 
         def ready() -> bool:
             assert monitor.poll() is None, log.read_text()
             return prometheus.ready()
 
         try:
-            prometheus.until(ready)
+            until(ready)
             yield prometheus
         finally:
             monitor.send_signal(signal.SIGINT)
@@ -182,9 +176,7 @@ def monitored(run: Path, log: Path) -> Iterator[Prometheus]:
 
 @pytest.mark.slow
 @pytest.mark.timeout(600)
-def test_monitor_shows_a_real_run_while_it_is_scaled(
-    run_settings: Callable[..., RunSettings], tmp_path: Path, head: str
-) -> None:
+def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp_path: Path, head: str) -> None:
     small = {"cpus": 0.5, "threads": 1}
     settings = run_settings(
         {
@@ -211,13 +203,13 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         monitored(folder, tmp_path / "monitor.log") as prometheus,
     ):
         start = time.time()
-        prometheus.until(lambda: components(prometheus) == {"controller": 1, "rollout": 2, "learner": 1, "reward": 2})
+        until(lambda: components(prometheus) == {"controller": 1, "rollout": 2, "learner": 1, "reward": 2})
         # Rates miss what is counted before a series is first seen.
         assert prometheus.now(series_name(sampling.FORWARD_PASSES)) == [0, 0]
         assert prometheus.now(series_name(learner.ROWS_TRAINED)) == [0]
         reports = [iterate(loop, i) for i in range(1, ITERATIONS + 1)]
         end = time.time()
-        prometheus.until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 6)
+        until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 6)
         assert_components_export_their_own(prometheus)
         assert_counts_are_right(prometheus, settings, reports)
         assert prometheus.now("branchgrpo_diversity")[0] == pytest.approx(reports[-1].diversity)
@@ -225,11 +217,11 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(
         evaluation = loop.evaluate(prompts[:3])
         ray.get(loop._controller.scale.remote(3, {"ocr": 1}))
         scaled = {"controller": 1, "rollout": 3, "learner": 1, "reward": 1}
-        prometheus.until(lambda: components(prometheus) == scaled)
+        until(lambda: components(prometheus) == scaled)
         for number in range(ITERATIONS + 1, 2 * ITERATIONS + 1):
             iterate(loop, number)
         everyone = f"count(branchgrpo_tasks_total > 0 and timestamp(branchgrpo_tasks_total) > {end})"
-        prometheus.until(lambda: prometheus.now(everyone) == [3])
+        until(lambda: prometheus.now(everyone) == [3])
         assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means()["diversity"])]
         assert_queries_find_data(prometheus, start, time.time())
         assert_alert_rules_are_evaluated(prometheus)
@@ -274,9 +266,9 @@ def test_ray_s_own_metrics_are_found_with_its_token(tmp_path: Path, monkeypatch:
         prometheus = Prometheus(f"http://127.0.0.1:{server_port}")
         write_config(tmp_path, "http://127.0.0.1:9", address)
         with process(prometheus_command(server_port), folder=tmp_path):
-            prometheus.until(prometheus.ready)
-            prometheus.until(lambda: len(prometheus.now('up{job="ray"} == 1')) > 0)
-            prometheus.until(lambda: len(prometheus.now("ray_object_store_memory")) > 0)
+            until(prometheus.ready)
+            until(lambda: len(prometheus.now('up{job="ray"} == 1')) > 0)
+            until(lambda: len(prometheus.now("ray_object_store_memory")) > 0)
     finally:
         end(head)
         shutil.rmtree(temporary, ignore_errors=True)

@@ -20,8 +20,8 @@ from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from support import Settings, weights
 
-Settings = Callable[..., RunSettings]
 Sample = Callable[..., list[Tree]]
 TREE = tree_schedule(5, kernel="dance", eta=0.5, splits={0: 2, 2: 2})
 
@@ -146,8 +146,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_whole_checkpoint(
         str(told.value),
     )
     for iteration in folder.checkpoints():
-        weights = safetensors.torch.load_file(folder.checkpoint(iteration) / "weights.safetensors")
-        assert all(torch.isfinite(value).all() for value in weights.values())
+        assert all(torch.isfinite(value).all() for value in weights(folder.path, iteration).values())
     assert len(folder.lines("metrics")) == folder.done
 
 

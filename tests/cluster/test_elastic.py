@@ -1,52 +1,22 @@
 """Nodes that come and go: brought by Ray's autoscaler, joining a run, and drained before they are taken away."""
 
-import json
-import os
 import signal
 import subprocess
-import sys
-import time
-from collections.abc import Callable, Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import pytest
 import ray
-import safetensors.torch
-import torch
 import yaml
-from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, started
 from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import dump_recipe
-from branchgrpo.proto.settings import RunSettings
+from support import Settings, assert_bit_equal, command, ray_head, recipe_in, until, weights
 
-Settings = Callable[..., RunSettings]
 LITTLE = {"cpus": 0.1, "threads": 1}
 ON_NODES = {**LITTLE, "resources": {"work": 1}}
-
-
-@contextmanager
-def head(*options: str, port: int | None = None, **environment: str) -> Iterator[str]:
-    """Address of a Ray on which nothing of ours that wants the resource `work` finds room."""
-    port = port or free_port()
-    size = ["--num-cpus=4", "--object-store-memory=200000000", "--include-dashboard=false"]
-    process = started(
-        "--head", "--node-ip-address=127.0.0.1", f"--port={port}", *size, *options, environment=os.environ | environment
-    )
-    try:
-        assert reachable(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        end(process)
-
-
-def until(reached: Callable[[], bool], seconds: float = 120) -> None:
-    limit = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < limit
-        time.sleep(0.2)
 
 
 def autoscaling(most: int, address: str) -> dict[str, Any]:
@@ -96,7 +66,7 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
     }
     config, port = tmp_path / "autoscaling.yaml", free_port()
     config.write_text(yaml.safe_dump(autoscaling(3, f"{ray.util.get_node_ip_address()}:{port}")))
-    with head(
+    with ray_head(
         f"--autoscaling-config={config}",
         port=port,
         AUTOSCALER_UPDATE_INTERVAL_S="1",
@@ -141,32 +111,18 @@ def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_pat
             },
         }
     )
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(settings))
-    command = [sys.executable, "-m", "branchgrpo"]
-    plain = [*command, "train", str(recipe), "name=plain"]
-    subprocess.run(plain, check=True, capture_output=True)
+    recipe = recipe_in(tmp_path, settings)
+    subprocess.run(command("train", recipe, "name=plain"), check=True, capture_output=True)
     size = ["--node-ip-address=127.0.0.1", "--num-cpus=4", '--resources={"work": 8}']
-    with head() as address:
-        doomed = subprocess.Popen([*command, "node", address, "--seconds", "120", *size])
+    with ray_head() as address:
+        doomed = subprocess.Popen(command("node", address, "--seconds", "120", *size))
         other = None
         try:
             run, log = settings.runs / "moved", (tmp_path / "log").open("wb")
-            moved = [
-                *command,
-                "train",
-                str(recipe),
-                "name=moved",
-                "execution=ray",
-                "pools.placement_timeout_seconds=120",
-            ]
-            driver = subprocess.Popen([*moved, "--address", address], stdout=log, stderr=log)
-
-            def done() -> int:
-                lines = run / "metrics.jsonl"
-                return len(lines.read_text().splitlines()) if lines.exists() else 0
-
-            until(lambda: done() >= 1 or driver.poll() is not None)
+            changes = ("name=moved", "execution=ray", "pools.placement_timeout_seconds=120")
+            train = command("train", recipe, *changes, "--address", address)
+            driver = subprocess.Popen(train, stdout=log, stderr=log)
+            until(lambda: RunFolder(run).lines("metrics") or driver.poll() is not None)
             other = started(f"--address={address}", *size)
             ray.init(address, logging_level="error")
             until(lambda: sum(node["Alive"] for node in ray.nodes()) == 3)
@@ -182,16 +138,10 @@ def test_a_node_that_gets_notice_is_left_in_time(run_settings: Settings, tmp_pat
     told = (tmp_path / "log").read_text()
     assert "the node of a learner rank is about to go; there is a checkpoint" in told
     assert "died" not in told, "nothing was lost"
-    weights = [
-        safetensors.torch.load_file(settings.runs / name / "checkpoints" / "iteration-000040" / "weights.safetensors")
-        for name in ("plain", "moved")
-    ]
-    assert all(torch.equal(weights[0][name], weights[1][name]) for name in weights[0])
-    lines = [
-        [json.loads(line)["rewards"] for line in (settings.runs / name / "metrics.jsonl").read_text().splitlines()]
-        for name in ("plain", "moved")
-    ]
-    assert lines[0] == lines[1]
+    plain = settings.runs / "plain"
+    assert_bit_equal(weights(plain, 40), weights(run, 40))
+    rewards = [[line["rewards"] for line in RunFolder(folder).lines("metrics")] for folder in (plain, run)]
+    assert rewards[0] == rewards[1]
 
 
 @pytest.mark.slow
@@ -214,7 +164,7 @@ def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Pa
         }
     )
     (tmp_path / "run").mkdir()
-    with head() as address, closing(RayLoop(settings, tmp_path / "run", address)) as loop:
+    with ray_head() as address, closing(RayLoop(settings, tmp_path / "run", address)) as loop:
 
         def replicas() -> int:
             rewards = ray.get(loop._controller.status.remote())["pools"]["rewards"]

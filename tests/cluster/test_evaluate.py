@@ -1,7 +1,6 @@
 """Evaluations on demand: of checkpoints, with other settings, of two policies against each other."""
 
 import json
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -18,13 +17,12 @@ from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.pictures import labelled_grid
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from PIL import Image
 from rich.console import Console
+from support import Settings
 
-Settings = Callable[..., RunSettings]
 SHADE = {"shade": {"function": "shades:shade"}}
 
 

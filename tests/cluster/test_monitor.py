@@ -4,11 +4,9 @@ import json
 import shutil
 import socket
 import subprocess
-import sys
 import threading
-import time
 import urllib.request
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -19,7 +17,7 @@ from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster.on_ray.run_address import FILE, RunAddress
 from branchgrpo.cluster.run.driver_lock import driver_lock
 from branchgrpo.proto.recipe import save_recipe
-from branchgrpo.proto.settings import RunSettings
+from support import Settings, command, until
 
 
 @contextmanager
@@ -46,16 +44,9 @@ def controller() -> Iterator[str]:
         server.shutdown()
 
 
-def until(reached: Callable[[], bool], seconds: float = 90) -> None:
-    limit = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < limit
-        time.sleep(0.2)
-
-
 @pytest.mark.slow
 @pytest.mark.skipif(shutil.which("prometheus") is None, reason="needs Prometheus")
-def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_monitor_follows_the_run_and_ends_with_it(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({"name": "a run [1]+lr=3 (x)*?"})
     folder = settings.runs / settings.name
     save_recipe(settings, folder)
@@ -76,9 +67,9 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., Ru
     with controller() as first, controller() as second:
         with driver_lock(folder):
             RunAddress("run", None, first).write(folder)
-            command = [sys.executable, "-m", "branchgrpo", "monitor", str(folder), "--port", str(port)]
+            follow = command("monitor", folder, "--port", str(port))
             with (tmp_path / "log").open("w") as log:
-                monitor = subprocess.Popen(command, stdout=log, stderr=log, text=True)
+                monitor = subprocess.Popen(follow, stdout=log, stderr=log, text=True)
             try:
                 until(lambda: targets() == {first})
                 assert asked("rules")["groups"]
@@ -101,5 +92,5 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Callable[..., Ru
         assert line in told
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(follow, capture_output=True, text=True)
     assert (done.returncode, "isn't going on on Ray" in done.stderr) == (2, True)

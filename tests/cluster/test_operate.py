@@ -8,7 +8,6 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -17,21 +16,20 @@ import numpy as np
 import psutil
 import pytest
 import ray
-import safetensors.torch
 import torch
 from branchgrpo.benchmarks.speed.serving import crowd
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.on_ray.reward_deployment import start_serve
 from branchgrpo.cluster.on_ray.run_address import RunAddress
-from branchgrpo.proto.recipe import dump_recipe
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
-from branchgrpo.proto.settings import RewardSettings, RunSettings
+from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.scorers import Scorers
 from PIL import Image
 from ray import serve
+from support import Settings, assert_bit_equal, command, recipe_in, until, weights
 
-Settings = Callable[..., RunSettings]
 SMALL = {"cpus": 0.25, "threads": 1}
 CHANGES: dict[str, Any] = {
     "threads": 1,
@@ -42,10 +40,6 @@ ALONE = {name: value for name, value in os.environ.items() if name not in ("RAY_
 """The environment of a user without a cluster: Ray is started with its own defaults."""
 
 
-def command(*arguments: str) -> list[str]:
-    return [sys.executable, "-m", "branchgrpo", *arguments]
-
-
 def started(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen[str]:
     """A command in a session of its own, its output in `folder`/log."""
     log, env = (folder / "log").open("a"), ALONE | variables
@@ -54,33 +48,16 @@ def started(folder: Path, *arguments: str, **variables: str) -> subprocess.Popen
     )
 
 
-def until(condition: Callable[[], bool], log: Path, seconds: float = 150) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit, log.read_text()[-3000:]
-        time.sleep(0.2)
-
-
 def done(run: Path) -> int:
-    metrics = run / "metrics.jsonl"
-    return len(metrics.read_text().splitlines()) if metrics.exists() else 0
-
-
-def weights(run: Path) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(run / "checkpoints" / "iteration-000006" / "weights.safetensors")
-
-
-def equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
-    return one.keys() == other.keys() and all(torch.equal(one[name], other[name]) for name in one)
+    return len(RunFolder(run).lines("metrics"))
 
 
 @pytest.fixture(scope="module")
 def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> dict[str, torch.Tensor]:
     folder = tmp_path_factory.mktemp("plain")
     settings = settings_in(folder, CHANGES)
-    (folder / "recipe.yaml").write_text(dump_recipe(settings))
-    subprocess.run(command("train", str(folder / "recipe.yaml")), check=True, capture_output=True)
-    return weights(settings.runs / settings.name)
+    subprocess.run(command("train", recipe_in(folder, settings)), check=True, capture_output=True)
+    return weights(settings.runs / settings.name, 6)
 
 
 @pytest.mark.slow
@@ -91,14 +68,13 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
 ) -> None:
     settings = run_settings({**CHANGES, "execution": "ray", "rewards.ocr.scorer": "faulty_scorers:waits_for_leave"})
     variables = {"PYTHONPATH": str(Path(__file__).parent), "BRANCHGRPO_TEST_FAULTS": str(tmp_path)}
-    recipe, run = tmp_path / "recipe.yaml", settings.runs / settings.name
-    recipe.write_text(dump_recipe(settings))
+    recipe, run = recipe_in(tmp_path, settings), settings.runs / settings.name
     shared_memory = set(os.listdir("/dev/shm"))
     process = started(tmp_path, "train", str(recipe), **variables)
     log = tmp_path / "log"
     try:
-        until(lambda: (run / "ray.json").exists() or process.poll() is not None, log)
-        status = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True, check=True)
+        until(lambda: (run / "ray.json").exists() or process.poll() is not None, told=log.read_text)
+        status = subprocess.run(command("status", run), env=ALONE, capture_output=True, text=True, check=True)
         assert "rollout_workers" in status.stdout, status.stdout
         assert "run: starting for" in status.stdout or "run: running for" in status.stdout
         address = RunAddress.read(run).address
@@ -112,11 +88,11 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
         (told,) = json.loads(asked.stdout).values()
         assert (told["iterations"]["of"], len(told["pools"]["rollout_workers"])) == (6, 1), asked.stderr[-3000:]
         if signum == signal.SIGTERM:
-            scale = command("scale", str(run), "--rollout-workers", "2")
+            scale = command("scale", run, "--rollout-workers", "2")
             scaled = subprocess.run(scale, env=ALONE, capture_output=True, text=True)
             assert scaled.returncode == 0, scaled.stderr[-3000:]
         (tmp_path / "go").touch()
-        until(lambda: done(run) >= 1 or process.poll() is not None, log)
+        until(lambda: done(run) >= 1 or process.poll() is not None, told=log.read_text)
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         assert len(family) > 8
         os.killpg(process.pid, signum)
@@ -124,16 +100,16 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
     finally:
         process.kill()
     assert "with a checkpoint" in log.read_text()
-    until(lambda: not any(psutil.pid_exists(pid) for pid in family), log, seconds=20)
+    until(lambda: not any(psutil.pid_exists(pid) for pid in family), 20, log.read_text)
     assert set(os.listdir("/dev/shm")) <= shared_memory
     assert not (run / "ray.json").exists()
     assert done(run) < 6
 
-    gone = subprocess.run(command("status", str(run)), env=ALONE, capture_output=True, text=True)
+    gone = subprocess.run(command("status", run), env=ALONE, capture_output=True, text=True)
     assert (gone.returncode, "stopped since" in gone.stdout, "--resume" in gone.stdout) == (0, True, True), gone.stderr
-    resume = command("train", str(recipe), "--resume")
+    resume = command("train", recipe, "--resume")
     subprocess.run(resume, env=ALONE | variables, check=True, capture_output=True)
-    assert equal(weights(run), plain)
+    assert_bit_equal(weights(run, 6), plain)
 
 
 @pytest.mark.slow
@@ -142,12 +118,11 @@ def test_a_run_is_watched_scaled_stopped_without_a_trace_and_resumed(
 def test_two_runs_on_one_cluster_do_not_touch_each_other(
     plain: dict[str, torch.Tensor], run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(dump_recipe(run_settings({**CHANGES, "execution": "ray"})))
+    recipe = recipe_in(tmp_path, run_settings({**CHANGES, "execution": "ray"}))
     names = ("one", "two")
     runs = [
         subprocess.Popen(
-            command("train", str(recipe), f"name={name}", "--address", head),
+            command("train", recipe, f"name={name}", "--address", head),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -158,7 +133,7 @@ def test_two_runs_on_one_cluster_do_not_touch_each_other(
         out, _ = process.communicate(timeout=500)
         assert process.returncode == 0, out[-3000:]
     for name in names:
-        assert equal(weights(run_settings().runs / name), plain)
+        assert_bit_equal(weights(run_settings().runs / name, 6), plain)
 
 
 @pytest.mark.slow
@@ -185,7 +160,7 @@ def test_rewards_are_served_to_anyone_who_knows_the_token(tmp_path: Path) -> Non
     )
     log, url = tmp_path / "log", f"http://127.0.0.1:{port}"
     try:
-        until(lambda: "/v1/score" in log.read_text() or process.poll() is not None, log)
+        until(lambda: "/v1/score" in log.read_text() or process.poll() is not None, told=log.read_text)
         family = [process.pid, *(child.pid for child in psutil.Process(process.pid).children(recursive=True))]
         assert httpx.get(f"{url}/healthz").status_code == 200
         assert httpx.get(f"{url}/v1/rewards").status_code == 401
@@ -224,4 +199,4 @@ def test_rewards_are_served_to_anyone_who_knows_the_token(tmp_path: Path) -> Non
         assert process.wait(timeout=120) == 0, log.read_text()[-3000:]
     finally:
         process.kill()
-    until(lambda: not any(psutil.pid_exists(pid) for pid in family), log, seconds=20)
+    until(lambda: not any(psutil.pid_exists(pid) for pid in family), 20, log.read_text)

@@ -1,7 +1,6 @@
 """Modules of the user's own are found without being run, and so are those that they import."""
 
 import os
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -10,9 +9,7 @@ from branchgrpo.cluster.commands import submit
 from branchgrpo.cluster.on_ray.placement import reward_demands
 from branchgrpo.cluster.run.own_modules import JOB, check_modules, own_modules, travelling
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
-
-Settings = Callable[..., RunSettings]
+from support import Settings
 
 
 @pytest.fixture

@@ -1,11 +1,9 @@
 """The four calls in one process, where worker and learner share a policy, at every ZeRO stage."""
 
-from collections.abc import Callable
-
 import numpy as np
 import pytest
 from branchgrpo.cluster.run.in_process import PlainLoop
-from branchgrpo.proto.settings import RunSettings
+from support import Settings
 
 
 class RandomScores:
@@ -23,7 +21,7 @@ class RandomScores:
     [(0, "float32", True), (1, "bfloat16", False), (2, "float32", False), (3, "float32", False), (3, "bfloat16", True)],
 )
 def test_the_worker_always_samples_with_the_weights_just_learned(
-    run_settings: Callable[..., RunSettings], stage: int, precision: str, lora: bool
+    run_settings: Settings, stage: int, precision: str, lora: bool
 ) -> None:
     settings = run_settings(
         {

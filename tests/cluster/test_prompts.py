@@ -6,7 +6,6 @@ import gzip
 import io
 import json
 import pickle
-from collections.abc import Callable
 from pathlib import Path
 
 import datasets
@@ -17,9 +16,9 @@ from branchgrpo.cluster.run.prompt_order import prompts_of, training_and_held_ou
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
-from branchgrpo.proto.settings import RunSettings
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from support import Settings
 
 PROMPTS = list("abcdefg")
 
@@ -157,7 +156,7 @@ def test_a_kind_that_is_not_known_is_told_once(tmp_path: Path) -> None:
             read_prompts(tmp_path / name, "prompts.train")
 
 
-def test_a_text_is_held_out_with_all_its_rows(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_a_text_is_held_out_with_all_its_rows(run_settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "rows.txt").write_text("\n".join(PROMPTS * 5))
     repeated = {"prompts.train": str(tmp_path / "rows.txt"), "prompts.held_out": None, "prompts.held_out_count": 3}
     train, held_out = training_and_held_out(run_settings(repeated))
@@ -165,7 +164,7 @@ def test_a_text_is_held_out_with_all_its_rows(run_settings: Callable[..., RunSet
     assert not set(train) & set(held_out)
 
 
-def test_some_prompts_can_be_held_out(run_settings: Callable[..., RunSettings]) -> None:
+def test_some_prompts_can_be_held_out(run_settings: Settings) -> None:
     settings = run_settings({"prompts.held_out": None, "prompts.held_out_count": 4, "evaluation.prompts": None})
     train, held_out = training_and_held_out(settings)
     assert (len(train), len(held_out)) == (10, 4)
@@ -289,7 +288,7 @@ def test_numbers_that_json_hasn_t_are_null(tmp_path: Path) -> None:
 
 
 def test_repeats_and_what_is_held_out_and_trained_on_are_counted(
-    run_settings: Callable[..., RunSettings], tmp_path: Path, caplog: pytest.LogCaptureFixture
+    run_settings: Settings, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     rows = ['{"prompt": "a", "text": "1"}', '{"prompt": "a", "text": "2"}', '"b"', '"b"', '"b"', '"c"']
     (tmp_path / "train.jsonl").write_text("\n".join(rows))

@@ -1,10 +1,8 @@
 """The loop on Ray gives what the plain loop gives, bit by bit, whatever happens to its workers."""
 
-import json
 import os
 import signal
 import subprocess
-import sys
 import threading
 import time
 from collections.abc import Callable
@@ -20,15 +18,14 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.prompts import read_prompts
-from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
 from ray import serve
+from support import SMALL, Settings, assert_bit_equal, command, recipe_in, until, weights
 
-Settings = Callable[..., RunSettings]
-SMALL = {"cpus": 0.5, "threads": 1}
 BASE = {
     "threads": 1,
     "prompts.per_iteration": 24,
@@ -59,22 +56,14 @@ def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> di
     """Weights of a plain run, in a process of its own: ZeRO 3, which other tests use, changes torch for good."""
     folder = tmp_path_factory.mktemp("plain")
     settings = settings_in(folder, {**BASE, "iterations": ITERATIONS})
-    (folder / "recipe.yaml").write_text(dump_recipe(settings))
-    command = [sys.executable, "-m", "branchgrpo", "train", str(folder / "recipe.yaml")]
-    done = subprocess.run(command, capture_output=True, text=True)
+    done = subprocess.run(command("train", recipe_in(folder, settings)), capture_output=True, text=True)
     assert done.returncode == 0, done.stderr
-    checkpoint = settings.runs / settings.name / "checkpoints" / f"iteration-{ITERATIONS:06d}"
-    return safetensors.torch.load_file(checkpoint / "weights.safetensors")
+    return weights(settings.runs / settings.name, ITERATIONS)
 
 
 def on_ray(settings: RunSettings, folder: Path, head: str) -> RayLoop:
     folder.mkdir(parents=True)
     return RayLoop(settings, folder, head)
-
-
-def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 @pytest.mark.parametrize(
@@ -183,14 +172,12 @@ def test_what_changes_with_iterations_is_the_same_on_ray(
         settings = settings_in(
             tmp_path, {**BASE, **changes, "name": execution, "execution": execution, "iterations": 3}
         )
-        recipe = tmp_path / f"{execution}.yaml"
-        recipe.write_text(dump_recipe(settings))
-        command = [sys.executable, "-m", "branchgrpo", "train", str(recipe)]
-        subprocess.run([*command, "--address", head], check=True, capture_output=True)
+        train = command("train", recipe_in(tmp_path, settings), "--address", head)
+        subprocess.run(train, check=True, capture_output=True)
         run = settings.runs / execution
-        lines = [json.loads(line) for line in (run / "metrics.jsonl").read_text().splitlines()]
-        weights = safetensors.torch.load_file(run / "checkpoints" / "iteration-000003" / "weights.safetensors")
-        saved.append((weights, [(line["forward_passes"], line["rewards"], line["logprob_abs_diff"]) for line in lines]))
+        lines = RunFolder(run).lines("metrics")
+        figures = [(line["forward_passes"], line["rewards"], line["logprob_abs_diff"]) for line in lines]
+        saved.append((weights(run, 3), figures))
     assert_bit_equal(saved[0][0], saved[1][0])
     assert saved[0][1] == saved[1][1]
 
@@ -306,10 +293,7 @@ def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
     assert peaks[256] < 3.5 * tree_bytes[256], (peaks, tree_bytes)
     ray.init(head, namespace="branchgrpo")
     try:
-        limit = time.monotonic() + 30
-        while store_bytes() and time.monotonic() < limit:
-            time.sleep(0.5)
-        assert store_bytes() == 0, "a run has left something behind"
+        until(lambda: store_bytes() == 0, 30, lambda: "a run has left something behind")
     finally:
         ray.shutdown()
 

@@ -8,9 +8,7 @@ import socket
 import subprocess
 import sys
 import threading
-import time
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 from urllib.parse import urlparse
@@ -18,20 +16,15 @@ from urllib.parse import urlparse
 import psutil
 import pytest
 import ray
-import safetensors.torch
-import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.on_ray.reward_deployment import LEASE_SECONDS, start_serve
 from branchgrpo.cluster.on_ray.status_server import reserve_port
 from branchgrpo.proto.errors import InputError, ProcessLost
-from branchgrpo.proto.recipe import dump_recipe
-from branchgrpo.proto.settings import RunSettings
 from ray import serve
+from support import SMALL, Settings, assert_bit_equal, command, ray_head, recipe_in, until, weights
 
-Settings = Callable[..., RunSettings]
-SMALL = {"cpus": 0.5, "threads": 1}
 STAND_IN: dict[str, Any] = {
     "execution": "ray",
     "threads": 1,
@@ -39,26 +32,6 @@ STAND_IN: dict[str, Any] = {
     "rewards": {"constant": {"scorer": "branchgrpo.benchmarks.support.stand_ins:instant_scorer"}},
     "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"constant": SMALL}},
 }
-
-
-def until(reached: Callable[[], bool], seconds: float = 200) -> None:
-    limit = time.monotonic() + seconds
-    while not reached():
-        assert time.monotonic() < limit
-        time.sleep(0.2)
-
-
-@contextmanager
-def small_head(cpus: float) -> Iterator[str]:
-    """Address of a Ray with so many CPUs."""
-    port = free_port()
-    size = (f"--num-cpus={cpus:g}", "--object-store-memory=200000000", "--include-dashboard=false")
-    process = started("--head", "--node-ip-address=127.0.0.1", f"--port={port}", *size)
-    try:
-        assert reachable(port)
-        yield f"127.0.0.1:{port}"
-    finally:
-        end(process)
 
 
 def http_port(folder: Path) -> int | None:
@@ -117,24 +90,17 @@ def test_a_run_that_fills_the_cluster_goes_on_when_its_driver_was_killed(
     changes = {"threads": 1, "iterations": 4, "resume": "auto", "pools": pools}
     plain = settings_in(tmp_path, {**changes, "name": "plain"})
     settings = run_settings({**changes, "execution": "ray"})
-    for name, recipe in (("plain", plain), ("ray", settings)):
-        (tmp_path / f"{name}.yaml").write_text(dump_recipe(recipe))
-    train = [sys.executable, "-m", "branchgrpo", "train"]
-    subprocess.run([*train, str(tmp_path / "plain.yaml")], check=True, capture_output=True)
-    with small_head(2) as address:
-        command = [*train, str(tmp_path / "ray.yaml"), "--address", address]
+    subprocess.run(command("train", recipe_in(tmp_path, plain)), check=True, capture_output=True)
+    with ray_head(cpus=2) as address:
+        train = command("train", recipe_in(tmp_path, settings), "--address", address)
         run = settings.runs / settings.name
-        with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
+        with subprocess.Popen(train, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as driver:
             until(lambda: (run / "metrics.jsonl").exists())
             driver.kill()
-        done = subprocess.run(command, capture_output=True, text=True, timeout=500)
+        done = subprocess.run(train, capture_output=True, text=True, timeout=500)
         assert done.returncode == 0, done.stderr[-3000:]
 
-    def weights(folder: Path) -> dict[str, torch.Tensor]:
-        return safetensors.torch.load_file(folder / "checkpoints" / "iteration-000004" / "weights.safetensors")
-
-    expected, found = weights(settings.runs / "plain"), weights(run)
-    assert all(torch.equal(found[name], expected[name]) for name in expected)
+    assert_bit_equal(weights(settings.runs / "plain", 4), weights(run, 4))
 
 
 @pytest.mark.slow
@@ -157,21 +123,17 @@ def test_what_a_run_leaves_when_it_ends_is_nothing(run_settings: Settings, tmp_p
 @pytest.mark.timeout(900)
 def test_what_killed_runs_leave_ends_by_itself_or_is_cleaned(run_settings: Settings, tmp_path: Path, head: str) -> None:
     """The reward models of a run that goes on, and what others serve, stay."""
-    for name in ("gone", "live"):
-        (tmp_path / f"{name}.yaml").write_text(
-            dump_recipe(run_settings({**STAND_IN, "name": name, "iterations": 10**6, "checkpoint.every": 10**6}))
-        )
     runs = run_settings().runs
-    branchgrpo = [sys.executable, "-m", "branchgrpo"]
 
     def cleaned(*options: str) -> str:
-        command = [*branchgrpo, "clean", str(runs), "--address", head, *options]
-        return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+        clean = command("clean", runs, "--address", head, *options)
+        return subprocess.run(clean, check=True, capture_output=True, text=True).stdout
 
     def train(name: str) -> subprocess.Popen[bytes]:
-        command = [*branchgrpo, "train", str(tmp_path / f"{name}.yaml"), "--address", head]
+        endless = run_settings({**STAND_IN, "name": name, "iterations": 10**6, "checkpoint.every": 10**6})
+        train = command("train", recipe_in(tmp_path, endless), "--address", head)
         with (tmp_path / f"{name}.log").open("w") as log:
-            driver = subprocess.Popen(command, stdout=log, stderr=log)
+            driver = subprocess.Popen(train, stdout=log, stderr=log)
         until(lambda: (runs / name / "metrics.jsonl").exists() or driver.poll() is not None)
         assert driver.poll() is None, (tmp_path / f"{name}.log").read_text()[-3000:]
         return driver
@@ -216,8 +178,7 @@ def test_a_run_needs_neither_its_working_directory_nor_torch_in_its_driver(
     settings = run_settings(
         {"execution": "ray", "threads": 1, "iterations": 6, "pools": pools, "logging.samples_every": 2}
     )
-    recipe, run, work = tmp_path / "recipe.yaml", settings.runs / settings.name, tmp_path / "work"
-    recipe.write_text(dump_recipe(settings))
+    recipe, run, work = recipe_in(tmp_path, settings), settings.runs / settings.name, tmp_path / "work"
     work.mkdir()
     code = (
         "import sys\nfrom branchgrpo.cluster.cli import main\n"
@@ -249,9 +210,9 @@ def test_a_node_is_drained_only_if_it_is_clear_which(head: str, tmp_path: Path) 
     second = None
 
     def drained(*options: str) -> subprocess.CompletedProcess[str]:
-        command = [sys.executable, "-m", "branchgrpo", "drain", "--seconds", "1", *options]
+        drain = command("drain", "--seconds", "1", *options)
         env = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
-        return subprocess.run(command, env=env, capture_output=True, text=True)
+        return subprocess.run(drain, env=env, capture_output=True, text=True)
 
     try:
         assert reachable(port)

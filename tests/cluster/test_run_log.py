@@ -1,16 +1,15 @@
 """What a run logs, and what of it a resumed run replaces."""
 
 import resource
-from collections.abc import Callable
 
 import pytest
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.log import RunLog
-from branchgrpo.proto.settings import RunSettings
+from support import Settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 
-def test_tensorboard_shows_a_repeated_iteration_once(run_settings: Callable[..., RunSettings]) -> None:
+def test_tensorboard_shows_a_repeated_iteration_once(run_settings: Settings) -> None:
     settings = run_settings({"logging.tensorboard": True})
     with RunFolder.create(settings) as folder:
         for steps, value in (((1, 2, 3), 0.25), ((3, 4), 0.5)):
@@ -23,7 +22,7 @@ def test_tensorboard_shows_a_repeated_iteration_once(run_settings: Callable[...,
 
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
-def test_what_could_not_be_written_can_be_written_later(run_settings: Callable[..., RunSettings]) -> None:
+def test_what_could_not_be_written_can_be_written_later(run_settings: Settings) -> None:
     """TensorBoard's writer remembers its first error for ever. The limit on files stands for a full disk."""
     settings = run_settings({"logging.tensorboard": True})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)

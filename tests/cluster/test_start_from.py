@@ -1,7 +1,6 @@
 """Runs that start from what another run has trained: its checkpoints, its export, and runs that started from these."""
 
 import shutil
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -22,8 +21,8 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import saved
 from rich.console import Console
+from support import Settings
 
-Settings = Callable[..., RunSettings]
 LORA = {"rank": 2, "alpha": 8}
 SMALL = {
     "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
@@ -24,9 +24,8 @@ from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.state import RunState
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
+from support import Settings
 
-Settings = Callable[..., RunSettings]
 DRIVE = """
 import sys, time
 from pathlib import Path

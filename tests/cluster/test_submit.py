@@ -9,7 +9,6 @@ import subprocess
 import sys
 import tempfile
 import threading
-import time
 import tomllib
 from collections.abc import AsyncIterator, Callable, Iterator
 from contextlib import suppress
@@ -21,21 +20,19 @@ from typing import Any
 import pytest
 import ray
 import requests
-import safetensors.torch
-import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.commands.submit import check, connect, follow, stage_package
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError, RunFailed
-from branchgrpo.proto.recipe import dump_recipe, load_recipe, save_recipe
+from branchgrpo.proto.recipe import load_recipe, save_recipe
 from branchgrpo.proto.settings import RunSettings
 from ray.job_submission import JobStatus, JobSubmissionClient
 from ray.util.state import list_actors, list_nodes, list_objects
 from ray.util.state.exception import RayStateApiException
+from support import SMALL, Settings, assert_bit_equal, command, recipe_in, until, weights
 
-Settings = Callable[..., RunSettings]
 Submit = Callable[..., subprocess.Popen[str]]
 ROOT = Path(__file__).parents[2]
 
@@ -208,7 +205,6 @@ def test_variables_that_a_job_sets_itself_win(head: str, monkeypatch: pytest.Mon
 
 # End to end ---------------------------------------------------------------------------------------------------------
 
-SMALL = {"cpus": 0.5, "threads": 1}
 ITERATIONS = 6
 RUN = {
     # Advantages need rewards that differ; the tiny policy's pictures hold no text.
@@ -264,13 +260,6 @@ def nodes(address: str) -> int:
     return 0
 
 
-def wait_until(condition: Callable[[], Any], seconds: float = 300) -> None:
-    limit = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < limit
-        time.sleep(0.05)
-
-
 @pytest.fixture(scope="module")
 def cluster() -> Iterator[Cluster]:
     port, dashboard = free_port(), free_port()
@@ -287,7 +276,7 @@ def cluster() -> Iterator[Cluster]:
                 processes.append(started(*arguments, *common, "--object-store-memory=300000000"))
                 assert reachable(port)
                 assert reachable(dashboard)
-            wait_until(lambda: nodes(address) == 2)
+            until(lambda: nodes(address) == 2)
             yield Cluster(address, (head_folder, second_folder), JobSubmissionClient(address))
         finally:
             for process in reversed(processes):
@@ -317,10 +306,8 @@ def submit(cluster: Cluster, package: tuple[Path, Path], shared: Path) -> Submit
     """Begins `branchgrpo submit`."""
 
     def begin(settings: RunSettings, *arguments: str) -> subprocess.Popen[str]:
-        recipe = shared / f"{settings.name}.yaml"
-        recipe.write_text(dump_recipe(settings))
         return subprocess.Popen(
-            [sys.executable, "-m", "branchgrpo", "submit", str(recipe), "--address", cluster.address, *arguments],
+            command("submit", recipe_in(shared, settings), "--address", cluster.address, *arguments),
             stdout=subprocess.PIPE,
             stderr=subprocess.STDOUT,
             text=True,
@@ -339,10 +326,6 @@ def finished(process: subprocess.Popen[str]) -> tuple[int, str]:
         process.kill()
         raise AssertionError(process.communicate()[0]) from None
     return process.returncode, output
-
-
-def weights(folder: RunFolder) -> dict[str, torch.Tensor]:
-    return safetensors.torch.load_file(folder.newest_checkpoint() / "weights.safetensors")
 
 
 @pytest.fixture(scope="module")
@@ -366,7 +349,7 @@ def test_a_submitted_run_uses_both_nodes_and_the_package_sent_along(
     assert folder.settings.prompts.train.read_text().splitlines() == settings.prompts.train.read_text().splitlines()
     assert folder.checkpoints() == [ITERATIONS]
     assert json.loads((folder.path / "summary.json").read_text())["iterations"] == ITERATIONS
-    wait_until(lambda: not any(cluster.leftovers().values()))
+    until(lambda: not any(cluster.leftovers().values()))
 
     imports = {Path(line) for line in package[1].read_text().splitlines()} - {package[0] / "branchgrpo" / "__init__.py"}
     assert all("py_modules_files" in file.parts for file in imports)
@@ -386,7 +369,7 @@ def test_a_stopped_run_leaves_nothing_but_a_checkpoint_and_goes_on_bit_by_bit(
     settings = straight[0].model_copy(update={"name": "stopped"})
     folder = RunFolder(settings.runs / "stopped")
     process = submit(settings)
-    wait_until((folder.path / "metrics.jsonl").exists)
+    until((folder.path / "metrics.jsonl").exists)
     job = cluster.running()
     assert job.startswith("branchgrpo-stopped-")
     cluster.client.stop_job(job)
@@ -395,19 +378,17 @@ def test_a_stopped_run_leaves_nothing_but_a_checkpoint_and_goes_on_bit_by_bit(
     assert "with a checkpoint; go on with --resume" in output
     (done,) = folder.checkpoints()
     assert done < ITERATIONS
-    wait_until(lambda: not any(cluster.leftovers().values()))
+    until(lambda: not any(cluster.leftovers().values()))
 
     process = submit(settings, "--resume")
-    wait_until(cluster.running)
+    until(cluster.running)
     process.send_signal(signal.SIGINT)  # ends the following, not the run
     status, output = finished(process)
     assert status == 128 + signal.SIGINT, output
     job = cluster.running()
     assert f"ray job stop {job} --address {cluster.address}" in output
-    wait_until(lambda: not cluster.running())
+    until(lambda: not cluster.running())
     assert cluster.client.get_job_status(job) == JobStatus.SUCCEEDED, cluster.client.get_job_logs(job)
-    once, resumed = weights(RunFolder(settings.runs / "straight")), weights(folder)
-    assert once.keys() == resumed.keys()
-    assert all(torch.equal(once[name], resumed[name]) for name in once)
+    assert_bit_equal(weights(settings.runs / "straight"), weights(folder.path))
     assert [line["iteration"] for line in folder.lines("metrics")] == list(range(1, ITERATIONS + 1))
-    wait_until(lambda: not any(cluster.leftovers().values()))
+    until(lambda: not any(cluster.leftovers().values()))

@@ -6,12 +6,10 @@ import pty
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
 from pathlib import Path
 
 from branchgrpo.cluster.run.state import read_state
-from branchgrpo.proto.recipe import dump_recipe
-from branchgrpo.proto.settings import RunSettings
+from support import Settings, command, recipe_in
 
 PRINT = """
 import sys
@@ -42,15 +40,14 @@ def test_what_is_written_arrives_whole() -> None:
     assert done.stdout == ("x" * 2**17 + "\n") * 3
 
 
-def test_a_run_goes_on_when_its_output_is_gone(run_settings: Callable[..., RunSettings], tmp_path: Path) -> None:
+def test_a_run_goes_on_when_its_output_is_gone(run_settings: Settings, tmp_path: Path) -> None:
     """As when a terminal is closed, which sends SIGHUP too, and with it a pipe that takes the errors."""
     changes = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1, "iterations": 1}
     settings = run_settings(changes)
-    recipe, folder = tmp_path / "recipe.yaml", settings.runs / settings.name
-    recipe.write_text(dump_recipe(settings))
+    folder = settings.runs / settings.name
     (ours, terminal), (unread, pipe) = pty.openpty(), os.pipe()
     process = subprocess.Popen(
-        [sys.executable, "-m", "branchgrpo", "train", str(recipe)], stdout=terminal, stderr=pipe, start_new_session=True
+        command("train", recipe_in(tmp_path, settings)), stdout=terminal, stderr=pipe, start_new_session=True
     )
     for end in (terminal, pipe, unread):
         os.close(end)

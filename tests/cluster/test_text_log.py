@@ -3,7 +3,6 @@
 import json
 import logging
 import sys
-from collections.abc import Callable
 from contextlib import nullcontext
 from pathlib import Path
 
@@ -12,8 +11,8 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.run.stop import Stopped
 from branchgrpo.proto.errors import ProcessLost
-from branchgrpo.proto.settings import RunSettings
 from rich.console import Console
+from support import Settings
 
 # As Ray prints them in the driver.
 NOISE = (
@@ -30,7 +29,7 @@ WARNING = (
 
 
 def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
-    run_settings: Callable[..., RunSettings], tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    run_settings: Settings, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     display = RunDisplay(Console(file=sys.stdout))
     with display.recording(tmp_path, run_settings()):
@@ -74,7 +73,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
     ],
 )
 def test_how_a_run_ends_is_kept(
-    error: Exception | None, state: str, told: str | None, run_settings: Callable[..., RunSettings], tmp_path: Path
+    error: Exception | None, state: str, told: str | None, run_settings: Settings, tmp_path: Path
 ) -> None:
     for _ in range(2):
         ends = pytest.raises(type(error)) if error else nullcontext()

@@ -1,7 +1,6 @@
 """What `branchgrpo trace` makes of spans: a path whose pieces are known, idle time, lines that nest."""
 
 import json
-from collections.abc import Callable
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -14,11 +13,12 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import LoggingSettings, RunSettings
+from branchgrpo.proto.settings import LoggingSettings
 from branchgrpo.proto.tracing import span, start_tracing, stop_tracing
 from hypothesis import given
 from hypothesis import strategies as st
 from rich.console import Console
+from support import Settings
 
 START = 1000.0
 PROCESSES = {
@@ -199,9 +199,7 @@ def test_the_path_covers_the_iteration(found: trace.IterationTrace) -> None:
     assert covers(found)
 
 
-def test_a_run_in_one_process_is_traced_unless_it_is_told_not_to_be(
-    run_settings: Callable[..., RunSettings], tmp_path: Path
-) -> None:
+def test_a_run_in_one_process_is_traced_unless_it_is_told_not_to_be(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({"iterations": 2, "evaluation.samples": 2})
     display = RunDisplay(Console(quiet=True))
     folder = train(settings, display)

@@ -7,8 +7,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -34,10 +32,10 @@ from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
+from support import Settings, assert_bit_equal, command, recipe_in, until, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 
-Settings = Callable[..., RunSettings]
 # Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
 GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1}
 
@@ -46,28 +44,16 @@ def worker_of(policy: Policy, settings: RunSettings) -> RolloutWorker:
     return RolloutWorker(policy, settings.rollout)
 
 
-def command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
-    recipe = folder / f"{settings.name}.yaml"
-    recipe.write_text(dump_recipe(settings))
-    return [sys.executable, "-m", "branchgrpo", "train", str(recipe), *arguments]
+def train_command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
+    return command("train", recipe_in(folder, settings), *arguments)
 
 
 def run(settings: RunSettings, folder: Path, *arguments: str) -> Path:
     done = subprocess.run(
-        command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder, check=False
+        train_command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder, check=False
     )
     assert done.returncode == 0, done.stdout + done.stderr
     return settings.runs / settings.name
-
-
-def weights(run_folder: Path) -> dict[str, torch.Tensor]:
-    newest = RunFolder.open(run_folder).newest_checkpoint()
-    return safetensors.torch.load_file(newest / "weights.safetensors")
-
-
-def assert_bit_equal(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> None:
-    assert one.keys() == other.keys()
-    assert all(torch.equal(one[name], other[name]) for name in one)
 
 
 def assert_only_whole_files(folder: Path) -> None:
@@ -107,9 +93,9 @@ def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Pa
     run(stopped, tmp_path, "--resume")
     assert_bit_equal(weights(straight), weights(first))
 
-    lines = [json.loads(line) for line in (first / "metrics.jsonl").read_text().splitlines()]
+    lines = RunFolder(first).lines("metrics")
     assert [line["iteration"] for line in lines] == [1, 2, 3]
-    reference = [json.loads(line) for line in (straight / "metrics.jsonl").read_text().splitlines()]
+    reference = RunFolder(straight).lines("metrics")
     assert [line["rewards"] for line in lines] == [line["rewards"] for line in reference]
     assert all(line["logprob_abs_diff"] < 1e-5 for line in lines)
     assert sum(line["edges"] for line in lines) > 0
@@ -125,16 +111,17 @@ def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Pa
     assert [event.step for event in events.Scalars("seconds")] == [1, 2, 3]
 
 
-def started(settings: RunSettings, folder: Path, until: Path) -> subprocess.Popen[str]:
-    """A run in a process of its own, once `until` exists."""
+def started(settings: RunSettings, folder: Path, file: Path) -> subprocess.Popen[str]:
+    """A run in a process of its own, once a file of it exists."""
     process = subprocess.Popen(
-        command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+        train_command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
     )
-    deadline = time.monotonic() + 120
-    while not until.exists():
+
+    def there() -> bool:
         assert process.poll() is None, process.communicate()[0]
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+        return file.exists()
+
+    until(there, 120)
     return process
 
 
@@ -222,17 +209,16 @@ def test_a_run_that_goes_on_with_other_settings_is_the_run_that_they_make(
     """With another learning rate, which DeepSpeed takes from the checkpoint, and an average that begins there."""
     straight = three[1]
     folder = RunFolder(Path(shutil.copytree(straight, tmp_path / "run")))
-    before = safetensors.torch.load_file(folder.checkpoint(2) / "weights.safetensors")
+    before = weights(folder.path, 2)
     changes = ("optimizer.learning_rate=1e-30", "optimizer.weight_decay=0", "ema_decay=0.9")
-    command = ["train", str(folder.path), "--resume", "--iteration", "2", *(f"learner.{change}" for change in changes)]
-    done = CliRunner().invoke(app, command)
+    resume = ["train", str(folder.path), "--resume", "--iteration", "2", *(f"learner.{change}" for change in changes)]
+    done = CliRunner().invoke(app, resume)
     assert done.exit_code == 0, done.output
     assert "from iteration 3 on, learner.optimizer.learning_rate: 0.001 -> 1e-30" in done.output
     assert_bit_equal(weights(folder.path), before)
-    assert_bit_equal(safetensors.torch.load_file(folder.checkpoint(3) / "ema.safetensors"), before)
+    assert_bit_equal(weights(folder.path, 3, "ema"), before)
     aside = folder.path / "set-aside" / "after-000002"
-    kept = safetensors.torch.load_file(aside / "checkpoints" / "iteration-000003" / "weights.safetensors")
-    assert_bit_equal(kept, weights(straight))
+    assert_bit_equal(weights(aside, 3), weights(straight))
     assert [line["iteration"] for line in folder.lines("metrics")] == [1, 2, 3]
     assert folder.lines("metrics")[-1]["learning_rate"] == 1e-30
     assert folder.settings.learner.ema_decay == 0.9

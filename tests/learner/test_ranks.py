@@ -20,12 +20,12 @@ from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.rows import Row, micro_batches, pick_rows
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.schedule import tree_schedule
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from diffusers import DiffusionPipeline
 from families import as_lora, saved
+from support import Settings
 
 SCRIPT = Path(__file__).with_name("rank.py")
 ODD_NAME = "a run [1]+lr=3 (x)*? é"
@@ -123,7 +123,7 @@ def variants(
 
 @pytest.fixture(scope="module")
 def two_ranks(
-    settings_in: Callable[..., RunSettings],
+    settings_in: Settings,
     variants: dict[str, dict[str, Any]],
     tmp_path_factory: pytest.TempPathFactory,
 ) -> Path:
@@ -163,7 +163,7 @@ def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
     variant: str,
     variants: dict[str, dict[str, Any]],
     two_ranks: Path,
-    settings_in: Callable[..., RunSettings],
+    settings_in: Settings,
     rank_script: ModuleType,
 ) -> None:
     settings = settings_in(two_ranks, variants[variant])
@@ -186,7 +186,7 @@ def test_two_ranks_match_one_and_their_checkpoint_loads_on_one(
 def test_other_numbers_of_ranks_go_on_from_a_checkpoint(
     variants: dict[str, dict[str, Any]],
     two_ranks: Path,
-    settings_in: Callable[..., RunSettings],
+    settings_in: Settings,
     rank_script: ModuleType,
 ) -> None:
     """Three from two, and one from three, at every ZeRO stage."""
@@ -210,7 +210,7 @@ def test_other_numbers_of_ranks_go_on_from_a_checkpoint(
 
 
 def test_what_two_ranks_export_over_a_merged_lora_is_whole(
-    variants: dict[str, dict[str, Any]], two_ranks: Path, settings_in: Callable[..., RunSettings], tmp_path: Path
+    variants: dict[str, dict[str, Any]], two_ranks: Path, settings_in: Settings, tmp_path: Path
 ) -> None:
     variant = "stage3 partitioned start merged Wan 2.2 14B"
     settings = settings_in(tmp_path, variants[variant])

@@ -15,17 +15,17 @@ from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import Tree
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from deepspeed.utils import safe_get_full_optimizer_state
+from support import Settings
 from torch.distributions import Normal, kl_divergence
 
 Sample = Callable[..., list[Tree]]
-Settings = Callable[..., RunSettings]
 
 
 def update(learner: Learner, trees: list[Tree]):

@@ -17,7 +17,7 @@ from branchgrpo.learner.objective import edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
-from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.noise import Stream, gaussian
@@ -26,6 +26,7 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families import FAMILIES, saved
+from support import Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
@@ -153,16 +154,14 @@ def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Call
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_bfloat16_with_recomputed_activations_has_ratio_one(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings]
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings
 ) -> None:
     reports = _iterations(settings.model_copy(update={"precision": "bfloat16"}), lora, run_settings)
     assert [report.updates[0].logprob_abs_diff for report in reports] == [0, 0]
     assert all(report.updates[0].gradient_norm > 0 for report in reports)
 
 
-def _iterations(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings]
-) -> list[IterationReport]:
+def _iterations(settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings) -> list[IterationReport]:
     """Two iterations with all that saves memory in one process."""
     run = run_settings(
         {
@@ -187,7 +186,7 @@ def _iterations(
     ("settings", "precision"), [("FLUX.1-dev", "bfloat16"), ("SD1.5", "float32")], indirect=["settings"]
 )
 def test_a_compiled_network_is_the_same_policy(
-    settings: PolicySettings, precision: str, run_settings: Callable[..., RunSettings]
+    settings: PolicySettings, precision: str, run_settings: Settings
 ) -> None:
     """Of blocks that repeat (FLUX) and as a whole (a UNet); without gradient in rollouts and with it in the learner."""
     eager = settings.model_copy(update={"precision": precision})
@@ -201,7 +200,7 @@ def test_a_compiled_network_is_the_same_policy(
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["full", "lora"])
 def test_an_update_trains_the_network_alone_and_its_export_draws_the_same(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Callable[..., RunSettings], tmp_path: Path
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings, tmp_path: Path
 ) -> None:
     run = run_settings(
         {

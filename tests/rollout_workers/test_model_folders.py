@@ -13,8 +13,8 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.load import load_policy
+from support import Settings
 
 Change = Callable[[Path], object]
 VAE, TRANSFORMER = "vae/diffusion_pytorch_model.safetensors", "transformer/diffusion_pytorch_model.safetensors"
@@ -22,7 +22,7 @@ T5 = "text_encoder_2/model.safetensors"
 
 
 @pytest.fixture
-def folder(run_settings: Callable[..., RunSettings], tmp_path: Path) -> Path:
+def folder(run_settings: Settings, tmp_path: Path) -> Path:
     return Path(shutil.copytree(run_settings().policy.pretrained, tmp_path / "pipeline"))
 
 
@@ -214,7 +214,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
 
 @pytest.mark.parametrize("name", BROKEN)
 def test_check_and_loading_refuse_a_broken_folder_in_the_same_line(
-    name: str, folder: Path, run_settings: Callable[..., RunSettings]
+    name: str, folder: Path, run_settings: Settings
 ) -> None:
     change, told = BROKEN[name]
     change(folder)
@@ -228,7 +228,7 @@ def test_check_and_loading_refuse_a_broken_folder_in_the_same_line(
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
-def test_a_folder_without_permission_is_told(folder: Path, run_settings: Callable[..., RunSettings]) -> None:
+def test_a_folder_without_permission_is_told(folder: Path, run_settings: Settings) -> None:
     settings = run_settings({"policy.pretrained": str(folder)})
     folder.chmod(0)
     try:
@@ -238,7 +238,7 @@ def test_a_folder_without_permission_is_told(folder: Path, run_settings: Callabl
         folder.chmod(0o700)
 
 
-def test_every_broken_part_has_its_line(folder: Path, run_settings: Callable[..., RunSettings]) -> None:
+def test_every_broken_part_has_its_line(folder: Path, run_settings: Settings) -> None:
     for file in (VAE, T5):
         (folder / file).unlink()
     (folder / "transformer/config.json").unlink()
@@ -267,9 +267,7 @@ def old_names(tensors: dict[str, torch.Tensor]) -> None:
     ],
     ids=["old names", "positions", "shards", "shards of an encoder", "a .bin beside", "a variant beside"],
 )
-def test_folders_that_diffusers_reads_draw_the_same(
-    change: Change, folder: Path, run_settings: Callable[..., RunSettings]
-) -> None:
+def test_folders_that_diffusers_reads_draw_the_same(change: Change, folder: Path, run_settings: Settings) -> None:
     whole = load_policy(run_settings().policy)
     change(folder)
     settings = run_settings({"policy.pretrained": str(folder)})
@@ -298,9 +296,7 @@ def test_folders_that_diffusers_reads_draw_the_same(
         ("nowhere:Policy", "policy.adapter is 'nowhere:Policy', which can't be imported"),
     ],
 )
-def test_an_adapter_that_is_no_policy_is_refused(
-    adapter: str, told: str, run_settings: Callable[..., RunSettings]
-) -> None:
+def test_an_adapter_that_is_no_policy_is_refused(adapter: str, told: str, run_settings: Settings) -> None:
     settings = run_settings({"policy.adapter": adapter})
     with pytest.raises(InputError) as refused:
         load_policy(settings.policy)

@@ -10,10 +10,9 @@ import torch
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import Diverged, InputError, RunFailed
 from branchgrpo.proto.recipe import save_recipe
-from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.load import find_adapter, load_policy
+from support import Settings, command
 
-Settings = Callable[..., RunSettings]
 CODE = """\
 from branchgrpo.proto.errors import Diverged, InputError
 from branchgrpo.rollout_workers.policies.flux import FluxPolicy
@@ -198,9 +197,7 @@ def test_a_run_on_ray_ends_with_it_at_its_first_failure(folder: Path, run_settin
         "pools": {"rollout_workers": own, "learner": own, "rewards": {"counting": own}},
     }
     recipe = save_recipe(run_settings(changes), folder / "recipe")
-    done = subprocess.run(
-        [sys.executable, "-m", "branchgrpo", "train", recipe], cwd=folder, capture_output=True, text=True, timeout=300
-    )
+    done = subprocess.run(command("train", recipe), cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
     assert done.stderr.startswith("error: policy.adapter 'own_adapters:Encodes' raised NameError: name 'undefined'")
     assert "own_adapters.py, line 10)" in done.stderr.splitlines()[0]

@@ -1,6 +1,5 @@
 """How long prompts may be, and which are cut."""
 
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -9,17 +8,18 @@ from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import PolicySettings, RunSettings
+from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
 from families import FAMILIES, saved
 from rich.console import Console
+from support import Settings
 
 LIMITS = {"FLUX.1-dev": 512, "Qwen-Image": 1024, "SD3.5": 512, "Wan 2.1": 512}
 
 
 @pytest.mark.parametrize("family", LIMITS)
 def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
-    family: str, run_settings: Callable[..., RunSettings], tmp_path: Path
+    family: str, run_settings: Settings, tmp_path: Path
 ) -> None:
     folder = saved(family, tmp_path / "pipeline")
     changes = {"policy.pretrained": str(folder), "policy.width": 16, "policy.frames": 5 if "Wan" in family else 1}
@@ -64,7 +64,7 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
             assert torch.equal(one, other) == (f"{prompt}7" in policy.cut_prompts([f"{prompt}7"]))
 
 
-def test_check_tells_of_prompts_that_are_cut(run_settings: Callable[..., RunSettings]) -> None:
+def test_check_tells_of_prompts_that_are_cut(run_settings: Settings) -> None:
     assert not check(run_settings({"policy.max_sequence_length": 4})).advice
     (told,) = check(run_settings({"policy.max_sequence_length": 3})).advice
     assert told == (
@@ -72,7 +72,7 @@ def test_check_tells_of_prompts_that_are_cut(run_settings: Callable[..., RunSett
     )
 
 
-def test_a_run_tells_of_them_at_its_start(run_settings: Callable[..., RunSettings]) -> None:
+def test_a_run_tells_of_them_at_its_start(run_settings: Settings) -> None:
     settings = run_settings({"policy.max_sequence_length": 3, "iterations": 1})
     told = (train(settings, RunDisplay(Console(quiet=True))) / "log.txt").read_text()
     assert told.count("14 prompts are longer than the model takes and will be cut") == 1
