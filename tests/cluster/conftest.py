@@ -2,11 +2,21 @@
 
 import os
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import psutil
 import pytest
+from branchgrpo.cluster.commands import status
 from support import ray_head
+
+
+@pytest.fixture(autouse=True)
+def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a command has from its start begins with the test."""
+    age = time.time() - psutil.Process().create_time()
+    monkeypatch.setattr(status, "ALL_SECONDS", status.ALL_SECONDS + age)
 
 
 @pytest.fixture

@@ -18,7 +18,7 @@ import pytest
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.commands import status
-from branchgrpo.cluster.commands.status import ALL_SECONDS, find, find_all, look, status_of
+from branchgrpo.cluster.commands.status import find, find_all, look, status_of
 from branchgrpo.cluster.commands.status_tables import duration
 from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.cluster.run.folder import RunFolder
@@ -40,13 +40,6 @@ with driver_lock(folder):
     print("driving", flush=True)
     time.sleep(60)
 """
-
-
-@pytest.fixture(autouse=True)
-def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The time that a command has from its start begins with the test."""
-    age = time.time() - psutil.Process().create_time()
-    monkeypatch.setattr(status, "ALL_SECONDS", ALL_SECONDS + age)
 
 
 @pytest.fixture(params=["silent", "drops what comes"])
