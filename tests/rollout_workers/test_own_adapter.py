@@ -44,6 +44,10 @@ class Refuses(FluxPolicy):
 
     def decode(self, latents):
         raise Diverged("not finite")
+
+class Flat(FluxPolicy):
+    def decode(self, latents):
+        return super().decode(latents)[..., 0]
 """
 
 
@@ -187,11 +191,22 @@ def test_an_adapter_without_a_network_is_told(folder: Path, run_settings: Settin
 
 
 @pytest.mark.slow
-def test_a_run_on_ray_ends_with_it_at_its_first_failure(folder: Path, run_settings: Settings) -> None:
+@pytest.mark.parametrize(
+    ("adapter", "told"),
+    [
+        ("Encodes", " raised NameError: name 'undefined' is not defined ({file}, line 10)"),
+        ("Flawed", " raised OSError: no such model ({file}, line 6)"),
+        ("Decodes", " raised Odd: can't travel ({file}, line 18)"),
+        ("Flat", ": Flat.decode returned a tensor of torch.float32, "),
+    ],
+)
+def test_a_run_on_ray_ends_with_it_at_its_first_failure(
+    folder: Path, adapter: str, told: str, run_settings: Settings
+) -> None:
     own = {"cpus": 0.1, "threads": 1}
     changes = {
         "execution": "ray",
-        "policy.adapter": "own_adapters:Encodes",
+        "policy.adapter": f"own_adapters:{adapter}",
         "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},
         "prompts.held_out": None,
         "pools": {"rollout_workers": own, "learner": own, "rewards": {"counting": own}},
@@ -199,8 +214,8 @@ def test_a_run_on_ray_ends_with_it_at_its_first_failure(folder: Path, run_settin
     recipe = save_recipe(run_settings(changes), folder / "recipe")
     done = subprocess.run(command("train", recipe), cwd=folder, capture_output=True, text=True, timeout=300)
     assert done.returncode == 1, done.stderr
-    assert done.stderr.startswith("error: policy.adapter 'own_adapters:Encodes' raised NameError: name 'undefined'")
-    assert "own_adapters.py, line 10)" in done.stderr.splitlines()[0]
-    assert done.stderr.count("Traceback") == 1, done.stderr
+    beginning = told.format(file=folder / "own_adapters.py")
+    assert done.stderr.startswith(f"error: policy.adapter 'own_adapters:{adapter}'{beginning}"), done.stderr
+    assert done.stderr.count("Traceback") == (adapter != "Flat"), done.stderr
     assert "ray::" not in done.stderr
-    assert "undefined" not in done.stdout
+    assert "own_adapters.py" not in done.stdout  # told once
