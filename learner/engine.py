@@ -7,26 +7,23 @@ Two of its defaults lose gradients without a word, and are avoided here:
 """
 
 import math
-import os
 import warnings
 from argparse import Namespace
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
-from typing import Any
 
 import torch
 import transformers
-from accelerate import init_empty_weights
 
 from ..proto.atomic_files import whole
-from ..proto.settings import LearnerSettings, OffloadSettings, Precision
-from ..rollout_workers.policies.base import Builder, Weights, trainable
+from ..proto.settings import LearnerSettings, Precision
+from ..rollout_workers.policies.base import trainable
+from .deepspeed_patches import data_only, plain_path, same_buffers
+from .deepspeed_setup import deepspeed_config, start_deepspeed
 
 ENGINE, UNIVERSAL = "engine", "universal"
 """Folders of a checkpoint: what the ranks have saved, and the same for any number of ranks."""
-DATA_ONLY = "TORCH_FORCE_WEIGHTS_ONLY_LOAD"
-"""PyTorch's variable that overrules `weights_only=False`."""
 
 
 class Engine:
@@ -36,7 +33,7 @@ class Engine:
         self, network: torch.nn.Module, settings: LearnerSettings, precision: Precision, total_updates: int
     ) -> None:
         self._parameters = trainable(network)
-        _start_deepspeed(next(iter(self._parameters.values())).device)
+        start_deepspeed(next(iter(self._parameters.values())).device)
         import deepspeed
 
         self.network, self._stage, self._norm = network, settings.zero_stage, 0.0
@@ -56,9 +53,12 @@ class Engine:
             settings.optimizer.warmup_updates,
             total_updates,
         )
-        with _same_buffers(network):
+        with same_buffers(network):
             self.module, *_ = deepspeed.initialize(
-                model=network, optimizer=optimizer, lr_scheduler=self._scheduler, config=_config(settings, precision)
+                model=network,
+                optimizer=optimizer,
+                lr_scheduler=self._scheduler,
+                config=deepspeed_config(settings, precision),
             )
 
     @property
@@ -156,7 +156,7 @@ class Engine:
 
     def save(self, folder: Path) -> None:
         """Write weights, optimizer and learning-rate schedule. Collective."""
-        with _plain_path(folder) as path:
+        with plain_path(folder) as path:
             self.module.save_checkpoint(path, tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
     def load(self, folder: Path, saved_by: int) -> None:
@@ -168,7 +168,7 @@ class Engine:
         tag = self._universal(folder) if other else ENGINE
         # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
         self.module._config.load_universal_checkpoint = other
-        with _data_only(), _plain_path(folder) as path:
+        with data_only(), plain_path(folder) as path:
             found, _ = self.module.load_checkpoint(path, tag=tag, load_module_strict=False)
         self.module._config.load_universal_checkpoint = False
         if found is None:
@@ -195,9 +195,9 @@ class Engine:
 
             with (
                 whole(folder / UNIVERSAL) as temporary,
-                _plain_path(folder) as path,
+                plain_path(folder) as path,
                 redirect_stdout(None),
-                _data_only(),
+                data_only(),
             ):
                 main(
                     Namespace(
@@ -214,156 +214,8 @@ class Engine:
         return UNIVERSAL
 
 
-def join_ranks(store: Any, device: torch.device, *, rank: int, ranks: int) -> None:
-    """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
-    backend = "nccl" if device.type == "cuda" else "gloo"
-    torch.distributed.init_process_group(backend, store=store, rank=rank, world_size=ranks)
-
-
-@contextmanager
-def _plain_path(folder: Path) -> Iterator[str]:
-    """Another path to a folder, of plain characters: DeepSpeed puts paths into patterns of files and of text."""
-    opened = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        yield f"/proc/self/fd/{opened}"
-    finally:
-        os.close(opened)
-
-
-@contextmanager
-def _data_only() -> Iterator[None]:
-    """Within it PyTorch unpickles tensors, plain data and three harmless classes of DeepSpeed's, and refuses whatever
-    could run code. DeepSpeed asks for everything when it loads a checkpoint."""
-    from deepspeed.runtime.fp16.loss_scaler import LossScaler
-    from deepspeed.runtime.zero.config import ZeroStageEnum
-    from deepspeed.utils.tensor_fragment import fragment_address
-
-    os.environ[DATA_ONLY] = "1"
-    try:
-        with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
-            yield
-    finally:
-        del os.environ[DATA_ONLY]
-
-
-def _config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
-    half = precision == "bfloat16"
-    return {
-        "train_micro_batch_size_per_gpu": 1,
-        "gradient_accumulation_steps": 1,
-        "managed_gradient_accumulation": False,
-        "gradient_clipping": settings.optimizer.gradient_clipping if settings.zero_stage else 0.0,
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False, **_offload(settings.offload)},
-        "zero_allow_untested_optimizer": True,
-        "zero_force_ds_cpu_optimizer": False,
-        "bf16": {"enabled": half},
-        "data_types": {"grad_accum_dtype": "fp32"} if half else {},
-        "steps_per_print": None,
-    }
-
-
-def _offload(settings: OffloadSettings) -> dict[str, Any]:
-    parts = {"offload_optimizer": settings.optimizer, "offload_param": settings.parameters}
-    return {name: {"device": "cpu"} for name, on in parts.items() if on}
-
-
-def builder(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder | None:
-    """What makes the learner's networks: with ZeRO 3 `partitioned`; else, None, they are loaded whole."""
-    return partitioned(settings, precision, device) if settings.zero_stage == 3 else None
-
-
-def partitioned(settings: LearnerSettings, precision: Precision, device: torch.device) -> Builder:
-    """Builds networks of which every rank holds its share alone, from the first parameter on (ZeRO 3).
-
-    To be called after `join_ranks`. Rank 0 reads the weights from disk, one by one.
-    """
-    _start_deepspeed(device)
-    import deepspeed
-
-    dtype = getattr(torch, precision)
-
-    def build(make: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
-        config = {**_config(settings, precision), "train_batch_size": torch.distributed.get_world_size()}
-        with init_empty_weights():  # of the parameters; buffers are real
-            pattern = dict(make().named_modules())
-        with deepspeed.zero.Init(config_dict_or_path=config):  # of the precision that is configured
-            network = make()
-        for name, module in network.named_modules():
-            # Those of DeepSpeed are computed in the precision of the weights, in which tables of angles come out wrong.
-            for own, buffer in pattern[name]._buffers.items():
-                module._buffers[own] = None if buffer is None else buffer.to(device)
-        parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
-        reads = torch.distributed.get_rank() == 0
-        for name, read in weights:
-            if name in buffers:
-                kept = read()
-                buffers[name].data = kept.to(device, dtype if kept.is_floating_point() else kept.dtype)
-                continue
-            if (parameter := parameters.get(name)) is None:  # one that the class is known to ignore
-                continue
-            with deepspeed.zero.GatheredParameters(parameter, modifier_rank=0), torch.no_grad():
-                if reads:
-                    parameter.copy_(read())
-        return network
-
-    return build
-
-
-def gathering(network: torch.nn.Module, settings: LearnerSettings, precision: Precision) -> torch.nn.Module:
-    """`network`, of `partitioned`, for passes without gradient: all ranks make them, and gather it layer by layer."""
-    import deepspeed
-
-    config = _config(settings, precision)
-    config["zero_optimization"].pop("offload_optimizer", None)
-    with _same_buffers(network):
-        module, *_ = deepspeed.initialize(model=network, config=config)
-    return module
-
-
-@contextmanager
-def _same_buffers(network: torch.nn.Module) -> Iterator[None]:
-    """DeepSpeed casts them; the sampler's are as the model has them."""
-    buffers = [(module, dict(module._buffers)) for module in network.modules()]
-    yield
-    for module, own in buffers:
-        module._buffers.update(own)
-
-
-def _use_exact_linear() -> None:
-    """Have layers at ZeRO 3 compute what PyTorch's do.
-
-    DeepSpeed replaces the function of linear layers by one that saves memory, and adds the bias to products that are
-    rounded already: in bfloat16 the learner's log-probabilities would not be those of the rollout.
-    """
-    from deepspeed.runtime.zero import linear, partition_parameters
-
-    class Linear(linear.LinearFunctionForZeroStage3):  # type: ignore[misc]
-        @staticmethod
-        def forward(input: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None = None) -> torch.Tensor:
-            return torch._C._nn.linear(input, weight, bias)
-
-    partition_parameters.zero3_linear_wrap = lambda input, weight, bias=None: Linear.apply(input, weight, bias)
-
-
 def _finite(norm: float) -> float:
     """`norm`, as it is. Raises FloatingPointError if it isn't finite, for which DeepSpeed has -1 too."""
     if not (math.isfinite(norm) and norm >= 0):
         raise FloatingPointError("the gradient isn't finite")
     return norm
-
-
-def _start_deepspeed(device: torch.device) -> None:
-    """Have DeepSpeed use `device`; this process is its only rank unless it has joined others."""
-    os.environ.setdefault("DS_ACCELERATOR", device.type)
-    import deepspeed
-
-    if not torch.distributed.is_initialized():
-        # In memory: no port to find free, and no environment that child processes would take for their own.
-        join_ranks(torch.distributed.HashStore(), device, rank=0, ranks=1)  # type: ignore[attr-defined]
-    os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
-    _use_exact_linear()
-    # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
-    if not deepspeed.comm.is_initialized():
-        backend = torch.distributed.get_backend()
-        deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)

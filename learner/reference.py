@@ -9,7 +9,7 @@ import torch
 from ..proto.settings import RunSettings
 from ..rollout_workers.policies.base import Network, Policy, without_adapters
 from ..rollout_workers.policies.load import load_policy
-from .engine import builder, gathering
+from .partitioned import builder, gathering
 
 
 class Reference:

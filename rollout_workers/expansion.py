@@ -18,7 +18,7 @@ from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Task, TreePart
 from .diversity import Diversity
-from .kernels import CoefficientTable, size
+from .kernels import CoefficientTable, state_std
 from .noise import Stream, gaussian, sibling_noise
 from .policies.base import Policy, collate
 
@@ -95,7 +95,7 @@ class _Growth:
         """The roots of all trees."""
         trees, roots = len(self.task.trees), self.schedule.roots
         tree, index = np.repeat(np.arange(trees), roots), np.tile(np.arange(roots), trees)
-        noise = size(float(self.transitions.sigma[0])) * self._noise(0, tree, index, Stream.START)
+        noise = state_std(float(self.transitions.sigma[0])) * self._noise(0, tree, index, Stream.START)
         frontier = _Frontier(0, tree, index, noise.to(self.storage))
         self._note(frontier, torch.zeros(len(tree)))
         return frontier

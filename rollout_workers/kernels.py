@@ -72,7 +72,7 @@ def _ddim_parts(s: float, s_next: float, eta: float) -> tuple[float, float]:
     return eta * math.sqrt((1 - q) * (1 + q)), math.hypot(math.sqrt((1 - eta) * (1 + eta)), eta * q)
 
 
-def size(s: float) -> float:
+def state_std(s: float) -> float:
     """Deviation of a state at noise level `s` if that of clean states is 1: 1 at the levels 1 and 0."""
     return math.sqrt((1 - s) ** 2 + s**2)
 

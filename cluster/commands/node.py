@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import ray
-from ray.core.generated import autoscaler_pb2
 
 from ...proto.errors import InputError
 from ..on_ray.address import nodes_here
 from ..on_ray.connect import visiting
+from ..on_ray.internals import drain_node, living_actors
 from ..run.stop import StopRequest
 
 OURS = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
@@ -83,14 +83,7 @@ def _node(address: str, name: str | None) -> dict[str, Any]:
 
 
 def _announce(node: str, seconds: float) -> None:
-    client: Any = ray._private.worker.global_worker.gcs_client
-    accepted, why = client.drain_node(
-        node,
-        autoscaler_pb2.DrainNodeReason.Value("DRAIN_NODE_REASON_PREEMPTION"),
-        "the machine is about to be taken away",
-        time.time_ns() // 1_000_000 + int(1000 * seconds),
-    )
-    if not accepted:
+    if why := drain_node(node, seconds):
         raise InputError(f"Ray doesn't drain node {node}: {why}")
 
 
@@ -98,8 +91,8 @@ def _processes_on(node: str) -> list[str]:
     """The processes of runs on a node, as `class (pid)`."""
     return [
         f"{actor['ActorClassName']} ({actor['Pid']})"
-        for actor in ray._private.state.actors().values()
-        if actor["Address"]["NodeID"] == node and actor["State"] == "ALIVE" and actor["ActorClassName"].startswith(OURS)
+        for actor in living_actors()
+        if actor["Address"]["NodeID"] == node and actor["ActorClassName"].startswith(OURS)
     ]
 
 

@@ -172,7 +172,7 @@ class LearnerActor(_Process):
         """Join the other ranks, if there are any, and load."""
         from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
-        from ...learner.engine import join_ranks
+        from ...learner.deepspeed_setup import join_ranks
         from ...learner.learner import Learner
         from ...rollout_workers.policies.load import find_device
 
@@ -187,7 +187,7 @@ class LearnerActor(_Process):
         return self._ready("learner")
 
     def _load_policy(self) -> "Policy":
-        from ...learner.engine import builder
+        from ...learner.partitioned import builder
         from ...rollout_workers.policies.load import find_device, load_policy
 
         policy = self.settings.policy

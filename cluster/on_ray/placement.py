@@ -10,6 +10,7 @@ from ...proto.errors import InputError
 from ...proto.settings import PoolSettings, RewardPoolSettings, RunSettings
 from ...reward_service.remote import longest
 from ...reward_service.scorers import reward_models
+from .internals import free_resources
 
 LIGHT_CPUS = 0.1
 """Of a replica without a model: several share a CPU."""
@@ -68,7 +69,7 @@ def reward_demands(settings: RunSettings) -> list[Demand]:
 
 def free_nodes() -> list[Node]:
     """The nodes of the cluster that this process is connected to, and what is free on them."""
-    free = ray._private.state.available_resources_per_node()
+    free = free_resources()
     return [
         Node(node["NodeID"], free.get(node["NodeID"], {}), node.get("Labels", {}))
         for node in ray.nodes()

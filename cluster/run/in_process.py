@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from ...learner.engine import builder
 from ...learner.learner import Learner
+from ...learner.partitioned import builder
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
 from ...proto.tree import Tree

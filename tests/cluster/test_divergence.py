@@ -80,7 +80,7 @@ def test_an_embedding_and_a_picture_are_named(tiny_policy: Policy) -> None:
 @pytest.mark.parametrize("stage", [0, 1, 2, 3])
 def test_gradients_that_are_not_finite_stop_the_update(run_settings: Settings, sample: Sample, stage: int) -> None:
     """DeepSpeed has -1 for such a norm, and makes the step."""
-    from branchgrpo.learner.engine import builder
+    from branchgrpo.learner.partitioned import builder
 
     settings = run_settings({"learner.zero_stage": stage, "learner.ema_decay": 0.9, "learner.updates_per_iteration": 1})
     policy = load_policy(settings.policy, build=builder(settings.learner, "float32", torch.device("cpu")))

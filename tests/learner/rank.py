@@ -13,8 +13,9 @@ os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
 import torch
-from branchgrpo.learner.engine import gathering, join_ranks, partitioned
+from branchgrpo.learner.deepspeed_setup import join_ranks
 from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.partitioned import gathering, partitioned
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree

@@ -6,7 +6,7 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import Kernel, tree_schedule
-from branchgrpo.rollout_workers.kernels import CoefficientTable, size, step_coefficients
+from branchgrpo.rollout_workers.kernels import CoefficientTable, state_std, step_coefficients
 from diffusers import DDIMScheduler
 from torch.distributions import Normal
 
@@ -59,7 +59,9 @@ def test_ddim_is_that_of_diffusers_in_its_own_coordinates(eta: float, prediction
     theirs = scheduler.step(predicted, t, a * clean + b * noise, eta=eta, variance_noise=own).prev_sample
     ours = step_coefficients("ddim" if eta else "ode", s, s_next, eta, s)
     x, v = (1 - s) * clean + s * noise, noise - clean
-    torch.testing.assert_close((ours.a * x + ours.b * v + ours.std * own) / size(s_next), theirs, atol=1e-6, rtol=1e-6)
+    torch.testing.assert_close(
+        (ours.a * x + ours.b * v + ours.std * own) / state_std(s_next), theirs, atol=1e-6, rtol=1e-6
+    )
 
 
 def test_ode_is_euler() -> None:
