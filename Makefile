@@ -1,6 +1,6 @@
 # make demo   creates .venv, installs, and runs the main job
 # make test   creates .venv, installs, and runs the tests but the slow ones
-# make test-slow   runs those; needs Debian's prometheus and chromium
+# make test-slow   runs those; needs Debian's prometheus
 # make chaos  brings 42 faults about in real runs
 PYTHON ?= python3.11
 RUN := .venv/bin

@@ -404,20 +404,18 @@ def draw_dashboards(
 ) -> None:
     """Draw the dashboards of a run as pictures, where there is no Grafana to show them.
 
-    Where Chromium is installed, there are pictures of Prometheus' pages too.
-
     Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
     """
     import time
 
     from ..proto.atomic_files import must_be_new
-    from .commands.draw_dashboards import Prometheus, draw, photograph
+    from .commands.draw_dashboards import Prometheus, draw
 
     must_be_new(out)
 
     end, server = time.time(), Prometheus(prometheus)
     with Console().status("drawing"):
-        paths = draw(server, Path(run).name, end - 60 * minutes, end, out) + photograph(server, out)
+        paths = draw(server, Path(run).name, end - 60 * minutes, end, out)
     for path in paths:
         typer.echo(f"drawn: {path}")
 

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
 import re
-import shutil
-import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from string import Template
 from typing import Any
 
 import matplotlib.dates as dates
@@ -26,7 +24,6 @@ UNIT_INCHES = (0.66, 0.34)
 """Width and height of a dashboard's grid cell."""
 
 NOTHING = "none"
-PAGES = ("targets", "alerts")
 GRAFANA_COLORS = {"light-blue": "lightskyblue", "text": "gray"}
 """Names that matplotlib doesn't know."""
 
@@ -82,30 +79,6 @@ def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) 
     return paths
 
 
-def photograph(prometheus: Prometheus, out: Path) -> list[Path]:
-    """Pictures of Prometheus' own pages in the folder `out`, where Chromium is installed; returns where they are."""
-    browser = shutil.which("chromium") or shutil.which("google-chrome")
-    paths = []
-    for page in PAGES if browser else ():
-        # Debian's Prometheus has its pages elsewhere.
-        urls = (f"{prometheus.url}{place}/{page}" for place in ("", "/classic"))
-        url = next((url for url in urls if requests.get(url, timeout=30).ok), None)
-        if url is None:
-            continue
-        path = out / f"prometheus_{page}.png"
-        with whole(path) as temporary:
-            options = [f"--screenshot={temporary.resolve()}", "--window-size=1300,900", "--virtual-time-budget=8000"]
-            # As root Chromium runs without its sandbox or not at all; it opens nothing but our own Prometheus.
-            alone = ["--no-sandbox"] if os.geteuid() == 0 else []
-            command = [str(browser), "--headless", "--disable-gpu", *alone, *options, url]
-            try:
-                subprocess.run(command, check=True, capture_output=True, timeout=120)
-            except subprocess.SubprocessError as error:
-                raise InputError(f"{browser} could not picture {url}: {error}") from error
-        paths.append(path)
-    return paths
-
-
 def _draw_board(
     board: Mapping[str, Any], prometheus: Prometheus, variables: Variables, start: float, end: float, path: Path
 ) -> None:
@@ -127,7 +100,7 @@ def _draw_board(
         if repeated := panel.get("repeat"):  # Grafana has one for each of them; this one is for the first
             values[repeated] = prometheus.first(repeated, variables["run"])
         found = [series for target in panel["targets"] for series in _series(prometheus, target, values, start, end)]
-        panel = {**panel, "title": _filled(panel["title"], values)}
+        panel = {**panel, "title": Template(panel["title"]).safe_substitute(values)}
         if panel["type"] == "stat":
             _draw_figure(figure.add_axes(box), panel, found)
         else:
@@ -141,19 +114,13 @@ def _series(
     prometheus: Prometheus, target: Mapping[str, Any], variables: Variables, start: float, end: float
 ) -> list[Series]:
     series = []
-    for found in prometheus.series(_filled(target["expr"], variables), start, end):
+    for found in prometheus.series(Template(target["expr"]).safe_substitute(variables), start, end):
         legend = target["legendFormat"]
         for label in re.findall(r"\{\{(\w+)\}\}", legend):
             legend = legend.replace(f"{{{{{label}}}}}", found["metric"].get(label, ""))
         times, values = zip(*((float(time), float(value)) for time, value in found["values"]), strict=True)
         series.append((legend, list(times), list(values)))
     return series
-
-
-def _filled(text: str, variables: Variables) -> str:
-    for name, value in variables.items():
-        text = text.replace(f"${name}", value)
-    return text
 
 
 def _colors(panel: Mapping[str, Any]) -> dict[str, str]:

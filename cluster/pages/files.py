@@ -31,6 +31,7 @@ OTHERS = {
         "grafana/dashboards/": "Grafana's dashboards, written by `make docs`.",
         "grafana/provisioning/": "Where Grafana finds them and its data.",
     },
+    "cluster/pages": {"dashboards.yaml": "The Grafana dashboards: rows, panels, texts and queries."},
     "cluster": {"kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them."},
 }
 """Folder -> its files that aren't Python, with what they hold."""
@@ -41,7 +42,7 @@ Every file, with the first line of its text. Start at `cluster/train.py`, the st
 To change
 - how a method's advantages are computed: `learner/advantages.py`; how leaf rewards become values: `learner/fusion.py`
 - how a worker that died is replaced: `cluster/on_ray/worker_pool.py`; how a whole run is: `cluster/train.py`
-- an alert: `cluster/observability/prometheus/alerts.yaml`; a panel: `cluster/pages/dashboards.py`
+- an alert: `cluster/observability/prometheus/alerts.yaml`; a panel: `cluster/pages/dashboards.yaml`
 - the text of an error of a recipe: `proto/recipe.py`; the bounds and texts of settings: `proto/settings.py`
 - the form of a checkpoint: `cluster/run/checkpoints.py`, and what the learner writes into it: `learner/learner.py`
 """
