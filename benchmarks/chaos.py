@@ -1,9 +1,8 @@
 """Faults at seeded random moments of real runs on a cluster of three nodes: what each costs, and what it leaves.
 
 Every run is checked to finish with the same weights and the same figures of every iteration as one in a single process
-that was left in peace, and to leave no process, no Serve application and no shared memory. Its name is an odd one, its
-controller has a port of its own which it must keep, and `branchgrpo monitor` follows it to its end where Prometheus is
-installed.
+without faults, and to leave no process, no Serve application and no shared memory. Its name has unusual characters, its
+controller must keep its port, and `branchgrpo monitor` follows it to its end if Prometheus is installed.
 
     python -m branchgrpo.benchmarks.chaos --faults 42 --seed 0 --out build/bench
 """
@@ -59,14 +58,14 @@ SMALL = {"cpus": 1, "threads": 1}
 
 @dataclass
 class Run:
-    """A run as a process of its own, which is submitted again when it is killed."""
+    """A run as a separate process, which is submitted again when it is killed."""
 
     name: str
     folder: Path
     nodes: Nodes
     command: list[str]
     port: int
-    """Of its controller."""
+    """Port of the controller's HTTP server."""
     log: Path
     driver: subprocess.Popen[bytes] = field(init=False)
 
@@ -84,7 +83,7 @@ class Run:
             )
 
     def on_cluster(self, *arguments: str) -> str:
-        """What a command of ours about this run tells. Raises RunFailed if it goes wrong."""
+        """The output of a `branchgrpo` command about this run. Raises RunFailed if it fails."""
         command = [sys.executable, "-m", "branchgrpo", *arguments, "--address", self.nodes.address]
         done = subprocess.run(
             command, capture_output=True, text=True, env={**os.environ, "RAY_AUTH_MODE": "disabled"}, check=False
@@ -237,7 +236,7 @@ class Chaos:
         shutil.rmtree(orphan.folder)
 
     def _mistake(self, run: Run, name: str) -> None:
-        """It ends the run, which goes on when it is submitted again."""
+        """It ends the run, which continues when it is submitted again."""
         (self.faults / name).touch()
         ended = run.driver.wait(RECOVERY_SECONDS)
         if ended != 1 or "reward model 'ocr' gave no score" not in (told := run.log.read_text()):
@@ -279,7 +278,7 @@ def small_disk(folder: Path) -> Iterator[Path | None]:
 
 
 def overrides(name: str, runs: Path, iterations: int, port: int) -> list[str]:
-    """The demo's recipe as a short run with processes of their own on every node."""
+    """The demo's recipe as a short run with separate processes on every node."""
     pool = ",".join(f"{key}: {value}" for key, value in SMALL.items())
     return [
         f"name={name}",
@@ -309,7 +308,7 @@ def overrides(name: str, runs: Path, iterations: int, port: int) -> list[str]:
 
 
 def figures(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]]:
-    """What every iteration came to but for its times, and the last weights."""
+    """The figures of every iteration except its times, and the last weights."""
     run = RunFolder(folder)
     lines = [{key: value for key, value in line.items() if key not in OWN_FIGURES} for line in run.lines("metrics")]
     return lines, safetensors.torch.load_file(run.newest_checkpoint() / "weights.safetensors")

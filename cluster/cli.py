@@ -28,27 +28,29 @@ app = typer.Typer(
 )
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
-RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to go on with.")]
+RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to continue.")]
 Overrides = Annotated[
     list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
 ]
-Resume = Annotated[bool, typer.Option("--resume", help="Go on with the run of this name from its newest checkpoint.")]
+Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name from its newest checkpoint.")]
 BackTo = Annotated[
     int | None,
     typer.Option(
-        "--iteration", min=0, help="With --resume: go back to the checkpoint of this iteration; 0 begins anew."
+        "--iteration", min=0, help="With --resume: go back to the checkpoint of this iteration; 0 starts again."
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
 Cluster = Annotated[
     str | None,
-    typer.Option(help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a Ray of its own."),
+    typer.Option(
+        help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a new one on this machine."
+    ),
 ]
-Ema = Annotated[bool, typer.Option("--ema", help="Take the running average of the weights.")]
+Ema = Annotated[bool, typer.Option("--ema", help="Use the running average of the weights.")]
 Iteration = Annotated[
-    int | None, typer.Option("--iteration", help="Take the checkpoint of this iteration, not the newest.")
+    int | None, typer.Option("--iteration", help="Use the checkpoint of this iteration, not the newest.")
 ]
-Best = Annotated[bool, typer.Option("--best", help="Take the checkpoint that was evaluated best, not the newest.")]
+Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint with the best evaluation, not the newest.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -66,9 +68,9 @@ def train(
     iteration: BackTo = None,
     address: Cluster = None,
 ) -> None:
-    """Align a policy with rewards, as the recipe says.
+    """Train a policy with rewards, as the recipe says.
 
-    A run that goes on may have other settings (docs/operating.md); they are kept in changes.jsonl of its folder.
+    A run may continue with other settings (docs/operating.md); changes.jsonl in its folder records them.
 
     Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold], then
     [bold]branchgrpo train runs/short --resume iterations=8 learner.optimizer.learning_rate=1e-4[/bold]
@@ -91,9 +93,9 @@ def _check_back_to(iteration: int | None, resume: bool) -> None:
 
 @app.command()
 def check(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
-    """Say what a run would need: passes, edges and rows, parameters and memory, and files that are missing.
+    """Report what a run would need: passes, edges and rows, parameters and memory, missing files.
 
-    Exit status 1 if something is missing.
+    The exit status is 1 if something is missing.
 
     Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
     """
@@ -121,7 +123,7 @@ def submit(
     ] = "http://127.0.0.1:8265",
     follow: Annotated[bool, typer.Option("--follow/--no-follow", help="Show the run's log until it ends.")] = True,
 ) -> None:
-    """Train on a Ray cluster, as a job. The package, the recipe, its prompts and modules of yours are sent along.
+    """Train on a Ray cluster, as a job. It is sent the package, the recipe, its prompts and your modules.
 
     Example: [bold]branchgrpo submit recipes/glyphs.yaml runs=/shared/runs --address http://head:8265[/bold]
     """
@@ -147,7 +149,7 @@ def submit(
         with StopRequest("at once").listening(signal.SIGHUP):
             ended = jobs.follow(client, job) if follow else None
     except Stopped as stopped:
-        raise Stopped(stopped.signum, f"the run goes on; {jobs.hints(client, job)}") from None
+        raise Stopped(stopped.signum, f"the run continues; {jobs.hints(client, job)}") from None
     if ended is None:
         typer.echo(jobs.hints(client, job))
     else:
@@ -162,17 +164,17 @@ def evaluate(
     out: Annotated[Path | None, typer.Option("--out", help="New folder for the pictures and their scores.")] = None,
     ema: Ema = False,
     iteration: Annotated[
-        list[int] | None, typer.Option("--iteration", help="Take this checkpoint, not the newest; may be repeated.")
+        list[int] | None, typer.Option("--iteration", help="Use this checkpoint, not the newest; may be repeated.")
     ] = None,
     best: Best = False,
-    all_: Annotated[bool, typer.Option("--all", help="Take every checkpoint that there is.")] = False,
+    all_: Annotated[bool, typer.Option("--all", help="Use every checkpoint.")] = False,
     against: Annotated[
         Path | None, typer.Option(help="Run (its newest checkpoint) or recipe to compare with, picture by picture.")
     ] = None,
 ) -> None:
     """Sample the held-out prompts deterministically and score them.
 
-    Settings given replace the run's: other prompts, rewards, `evaluation.samples`, `evaluation.steps`,
+    Settings in the command replace the run's: other prompts, rewards, `evaluation.samples`, `evaluation.steps`,
     `evaluation.seed`, `policy.guidance_scale`.
 
     Example: [bold]branchgrpo evaluate runs/glyphs evaluation.steps=30 --all --out pictures[/bold], or
@@ -221,7 +223,7 @@ def _which(iteration: int | None, best: bool) -> "WhichCheckpoint":
     return "best" if best else "newest" if iteration is None else iteration
 
 
-RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run that is going on.", metavar="RUN")]
+RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
 ]
@@ -238,9 +240,9 @@ def status(
     ] = None,
     as_json: Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")] = False,
 ) -> None:
-    """Show how a run goes, or went: state, iteration, rewards, time left, restarts, processes. Answers within 5 s.
+    """Show the status of a run: state, iteration, rewards, time left, restarts, processes. Answers within 5 s.
 
-    Without RUN, a line for each run below `runs` and on the cluster.
+    Without RUN, it prints a line for each run below `runs` and on the cluster.
 
     Example: [bold]branchgrpo status runs/glyphs[/bold]
     """
@@ -268,7 +270,7 @@ def scale(
     ] = None,
     address: Address = None,
 ) -> None:
-    """Change the size of a run's pools while it goes on. Workers that leave finish what they are at.
+    """Resize the pools of a run in progress. Workers that leave finish their task first.
 
     Example: [bold]branchgrpo scale runs/mine --rollout-workers 4 --reward ocr=2[/bold]
     """
@@ -278,21 +280,21 @@ def scale(
     where, counts = RunAddress.find(run, address), scale.replica_counts(reward or [])
     with Console().status("scaling"):
         starting = scale.scale(where, rollout_workers, counts)
-    typer.echo(f"{starting} workers have no room yet, and start when there is some" if starting else "scaled")
+    typer.echo(f"{starting} workers have no room yet; they start when there is some" if starting else "scaled")
 
 
 MAX_SECONDS = 1e6
 
 
 def _duration(context: typer.Context, option: typer.CallbackParam, value: float) -> float:
-    """Raises InputError for what is no length of time."""
+    """Check a number of seconds or minutes. Raises InputError if it isn't between 0 and the maximum."""
     if not 0 <= value <= MAX_SECONDS:
         raise InputError(f"--{option.name} is {value:g}; it must be from 0 to {MAX_SECONDS:g}")
     return value
 
 
 Seconds = Annotated[
-    float, typer.Option("--seconds", callback=_duration, help="How long its processes may take to move elsewhere.")
+    float, typer.Option("--seconds", callback=_duration, help="Maximum seconds for its processes to move elsewhere.")
 ]
 
 
@@ -307,9 +309,9 @@ def drain(
     ] = None,
     seconds: Seconds = 60,
 ) -> None:
-    """Take a node out of use before its machine goes: runs move their processes off it.
+    """Take a node out of use before its machine is taken away: runs move their processes off it.
 
-    A hook for what gives notice of the end, such as a preStop hook of Kubernetes.
+    Call it from a termination hook, such as Kubernetes' preStop.
 
     Example: [bold]branchgrpo drain --seconds 90[/bold]
     """
@@ -329,9 +331,9 @@ def node(
     address: Annotated[str, typer.Argument(help="The cluster's head (host:port).")],
     seconds: Seconds = 60,
 ) -> None:
-    """Make this machine a node of a Ray cluster; SIGTERM (notice that it will be taken away) drains it first.
+    """Make this machine a node of a Ray cluster. SIGTERM, the notice that it will be taken away, drains it first.
 
-    What else is given goes to `ray start`.
+    Other options are passed to `ray start`.
 
     Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
     """
@@ -349,11 +351,11 @@ def clean(
     address: Annotated[
         str | None, typer.Option(help="The cluster (host:port). Default: $RAY_ADDRESS, or that of this machine.")
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove it.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
 ) -> None:
-    """List what runs have left that were killed, on a cluster and in run folders; remove it with --yes.
+    """List what killed runs have left on a cluster and in run folders; remove it with --yes.
 
-    What belongs to a run that goes on, to rewards that are served, or to others than BranchGRPO is never touched.
+    It never touches runs in progress, served rewards, or anything that isn't BranchGRPO's.
 
     Example: [bold]branchgrpo clean --address head:6379 --yes[/bold]
     """
@@ -378,14 +380,14 @@ def clean(
 
 @app.command()
 def monitor(
-    run: Annotated[Path, typer.Argument(help="Folder of a run that is going on, such as runs/glyphs.")],
+    run: Annotated[Path, typer.Argument(help="Folder of a run in progress, such as runs/glyphs.")],
     port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prometheus.")] = 9090,
     grafana_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Grafana.")] = 3000,
     ray_dashboard: Annotated[
-        str | None, typer.Option(help="Ray's dashboard, to have Ray's own metrics too: http://head:8265.")
+        str | None, typer.Option(help="Ray's dashboard, to add Ray's metrics: http://head:8265.")
     ] = None,
 ) -> None:
-    """Start Prometheus, and Grafana where it is installed, for a run; they end with it, or with Ctrl-C.
+    """Start Prometheus, and Grafana if it is installed, for a run. They end with the run, or with Ctrl-C.
 
     Example: [bold]branchgrpo monitor runs/glyphs[/bold]
     """
@@ -402,7 +404,7 @@ def draw_dashboards(
     prometheus: Annotated[str, typer.Option(help="Prometheus that scrapes the run.")] = "http://127.0.0.1:9090",
     minutes: Annotated[float, typer.Option(callback=_duration, help="How far to look back.")] = 30,
 ) -> None:
-    """Draw the dashboards of a run as pictures, where there is no Grafana to show them.
+    """Draw the dashboards of a run as pictures, without Grafana.
 
     Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
     """
@@ -428,9 +430,9 @@ def trace(
         Path | None, typer.Option(help="New file to write. Default: trace/iteration-N.json in the run folder.")
     ] = None,
 ) -> None:
-    """Show where an iteration's seconds went: its critical path, and who was idle.
+    """Show where an iteration's seconds went: its critical path, and the idle time of each pool.
 
-    Writes a trace of all processes too, to be opened at https://ui.perfetto.dev or in chrome://tracing.
+    It also writes a trace of all processes, for https://ui.perfetto.dev or chrome://tracing.
 
     Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
     """
@@ -450,17 +452,17 @@ def serve_rewards(
     recipe: Recipe,
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any that is free.")] = 8000,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8000,
     token_file: Annotated[
         Path | None,
         typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
     ] = None,
-    max_mib: Annotated[int, typer.Option(min=1, help="MiB that a request and its pictures may take.")] = 64,
+    max_mib: Annotated[int, typer.Option(min=1, help="Maximum MiB of a request, and of its pictures.")] = 64,
     address: Cluster = None,
 ) -> None:
     """Serve the reward models of a recipe over HTTP, for any trainer.
 
-    On other addresses than 127.0.0.1 only to those who send the token.
+    On addresses other than 127.0.0.1 requests must have the token.
 
     Example: [bold]branchgrpo serve-rewards recipes/glyphs.yaml --port 8000[/bold], then
     http://127.0.0.1:8000/docs
@@ -478,7 +480,7 @@ def serve_rewards(
 
 
 def _token(file: Path | None) -> str | None:
-    """The token of a file or of the environment. Raises InputError for what can't be one."""
+    """The token of a file or of the environment. Raises InputError if it isn't valid."""
     from ..proto.scoring import checked_token
 
     if file is None:
@@ -507,7 +509,7 @@ def pretrain_glyphs(
 
 
 def main() -> None:
-    """Run the command line; mistakes of the user end in one line each and exit status 2."""
+    """Run the command line. A mistake of the user is printed as one line, with exit status 2."""
     _prepare_environment()
     with suppress(FileNotFoundError):  # the directory may be gone
         sys.path.append(str(Path.cwd()))  # for what recipes name as `module:name`; Ray has its workers do the same

@@ -1,4 +1,4 @@
-"""What can be known of a run before it begins: checked by `train`, `check` and `submit` alike."""
+"""Checks of a run before it starts, shared by `train`, `check` and `submit`."""
 
 from importlib.util import find_spec
 
@@ -11,7 +11,7 @@ from .run.own_modules import check_modules
 
 
 def check_recipe(settings: RunSettings) -> None:
-    """Raises InputError for what the recipe alone shows to be wrong, on whatever machine it is looked at."""
+    """Check what the recipe alone shows, on any machine. Raises InputError for the first mistake."""
     check_rewards(settings)
     SplitChooser(settings)
 

@@ -1,8 +1,8 @@
 """A run from recipe to exported model.
 
-What trains may die; what stands here starts it again. Whenever a process is lost, all processes of the run are set up
-anew from the newest checkpoint, with the same code that resumes a run. What was done since is done again, and gives the
-same, for every iteration is a pure function of the state before it.
+Training processes may die; this module restarts them. Whenever a process is lost, all processes of the run are
+restarted from the newest checkpoint, with the code that resumes a run. The work since then is redone with the same
+result, because every iteration is a pure function of the state before it.
 """
 
 import json
@@ -42,7 +42,7 @@ def train(
     back_to: int | None = None,
     address: str | None = None,
 ) -> Path:
-    """Run the recipe, or go on with it (from the checkpoint `back_to`, or the newest), and return the run folder.
+    """Run the recipe, or continue it (from the checkpoint `back_to`, or the newest), and return the run folder.
 
     With `execution: ray` on the cluster at `address`, or on a Ray that is started for this run and ended with it. What
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
@@ -108,23 +108,23 @@ def _go(
 
 
 def _after_stop(folder: RunFolder) -> str:
-    """How a run that has stopped goes on."""
+    """The message of a stopped run: how to continue it."""
     if not folder.done:
         return "stopped before the first checkpoint"
-    return f"stopped after iteration {folder.done} with a checkpoint; go on with --resume: {folder.command}"
+    return f"stopped after iteration {folder.done} with a checkpoint; continue with --resume: {folder.command}"
 
 
 def _after_divergence(error: Diverged, folder: RunFolder, settings: RunSettings) -> str:
-    """How a run goes on whose numbers have grown beyond all bounds: from the newest checkpoint that wasn't to blame."""
+    """The advice for a run with numbers that aren't finite: how to continue it from the newest good checkpoint."""
     lower = f"learner.optimizer.learning_rate={settings.learner.optimizer.learning_rate / 10:g}"
     if error.weights == 0:
         return "the weights are those that were loaded: is policy.precision enough for this model?"
     if not (done := folder.checkpoints()):
-        return f"there is no checkpoint yet; begin anew with smaller steps, such as {lower}"
+        return f"there is no checkpoint yet; start again with smaller steps, such as {lower}"
     whole = max((n for n in done if error.weights is None or n < error.weights), default=0)
     back = "" if whole == done[-1] else f" --iteration {whole}"
     told = f"the checkpoint of iteration {whole} is whole" if whole else "no checkpoint comes before these weights"
-    return f"{told}; go on with smaller steps, such as: {folder.command}{back} {lower}"
+    return f"{told}; continue with smaller steps, such as: {folder.command}{back} {lower}"
 
 
 def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, error: BaseException) -> None:
@@ -230,7 +230,8 @@ class _Run:
         self.folder.drop_old_checkpoints(self.settings.checkpoint)
 
     def _write(self, write: Callable[[], Result]) -> Result:
-        """What `write` returns, as soon as the disk has room for it. Raises Stopped if that is asked for meanwhile."""
+        """The result of `write`, as soon as the disk has room for it. Raises Stopped if a stop is requested
+        meanwhile."""
         waits = False
 
         def wait(error: BaseException) -> None:
@@ -255,7 +256,7 @@ class _Run:
         return written
 
     def _answer(self) -> None:
-        """Tell whoever asks to stop how long that takes."""
+        """Report how long a requested stop takes."""
         last = next(reversed(self.folder.lines("metrics")), None)
         left = last["seconds"] - (time.perf_counter() - self._begun) if last else 0
         self.display.stopping(self._at, left if left > 0 else None)
@@ -303,7 +304,7 @@ def write_results(folder: RunFolder, settings: RunSettings, error: BaseException
 
 
 def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, object]:
-    """What came of a run: how it ended, rewards before and after, iterations, seconds."""
+    """The result of a run: how it ended, rewards before and after, iterations, seconds."""
     metrics, evaluations = folder.lines("metrics"), comparable(folder.lines("evaluations"))
     phases = {phase for line in metrics for phase in line["phase_seconds"]}
     first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})

@@ -1,4 +1,4 @@
-"""What each edge of a scored tree counts in the gradient: fusion, advantages, pruning and weights together."""
+"""The advantage and weight of every edge of a scored tree: fusion, advantages and pruning together."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass

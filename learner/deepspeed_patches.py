@@ -1,4 +1,4 @@
-"""Private parts of DeepSpeed that are used or changed here, all in this file: `pyproject.toml` bounds its version."""
+"""Private parts of DeepSpeed that this project uses or changes. `pyproject.toml` bounds its version."""
 
 import os
 from collections.abc import Iterator

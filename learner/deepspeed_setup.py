@@ -1,4 +1,4 @@
-"""How DeepSpeed is set up in a process: its ranks, its device, its configuration."""
+"""Setting up DeepSpeed in a process: its ranks, device and configuration."""
 
 import os
 from typing import Any

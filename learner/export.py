@@ -1,4 +1,4 @@
-"""What was trained, in diffusers' own format."""
+"""The trained weights in diffusers' format."""
 
 from pathlib import Path
 

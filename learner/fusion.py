@@ -1,4 +1,4 @@
-"""From the scores of leaves to a value for every node above them."""
+"""Fusion: from the scores of leaves to a value for every node above them."""
 
 import numpy as np
 

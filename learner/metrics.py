@@ -1,4 +1,4 @@
-"""What a learner rank counts."""
+"""Metrics of a learner rank."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

@@ -1,4 +1,4 @@
-"""Networks of which every rank holds its share alone (ZeRO 3): built in parts, and gathered layer by layer."""
+"""Networks of which every rank holds only its share (ZeRO 3): built in parts, and gathered layer by layer."""
 
 from collections.abc import Callable
 

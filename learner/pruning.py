@@ -1,4 +1,4 @@
-"""Pruning: which edges stay out of the backward pass. Sampling, scoring and advantages never change."""
+"""Pruning: which edges are left out of the backward pass. Sampling, scoring and advantages don't change."""
 
 import numpy as np
 import numpy.typing as npt

@@ -1,4 +1,4 @@
-"""The policy as it was before training, for the KL term."""
+"""The policy before training, for the KL term."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What is the user's to mend."""
+"""Errors that users can correct, and failures of a run."""
 
 
 class InputError(ValueError):

@@ -1,4 +1,4 @@
-"""The Prometheus exporter that every process of a run has.
+"""The Prometheus exporter of a process.
 
 Series are defined where they are counted (`metrics.py` of each folder). An exporter listens on a port of its own and
 keeps telling the run's directory that it is alive, so that Prometheus finds it and nobody edits a list.

@@ -1,4 +1,4 @@
-"""How the processes of a run tell their driver of what went wrong: as marked lines on standard error."""
+"""Warnings from a run's processes to its driver: marked lines on standard error."""
 
 import logging
 import re

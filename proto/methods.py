@@ -1,4 +1,4 @@
-"""The methods of the field as schedules: every one is a choice of steps that split, steps that are noisy, and the rest.
+"""The methods of the field as schedules: each chooses which steps split and which are noisy.
 
 With N roots and no splits, fusion and normalising over the group are plain GRPO, so sequential methods need no code of
 their own. Where every sample of a method starts alike and walks a deterministic stretch first, that stretch is computed

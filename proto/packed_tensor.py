@@ -1,4 +1,4 @@
-"""Tensors on their way between processes and components.
+"""Tensors as arrays of bits, for transport between processes.
 
 PyTorch is imported where there are tensors: whoever only passes things on does without it, its seconds and its memory.
 """

@@ -1,4 +1,4 @@
-"""Prompts, and where they come from: text, JSON, CSV, parquet, Hugging Face datasets.
+"""Prompts and their sources: text, JSON, CSV, parquet, Hugging Face datasets.
 
 A prompt is its text. It may carry fields of its row besides (the text to be drawn, a reference picture), which rewards
 read.

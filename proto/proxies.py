@@ -1,4 +1,4 @@
-"""Local addresses are asked directly, whatever proxy the environment names for the others."""
+"""Requests to local addresses bypass the environment's proxy."""
 
 import os
 import socket

@@ -1,4 +1,4 @@
-"""How a finished part of a tree travels: a small header for whoever directs, pictures for the rewards, states for the
+"""A finished part of a tree in transit: a small header for the controller, pictures for the rewards, states for the
 learner.
 
 The three are separate objects, so that each goes only where it is needed. States are fetched when one of them is asked

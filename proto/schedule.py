@@ -1,4 +1,4 @@
-"""What happens at every denoising step, and everything that can be counted before a step is taken.
+"""The schedule of a tree: what happens at each denoising step, and all counts that follow from it.
 
 Nodes of a tree are numbered breadth-first: depth 0 holds the roots, depth d the states after d steps, and
 the K children of a node stand next to each other in the order of their parents. The number of a node thus
@@ -138,7 +138,7 @@ class Schedule:
 
     @property
     def edges(self) -> int:
-        """CoefficientTable: every node but the roots has one."""
+        """Number of edges: one into every node except the roots."""
         return self.nodes - self.roots
 
     @property

@@ -1,4 +1,4 @@
-"""What is sent to a reward model and what comes back."""
+"""Score requests and replies: what reward models are sent, and what they return."""
 
 import json
 from collections.abc import Mapping, Sequence

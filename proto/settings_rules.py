@@ -1,4 +1,4 @@
-"""Rules between settings: which of them can't stand beside each other in one recipe.
+"""Rules between settings: combinations that a recipe can't have.
 
 Each rule says what doesn't fit and what would, or None. The first that speaks is the recipe's error.
 """

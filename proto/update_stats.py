@@ -1,4 +1,4 @@
-"""What a learner reports."""
+"""The figures that a learner reports after an update."""
 
 from dataclasses import dataclass
 

@@ -1,4 +1,4 @@
-"""What the user's own code raises, told with its place."""
+"""Exceptions of the user's code, reported with file and line."""
 
 import sysconfig
 import traceback

@@ -1,4 +1,4 @@
-"""YAML 1.2, strictly: every scalar is what the core schema says, and whatever is written here is read as it was."""
+"""Strict YAML 1.2: scalars follow the core schema, and written values are read back unchanged."""
 
 import io
 import re

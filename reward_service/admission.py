@@ -1,4 +1,4 @@
-"""Who may ask for scores over HTTP, and how much is worked on at once."""
+"""Admission of HTTP requests: the token, and limits on simultaneous work."""
 
 import secrets
 from collections.abc import AsyncIterator

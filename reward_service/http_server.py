@@ -1,4 +1,4 @@
-"""The HTTP server under a face: uvicorn, with limits on what comes before a request is one.
+"""The HTTP server under the application: uvicorn, with limits on connections and headers.
 
 Ray Serve's own proxy has none: a header of 200 MB from anybody kept it busy until it was taken for dead.
 """

@@ -1,4 +1,4 @@
-"""How well a picture can be compressed (DDPO, arXiv 2305.13301): a reward that needs no model."""
+"""How well a picture compresses (DDPO, arXiv 2305.13301): a reward without a model."""
 
 import io
 from collections.abc import Sequence

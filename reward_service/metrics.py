@@ -1,4 +1,4 @@
-"""What a replica of a reward model counts."""
+"""Metrics of a reward model's replica."""
 
 from prometheus_client import Counter, Gauge, Histogram
 

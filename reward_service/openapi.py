@@ -1,4 +1,4 @@
-"""How the scoring endpoint is described: the texts and schemas of its OpenAPI page."""
+"""The OpenAPI description of the scoring endpoint: texts and schemas."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,4 +1,6 @@
-"""Functions and scorers of the user's own: they get media of their own, and what they raise is told with its place."""
+"""The user's functions and scorers: they get copies of the media, and their exceptions are reported with file and
+line.
+"""
 
 import copy
 from collections.abc import Callable, Mapping, Sequence

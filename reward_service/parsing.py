@@ -1,4 +1,4 @@
-"""What the body of a request asks for: a form with pictures as files, or the safetensors of a `ScoreRequest`.
+"""The body of a score request: a form with pictures as files, or the safetensors of a `ScoreRequest`.
 
 Whatever is wrong with it is an HTTPException of a 4xx that says what. No picture is decoded before its size is known
 and accepted.

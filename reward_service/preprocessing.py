@@ -1,4 +1,4 @@
-"""Pictures made ready for reward models, on the device where the model is: exactly as their own packages do it."""
+"""Preparing pictures for reward models, on the model's device, exactly as the models' packages do it."""
 
 from collections.abc import Callable
 from functools import lru_cache

@@ -1,4 +1,4 @@
-"""A reward that another service gives, over the HTTP contract of `branchgrpo serve-rewards` (docs/rewards.md)."""
+"""Rewards from another service, over the HTTP contract of `branchgrpo serve-rewards` (docs/rewards.md)."""
 
 import math
 import os

@@ -1,4 +1,4 @@
-"""One replica of a reward model: takes requests together into batches, whichever tree or worker they come from.
+"""One replica of a reward model: it joins requests of any trees and workers into batches.
 
 A plain class; `cluster/on_ray/reward_deployment.py` makes a Ray Serve deployment of it.
 """

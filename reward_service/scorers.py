@@ -1,4 +1,4 @@
-"""Reward models behind one interface, and the set of them that a run asks for."""
+"""The interface of reward models, and the set of them that a run uses."""
 
 from collections.abc import Callable, Mapping, Sequence
 from typing import Any, Protocol

@@ -1,4 +1,4 @@
-"""Pictures in files from strangers: their size is known before they are decoded, and nothing in them is run."""
+"""Untrusted picture files: their size is checked before they are decoded, and none of their content is run."""
 
 import io
 import math

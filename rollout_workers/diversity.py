@@ -1,4 +1,4 @@
-"""How much pictures of one prompt differ from each other."""
+"""Diversity: how much the pictures of one prompt differ."""
 
 import math
 

@@ -1,4 +1,4 @@
-"""StepCoefficients kernels: how the next state is drawn from the present one and the predicted velocity.
+"""Transition kernels: how the next state is drawn from the current one and the predicted velocity.
 
 Every kernel here is linear in state x and velocity v,
 

@@ -1,4 +1,4 @@
-"""What a rollout worker counts."""
+"""Metrics of a rollout worker."""
 
 from prometheus_client import Counter, Gauge, Histogram
 
@@ -8,7 +8,7 @@ FORWARD_ROWS = Histogram(
     "Rows in one forward pass of a rollout.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
-EDGES_SAMPLED = Counter("branchgrpo_edges_sampled", "CoefficientTable that were sampled.")
+EDGES_SAMPLED = Counter("branchgrpo_edges_sampled", "Edges that were sampled.")
 LEAVES_SAMPLED = Counter("branchgrpo_leaves_sampled", "Leaves that were sampled and decoded.")
 TASKS = Counter("branchgrpo_tasks", "Tasks that were sampled to their end.")
 TREES_SAMPLED = Counter("branchgrpo_trees_sampled", "Trees that were sampled to their last leaf.")

@@ -1,4 +1,4 @@
-"""Gaussian noise as a function of counters: the same numbers whoever draws them, in any order.
+"""Gaussian noise as a function of counters: the same numbers in any process and any order.
 
 Philox is a counter-based generator: (seed, iteration) is its key, (node, tree, stream) its counter, so that no two
 uses overlap and nothing has to be remembered or advanced.

@@ -1,4 +1,4 @@
-"""What the controller, the object store and a reward model's preparation of pictures bear on this machine."""
+"""Measured limits of the controller, the object store and the preparation of pictures, on this machine."""
 
 import statistics
 import tempfile
@@ -27,7 +27,7 @@ STORE = 2 * 2**30
 
 
 def crowded(models: int) -> RunSettings:
-    """A run whose forward passes cost next to nothing, every leaf a part of its own."""
+    """A run with nearly free forward passes, in which every leaf is a part."""
     scorers = dict(list({"constant": "instant_scorer", "another": "another_scorer"}.items())[:models])
     base = demo({})
     return demo(
@@ -68,7 +68,7 @@ def controller_seconds(models: int, rounds: int = 4) -> float:
 
 class _Rank:
     def take(self, trees: Any) -> None:
-        """What a learner rank is told."""
+        """The message to a learner rank."""
 
 
 def on_one_node(parts: list[TreePart], states: States, task: Task, window: int) -> dict[str, float]:

@@ -1,4 +1,4 @@
-"""What limits FLUX.1-dev on 8, 64 and 512 GPUs: measured sizes and messages, and a simulation checked by real runs.
+"""What limits FLUX.1-dev on 8, 64 and 512 GPUs: measured sizes and messages, and a simulation compared with real runs.
 
 Sizes are those of the real architecture and of what really travels; what the controller and the object store bear is
 measured here; the seconds of GPUs are assumed, from counted FLOPs and a utilisation. The simulation's way of scheduling
@@ -43,7 +43,7 @@ WINDOWS = 16
 
 @dataclass(frozen=True)
 class Assumed:
-    """What can't be measured here: one H100, and the wires between nodes of eight."""
+    """Assumptions about what can't be measured here: an H100, and the network between nodes of eight."""
 
     flops: float = 989e12
     """Peak of an H100 SXM in bfloat16, dense, by its data sheet."""
@@ -158,7 +158,7 @@ class Simulated:
 
 
 def best(gpus: int, mode: str, costs: Costs, assumed: Assumed, weights: str) -> Simulated:
-    """Of several numbers of workers around the balance of rollouts and learning, the one that is fastest."""
+    """The fastest simulation among several numbers of workers, around the balance of rollouts and learning."""
 
     def run(workers: int, costs: Costs) -> Outcome:
         settings = recipe(gpus, workers, assumed, MODES[mode])

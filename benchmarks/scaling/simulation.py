@@ -1,4 +1,4 @@
-"""A run on Ray as a simulation of discrete events: what waits for what, with costs in place of computations.
+"""A discrete-event simulation of a run on Ray: who waits for whom, with costs in place of computations.
 
 It follows `cluster/on_ray/controller.py`: tasks go to free workers, parts wait for the controller, for scores and for
 the learner, and back-pressure holds workers up. The recipe is that of a real run; how trees are cut into forward
@@ -47,7 +47,7 @@ class Costs:
     picture_bytes: float = 0.0
     state_bytes: float = 0.0
     conditioning_bytes: float = 0.0
-    """Of a prompt; they come with a tree's first part."""
+    """Bytes of a prompt's conditioning, which is sent with a tree's first part."""
     weights_bytes: float = 0.0
 
     put: float = math.inf
@@ -55,7 +55,7 @@ class Costs:
     network: float = math.inf
     """Bytes per second out of a node, and into one."""
     latency: float = 0.0
-    """Of a message between two processes."""
+    """Seconds of a message between two processes."""
 
     part_message: float = 0.0
     """Seconds of the controller for a part of a tree, from its arrival to the request to the rewards."""
@@ -74,7 +74,7 @@ class Cluster:
     workers: int
     ranks: int
     replicas: int
-    """Of each reward model."""
+    """Number of replicas of each reward model."""
     per_node: int = 8
     """Workers and ranks on a node; replicas lie on the nodes one by one."""
 
@@ -120,7 +120,7 @@ class Stretch:
 
 @lru_cache(maxsize=64)
 def stretches(schedule: Schedule, trees: int, max_batch_rows: int) -> tuple[Stretch, ...]:
-    """What a worker does for a task of so many trees, in order.
+    """The steps of a worker for a task of so many trees, in order.
 
     The states of one depth of all trees are numbered through: a chunk is a range of them, and so are its children.
     """
@@ -255,7 +255,7 @@ class GrowingTree:
     """A tree on its way to the learner."""
 
     node: int = 0
-    """Of the cluster, where its states lie."""
+    """The node that holds the tree's states."""
     parts: list[Part] = field(default_factory=list)
     scored: int = 0
 
@@ -271,10 +271,10 @@ class Iteration:
 
 @dataclass
 class Outcome:
-    """What a simulated run did."""
+    """The result of a simulated run."""
 
     seconds: list[float] = field(default_factory=list)
-    """Of each iteration."""
+    """Seconds of each iteration."""
     busy: dict[str, float] = field(default_factory=dict)
     """Share of the time after the first iteration that each part worked: rollout workers and learner ranks (means), the
     busiest replica, the controller, the busiest line of the network."""
@@ -322,7 +322,7 @@ class Simulation:
         self.held = [0] * cluster.workers
         """Version of each worker's weights."""
         self.on_node: dict[tuple[int, int], simpy.Event] = {}
-        """When a version of the weights is on a node."""
+        """The time at which a version of the weights reaches a node."""
         self.newest = 0
         self.spent: defaultdict[str, float] = defaultdict(float)
         """Seconds of all workers and of all ranks, by what they did."""
@@ -466,7 +466,7 @@ class Simulation:
                     yield self.network.send(trees[i].node, node, self._needed_bytes(trees[i].parts, own))
 
     def _needed_bytes(self, parts: Sequence[Part], rows: tuple[int, int]) -> float:
-        """Of the parts of a tree that hold the states of some rows, their children, or the conditioning."""
+        """Bytes of the parts of a tree that hold the states of some rows, their children, or the conditioning."""
         if rows == (0, self.schedule.rows):
             return sum(map(self._bytes, parts))
         needed = nodes_of_rows(self.schedule, *rows)

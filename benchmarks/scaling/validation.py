@@ -1,4 +1,4 @@
-"""Runs on Ray with workers that sleep, and the same recipes simulated with what they sleep as costs.
+"""Real runs with workers that sleep, compared with simulations of the same recipes.
 
 python -m branchgrpo.benchmarks.scaling.validation
 """
@@ -27,7 +27,7 @@ from .simulation import Cluster, Costs, simulate
 
 WORKERS = (1, 2, 4)
 TOLERANCE = 0.15
-"""By how much a simulated iteration may differ from a real one."""
+"""Maximum relative difference between a simulated and a real iteration."""
 SHARE = {"cpus": 0.1, "threads": 1}
 
 

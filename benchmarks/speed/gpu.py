@@ -58,7 +58,7 @@ from ..support.report import report_path, write_report
 
 Result = TypeVar("Result")
 PEAK_TFLOPS = 800.0
-"""Of an H100 in bfloat16, about."""
+"""Peak of an H100 in bfloat16, approximately."""
 ITERATION = 1
 CLIP_RANGE = 1e-4
 PRUNING = PruningSettings(
@@ -68,7 +68,7 @@ PRUNING = PruningSettings(
 
 @dataclass(frozen=True)
 class Scale:
-    """How large everything is."""
+    """The sizes of the network, the pictures and the tree."""
 
     network: dict[str, Any]
     vae_blocks: list[int]
@@ -302,7 +302,7 @@ def _bench(scale: Scale, device: torch.device, *, rows: int, compiled: bool) -> 
 
 
 def _earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
-    """What the file holds if it is of the same `facts`, else these alone."""
+    """The report in the file if it has the same `facts`, otherwise a new report with these."""
     earlier = json.loads(path.read_text()) if path.is_file() else {}
     return earlier if facts.items() <= earlier.items() else dict(facts)
 

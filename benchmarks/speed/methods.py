@@ -32,7 +32,7 @@ STEPS = 20
 TREE = {"steps": STEPS, "eta": 0.7}
 EVERYTHING = ("sampling", "decoding", "scoring", "learning")
 PUBLISHED = {"branch_grpo": 698 / 493, "branch_grpo, pruned": 698 / 314, "branch_grpo_mix": 698 / 148}
-"""Of the paper's table on FLUX.1-dev: seconds of DanceGRPO's iteration over theirs."""
+"""Speedups in the paper's table on FLUX.1-dev: seconds of DanceGRPO's iteration over theirs."""
 METHODS: dict[str, dict[str, Any]] = {
     "dance_grpo": {"schedule": {"method": "dance_grpo", **TREE}, "normaliser": "group"},
     "branch_grpo": {"schedule": {"method": "branch_grpo", **TREE}},

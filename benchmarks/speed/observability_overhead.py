@@ -63,7 +63,7 @@ def scraped(discovery: str) -> Iterator[None]:
 
 
 def seconds_per_span(folder: Path | None) -> float:
-    """Of a span with attributes; written, if there is a folder."""
+    """Seconds that a span with attributes takes; it is written if there is a folder."""
     start_tracing(folder, "rollout", "rollout_workers")
     start = time.perf_counter()
     for i in range(SPANS):

@@ -1,4 +1,4 @@
-"""What running on Ray costs and brings: against the plain loop, with more workers, and with scoring under sampling.
+"""What Ray costs and gains: against the loop in one process, with more workers, and with scoring during sampling.
 
 Plain loop and Ray take turns, iteration by iteration, on the demo's recipe and on the same prompts. Scaling and scoring
 are measured with a policy and a reward model that sleep, so that the number of cores doesn't matter.
@@ -36,7 +36,7 @@ def demo(changes: dict[str, Any]) -> RunSettings:
 
 @contextmanager
 def on_ray(settings: RunSettings) -> Iterator[RayLoop]:
-    """A loop on a Ray of its own."""
+    """A loop on a Ray cluster that is started for it."""
     with tempfile.TemporaryDirectory() as folder:
         loop = RayLoop(settings, Path(folder), None)
         try:

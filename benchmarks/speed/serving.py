@@ -1,7 +1,7 @@
 """What serving a reward costs: pictures per second in a process, by handle and over HTTP; then 1,000 requests at once.
 
-`branchgrpo serve-rewards` runs in a process of its own, with one replica of one thread, as many as the model has here.
-The four ways take turns, with enough requests under way that the replica never waits for the next one.
+`branchgrpo serve-rewards` runs in a separate process, with one replica of one thread, as the model has here. The four
+ways take turns, with enough requests at once that the replica never waits for the next one.
 
     python -m branchgrpo.benchmarks.speed.serving --out build/bench
 """
@@ -165,7 +165,7 @@ def png(picture: npt.NDArray[np.uint8]) -> bytes:
 
 
 async def crowd(url: str, token: str, count: int = CROWD) -> dict[str, int]:
-    """What `count` requests at once come to, each on a connection of its own: how many of each kind of answer."""
+    """Send `count` requests at once, each on its own connection; returns the number of answers of each kind."""
     media, texts = pictures()
     body = ScoreRequest(media, texts, REWARDS, "crowd").to_bytes()
     async with connections(url, token, count) as client:

@@ -1,4 +1,4 @@
-"""Rewards with faults on demand: each file in a folder is one fault, and vanishes when it has happened.
+"""Rewards with faults on demand: each file in a folder is one fault, and is removed once the fault has happened.
 
 Named in a recipe: `rewards.ocr.scorer: branchgrpo.benchmarks.support.faults:troubled_ocr`.
 """

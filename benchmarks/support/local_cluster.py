@@ -24,7 +24,7 @@ def free_port() -> int:
 
 
 def started(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
-    """`ray start ARGUMENTS --block`, in a session of its own."""
+    """Run `ray start ARGUMENTS --block` in a new session."""
     return subprocess.Popen(
         [RAY, "start", "--block", "--disable-usage-stats", *arguments],
         stdout=subprocess.DEVNULL,

@@ -19,7 +19,7 @@ from ...rollout_workers.worker import RolloutWorker
 
 PIXELS = 720
 TOKENS, CHANNELS = (PIXELS // 16) ** 2, 64
-"""Of the packed latents."""
+"""Number and width of the packed latents' tokens."""
 TEXT_TOKENS, TEXT_CHANNELS, POOLED_CHANNELS = 512, 4096, 768
 VAE_BLOCKS = [128, 256, 512, 512]
 VIT_H = CLIPVisionConfig(

@@ -1,4 +1,4 @@
-"""The files that benchmarks write, and how they know their own."""
+"""Reports of benchmarks: where they are written, and how a file of an earlier run is recognised."""
 
 import json
 from collections.abc import Mapping

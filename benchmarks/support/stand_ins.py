@@ -19,14 +19,14 @@ from ...rollout_workers.policies.flux import FluxPolicy
 Scores = dict[str, npt.NDArray[np.float64]]
 Score = Callable[[npt.NDArray[np.uint8], Sequence[str]], Scores]
 PICTURE_SECONDS = 0.04
-"""What `picture_scorer` takes for a picture."""
+"""Seconds that `picture_scorer` sleeps per picture."""
 
 
 class InstantPolicy(FluxPolicy):
     """Rollouts cost next to nothing, and draw nothing but grey."""
 
     forward_seconds = 0.0
-    """What one forward pass of a rollout takes."""
+    """Seconds of one forward pass of a rollout."""
 
     def velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None

@@ -1,4 +1,4 @@
-"""What a recipe needs, before it is run: passes, edges and rows, parameters and memory, files that are missing."""
+"""What a recipe needs before it is run: passes, edges and rows, parameters and memory, missing files."""
 
 import math
 from collections.abc import Callable, Collection, Iterator
@@ -40,24 +40,24 @@ class Memory:
 
     device: float
     encoders: float
-    """Of text encoders, which come to the device while prompts are encoded, and lie in the host's memory else."""
+    """Bytes of text encoders, which are on the device while prompts are encoded, and otherwise in the host's memory."""
     host: float
 
 
 @dataclass
 class CheckReport:
-    """What was found out."""
+    """Everything that `check` has found out about a recipe."""
 
     counts: dict[str, tuple[float, float]] = field(default_factory=dict)
-    """What is counted -> for a tree, for an iteration."""
+    """Count -> its values for a tree and for an iteration."""
     guided: bool = False
     """Whether every state goes through the network twice."""
     parameters: dict[str, int] = field(default_factory=dict)
     """All of the network's, and those that are trained; nothing if the network isn't known."""
     memory: dict[str, Memory] = field(default_factory=dict)
-    """By process."""
+    """Process -> its memory."""
     gpus: dict[str, float] = field(default_factory=dict)
-    """By pool, of a run on Ray."""
+    """Pool -> the GPUs that it needs, for a run on Ray."""
     prompts: dict[str, int] = field(default_factory=dict)
     advice: list[str] = field(default_factory=list)
     """Settings that don't do what they seem to."""
@@ -110,7 +110,7 @@ def check(settings: RunSettings) -> CheckReport:
 
 
 def show(found: CheckReport, settings: RunSettings, console: Console) -> None:
-    """As tables, and what is missing as a list."""
+    """Print the counts as tables, and what is missing as a list."""
     table = Table("", title=Text(f"{settings.name}: {settings.schedule.method}"), title_justify="left")
     for column in ("a tree", "an iteration"):
         table.add_column(column, justify="right")

@@ -1,4 +1,4 @@
-"""What runs have left that none of them owns any more, because its driver was killed.
+"""Leftovers of runs whose driver was killed: found, listed and removed.
 
 On a cluster that is their reward models; these end by themselves after a minute, unless they never began. In run
 folders it is the note of where the run goes on.

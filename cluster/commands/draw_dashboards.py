@@ -1,4 +1,4 @@
-"""The dashboards as pictures, for where there is no Grafana: their own queries, drawn with matplotlib."""
+"""The dashboards as pictures, without Grafana: the same queries, drawn with matplotlib."""
 
 import json
 import math
@@ -19,7 +19,7 @@ from ...proto.errors import InputError
 from .monitor import DASHBOARDS, SCRAPE_SECONDS
 
 POINTS = 240
-"""Of each curve."""
+"""Points of each curve."""
 UNIT_INCHES = (0.66, 0.34)
 """Width and height of a dashboard's grid cell."""
 
@@ -170,7 +170,7 @@ def _draw_curves(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series], 
 
 
 def _format(panel: Mapping[str, Any]) -> FuncFormatter:
-    """How values of the panel's unit are written."""
+    """A function that writes values in the panel's unit."""
     unit = panel["fieldConfig"]["defaults"]["unit"]
 
     def write(value: float, _: object) -> str:

@@ -183,7 +183,7 @@ def write(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], out: P
 
 
 def captions(evaluation: Evaluation) -> list[str]:
-    """Of every picture: its prompt, and its scores."""
+    """The caption of every picture: its prompt and its scores."""
     return [
         prompt + "\n" + ", ".join(f"{name} {values[i]:.3g}" for name, values in evaluation.rewards.items())
         for i, prompt in enumerate(evaluation.prompts)
@@ -194,7 +194,7 @@ def captions(evaluation: Evaluation) -> list[str]:
 
 
 def wins(one: Evaluation, other: Evaluation, reward: str) -> dict[str, tuple[int, int, int]]:
-    """By prompt, how many of its pictures score higher with one policy, alike, and higher with the other."""
+    """Prompt -> how many of its pictures score higher with one policy, equal, and higher with the other."""
     counted: dict[str, list[int]] = defaultdict(lambda: [0, 0, 0])
     for prompt, difference in zip(one.prompts, one.rewards[reward] - other.rewards[reward], strict=True):
         counted[prompt][1 - int(np.sign(difference))] += 1
@@ -202,7 +202,7 @@ def wins(one: Evaluation, other: Evaluation, reward: str) -> dict[str, tuple[int
 
 
 def show_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console: Console) -> None:
-    """Of each reward, the shares of pictures that score higher with one policy, alike, and higher with the other."""
+    """Print, per reward, the shares of pictures that score higher with one policy, equal, and higher with the other."""
     first, second = subjects
     table = Table("reward", first.label, "alike", second.label, title="share of pictures with the higher score")
     for reward in evaluations[0].rewards:

@@ -1,4 +1,4 @@
-"""Prometheus and Grafana for a run: started with the right settings where they are installed."""
+"""Prometheus and Grafana for a run: started with the right settings if they are installed."""
 
 import os
 import shutil
@@ -28,7 +28,7 @@ SCRAPE_SECONDS = 5
 """The rates in the dashboards need two scrapes; Grafana's data source must know this interval."""
 CONFIG = "prometheus.yml"
 LOOK_SECONDS = 1
-"""How often it is looked where the run is."""
+"""Seconds between looks at where the run is."""
 NO_PROMETHEUS = (
     "Prometheus isn't installed: `apt install prometheus`, or https://prometheus.io/download; then run this again. One "
     "that runs elsewhere needs what is in {config}"
@@ -146,7 +146,7 @@ def must_be_free(option: str, port: int) -> None:
 def process(
     command: list[str], environment: dict[str, str] | None = None, folder: Path | None = None
 ) -> Iterator[subprocess.Popen[bytes]]:
-    """A process that ends with the block. Signals to the group are for us: in a session of its own it gets none."""
+    """A process that ends with the block. It has its own session, so signals to our process group don't reach it."""
     started = subprocess.Popen(command, env={**os.environ, **(environment or {})}, start_new_session=True, cwd=folder)
     try:
         yield started
@@ -165,18 +165,18 @@ class Follower:
 
     run: Path
     http: str
-    """Where the run is now."""
+    """The current address of the run."""
     prometheus: subprocess.Popen[bytes]
     write_config: Callable[[str], object]
     console: Console
     driver_lives: bool = True
 
     def look(self) -> bool:
-        """Whether the run goes on, or may be submitted again; tells of what has changed."""
+        """Whether the run is running or may be submitted again. Prints changes."""
         if not (self.run / FILE).exists():
             self._say("the run has ended, and so do its servers")
             return False
-        with suppress(InputError):  # it is being written anew
+        with suppress(InputError):  # it is being rewritten
             if (http := RunAddress.read(self.run).http) and http != self.http:
                 self.http = http
                 self.write_config(http)
@@ -187,7 +187,7 @@ class Follower:
         if lives != self.driver_lives:
             self.driver_lives = lives
             self._say(
-                "the run goes on" if lives else "the run's driver is gone; waiting for the run to be submitted again"
+                "the run continues" if lives else "the run's driver is gone; waiting for the run to be submitted again"
             )
         return True
 
@@ -196,7 +196,7 @@ class Follower:
 
 
 def _wait(servers: list[subprocess.Popen[bytes]], stop: StopRequest, follower: Follower) -> None:
-    """Until the run ends or somebody asks to stop. Raises InputError if a server ends by itself."""
+    """Wait until the run ends or a signal asks to stop. Raises InputError if a server ends by itself."""
     waiting = threading.Event()
     while stop.signum is None and follower.look():
         for server in servers:

@@ -1,8 +1,8 @@
-"""A node that is about to go: its work is moved off it in time.
+"""Nodes that join a Ray cluster, and nodes that are drained before they are taken away.
 
-Clouds and Kubernetes give notice before they take a machine away: SIGTERM, or a hook that is called. Ray is told then;
-it places nothing there any more. The runs notice: rollout workers finish their task and go, a learner rank writes a
-checkpoint and is set up elsewhere, and Serve moves its replicas.
+Clouds and Kubernetes give notice before they take a machine away: they send SIGTERM or call a hook. Ray is then asked
+to drain the node, and places nothing there any more. The runs notice it: rollout workers finish their task and leave, a
+learner rank writes a checkpoint and restarts elsewhere, and Serve moves its replicas.
 """
 
 import os
@@ -24,7 +24,7 @@ from ..on_ray.internals import drain_node, living_actors
 from ..run.stop import StopRequest
 
 OURS = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
-"""What names of classes of actors begin with that work for runs."""
+"""Prefixes of the class names of actors that work for runs."""
 POLL_SECONDS = 0.5
 END_SECONDS = 30
 

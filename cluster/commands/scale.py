@@ -1,4 +1,4 @@
-"""Changing the size of a run's pools while it goes on."""
+"""Resizing the pools of a run in progress."""
 
 from collections.abc import Sequence
 

@@ -1,4 +1,4 @@
-"""The reward service alone, over HTTP, for trainers that aren't ours."""
+"""The reward service by itself, over HTTP, for other trainers."""
 
 import asyncio
 import signal

@@ -1,6 +1,6 @@
-"""`branchgrpo status`: how runs go, from their folders, and from their controllers where these can be asked.
+"""`branchgrpo status`: the state of runs, from their folders and from the controllers that answer.
 
-Every answer is bounded in time, whatever hangs: a disk, a host, a Ray cluster.
+Every answer has a time limit, even if a disk, a host or a Ray cluster hangs.
 """
 
 import json
@@ -28,9 +28,9 @@ from ..run.state import ENDED, read_state, resume_command
 
 Result = TypeVar("Result")
 HTTP_SECONDS = 1.5
-"""How long a controller may take to answer."""
+"""Maximum seconds for a controller's answer."""
 ALL_SECONDS = 4.4
-"""How long a command may ask, from its start; telling takes a moment too."""
+"""Maximum seconds that a command asks, from its start; printing takes a moment too."""
 TAIL_BYTES = 2**18
 TYPICAL = 10
 """Iterations whose median tells how long one takes."""
@@ -38,7 +38,7 @@ TYPICAL = 10
 
 @dataclass
 class RunStatus:
-    """How a run goes. Times are Unix seconds."""
+    """The status of a run. Times are Unix seconds."""
 
     name: str
     folder: str | None
@@ -68,9 +68,9 @@ class RunStatus:
     changes: list[dict[str, Any]] = field(default_factory=list)
     """Settings that were changed when the run was resumed."""
     command: str | None = None
-    """What goes on with a run that has ended before its time."""
+    """The command that continues a run which ended before its last iteration."""
     controller: dict[str, Any] | None = None
-    """What the run's controller on Ray tells of its processes."""
+    """The report of the run's controller on Ray about its processes."""
     unreachable: str | None = None
     """Why it tells nothing."""
 
@@ -179,7 +179,7 @@ def ask_cluster(address: str, run: str | None = None) -> list[RunStatus]:
 
     Raises InputError if it doesn't answer, or has no such run.
     """
-    # In a process of its own, which can be ended: what talks to Ray can hang for minutes.
+    # A separate process can be ended: calls to Ray can hang for minutes.
     command = [sys.executable, "-m", "branchgrpo.cluster.on_ray.cluster_runs", address, *([run] if run else [])]
     try:
         asked = subprocess.run(command, capture_output=True, text=True, timeout=_seconds_left())
@@ -200,12 +200,12 @@ def ask_cluster(address: str, run: str | None = None) -> list[RunStatus]:
 
 
 def _seconds_left() -> float:
-    """What is left of the time that this command may take."""
+    """Seconds left of the time that this command may take."""
     return max(0.0, ALL_SECONDS - (time.time() - psutil.Process().create_time()))
 
 
 def within(seconds: float, call: Callable[[], Result]) -> Result:
-    """What `call` returns. Raises InputError if it takes longer; it is then left to itself."""
+    """The result of `call`. Raises InputError if it takes longer; the call is then abandoned."""
     result: list[Result] = []
     errors: list[BaseException] = []
 

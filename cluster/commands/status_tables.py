@@ -1,4 +1,4 @@
-"""The statuses of runs as a person sees them in the terminal."""
+"""The statuses of runs as tables in the terminal."""
 
 import json
 import textwrap
@@ -79,7 +79,7 @@ def show(run: RunStatus, console: Console) -> None:
 
 
 def show_processes(status: dict[str, Any], console: Console) -> None:
-    """What a controller tells: the phase at work, and every process."""
+    """Print a controller's report: the current phase, and every process."""
     console.print(
         f"{status['phase']} {status['share']:.0%}, weights version {status['weights_version']}, "
         f"{status['max_trees_in_flight']} trees in flight",

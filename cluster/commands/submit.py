@@ -1,6 +1,6 @@
-"""Submitting a run to a Ray cluster as a job: package, recipe and prompts travel with it.
+"""Submitting a run to a Ray cluster as a job, together with the package, the recipe and its prompts.
 
-The package goes as a folder. A wheel would be installed on every node with all that it requires.
+The package is sent as a folder. A wheel would be installed on every node with all its dependencies.
 """
 
 import asyncio
@@ -49,9 +49,10 @@ SHIPPED = (
 )
 """The package's files. A checkout holds more, such as tests and runs."""
 STOP_WAIT_SECONDS = 3600
-"""How long `ray job stop` lets a run finish its iteration and write a checkpoint. Ray's own 3 seconds would kill it."""
+"""Seconds that `ray job stop` gives a run to finish its iteration and write a checkpoint. Ray's default of 3 seconds
+would kill it."""
 EXIT_STATUS = {JobStatus.SUCCEEDED: 0, JobStatus.FAILED: 1, JobStatus.STOPPED: 128 + signal.SIGTERM}
-"""Of the command that followed a job to its end."""
+"""Exit status of a command that followed a job to its end."""
 
 
 def check(settings: RunSettings) -> None:
@@ -111,7 +112,7 @@ def connect(address: str) -> JobSubmissionClient:
 def submit(
     client: JobSubmissionClient, settings: RunSettings, *, resume: bool = False, back_to: int | None = None
 ) -> str:
-    """Submit the run, to begin or to go on (from the checkpoint `back_to`, or the newest), and return the job's id.
+    """Submit the run, to start or to continue (from the checkpoint `back_to`, or the newest), and return the job's id.
 
     Raises RunFailed if the cluster doesn't take it.
     """
@@ -150,12 +151,14 @@ def follow(client: JobSubmissionClient, job: str) -> JobStatus:
         if not status.is_terminal():
             raise RuntimeError(f"its log ended while it was {status}")
     except (OSError, RuntimeError, ClientError) as error:
-        raise RunFailed(f"lost the connection to job {job} ({error}), which may go on; {hints(client, job)}") from error
+        raise RunFailed(
+            f"lost the connection to job {job} ({error}), which may be running; {hints(client, job)}"
+        ) from error
     return status
 
 
 def hints(client: JobSubmissionClient, job: str) -> str:
-    """How to go on following a job, and how to stop it."""
+    """The commands to follow a job again, and to stop it."""
     address = f"--address {client.get_address()}"
     ray = f"{AUTH_MODE}=token ray" if os.environ.get(AUTH_MODE) == "token" else "ray"  # it doesn't look for itself
     return f"follow it with: {ray} job logs {job} --follow {address}\nstop it with: {ray} job stop {job} {address}"

@@ -1,4 +1,4 @@
-"""What the controller of a run counts."""
+"""Metrics of a run's controller."""
 
 import math
 from collections.abc import Mapping
@@ -9,8 +9,8 @@ from ...proto.settings import RewardSettings
 from ..run.loop import IterationReport
 
 REGISTRY = CollectorRegistry()
-"""What the controller exports. Its series aren't in prometheus_client's own registry, because every process that calls
-the controller comes to import this module, and would export zeros in its place."""
+"""The controller's series. They aren't in prometheus_client's default registry, because every process that calls the
+controller imports this module, and would export zeros for them."""
 ProcessCollector(registry=REGISTRY)
 
 PHASES = ("rollout", "scoring", "waiting", "learning", "publishing")

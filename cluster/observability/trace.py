@@ -1,7 +1,7 @@
 """Where an iteration's seconds went: the spans of all processes, who waited for whom, and a file for Perfetto.
 
-What one span needed from another process is told by its attributes: a reward model scores the parts that workers have
-handed over, the learner takes the trees whose parts are scored, workers load the weights that were published.
+Dependencies between spans of different processes follow from their attributes: a reward model scores the parts that
+workers have sent, the learner takes the trees whose parts are scored, workers load the weights that were published.
 """
 
 import json
@@ -31,7 +31,7 @@ SLACK_SECONDS = 1e-4
 
 @dataclass(frozen=True)
 class Span:
-    """What a process did for some time, in Unix seconds."""
+    """A piece of work of one process, with its start and end in Unix seconds."""
 
     process: str
     component: str
@@ -42,7 +42,7 @@ class Span:
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
 
     def gives(self) -> list[str]:
-        """What others may need of it."""
+        """Keys of the results that other spans may need."""
         match self.name:
             case "hand over":
                 return [f"part {self.attributes['part']}"]
@@ -53,7 +53,7 @@ class Span:
         return []
 
     def needs(self) -> list[str]:
-        """What it could not begin without."""
+        """Keys of the results that this span needed to start."""
         match self.name:
             case "score":
                 return [f"part {request.partition('/')[2]}" for request in self.attributes["requests"]]
@@ -78,7 +78,7 @@ class IterationTrace:
     end: float
     spans: Sequence[Span]
     processes: Mapping[str, int] = field(default_factory=dict)
-    """How many there were of each pool, also of those that did nothing."""
+    """Pool -> its number of processes, including idle ones."""
 
     @property
     def seconds(self) -> float:
@@ -124,7 +124,7 @@ def _named(spans: Iterable[Span], name: str) -> list[Span]:
 
 
 def critical_path(trace: IterationTrace) -> list[Step]:
-    """What the iteration could not have been shorter for, in order; it covers the iteration without a gap.
+    """The critical path: the chain of work that determined the iteration's length, in order and without gaps.
 
     Walked backwards from the end: what a span waited for is whatever ended last before it began, of what it needs from
     others and of its own process' work.
@@ -140,7 +140,7 @@ def critical_path(trace: IterationTrace) -> list[Step]:
         owners[span.process].append(span)
 
     def before(span: Span) -> Span | None:
-        """What ended last of all that `span` had to wait for."""
+        """The span that ended last among those that `span` had to wait for."""
         own = [other for other in owners[span.process] if other.end <= span.start + SLACK_SECONDS and other != span]
         outer = [other for other in work if _inside(span, other)]
         beginning = [one for one in (span, *outer) if _first(one, span, owners[span.process])]
@@ -205,7 +205,7 @@ def innermost(spans: Sequence[Span]) -> list[Span]:
 
 @dataclass(frozen=True)
 class PoolUse:
-    """How far the processes of a pool were at work."""
+    """How busy the processes of a pool were."""
 
     pool: str
     processes: int

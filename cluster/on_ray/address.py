@@ -1,4 +1,4 @@
-"""The Ray that a command speaks to: its address, and the token that it wants.
+"""The Ray cluster that a command talks to: its address and its token.
 
 Nothing here imports Ray, which reads its way of authentication when it is imported. What talks to a Ray is imported
 where it does: `branchgrpo status` needs only to know what runs here, and has little time.

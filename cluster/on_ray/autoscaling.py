@@ -1,4 +1,4 @@
-"""How many rollout workers a run should have: who waits for whom. Knows nothing of Ray."""
+"""How many rollout workers a run should have, from who waited for whom. Knows nothing of Ray."""
 
 import math
 from dataclasses import dataclass

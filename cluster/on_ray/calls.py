@@ -1,4 +1,4 @@
-"""Calls to processes of a run, whose errors come out as they were raised there."""
+"""Calls to processes of a run. Their exceptions are raised as they were raised there."""
 
 from collections.abc import Callable
 from typing import Any, TypeVar

@@ -1,4 +1,4 @@
-"""A Ray to run on: a cluster that is there, or one that is started here and ended with what needed it."""
+"""Connecting to a Ray cluster, or starting one for this process and ending it afterwards."""
 
 import logging
 import os

@@ -1,4 +1,4 @@
-"""Private parts of Ray that have no public way, all in this file: `pyproject.toml` bounds its version."""
+"""Private parts of Ray that this project uses for want of public ones. `pyproject.toml` bounds its version."""
 
 import time
 from typing import Any

@@ -1,4 +1,4 @@
-"""The learner's ranks, called together."""
+"""The ranks of the learner, called together."""
 
 import asyncio
 from collections.abc import Sequence

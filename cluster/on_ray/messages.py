@@ -1,4 +1,4 @@
-"""What the processes of a run on Ray tell each other, beside tasks and trees."""
+"""Messages between the processes of a run on Ray, besides tasks and trees."""
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field

@@ -1,4 +1,4 @@
-"""What a run is called within Ray, which takes names in ASCII alone and keeps some signs for itself."""
+"""Names of a run within Ray, which allows only ASCII and reserves some characters."""
 
 import hashlib
 from urllib.parse import quote, unquote

@@ -1,4 +1,4 @@
-"""The pools of a run: how its processes are launched, sized and ended."""
+"""The pools of a run: how its processes are launched, resized and ended."""
 
 import asyncio
 import logging

@@ -1,4 +1,6 @@
-"""Scores from the reward models of a Ray Serve application, tried again when a replica dies, never invented."""
+"""Scores from the reward models of a Ray Serve application. Requests are retried when a replica dies; scores are never
+invented.
+"""
 
 import asyncio
 import logging

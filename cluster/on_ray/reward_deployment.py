@@ -1,4 +1,4 @@
-"""The reward models of a run as one Ray Serve application: a deployment per model. They are called by handles.
+"""The reward models of a run as one Ray Serve application, with a deployment per model, called by handles.
 
 The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
 be using it. When the run is gone without having deleted it, it deletes itself.

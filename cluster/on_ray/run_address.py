@@ -1,4 +1,4 @@
-"""Where a run on Ray goes on: a file in its folder, written by its driver and read by `status` and `scale`.
+"""The address of a run on Ray: a file in its folder, written by its driver and read by `status` and `scale`.
 
 Nothing here imports Ray, which reads its way of authentication when it is imported.
 """

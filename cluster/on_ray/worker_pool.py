@@ -1,4 +1,4 @@
-"""A pool of rollout workers: work goes to whoever is free, the dead are replaced, and the pool can grow and shrink.
+"""A pool of rollout workers: free workers get work, dead ones are replaced, and the pool grows and shrinks.
 
 Nothing waits for a worker that isn't there yet. What is asked for is launched, and joins when Ray has found room for
 it: at once, or when a node joins the cluster. Until then Ray's autoscaler sees it as demand.

@@ -1,4 +1,4 @@
-"""All series that the processes of a run export, and the page about them, docs/metrics.md: `make docs` writes it."""
+"""The series that a run's processes export, and their page, docs/metrics.md: `make docs` writes it."""
 
 import sys
 from collections.abc import Iterator
@@ -15,13 +15,13 @@ from ..observability import metrics as run
 HEADER = """# Metrics
 
 Every process of a run on Ray exports Prometheus metrics: the controller, each rollout worker, each learner rank, each
-replica of a reward model. They all tell the controller where, and the controller tells Prometheus: nobody keeps a list.
+replica of a reward model. They register with the controller, which lists them for Prometheus: you maintain no list.
 
 ## Have Prometheus scrape a run
 
-The controller serves the list of live exporters at `/sd`, for Prometheus' HTTP service discovery. Give it a port that
-stays the same when the run is resumed, `logging.metrics_port=9400`. Without one it takes any that is free; while the
-run goes on, `ray.json` in its folder says which.
+The controller serves the list of live exporters at `/sd`, for Prometheus' HTTP service discovery. Give it a fixed port,
+such as `logging.metrics_port=9400`, so that the address stays the same when the run is resumed. Otherwise it takes any
+free port; during the run, `ray.json` in its folder holds the address.
 
 ```yaml
 # prometheus.yml
@@ -33,52 +33,52 @@ scrape_configs:
         refresh_interval: 5s
 ```
 
-`head` is the host of the controller, the one on which `branchgrpo train` was started. For several runs give several
-URLs. Processes that join are found, and ones that leave are forgotten, within a quarter of a minute.
+`head` is the controller's host, where `branchgrpo train` was started. For several runs, list several URLs. Processes
+that join or leave are noticed within 15 seconds.
 
 Every series gets these labels from the service discovery: `run`, the run's name; `component`: `controller`, `rollout`,
-`learner` or `reward`; and, but for the controller, `pool`: `rollout_workers`, `learner`, or the name of the reward
-model. `up{run="mine"}` tells which processes answer. Every process also exports its memory and CPU time
+`learner` or `reward`; and, except for the controller, `pool`: `rollout_workers`, `learner`, or the name of the reward
+model. `up{run="mine"}` shows which processes answer. Every process also exports its memory and CPU time
 (`process_resident_memory_bytes`, `process_cpu_seconds_total`).
 
-[Operating](operating.md) tells how to look at all this: `branchgrpo monitor`, the dashboards, a runbook.
+[Operating](operating.md) describes `branchgrpo monitor`, the dashboards and a runbook.
 
 ## Alerts
 
 `cluster/observability/prometheus/alerts.yaml` has alert rules: copy it beside prometheus.yml and name it there
 (`rule_files: [alerts.yaml]`).
 
-- `BranchGRPOIterationStalled`: no iteration has ended for three times the last one's seconds, and ten minutes more.
-  `branchgrpo status RUN` tells the phase and who is busy; end the run with Ctrl-C or SIGTERM and resume it.
-- `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and others of the run do (where none does, the run has
-  ended). Look at its node and its log; a worker that has died is replaced by itself.
-- `BranchGRPOSetUpAgain`: the run was set up again from a checkpoint three times in an hour, because a learner rank or
-  the controller died or hung. The driver's log tells which.
-- `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs tell why; most often memory: lower
+- `BranchGRPOIterationStalled`: no iteration has ended for three times the seconds of the previous one plus ten minutes.
+  `branchgrpo status RUN` shows the phase and who is busy. End the run with Ctrl-C or SIGTERM, and resume it.
+- `BranchGRPOProcessDown`: a process doesn't answer Prometheus, and others of the run do. (If none does, the run has
+  ended.) Look at its node and its log. A dead worker is replaced automatically.
+- `BranchGRPOSetUpAgain`: the run has restarted from a checkpoint three times in an hour, because a learner rank or the
+  controller died or hung. The driver's log says which.
+- `BranchGRPOWorkersRestart`: workers of a pool keep dying. Their logs say why; usually it is memory: lower
   `rollout.max_batch_rows` or `rollout.trees_per_task`.
-- `BranchGRPOScoreFailures`: a reward model raised, or gave what is no score. Its replica's log has the error; after
-  six attempts at a request the run stops.
-- `BranchGRPOScoringQueueGrows`: a reward model is slower than the rollouts. `branchgrpo scale RUN --reward
+- `BranchGRPOScoreFailures`: a reward model raised, or returned invalid scores. Its replica's log has the error. If a
+  request keeps failing, the run stops.
+- `BranchGRPOScoringQueueGrows`: a reward model is slower than the rollouts. Use `branchgrpo scale RUN --reward
   NAME=COUNT`, or a larger `batch_pictures`.
-- `BranchGRPORewardNotANumber`: a reward's mean or deviation is not a number. Mend the reward model.
-- `BranchGRPORewardFlat`: all leaves score alike: nothing can be learned. The task is solved, or the reward is broken,
-  or `schedule.eta` is too small to make samples differ.
-- `BranchGRPORewardCollapses`: a mean reward has fallen by two standard deviations of its leaves. Resume from an
-  earlier checkpoint with a lower learning rate or clip range, or a `learner.kl_weight`.
-- `BranchGRPORewardHacked`: in an hour the reward that is trained on has risen by half a deviation, and a held-out one
-  has fallen by as much, or diversity to less than half. Look at `samples/` in the run folder; train on several rewards,
-  add a `learner.kl_weight`, or stop at an earlier checkpoint.
-- `BranchGRPOObjectStoreNearlyFull`: a node's is above 75 %; Ray spills to disk from 80 %. Lower
+- `BranchGRPORewardNotANumber`: a reward's mean or deviation is not a number. Correct the reward model.
+- `BranchGRPORewardFlat`: all leaves have the same score, so nothing can be learned. The task is solved, the reward is
+  broken, or `schedule.eta` is too small for samples to differ.
+- `BranchGRPORewardCollapses`: a mean reward has fallen by two standard deviations of its leaves. Resume from an earlier
+  checkpoint with a lower learning rate or clip range, or with `learner.kl_weight`.
+- `BranchGRPORewardHacked`: in an hour, a trained reward has risen by half a deviation, while a held-out one has fallen
+  by as much, or the diversity has halved. Look at `samples/` in the run folder. Train on several rewards, add
+  `learner.kl_weight`, or return to an earlier checkpoint.
+- `BranchGRPOObjectStoreNearlyFull`: a node's object store is above 75 %; above 80 % Ray spills to disk. Lower
   `rollout.max_trees_in_flight` or `rollout.max_parts_in_scoring`, or give Ray a larger store.
-- `BranchGRPODiskNearlyFull`: lower `checkpoint.keep`, remove old runs.
-- `BranchGRPOLogprobsDiffer`: learner and sampler disagree about log-probabilities. Stop: ratios start from 1 no more;
-  look for different precisions or a policy adapter that draws noise.
+- `BranchGRPODiskNearlyFull`: the run folder's disk is above 90 %. Lower `checkpoint.keep`, or remove old runs.
+- `BranchGRPOLogprobsDiffer`: learner and sampler disagree about log-probabilities. Stop: ratios no longer start from 1.
+  Look for different precisions, or a policy adapter that draws noise.
 
 ## Series
 
-With placement `colocated` learner ranks export those of rollout workers too. A histogram is three series: its name with
-`_bucket`, `_sum` and `_count`. Counters and histograms also have a `_created`: when they began. This list is made from
-the `metrics.py` of each folder.
+With placement `colocated`, learner ranks also export the series of rollout workers. A histogram is three series: its
+name with `_bucket`, `_sum` and `_count`. Counters and histograms also have `_created`, the time when they started. This
+list is made from the `metrics.py` of each folder.
 """
 
 EXPORTED_BY = {

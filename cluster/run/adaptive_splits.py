@@ -1,4 +1,4 @@
-"""Which schedule an iteration has: the recipe's, or one whose splits go where siblings have differed most."""
+"""The schedule of each iteration: the recipe's, or one whose splits move to where siblings have differed most."""
 
 import json
 import math
@@ -62,7 +62,8 @@ class SplitChooser:
                 )
 
     def schedule(self, iteration: int) -> Schedule:
-        """Of an iteration. Must be asked for in order."""
+        """The schedule of an iteration, counted from 1. Call it for iterations in ascending order: the splits of each
+        follow from the differences that `record` was given before."""
         settings = self.settings
         if not self._adapt:
             return settings.schedule.build(iteration, settings.seed)
@@ -118,7 +119,7 @@ class SplitChooser:
             self._seen[step] = iteration
 
     def _score(self, step: int, iteration: int) -> float:
-        """What a split at `step` is held to be worth."""
+        """The estimated value of a split at `step`."""
         assert self._adapt
         best = max(self._worth.values())
         if step not in self._worth:

@@ -1,4 +1,4 @@
-"""What settings don't do: those that have no effect beside the others, where that is no reason to refuse a recipe."""
+"""Warnings about settings that have no effect beside the others, but are no reason to refuse a recipe."""
 
 import inspect
 from collections.abc import Iterator

@@ -1,5 +1,6 @@
-"""What changes in a run's folder before the run goes on: settings that are others now, and what comes after the
-checkpoint that it goes back to."""
+"""What changes in a run's folder when the run continues: new settings, and the files after the checkpoint it returns
+to.
+"""
 
 import json
 import time

@@ -1,4 +1,4 @@
-"""What a run may change when it goes on: every setting but those that contradict its checkpoints."""
+"""Which settings may change when a run continues: all that don't contradict its checkpoints."""
 
 import json
 from collections.abc import Iterator, Mapping
@@ -18,7 +18,7 @@ FIXED = {
 }
 """Settings, or sections of them, that no resumed run may change, each with the reason."""
 PLACES = ("name", "runs", "resume", "prompts.column")
-"""What says where a run lies and how it is called for. Prompts are compared by what was read."""
+"""Settings that say where a run is and how it is started. Prompts are compared by their content."""
 Content = Mapping[str, Any]
 
 
@@ -45,7 +45,7 @@ def find_changes(
     for change in changes:
         for fixed, reason in FIXED.items():
             if f"{change.setting}.".startswith(f"{fixed}."):
-                raise InputError(f"{change} can't be changed when a run goes on: {reason}")
+                raise InputError(f"{change} can't be changed when a run continues: {reason}")
     stages = {before.learner.zero_stage, now.learner.zero_stage}
     if len(stages) > 1 and stages != {1, 2}:
         raise InputError(

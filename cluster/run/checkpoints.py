@@ -1,4 +1,4 @@
-"""Checkpoints as folders that are there whole or not at all, and that tell when they were damaged later."""
+"""Checkpoints: folders that are complete or absent, and whose later damage is detected."""
 
 import hashlib
 import json
@@ -14,7 +14,7 @@ from ...proto.atomic_files import remove, whole
 MANIFEST = "manifest.json"
 """Size in bytes and digest of every other file of a checkpoint, by name. Those of earlier versions hold sizes alone."""
 DAMAGED = "damaged-"
-"""What is put before the name of a damaged checkpoint, which is kept to be looked at and never loaded."""
+"""Prefix of a damaged checkpoint's name. It is kept for inspection, and never loaded."""
 
 
 class DamagedCheckpoint(ValueError):

@@ -1,4 +1,4 @@
-"""What a person sees of a run in the terminal."""
+"""What a run prints in the terminal."""
 
 import json
 import logging
@@ -36,7 +36,7 @@ from .stop import Stopped
 from .text_log import TextLog, logged_output
 
 KEEP_OUT: dict[str, Any] = {"redirect_stdout": False, "redirect_stderr": False}
-"""Of Rich's bars, which otherwise show all that is printed meanwhile."""
+"""Arguments for Rich's bars, which otherwise capture everything that is printed meanwhile."""
 
 
 class RunDisplay:
@@ -46,7 +46,7 @@ class RunDisplay:
     """
 
     def __init__(self, console: Console | None = None) -> None:
-        self.console = console or Console(file=sys.stdout)  # as it is now, whatever it will be redirected to
+        self.console = console or Console(file=sys.stdout)  # today's stdout: it may be redirected later
         self._progress: Progress | None = None
         self._task: TaskID | None = None
         self._log: TextLog | None = None
@@ -109,7 +109,7 @@ class RunDisplay:
                 self._progress = self._task = None
 
     def within(self, phase: str, share: float) -> None:
-        """How far the present iteration is."""
+        """Show the progress of the current iteration."""
         if self._progress is not None and self._task is not None:
             self._progress.update(self._task, phase=f"{phase} {share:.0%}")
 
@@ -125,7 +125,7 @@ class RunDisplay:
         self._say(f"evaluation after iteration {iteration}: {rewards}", style="bold")
 
     def resumed(self, checkpoint: Path, iteration: int) -> None:
-        """The run goes on from the checkpoint of an iteration. `lost` has told it already, where it had to."""
+        """The run continues from the checkpoint of an iteration. After a fault, `lost` has reported it already."""
         if self._state and self._state.state == "recovering":
             return
         self._say(f"continues after iteration {iteration}, from {checkpoint}")
@@ -136,7 +136,7 @@ class RunDisplay:
             self._say(f"from iteration {iteration} on, {change}")
 
     def lost(self, error: Exception, done: int) -> None:
-        """A process was lost, and the run goes on from the checkpoint of iteration `done`."""
+        """A process was lost, and the run continues from the checkpoint of iteration `done`."""
         if self._state:
             self._state.change("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
@@ -163,12 +163,12 @@ class RunDisplay:
         self._warn(f"the disk is full, waiting for room: {error}")
 
     def advise(self, lines: Sequence[str]) -> None:
-        """What settings don't do."""
+        """Print warnings about settings without effect."""
         for line in lines:
             self._warn(f"warning: {line}")
 
     def room(self) -> None:
-        """What the disk had no room for is written."""
+        """The disk has room again, and the write has succeeded."""
         if self._state:
             self._state.does("")
         self._say("there is room on the disk again")

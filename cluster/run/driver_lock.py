@@ -1,4 +1,4 @@
-"""One driver per run folder: a lock that ends with its holder, on a shared file system too.
+"""One driver per run folder: a lock that ends with its holder, also on a shared file system.
 
 The kernel gives up an flock when its holder dies, however it dies, and Linux carries it over NFS. Some file systems
 have no locks, or keep them within one host. So the holder also touches the file every few seconds: a driver of another
@@ -49,7 +49,7 @@ class Driver:
 
 @dataclass(frozen=True)
 class Sighting:
-    """What a lock file says of a run's driver."""
+    """A run's driver, as its lock file describes it."""
 
     driver: Driver
     alive: bool
@@ -95,7 +95,7 @@ def driver_lock(folder: Path) -> Iterator[None]:
 
 
 def driver_of(folder: Path) -> Sighting | None:
-    """Who runs the run of a folder, or did until it died; None if its last driver has ended by itself."""
+    """The driver of a run folder, alive or dead; None if the last driver ended normally."""
     try:
         file = os.open(folder / FILE, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

@@ -1,4 +1,4 @@
-"""Deterministic samples for fixed prompts and starts, scored: what a policy can do before and after."""
+"""Evaluations: deterministic samples of fixed prompts from fixed noise, scored."""
 
 from __future__ import annotations
 
@@ -24,9 +24,9 @@ if TYPE_CHECKING:
     from ...rollout_workers.worker import RolloutWorker
 
 MADE_WITH = "made_with"
-"""In a line of evaluations.jsonl: what `made_with` returned."""
+"""Key of `made_with`'s result in a line of evaluations.jsonl."""
 OF_NO_EFFECT = {"policy": {"pretrained", "start_from", "device", "compile"}, "reward": {"weight", "timeout_seconds"}}
-"""Settings without an influence on pictures and scores, or that stay what they are as long as a run goes on."""
+"""Settings that don't influence pictures and scores, or that can't change during a run."""
 ITERATION = 0
 """Training counts iterations from 1, so evaluation never draws the same noise."""
 
@@ -36,11 +36,11 @@ class Evaluation:
     """Pictures and their scores."""
 
     prompts: Sequence[str]
-    """Of each picture."""
+    """The prompt of each picture."""
     media: npt.NDArray[np.uint8]
     """uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
     rewards: dict[str, npt.NDArray[np.float64]]
-    """By reward, float64 [n]."""
+    """Reward -> its scores, float64 [n]."""
 
     def means(self) -> dict[str, float]:
         """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
@@ -91,7 +91,8 @@ def guided(settings: RunSettings) -> PolicySettings:
 
 
 def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
-    """By reward, a short name of all that its scores depend on beside the weights: scores under one name compare.
+    """Reward -> a short name of everything that its scores depend on besides the weights: scores with equal names can
+    be compared.
 
     `prompts` has one for every picture.
     """
@@ -111,7 +112,7 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
 
 
 def comparable(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
-    """Of the lines of evaluations those that can be compared with the last: they have its rewards, made as its are."""
+    """The lines of evaluations that can be compared with the last: they have its rewards, made in the same way."""
     last = lines[-1].get(MADE_WITH, {}).items() if lines else ()
     return [line for line in lines if last <= line.get(MADE_WITH, {}).items()]
 

@@ -1,4 +1,4 @@
-"""What a run leaves on disk. Every file is whole at any moment, also after the process was killed.
+"""The folder of a run. Every file is complete at any moment, also after the process was killed.
 
 recipe.yaml            all settings, as the run used them
 prompts/               copies of its prompt files
@@ -50,7 +50,7 @@ from .state import resume_command
 FINGERPRINTS = "fingerprints.json"
 VERSIONS = "versions.json"
 BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
-"""What a new folder holds until recipe.yaml makes it that of a run."""
+"""Files of a new folder before recipe.yaml makes it a run's."""
 WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
 PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
@@ -104,7 +104,7 @@ class RunFolder:
     @classmethod
     @contextmanager
     def resume(cls, settings: RunSettings, back_to: int | None = None) -> Iterator["RunFolder"]:
-        """The folder of a run to go on with, locked within the block; from the checkpoint `back_to`, or the newest.
+        """The folder of a run to continue, locked within the block, from the checkpoint `back_to`, or the newest.
 
         What is changed takes effect with `go_on`. Raises InputError if the folder isn't there or is in use, for a
         change that contradicts its checkpoints, and for a checkpoint that isn't there.
@@ -134,7 +134,7 @@ class RunFolder:
         sweep(self.path)
 
     def go_on(self, damaged: Callable[[Path, str], None]) -> int:
-        """Iteration of the checkpoint to go on from, 0 for the beginning, when processes are set up.
+        """Iteration of the checkpoint to continue from, 0 for the start, when processes are set up.
 
         The first time, later checkpoints are set aside if the run goes back, and changes are written down; each time
         lines of iterations that are to be done again are dropped. `damaged` is called as by `newest_whole_checkpoint`.
@@ -156,7 +156,7 @@ class RunFolder:
 
     @property
     def command(self) -> str:
-        """What goes on with the run."""
+        """The command that continues the run."""
         return resume_command(self.path)
 
     @property
@@ -245,7 +245,8 @@ class RunFolder:
     def newest_whole_checkpoint(self, damaged: Callable[[Path, str], None]) -> int:
         """Iteration of the newest checkpoint that is as it was written; 0 if none was ever made.
 
-        Newer ones are set aside; `damaged` is told where, and what is wrong. Raises InputError if none is whole.
+        Damaged ones are set aside, and `damaged` is called with their new path and the defect. Raises InputError if
+        none is complete.
         """
         if not self.checkpoints():
             return 0
@@ -253,7 +254,7 @@ class RunFolder:
             return self.find_checkpoint("newest", None, lambda path, why: damaged(set_aside(path), why))
         except InputError as error:
             raise InputError(
-                f"{error}; what is left lies in checkpoints/{DAMAGED}*. Remove the run folder to begin anew"
+                f"{error}; the remains are in checkpoints/{DAMAGED}*. Remove the run folder to start again"
             ) from error
 
     def drop_old_checkpoints(self, settings: CheckpointSettings) -> None:
@@ -351,11 +352,11 @@ def check_place(settings: RunSettings) -> None:
 
 def _must_be_free(path: Path) -> None:
     if has_begun(path):
-        raise InputError(f"run folder {path} exists; give --resume to go on with it, or another name (name=...)")
+        raise InputError(f"run folder {path} exists; give --resume to continue it, or another name (name=...)")
 
 
 def policy_fingerprint(settings: RunSettings) -> str | None:
-    """By which the policy is known, wherever it lies; None for an adapter of the user's own, whose files may be any."""
+    """A digest that identifies the policy in any folder; None for a user's adapter, whose files are unknown."""
     folder, _ = find_policy(settings.policy)
     return None if settings.policy.adapter else content_fingerprint(folder)
 

@@ -1,4 +1,4 @@
-"""Where an iteration's figures go: JSON lines, TensorBoard, Weights & Biases."""
+"""The log of an iteration's figures: JSON lines, TensorBoard, Weights & Biases."""
 
 import time
 from contextlib import suppress
@@ -63,7 +63,7 @@ class _EventFile:
     """TensorBoard's event file. (PyTorch's writer would bring PyTorch into a process that needs nothing else of it.)"""
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
-        """What an earlier part of the run wrote about `first_iteration` or later is not shown."""
+        """Figures of `first_iteration` and later that an earlier part of the run has written are hidden."""
         self._folder = folder
         self._file: EventFileWriter | None = None
         self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))

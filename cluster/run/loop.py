@@ -1,4 +1,4 @@
-"""What a training loop does, however it is executed, and what it reports."""
+"""The interface of a training loop, on Ray or in one process, and its reports."""
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence

@@ -1,4 +1,4 @@
-"""The modules of the user's own that a recipe names: they travel to the cluster with the run."""
+"""The user's modules that a recipe names: found, and sent to the cluster with the run."""
 
 import ast
 import os

@@ -1,4 +1,4 @@
-"""When an iteration's phases went on, and how far they overlapped."""
+"""When the phases of an iteration took place, and how far they overlapped."""
 
 import math
 import time

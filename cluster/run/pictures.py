@@ -20,7 +20,7 @@ matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
 """Least width of a picture with a label, and the height of its letters."""
 CLIP_MILLISECONDS = 62
-"""For which each frame of a clip is shown: Wan makes 16 a second."""
+"""Duration of a frame of a clip: Wan makes 16 frames per second."""
 
 
 def before_after(
@@ -99,7 +99,7 @@ def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Se
 
 
 def _fitting(text: str, font: Any, width: int) -> str:
-    """As much of a text as there is room for."""
+    """The longest beginning of a text that fits into `width`."""
     if font.getlength(text) <= width:
         return text
     while text and font.getlength(f"{text}…") > width:

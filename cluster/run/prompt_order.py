@@ -16,7 +16,7 @@ HELD_OUT_PASS = 2**63 - 1
 
 
 def cut_warning(cut: Sequence[str], limit: int) -> str:
-    """What is said of the prompts of a run that are `cut`, with `policy.max_sequence_length` at `limit`."""
+    """The warning about the prompts of a run that are `cut`, with `policy.max_sequence_length` at `limit`."""
     first = cut[0] if len(cut[0]) <= 80 else f"{cut[0][:80]}..."
     count = "1 prompt is" if len(cut) == 1 else f"{len(cut):,} prompts are"
     setting = f"policy.max_sequence_length is {limit}"
@@ -53,7 +53,7 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
 def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
     """The prompts of one iteration (the first is 1): consecutive ones of an order shuffled anew in every pass.
 
-    A pure function of its arguments, so that a resumed run goes on in the same order.
+    A pure function of its arguments, so that a resumed run continues in the same order.
     """
     first = (iteration - 1) * per_iteration
     return [

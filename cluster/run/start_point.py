@@ -1,4 +1,6 @@
-"""What a run starts from (`policy.start_from`): of another run the checkpoint itself, found once and kept."""
+"""The weights that a run starts from (`policy.start_from`): the checkpoint of another run is found once, and
+recorded.
+"""
 
 from pathlib import Path
 

@@ -1,4 +1,6 @@
-"""How a run goes: `state.json` in its folder, written by its driver at each change and read by `branchgrpo status`."""
+"""The state of a run: `state.json` in its folder, written by its driver at each change and read by `branchgrpo
+status`.
+"""
 
 import json
 import os
@@ -58,7 +60,7 @@ class RunState:
 
 
 def read_state(folder: Path) -> dict[str, Any]:
-    """What the last driver of a run folder has written; empty if it wrote nothing that can be read."""
+    """The last state that a driver has written into a run folder; empty if there is none that can be read."""
     try:
         found = json.loads((folder / FILE).read_text())
     except (OSError, ValueError):
@@ -67,5 +69,5 @@ def read_state(folder: Path) -> dict[str, Any]:
 
 
 def resume_command(folder: Path) -> str:
-    """The command that goes on with the run in a folder."""
+    """The command that continues the run in a folder."""
     return f"branchgrpo train {shlex.quote(str(folder))} --resume"

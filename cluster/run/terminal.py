@@ -1,4 +1,4 @@
-"""Standard output and error of a command that outlives whoever reads them."""
+"""Standard output and error of a command that continues when nobody reads them any more."""
 
 import contextlib
 import io

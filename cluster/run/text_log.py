@@ -1,4 +1,4 @@
-"""log.txt of a run folder: all that the run says and that others print in its driver, with times.
+"""log.txt in the run folder: the messages of the run and all output of its driver, with times.
 
 The terminal shows less: a line for each event and each warning, and what a user's own code prints. Ray's messages and
 the tracebacks of warnings are in the file alone.

@@ -1,4 +1,4 @@
-"""The policy that a run has trained, and the pictures it draws."""
+"""The policy that a run has trained, and pictures drawn by it."""
 
 from pathlib import Path
 

@@ -1,4 +1,4 @@
-"""The words of the embedded policy `glyphs`: which there are, and how they look in ink.
+"""The words of the embedded policy `glyphs`, and their pictures.
 
 Every word is a three-digit number. 850 are trained on, 150 are held out; the division is fixed.
 """

@@ -1,4 +1,4 @@
-"""What every policy can do. Nothing here, or below this folder, knows of Ray, DeepSpeed or run folders."""
+"""The interface of a policy. Nothing in this folder knows of Ray, DeepSpeed or run folders."""
 
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager

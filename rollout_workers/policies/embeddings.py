@@ -1,4 +1,4 @@
-"""Prompts' embeddings: computed once, kept in memory and on disk."""
+"""Embeddings of prompts: computed once, kept in memory and on disk."""
 
 from __future__ import annotations
 

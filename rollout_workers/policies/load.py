@@ -1,4 +1,4 @@
-"""From a folder to the policy that runs it."""
+"""Loading a policy from its folder."""
 
 from __future__ import annotations
 

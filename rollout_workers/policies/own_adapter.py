@@ -1,5 +1,4 @@
-"""Adapters of the user's own: what they raise, and what they return in place of what a Policy does, is told with its
-place."""
+"""The user's adapters: their exceptions and wrong results are reported with file and line."""
 
 import functools
 import inspect

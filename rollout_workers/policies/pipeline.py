@@ -1,4 +1,4 @@
-"""What policies over diffusers pipelines have in common; a family adds what is its own in a file beside this."""
+"""The common part of policies over diffusers pipelines. Each family adds a file beside it."""
 
 import os
 import shutil

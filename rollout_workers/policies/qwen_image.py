@@ -1,4 +1,4 @@
-"""Qwen-Image."""
+"""Qwen-Image: prompts of different lengths, and guidance that keeps the norm."""
 
 from typing import Any
 

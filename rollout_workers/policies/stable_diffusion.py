@@ -1,4 +1,4 @@
-"""Stable Diffusion 1.5 and its like: a UNet that predicts the noise, or v.
+"""Stable Diffusion 1.5 and 2: a UNet that predicts the noise, or v.
 
 Its states are kept in the coordinates of rectified flow, so that every kernel and solver serves it as it serves a flow
 model. Where diffusers has x = a * x0 + b * noise with a^2 + b^2 = 1, ours is x / (a + b) = (1 - s) * x0 + s * noise

@@ -1,4 +1,4 @@
-"""What training starts from in place of the published weights: `policy.start_from`.
+"""Weights to start training from in place of the published ones: `policy.start_from`.
 
 A start changes what a network is published with, weight by weight: a network that was trained before replaces its
 weights, a LoRA adds to them. A LoRA that is to be trained further changes nothing, and becomes the adapters.

@@ -1,4 +1,4 @@
-"""Whether the files of a pipeline's parts hold what their classes expect: every weight, of its shape, and no other.
+"""Whether the files of a pipeline's parts hold exactly the weights that their classes expect.
 
 Known before any weight is read: the models are built without numbers and compared with the headers of the files.
 """

@@ -61,7 +61,7 @@ def test_the_one_before_a_damaged_checkpoint_is_taken_and_it_is_told(tmp_path: P
     ]
     assert run.checkpoints() == [1]
     os.truncate(run.checkpoint(1) / "weights.safetensors", 5)
-    with pytest.raises(InputError, match=r"no checkpoint .* is whole; .* Remove the run folder to begin anew"):
+    with pytest.raises(InputError, match=r"no checkpoint .* is whole; .* Remove the run folder to start again"):
         run.newest_whole_checkpoint(lambda *what: told.append(what))
 
 

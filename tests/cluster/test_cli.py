@@ -51,7 +51,7 @@ def call(*arguments: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytes
             "learner.lora.target_modules is ['nothing']",
         ),
         (["runs={empty}"], "can't be made: Not a directory"),
-        (["name=taken"], "give --resume to go on with it"),
+        (["name=taken"], "give --resume to continue it"),
         (["--resume", "name=other"], "there is nothing to resume"),
         (["logging.wandb_project=x"], "pip install wandb"),
     ],

@@ -140,7 +140,7 @@ def test_a_run_that_diverges_says_so_and_keeps_its_last_whole_checkpoint(
     assert "\n" not in str(told.value)
     # What is told to go back to comes before the weights from which no state came; else it is the newest.
     assert re.search(
-        r"the checkpoint of iteration (\d+) is whole; go on with smaller steps, such as: .* --resume"
+        r"the checkpoint of iteration (\d+) is whole; continue with smaller steps, such as: .* --resume"
         r"( --iteration \1)? learner.optimizer.learning_rate=1e\+07$|no checkpoint comes before these weights; .* "
         r"--iteration 0 learner.optimizer.learning_rate=1e\+07$",
         str(told.value),

@@ -72,7 +72,7 @@ def test_who_stops_following_is_told_that_the_run_goes_on(
         cli.main()
     assert ended.value.code == 128 + signum
     told = capsys.readouterr().out
-    assert "iteration 1\nthe run goes on; follow it with: " in told
+    assert "iteration 1\nthe run continues; follow it with: " in told
     assert "ray job stop branchgrpo-glyphs-1 --address http://head:8265" in told
 
 
@@ -357,7 +357,7 @@ def test_a_submitted_run_uses_both_nodes_and_the_package_sent_along(
 
     status, output = finished(submit(settings))
     assert status == 1, output
-    assert "give --resume to go on with it" in output
+    assert "give --resume to continue it" in output
     assert "has failed" in output
 
 
@@ -375,7 +375,7 @@ def test_a_stopped_run_leaves_nothing_but_a_checkpoint_and_goes_on_bit_by_bit(
     cluster.client.stop_job(job)
     status, output = finished(process)
     assert status == 128 + signal.SIGTERM, output
-    assert "with a checkpoint; go on with --resume" in output
+    assert "with a checkpoint; continue with --resume" in output
     (done,) = folder.checkpoints()
     assert done < ITERATIONS
     until(lambda: not any(cluster.leftovers().values()))

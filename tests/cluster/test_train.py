@@ -134,7 +134,7 @@ def test_sigterm_makes_a_checkpoint_to_go_on_from(run_settings: Settings, tmp_pa
     output, _ = process.communicate(timeout=120)
     assert process.returncode == 128 + signal.SIGTERM
     assert "with a checkpoint; ask again to stop at once" in output
-    assert "with a checkpoint; go on with --resume" in output.replace("\n", " ")
+    assert "with a checkpoint; continue with --resume" in output.replace("\n", " ")
     done = RunFolder.open(folder).checkpoints()
     assert len(done) == 1
     run(settings.model_copy(update={"iterations": done[0] + 1}), tmp_path, "--resume")
