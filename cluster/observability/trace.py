@@ -281,9 +281,11 @@ def chrome(trace: IterationTrace) -> dict[str, Any]:
                 times = {"ts": (span.start - trace.start) * 1e6, "dur": (span.end - span.start) * 1e6}
                 event = {"ph": "X", "name": span.name, "cat": span.component, "args": span.attributes}
                 events.append({**event, **places[id(span)], **times})
-    givers = [(key, span) for span in trace.spans for key in span.gives()]
-    takers = [(key, span) for span in trace.spans for key in span.needs()]
-    pairs = [(one, other) for key, one in givers for wanted, other in takers if key == wanted]
+    takers = defaultdict(list)
+    for span in trace.spans:
+        for key in span.needs():
+            takers[key].append(span)
+    pairs = [(one, other) for one in trace.spans for key in one.gives() for other in takers[key]]
     for arrow, (one, other) in enumerate(pairs, start=1):
         about = {"cat": "flow", "name": f"{one.name} → {other.name}", "id": arrow}
         # An arrow begins and ends at a time within its spans.

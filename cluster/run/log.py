@@ -60,7 +60,7 @@ class RunLog:
 
 
 class _EventFile:
-    """TensorBoard's event file. (PyTorch's writer would bring PyTorch into a process that needs nothing else of it.)"""
+    """TensorBoard's event file. (The writers of PyTorch and tensorboardX would import PyTorch for nothing else.)"""
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
         """Figures of `first_iteration` and later that an earlier part of the run has written are hidden."""

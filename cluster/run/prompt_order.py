@@ -56,10 +56,9 @@ def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed:
     A pure function of its arguments, so that a resumed run continues in the same order.
     """
     first = (iteration - 1) * per_iteration
-    return [
-        prompts[_shuffled(i // len(prompts), len(prompts), seed)[i % len(prompts)]]
-        for i in range(first, first + per_iteration)
-    ]
+    places = [divmod(i, len(prompts)) for i in range(first, first + per_iteration)]
+    orders = {which: _shuffled(which, len(prompts), seed) for which in {which for which, _ in places}}
+    return [prompts[orders[which][place]] for which, place in places]
 
 
 def _shuffled(which_pass: int, count: int, seed: int) -> np.ndarray:

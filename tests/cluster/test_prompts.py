@@ -30,6 +30,15 @@ def test_every_pass_holds_each_prompt_once_in_a_new_order() -> None:
     assert len({tuple(one) for one in passes}) == 3
 
 
+def test_the_order_is_the_same_however_much_of_it_an_iteration_takes() -> None:
+    """Drawn one by one, it is the order that runs have had from the first version on."""
+    one_by_one = [prompt for number in range(1, 22) for prompt in prompts_of(number, PROMPTS, 1, seed=5)]
+    assert "".join(one_by_one) == "fgacdbefdagecbefgbacd"
+    for size in (3, 7, 10, 21):  # of parts of a pass, a whole one, and several
+        drawn = [prompt for number in range(1, 1 + -(-21 // size)) for prompt in prompts_of(number, PROMPTS, size, 5)]
+        assert drawn[:21] == one_by_one
+
+
 def test_the_seed_decides() -> None:
     assert prompts_of(2, PROMPTS, 7, seed=1) == prompts_of(2, PROMPTS, 7, seed=1)
     assert prompts_of(2, PROMPTS, 7, seed=1) != prompts_of(2, PROMPTS, 7, seed=2)
