@@ -26,7 +26,7 @@ from .run.evaluation import MADE_WITH, comparable, made_with, sampled_prompts
 from .run.folder import RunFolder, has_begun
 from .run.log import RunLog
 from .run.loop import Loop
-from .run.prompt_order import cut_warning, prompts_of, training_and_held_out
+from .run.prompt_order import cut_warning, training_and_held_out
 from .run.start_point import find_start, same_start, without_start
 from .run.stop import Stopped, StopRequest
 
@@ -83,7 +83,7 @@ def _go(
             try:
                 with display.waiting("starting the loop and loading models"):
                     if loop is None:
-                        loop = _loop(settings, folder, address)
+                        loop = _loop(settings, folder, prompts, address)
                     else:
                         loop.restart()
                 return _Run(loop, folder, settings, display, stop).go(prompts, held_out)
@@ -137,19 +137,19 @@ def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, erro
         logging.getLogger(__name__).warning("the results so far could not be written: %s", another, exc_info=True)
 
 
-def _loop(settings: RunSettings, folder: RunFolder, address: str | None) -> Loop:
+def _loop(settings: RunSettings, folder: RunFolder, prompts: Sequence[str], address: str | None) -> Loop:
     settings = without_start(settings) if folder.done else settings
     if settings.execution == "in_process":
         from .run.in_process import PlainLoop
 
         start_tracing(settings.trace_folder, "in_process", "in_process")
-        return PlainLoop(settings)
+        return PlainLoop(settings, prompts)
     from .on_ray.address import find_cluster
 
     address = find_cluster(address)  # before Ray is imported
     from .on_ray.driver import RayLoop
 
-    return RayLoop(settings, folder.path, address)
+    return RayLoop(settings, folder.path, prompts, address)
 
 
 class _Run:
@@ -183,22 +183,17 @@ class _Run:
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):
                     with self.stop.during("noted"):
-                        self._iterate(iteration, prompts, held_out)
+                        self._iterate(iteration, held_out)
             self._finish(held_out)
         finally:
             self.log.close()
         self.display.finished(folder)
 
-    def _iterate(self, iteration: int, prompts: Sequence[str], held_out: Sequence[str]) -> None:
+    def _iterate(self, iteration: int, held_out: Sequence[str]) -> None:
         settings = self.settings
         self._at, self._begun = iteration, time.perf_counter()
-        drawn, upcoming = (
-            prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed) for i in (iteration, iteration + 1)
-        )
         with span("iteration", iteration=iteration):
-            report = self.loop.iterate(
-                iteration, drawn, upcoming if iteration < settings.iterations else None, self.display.within
-            )
+            report = self.loop.iterate(iteration, self.display.within)
         seconds = time.perf_counter() - self._begun
         self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)

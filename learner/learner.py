@@ -1,7 +1,7 @@
-"""The learner: takes scored trees, makes updates, publishes weights."""
+"""The learner: gets scored trees, makes updates, publishes weights."""
 
 import json
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -11,10 +11,10 @@ import safetensors.torch
 import torch
 
 from ..proto.errors import Diverged, InputError
-from ..proto.packed_tensor import KeptForward
+from ..proto.packed_tensor import ForwardCache
 from ..proto.settings import RunSettings
 from ..proto.tracing import span
-from ..proto.tree import Conditioning, Tree
+from ..proto.tree import Conditioning, Tree, Window
 from ..proto.update_stats import UpdateStats
 from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
@@ -31,7 +31,7 @@ from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 class _Update:
     """An update that is being gathered."""
 
-    window: list[Tree] = field(default_factory=list)
+    iteration: int = 0
     stats: UpdateStats = field(default_factory=UpdateStats)
     clipped: list[torch.Tensor] = field(default_factory=list)
     """Of each micro-batch: number of clipped edges, on the device."""
@@ -44,9 +44,8 @@ class _Update:
 class Learner:
     """Trains `policy.network` in place.
 
-    `take` scored trees in order; when all trees of an update are in, `update` makes the optimizer step; `publish` gives
-    a new version of the weights. Micro-batches are composed from windows of consecutive trees, so they depend on the
-    order of the trees alone.
+    `accumulate` gets the scored trees of an update, window by window; then `step` makes the optimizer step; `publish`
+    makes a new version of the weights. Micro-batches are composed from the trees of one window.
 
     With several ranks, each has a Learner of its own in a process of its own, and all get the same calls: each works on
     its share of the rows.
@@ -57,10 +56,9 @@ class Learner:
     ) -> None:
         """`observe` is told the rows of every micro-batch that this rank has worked on."""
         self.settings, self.policy, self.observe = settings, policy, observe
-        self.kept: list[KeptForward] | None = [] if settings.learner.keep_graph else None
+        self.kept_forwards = ForwardCache() if settings.learner.keep_graph else None
         """Forward passes of this process' own rollouts, which take the place of the learner's."""
         self.version = 0
-        self.trees_per_update = settings.prompts.per_iteration // settings.learner.updates_per_iteration
         if settings.learner.lora:
             add_adapters(policy, settings.learner.lora, settings.seed)
         self.reference = Reference(policy, settings) if settings.learner.kl_weight else None
@@ -72,28 +70,42 @@ class Learner:
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
         self._update = _Update()
 
-    def take(self, tree: Tree) -> None:
-        """Add a scored tree to the present update. Works through a window as soon as it is full.
+    def accumulate(self, window: Window[Tree]) -> None:
+        """Forward and backward for the trees of a window, whose gradients are added to those of the present update.
 
-        Raises ValueError for a tree with scores missing, or one more than the update takes.
+        Raises ValueError for a tree with scores missing, or more trees than the update takes.
         """
-        if self._update.stats.trees == self.trees_per_update:
-            raise ValueError(f"an update takes {self.trees_per_update} trees; one more was given")
-        self._update.window.append(tree)
-        self._update.stats.trees += 1
-        if self.kept is None and len(self._update.window) == self.settings.learner.window_trees:
-            self._work_through_window()
+        update, trees, whole = self._update, window.trees, self.settings.trees_per_update
+        if update.stats.trees + len(trees) > whole:
+            raise ValueError(f"an update takes {whole} trees; got {update.stats.trees + len(trees)}")
+        update.iteration = window.iteration
+        update.stats.trees += len(trees)
+        schedule = trees[0].schedule
+        sigmas = self.policy.sigmas(schedule.grid_steps)
+        transitions, noise = CoefficientTable.of(schedule, sigmas), relative_noise(schedule, sigmas)
+        credits = [self._credit(tree, window.iteration, noise) for tree in trees]
+        # With a KL term, edges without an advantage have a gradient too.
+        skips = self.settings.learner.skip_zero_advantage and not self.reference
+        rows = pick_rows(trees, credits, skip_zero_advantage=skips)
+        computed = self._computed if self.kept_forwards is None else self._kept
+        for batch, means in computed(rows, trees, credits, transitions):
+            self._backward(transitions, batch, means)
+        stats, edges = update.stats, sum(len(row.children) for row in rows)
+        unpruned = sum(int((credit.weights > 0).sum()) for credit in credits)
+        stats.rows += len(rows)
+        stats.reference_rows += len(rows) if self.reference else 0
+        stats.edges += edges
+        stats.skipped_edges += unpruned - edges
+        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - unpruned
 
-    def update(self) -> UpdateStats:
-        """Make the optimizer step of the trees taken.
+    def step(self) -> UpdateStats:
+        """Make the optimizer step of the trees that were given.
 
         An update whose edges all have zero advantage makes no step. Raises ValueError if trees are missing, and
         Diverged, on all ranks, if log-probabilities, gradient or weights aren't finite; this learner is of no use then.
         """
-        if self._update.stats.trees != self.trees_per_update:
-            raise ValueError(f"an update takes {self.trees_per_update} trees; got {self._update.stats.trees}")
-        if self._update.window:
-            self._work_through_window()
+        if self._update.stats.trees != self.settings.trees_per_update:
+            raise ValueError(f"an update takes {self.settings.trees_per_update} trees; got {self._update.stats.trees}")
         update, self._update = self._update, _Update()
         stats = update.stats
         if stats.edges:
@@ -101,29 +113,29 @@ class Learner:
             differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
             if not torch.isfinite(differences).all():
                 raise Diverged(
-                    f"a log-probability that the learner computed in iteration {self.version + 1} isn't finite"
+                    f"a log-probability that the learner computed in iteration {update.iteration} isn't finite"
                 )
             stats.logprob_abs_diff = float(differences.max().abs())
             stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
             if self.reference:
-                stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / self.trees_per_update
+                stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
             stats.learning_rate = self.engine.learning_rate
             with span("optimizer step"):
                 try:
                     stats.gradient_norm = self.engine.step()
                 except FloatingPointError as error:
-                    raise Diverged(f"in iteration {self.version + 1} {error}") from error
+                    raise Diverged(f"in iteration {update.iteration} {error}") from error
                 if self.average:
                     self.average.update(self.engine.master_weights())
         return stats
 
-    def publish(self) -> tuple[dict[str, torch.Tensor], int]:
-        """The trained weights (of adapters only, with LoRA) and their new version."""
+    def publish(self) -> int:
+        """Make the present weights a new version, and return its number."""
         self.version += 1
-        return self.weights(), self.version
+        return self.version
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The trained weights of the present version, by name."""
+        """The present trained weights (of adapters only, with LoRA), by name. Collective."""
         return self.engine.weights()
 
     def export(self, folder: Path) -> None:
@@ -156,45 +168,25 @@ class Learner:
         self._check_weights(folder / "weights.safetensors")
         self.engine.load(folder, facts["ranks"])
         if self.average:
-            kept = folder / "ema.safetensors"
-            self.average.load(safetensors.torch.load_file(kept) if kept.is_file() else self.engine.master_weights())
+            file = folder / "ema.safetensors"
+            self.average.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.master_weights())
         self.version = facts["version"]
 
     def _check_weights(self, file: Path) -> None:
         trained = self.engine.shapes()
         with safetensors.safe_open(file, framework="pt") as weights:
-            kept = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
-        if different := sorted(name for name in {**trained, **kept} if trained.get(name) != kept.get(name)):
+            saved = {name: tuple(weights.get_slice(name).get_shape()) for name in weights.keys()}  # noqa: SIM118
+        if different := sorted(name for name in {**trained, **saved} if trained.get(name) != saved.get(name)):
             name = different[0]
             raise InputError(
                 f"{file.parent} holds other weights than this policy trains ({len(different)} of {len(trained)}), such "
-                f"as {name}: shape {kept.get(name)}, and {trained.get(name)} now"
+                f"as {name}: shape {saved.get(name)}, and {trained.get(name)} now"
             )
 
-    def _work_through_window(self) -> None:
-        """Forward and backward for all micro-batches of the window."""
-        trees, self._update.window = self._update.window, []
-        schedule = trees[0].schedule
-        sigmas = self.policy.sigmas(schedule.grid_steps)
-        transitions, noise = CoefficientTable.of(schedule, sigmas), relative_noise(schedule, sigmas)
-        credits = [self._credit(tree, noise) for tree in trees]
-        if self.kept is None:
-            rows = self._forward_and_backward(trees, credits, transitions)
-        else:
-            rows = self._backward_only(trees, credits, transitions)
-        stats, edges = self._update.stats, sum(len(row.children) for row in rows)
-        kept = sum(int((credit.weights > 0).sum()) for credit in credits)
-        stats.rows += len(rows)
-        stats.reference_rows += len(rows) if self.reference else 0
-        stats.edges += edges
-        stats.skipped_edges += kept - edges
-        stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - kept
-
-    def _forward_and_backward(
-        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
-    ) -> list[Row]:
-        """Work on this rank's share of the rows that there are, and return them all."""
-        rows = pick_rows(trees, credits, skip_zero_advantage=self._skips)
+    def _computed(
+        self, rows: Sequence[Row], trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
+    ) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+        """This rank's share of `rows` in micro-batches, and the means of the states after each parent state."""
         batches = micro_batches(
             rows,
             trees,
@@ -206,40 +198,28 @@ class Learner:
         for batch in batches:
             with span("forward and backward", rows=len(batch.states)):
                 batch = batch.to(self.policy.device)
-                self._backward(transitions, batch, predicted_means(self._velocity, transitions, batch))
-        return rows
+                yield batch, predicted_means(self._velocity, transitions, batch)
 
-    def _backward_only(
-        self, trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
-    ) -> list[Row]:
-        """The backward passes of the forward passes that the rollouts of `trees` have left; returns their rows."""
-        assert self.kept is not None
-        own = {tree.number: i for i, tree in enumerate(trees)}
-        every = pick_rows(trees, credits, skip_zero_advantage=self._skips)
-        by_parent = {(row.tree, row.parent): row for row in every}
-        while self.kept:
-            forward = self.kept.pop()
-            pairs = enumerate(zip(forward.trees, forward.nodes, strict=True))
-            places = {i: by_parent.get((own[int(tree)], int(node))) for i, (tree, node) in pairs}
-            picked = {i: row for i, row in places.items() if row}
-            if picked:
-                with span("backward", rows=len(picked)):
-                    batch = assemble(list(picked.values()), trees, credits).to(self.policy.device)
-                    velocity = forward.velocity[list(picked)]
-                    self._backward(transitions, batch, transitions.mean(batch.steps, batch.states, velocity))
-        return every
+    def _kept(
+        self, rows: Sequence[Row], trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
+    ) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
+        """The same from the forward passes that the rollouts of `trees` have left, one micro-batch each."""
+        assert self.kept_forwards is not None
+        row_of = {(trees[row.tree].number, row.parent): row for row in rows}
+        for forward in self.kept_forwards.drain():
+            parents = enumerate(zip(forward.trees.tolist(), forward.nodes.tolist(), strict=True))
+            trained = {place: row_of[parent] for place, parent in parents if parent in row_of}
+            if trained:
+                with span("backward", rows=len(trained)):
+                    batch = assemble(list(trained.values()), trees, credits).to(self.policy.device)
+                    velocity = forward.velocity[list(trained)]
+                    yield batch, transitions.mean(batch.steps, batch.states, velocity)
 
-    @property
-    def _skips(self) -> bool:
-        """Whether edges without an advantage are left out. With a KL term they have a gradient too."""
-        return self.settings.learner.skip_zero_advantage and not self.reference
-
-    def _credit(self, tree: Tree, noise: Sequence[float]) -> Credit:
+    def _credit(self, tree: Tree, iteration: int, noise: Sequence[float]) -> Credit:
         settings = self.settings
         if tree.left_out:
             return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
         rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
-        iteration = self.version + 1  # every iteration ends with a new version
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -258,7 +238,7 @@ class Learner:
             loss = loss + self.settings.learner.kl_weight * divergence
             self._update.divergences.append(divergence.detach())
         # The engine averages gradients over ranks; the objective is a sum.
-        self.engine.backward(loss * self.engine.ranks / self.trees_per_update)
+        self.engine.backward(loss * self.engine.ranks / self.settings.trees_per_update)
         self.observe(len(batch.states))
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         difference = logprobs.detach() - batch.logprobs

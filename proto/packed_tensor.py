@@ -6,6 +6,7 @@ PyTorch is imported where there are tensors: whoever only passes things on does 
 from __future__ import annotations
 
 import warnings
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -52,3 +53,18 @@ class KeptForward:
     """Each row's node, int64 [rows]."""
     velocity: torch.Tensor
     """[rows, *latent_shape]."""
+
+
+class ForwardCache:
+    """The forward passes that a rollout worker leaves for the learner in its process."""
+
+    def __init__(self) -> None:
+        self._forwards: list[KeptForward] = []
+
+    def put(self, forward: KeptForward) -> None:
+        self._forwards.append(forward)
+
+    def drain(self) -> Iterator[KeptForward]:
+        """All of them, the newest first. Each is forgotten here, so that its graph goes when it has been used."""
+        while self._forwards:
+            yield self._forwards.pop()

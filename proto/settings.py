@@ -766,6 +766,18 @@ class RunSettings(Settings):
         """The rewards that are scored in every iteration, not in evaluations only."""
         return {name: reward for name, reward in self.rewards.items() if name not in self.evaluation.rewards}
 
+    @property
+    def trees_per_update(self) -> int:
+        """Trees of one optimizer step."""
+        return self.prompts.per_iteration // self.learner.updates_per_iteration
+
+    @property
+    def max_trees_ahead(self) -> int:
+        """Trees that may be sampled ahead of the learner."""
+        asked = self.rollout.max_trees_in_flight or self.prompts.per_iteration * (1 + self.staleness)
+        # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
+        return max(asked, self.learner.window_trees + self.rollout.trees_per_task)
+
     def checkpoint_due(self, iteration: int) -> bool:
         """Whether the settings ask for a checkpoint after this iteration, counted from 1."""
         own = self.checkpoint

@@ -5,9 +5,9 @@ Both carry references: the latents of a node are a view into the tensor that the
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, TypeAlias
+from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -17,7 +17,10 @@ from .schedule import IntArray, Schedule
 if TYPE_CHECKING:
     import torch
 
+Item = TypeVar("Item")
+Other = TypeVar("Other")
 FloatArray = npt.NDArray[np.float64]
+Scores = npt.NDArray[np.floating]
 Conditioning: TypeAlias = "Mapping[str, torch.Tensor]"
 """One prompt's inputs to the denoising network, by the policy's own names, without a batch dimension."""
 
@@ -35,6 +38,20 @@ class Task:
     weights_version: int = 0
     guidance_scale: float | None = None
     """None for the policy's own."""
+
+
+@dataclass(frozen=True)
+class Window(Generic[Item]):
+    """Consecutive trees that the learner works on at once: by number, on their way to it, or whole."""
+
+    iteration: int
+    trees: Sequence[Item]
+    closes_update: bool
+    """Whether the optimizer's step follows."""
+
+    def of(self, tree: Callable[[Item], Other]) -> Window[Other]:
+        """The same window of what `tree` returns for each of its trees."""
+        return Window(self.iteration, [tree(item) for item in self.trees], self.closes_update)
 
 
 @dataclass(frozen=True)
@@ -101,16 +118,26 @@ class Tree:
             raise ValueError(f"node {node} of tree {self.number} hasn't arrived")
         return self._parts[part].latents[position]
 
-    def add_scores(self, leaves: IntArray, scores: Mapping[str, npt.NDArray[np.floating]]) -> None:
-        """Take over the scores of some leaves. Raises ValueError for a score that is not finite: none is invented."""
-        for name, values in scores.items():
-            if not np.isfinite(values).all():
-                raise ValueError(f"reward '{name}' gave {values} for tree {self.number} ('{self.prompt}')")
-            column = self.rewards.setdefault(name, np.full(self.schedule.leaves, np.nan))
-            column[leaves - self.schedule.first_node[-2]] = values
+    def add_scores(self, leaves: IntArray, scores: Mapping[str, Scores]) -> None:
+        """Take over the scores of some leaves. Raises ValueError for a score that is not finite."""
+        fill_scores(self.rewards, self.schedule, leaves, scores, f"tree {self.number} ('{self.prompt}')")
 
     def scored(self, rewards: Iterable[str]) -> bool:
         """Whether every node has arrived, and every leaf's score by each of `rewards`."""
         nothing = np.array([np.nan])
         arrays = [self.logprobs, *(self.rewards.get(name, nothing) for name in rewards)]
         return not any(np.isnan(array).any() for array in arrays)
+
+
+def fill_scores(
+    rewards: dict[str, FloatArray], schedule: Schedule, leaves: IntArray, scores: Mapping[str, Scores], tree: str
+) -> None:
+    """Write the scores of some leaves into `rewards`: by reward, float64 [leaves], NaN until they have arrived.
+
+    Raises ValueError for a score that is not finite, in which `tree` is named: none is invented.
+    """
+    for name, values in scores.items():
+        if not np.isfinite(values).all():
+            raise ValueError(f"reward '{name}' gave {values} for {tree}")
+        column = rewards.setdefault(name, np.full(schedule.leaves, np.nan))
+        column[leaves - schedule.first_node[-2]] = values

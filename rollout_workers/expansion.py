@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..proto.errors import Diverged
-from ..proto.packed_tensor import KeptForward
+from ..proto.packed_tensor import ForwardCache, KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
@@ -29,15 +29,15 @@ def expand(
     conditionings: list[Conditioning],
     settings: RolloutSettings,
     observe: Callable[[int], None] = lambda rows: None,
-    kept: list[KeptForward] | None = None,
+    kept_forwards: ForwardCache | None = None,
 ) -> Iterator[TreePart]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
-    told the number of rows after every forward pass. Forward passes whose rows are trained are added to `kept`, if it
-    is given.
+    told the number of rows after every forward pass. Forward passes whose rows are trained are put into
+    `kept_forwards`, if it is given.
     """
-    growth = _Growth(policy, task, conditionings, settings, observe, kept)
+    growth = _Growth(policy, task, conditionings, settings, observe, kept_forwards)
     return growth.grow(growth.start())
 
 
@@ -79,10 +79,10 @@ class _Growth:
         conditionings: list[Conditioning],
         settings: RolloutSettings,
         observe: Callable[[int], None],
-        kept: list[KeptForward] | None,
+        kept_forwards: ForwardCache | None,
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
-        self.observe, self.kept = observe, kept
+        self.observe, self.kept_forwards = observe, kept_forwards
         self.transitions = CoefficientTable.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
@@ -117,16 +117,16 @@ class _Growth:
         depth, step = parents.depth, self.schedule.steps[parents.depth]
         rows = torch.as_tensor(parents.tree, device=self.policy.device)
         sigma = self.transitions.sigma[depth].to(self.policy.device)
-        keeps = self.kept is not None and step.trained
-        with torch.set_grad_enabled(keeps):
+        cache = self.kept_forwards if step.trained else None
+        with torch.set_grad_enabled(cache is not None):
             velocity = self.policy.velocity(
                 parents.states,
                 sigma.expand(len(rows)),
                 {name: values[rows] for name, values in self.batched_conditioning.items()},
             )
-        if self.kept is not None and keeps:
+        if cache is not None:
             nodes = self.schedule.first_node[depth] + parents.index
-            self.kept.append(KeptForward(np.array(self.task.trees)[parents.tree], nodes, velocity))
+            cache.put(KeptForward(np.array(self.task.trees)[parents.tree], nodes, velocity))
             velocity = velocity.detach()
         self.observe(len(rows))
         mean = self.transitions.mean(depth, parents.states, velocity)

@@ -4,7 +4,7 @@ from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
-from ..proto.packed_tensor import KeptForward
+from ..proto.packed_tensor import ForwardCache
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Task, TreePart
 from .expansion import expand
@@ -15,10 +15,13 @@ from .policies.embeddings import Embeddings
 class RolloutWorker:
     """Samples the trees of tasks. A plain class: whoever launches it decides where it runs."""
 
-    def __init__(self, policy: Policy, settings: RolloutSettings, kept: list[KeptForward] | None = None) -> None:
-        """Forward passes whose rows are trained are added to `kept`, if it is given, for a learner in this process."""
-        self.policy, self.settings, self.kept = policy, settings, kept
-        self.weights_version = 0
+    def __init__(
+        self, policy: Policy, settings: RolloutSettings, version: int = 0, kept_forwards: ForwardCache | None = None
+    ) -> None:
+        """`version` is that of the policy's weights. Forward passes whose rows are trained are put into
+        `kept_forwards`, if it is given, for a learner in this process."""
+        self.policy, self.settings, self.kept_forwards = policy, settings, kept_forwards
+        self.version = version
         self.embeddings = Embeddings(policy, settings.embeddings)
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
         """By guidance scale: without guidance a conditioning has no negative prompt."""
@@ -28,18 +31,18 @@ class RolloutWorker:
 
         Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.
         """
-        if task.weights_version != self.weights_version:
-            raise ValueError(
-                f"task wants weights version {task.weights_version}; this worker has {self.weights_version}"
-            )
+        if task.weights_version != self.version:
+            raise ValueError(f"task wants weights version {task.weights_version}; this worker has {self.version}")
         scale = task.guidance_scale
         policy = self.policy if scale is None else with_guidance(self.policy, scale)
         if scale not in self._embeddings:
             self._embeddings[scale] = Embeddings(policy, self.settings.embeddings)
         conditionings = self._embeddings[scale].of(task.prompts)
-        return expand(policy, task, conditionings, self.settings, observe, self.kept)
+        return expand(policy, task, conditionings, self.settings, observe, self.kept_forwards)
 
-    def load(self, weights: Mapping[str, torch.Tensor], version: int) -> None:
-        """Take over published weights."""
-        load_weights(self.policy.network, weights)
-        self.weights_version = version
+    def adopt(self, version: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
+        """Sample with a published version from now on: with `weights`, or, as they are, with those of the learner that
+        this worker shares its policy with."""
+        if weights is not None:
+            load_weights(self.policy.network, weights)
+        self.version = version

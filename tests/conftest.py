@@ -14,7 +14,7 @@ os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of th
 
 import numpy as np
 import pytest
-from branchgrpo.proto.packed_tensor import KeptForward
+from branchgrpo.proto.packed_tensor import ForwardCache
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
@@ -99,11 +99,10 @@ def sampled_trees(
     prompts: tuple[str, ...] = PROMPTS,
     version: int = 0,
     rewards: str = "random",
-    kept: list[KeptForward] | None = None,
+    kept: ForwardCache | None = None,
 ) -> list[Tree]:
     """Whole trees with made-up scores: `random` ones, or `equal` ones."""
-    worker = RolloutWorker(policy, rollout or RolloutSettings(max_batch_rows=64), kept)
-    worker.weights_version = version
+    worker = RolloutWorker(policy, rollout or RolloutSettings(max_batch_rows=64), version, kept)
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, tuple(range(len(prompts))), prompts, schedule, 7, version)):
         trees[part.tree].add(part)

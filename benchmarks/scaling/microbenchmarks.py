@@ -57,17 +57,17 @@ def controller_seconds(models: int, rounds: int = 4) -> float:
     parts = recipe.prompts.per_iteration * recipe.schedule.build().leaves
     prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
     seconds = []
-    with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), None)) as loop:
+    with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), prompts, None)) as loop:
         process = psutil.Process(ray.get(loop._controller.status.remote())["pid"])
         for iteration in range(1, rounds + 2):
             before = sum(process.cpu_times()[:2])
-            loop.iterate(iteration, prompts)
+            loop.iterate(iteration)
             seconds.append((sum(process.cpu_times()[:2]) - before) / parts)
     return statistics.median(seconds[1:])
 
 
 class _Rank:
-    def take(self, trees: Any) -> None:
+    def accumulate(self, window: Any) -> None:
         """The message to a learner rank."""
 
 
@@ -94,9 +94,9 @@ def on_one_node(parts: list[TreePart], states: States, task: Task, window: int) 
         ]
         written = _seconds(lambda: ray.put(trees)) / window
         told = ray.put(trees)
-        ray.get(rank.take.remote(told))
+        ray.get(rank.accumulate.remote(told))
         start = time.process_time()
-        ray.get([rank.take.remote(told) for _ in range(CALLS)])
+        ray.get([rank.accumulate.remote(told) for _ in range(CALLS)])
         return {**store, "window tree": written, "window rank": (time.process_time() - start) / CALLS}
     finally:
         ray.shutdown()

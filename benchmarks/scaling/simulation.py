@@ -16,11 +16,9 @@ from typing import Any
 import numpy as np
 import simpy
 
+from ...cluster.run.cuts import MAX_UNREAD_PARTS, groups, windows
 from ...proto.schedule import IntArray, Schedule
 from ...proto.settings import RewardPoolSettings, RunSettings
-
-UNREAD_PARTS = 2
-"""At which a worker pauses; `BACKPRESSURE_OBJECTS` of the controller, in parts."""
 
 Steps = Generator[simpy.Event, Any, None]
 
@@ -311,10 +309,7 @@ class Simulation:
         self.free: simpy.Store = simpy.Store(env)
         self.free.items.extend(range(cluster.workers))
         self.in_scoring = simpy.Resource(env, settings.rollout.max_parts_in_scoring)
-        rollout, trees = settings.rollout, settings.prompts.per_iteration
-        asked = rollout.max_trees_in_flight or trees * (1 + settings.staleness)
-        limit = max(asked, settings.learner.window_trees + rollout.trees_per_task)
-        self.room = simpy.Container(env, limit, limit)
+        self.room = simpy.Container(env, settings.max_trees_ahead, settings.max_trees_ahead)
         self.models = [
             [Replica(env, n % nodes, pool, costs) for n in range(cluster.replicas)]
             for pool in settings.pools.rewards.values()
@@ -353,9 +348,8 @@ class Simulation:
 
     def _sample(self) -> Iteration:
         iteration = Iteration(self.env, self.settings.prompts.per_iteration, self.newest)
-        size, trees = self.settings.rollout.trees_per_task, len(iteration.trees)
-        for first in range(0, trees, size):
-            self.env.process(self._sample_task(iteration, range(first, min(first + size, trees))))
+        for task in groups(len(iteration.trees), self.settings.rollout.trees_per_task):
+            self.env.process(self._sample_task(iteration, task))
         return iteration
 
     def _sample_task(self, iteration: Iteration, task: range) -> Steps:
@@ -363,7 +357,7 @@ class Simulation:
         self._at_most("trees in flight", round(self.room.capacity - self.room.level))
         worker = yield self.free.get()
         # What is written while another waits to be written counts as unread too.
-        stream: simpy.Store = simpy.Store(self.env, UNREAD_PARTS - 1)
+        stream: simpy.Store = simpy.Store(self.env, MAX_UNREAD_PARTS - 1)
         work = stretches(self.schedule, len(task), self.settings.rollout.max_batch_rows)
         self.env.process(self._work(iteration, worker, work, stream))
         for _ in range(sum(len(stretch.parts) for stretch in work)):
@@ -424,7 +418,8 @@ class Simulation:
 
     def _learn(self, iteration: Iteration) -> Steps:
         costs, ranks = self.costs, self.cluster.ranks
-        for begin, end, last in self._windows():
+        for window in windows(self.settings, 0):
+            begin, end = window.trees[0], window.trees[-1] + 1
             needed = len(iteration.trees) if self.colocated else end
             yield self.env.all_of(iteration.ready[begin:needed])
             yield self.controller.serve(costs.window_tree * (end - begin) + costs.window_rank * ranks)
@@ -434,22 +429,13 @@ class Simulation:
             self.spent["states"] += self.env.now - since
             rows = math.ceil(self.schedule.rows * (end - begin) / ranks)  # of the largest share
             batches = math.ceil(rows / self.settings.learner.rows_per_micro_batch)
-            seconds = batches * costs.micro_batch + rows * costs.learn_row + last * costs.update
+            seconds = batches * costs.micro_batch + rows * costs.learn_row + window.closes_update * costs.update
             self.spent["learner"] += seconds
             yield self.env.timeout(seconds + costs.latency)
             iteration.trees[begin:end] = []  # their parts are forgotten
             iteration.trees[begin:begin] = [GrowingTree() for _ in range(begin, end)]
             self.outcome.counts["trees"] += end - begin
             yield self.room.put(end - begin)
-
-    def _windows(self) -> Iterator[tuple[int, int, bool]]:
-        """First tree, tree after the last, and whether an update ends there."""
-        learner, trees = self.settings.learner, self.settings.prompts.per_iteration
-        per_update = trees // learner.updates_per_iteration
-        for first in range(0, trees, per_update):
-            for begin in range(first, first + per_update, learner.window_trees):
-                end = min(begin + learner.window_trees, first + per_update)
-                yield begin, end, end == first + per_update
 
     def _fetch(self, trees: Sequence[GrowingTree]) -> Iterator[simpy.Event]:
         """Parts with a row of the ranks of each node, once per node; a rank's rows follow one another."""

@@ -41,12 +41,13 @@ class Setting:
     score_picture: float = 0.0
     learn_row: float = 0.0
 
-    def recipe(self, workers: int) -> RunSettings:
+    def recipe(self, workers: int, iterations: int) -> RunSettings:
         """Eight trees with 16 leaves in 6 steps, a tree per task, in chunks of 8 rows: two parts for each tree."""
         base = demo({})
         reward = "counting" if self.learn_row else "constant"
         sections: dict[str, Any] = {
             "name": "stand-ins",
+            "iterations": iterations,
             "placement": "separate",
             "policy": {**base.policy.model_dump(), "adapter": "branchgrpo.benchmarks.support.stand_ins:RowPolicy"},
             "prompts": {**base.prompts.model_dump(), "per_iteration": 8},
@@ -98,24 +99,21 @@ class Comparison:
 
 
 def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 3) -> Iterator[Comparison]:
-    """Medians of `rounds` iterations, after one to warm up; one run that is scaled."""
-    recipe = setting.recipe(workers[0])
-    prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
-    with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), None)) as loop:
-        controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
-        iteration = 0
-        for count in workers:
-            ray.get(controller.scale.remote(count, {}))
+    """Medians of `rounds` iterations, after one to warm up, of a run for each number of workers."""
+    for count in workers:
+        recipe = setting.recipe(count, rounds + 1)
+        prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
+        with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), prompts, None)) as loop:
+            controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
             while not _all_idle(ray.get(controller.status.remote()), count):
-                time.sleep(0.1)  # new workers import and load first
+                time.sleep(0.1)  # workers import and load first
             seconds = []
-            for upcoming in [prompts] * rounds + [None]:
-                iteration += 1
+            for iteration in range(1, rounds + 2):
                 start = time.perf_counter()
-                loop.iterate(iteration, prompts, upcoming)
+                loop.iterate(iteration)
                 seconds.append(time.perf_counter() - start)
-            simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
-            yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
+        simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
+        yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
 
 
 def _all_idle(status: dict[str, Any], count: int) -> bool:

@@ -12,7 +12,7 @@ from ...learner.learner import Learner
 from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
-from ...proto.tree import Task, Tree
+from ...proto.tree import Task, Tree, Window
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import Policy
 from ...rollout_workers.policies.load import load_policy
@@ -60,7 +60,7 @@ class Runner:
         self._policy = load_policy(variant.settings.policy)
         self._learner = Learner(self._policy, variant.settings)
         self._decoder = _Decoder(self._policy)
-        self._worker = RolloutWorker(self._policy, variant.settings.rollout, self._learner.kept)
+        self._worker = RolloutWorker(self._policy, variant.settings.rollout, kept_forwards=self._learner.kept_forwards)
 
     def round(self, number: int) -> None:
         """One rollout and one update, timed. The advantages come from random scores, so that no edge has none."""
@@ -89,9 +89,8 @@ class Runner:
         for tree in trees:
             tree.add_scores(leaves, {name: rng.random(len(leaves)) for name in variant.settings.rewards})
         start = time.perf_counter()
-        for tree in trees:
-            self._learner.take(tree)
-        stats = self._learner.update()
+        self._learner.accumulate(Window(number, trees, closes_update=True))
+        stats = self._learner.step()
         learned = time.perf_counter() - start
         if not stats.pruned_edges and stats.rows != schedule.rows * variant.trees:
             raise RuntimeError(

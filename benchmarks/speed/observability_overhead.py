@@ -23,7 +23,6 @@ from rich.console import Console
 
 from ...cluster.observability.trace import read
 from ...cluster.on_ray.driver import RayLoop
-from ...cluster.run.prompt_order import prompts_of
 from ...proto.prompts import read_prompts
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing, stop_tracing
@@ -90,16 +89,15 @@ def main(
         for run, trace in (("off", False), ("on", True)):
             (folder / run).mkdir()
             given = settings(folder, run, trace)
-            loops[run] = runs.enter_context(closing(RayLoop(given, folder / run, None)))
+            prompts = read_prompts(given.prompts.train, "prompts.train")
+            loops[run] = runs.enter_context(closing(RayLoop(given, folder / run, prompts, None)))
         discovery = json.loads((folder / "on" / "ray.json").read_text())["http"] + "/sd"
-        prompts = read_prompts(given.prompts.train, "prompts.train")
         seconds: dict[str, list[float]] = {run: [] for run in loops}
         for iteration in range(1, rounds + 2):
-            drawn = prompts_of(iteration, prompts, given.prompts.per_iteration, given.seed)
             for run in ("off", "on") if iteration % 2 else ("on", "off"):
                 with scraped(discovery) if run == "on" else ExitStack():
                     start = time.perf_counter()
-                    loops[run].iterate(iteration, drawn)
+                    loops[run].iterate(iteration)
                     seconds[run].append(time.perf_counter() - start)
         time.sleep(1)
         spans = len(read(folder / "on", rounds + 1).spans)

@@ -29,6 +29,9 @@ from ..support.report import report_path, write_report
 RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 
 
+PROMPTS = [f"{i:03d}" for i in range(1000)]
+
+
 def demo(changes: dict[str, Any]) -> RunSettings:
     """The demo's settings with some sections replaced."""
     return parse_settings({**load_recipe(RECIPE).model_dump(), **changes})
@@ -38,17 +41,17 @@ def demo(changes: dict[str, Any]) -> RunSettings:
 def on_ray(settings: RunSettings) -> Iterator[RayLoop]:
     """A loop on a Ray cluster that is started for it."""
     with tempfile.TemporaryDirectory() as folder:
-        loop = RayLoop(settings, Path(folder), None)
+        loop = RayLoop(settings, Path(folder), PROMPTS, None)
         try:
             yield loop
         finally:
             loop.close()
 
 
-def timed(loop: Loop, iteration: int, prompts: list[str]) -> tuple[float, IterationReport]:
+def timed(loop: Loop, iteration: int) -> tuple[float, IterationReport]:
     """Seconds of an iteration, and its report."""
     start = time.perf_counter()
-    report = loop.iterate(iteration, prompts, None, lambda phase, share: None)
+    report = loop.iterate(iteration)
     return time.perf_counter() - start, report
 
 
@@ -57,11 +60,10 @@ def against_plain(rounds: int, console: Console) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"plain": [], "Ray": []}
     phases: dict[str, dict[str, list[float]]] = {"plain": {}, "Ray": {}}
     with on_ray(demo({})) as ray_loop:
-        loops: dict[str, Loop] = {"plain": PlainLoop(demo({"execution": "in_process"})), "Ray": ray_loop}
+        loops: dict[str, Loop] = {"plain": PlainLoop(demo({"execution": "in_process"}), PROMPTS), "Ray": ray_loop}
         for iteration in range(1, rounds + 2):
-            prompts = [f"{(8 * iteration + i) % 1000:03d}" for i in range(8)]
             for name, loop in loops.items():
-                spent, report = timed(loop, iteration, prompts)
+                spent, report = timed(loop, iteration)
                 if iteration > 1:  # the first one warms up
                     seconds[name].append(spent)
                     for phase, value in report.seconds.items():
@@ -104,9 +106,8 @@ def sleeping(workers: int, scorer: str) -> RunSettings:
 
 def sampling_seconds(workers: int, scorer: str, rounds: int) -> tuple[float, float]:
     """Medians of the seconds of sampling and of a whole iteration."""
-    prompts = [f"{i:03d}" for i in range(16)]
     with on_ray(sleeping(workers, scorer)) as loop:
-        measured = [timed(loop, iteration, prompts) for iteration in range(1, rounds + 2)][1:]
+        measured = [timed(loop, iteration) for iteration in range(1, rounds + 2)][1:]
     return (
         statistics.median(report.seconds["rollout"] for _, report in measured),
         statistics.median(seconds for seconds, _ in measured),

@@ -21,13 +21,11 @@ from ...proto.packed_tensor import PackedTensor
 from ...proto.remote_tree import PartHeader, RemoteTree, States, part_id, states_of
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
-from ...proto.tree import Task
+from ...proto.tree import Task, Window
 from ...proto.update_stats import UpdateStats
 from .messages import ProcessInfo, WeightsRef
 
 if TYPE_CHECKING:
-    import torch
-
     from ...learner.learner import Learner
     from ...rollout_workers.policies.base import Policy
     from ...rollout_workers.worker import RolloutWorker
@@ -118,10 +116,10 @@ class _Sampling(_Process):
 
     def _use(self, weights: WeightsRef) -> None:
         """Take up a version of the weights, unless it is the present one."""
-        if weights.version != self.worker.weights_version:
+        if weights.version != self.worker.version:
             with span("load weights", version=weights.version):
                 packed: Weights = ray.get(weights.reference)
-                self.worker.load({name: value.tensor() for name, value in packed.items()}, weights.version)
+                self.worker.adopt(weights.version, {name: value.tensor() for name, value in packed.items()})
 
 
 class RolloutActor(_Sampling):
@@ -136,8 +134,8 @@ class RolloutActor(_Sampling):
         policy = load_policy(self.settings.policy)
         if self.settings.learner.lora:
             add_adapters(policy, self.settings.learner.lora, self.settings.seed)
-        self.worker = RolloutWorker(policy, self.settings.rollout)
-        self.worker.weights_version = -1  # what was loaded from disk is no published version
+        # What was loaded from disk is no published version.
+        self.worker = RolloutWorker(policy, self.settings.rollout, version=-1)
         return self._ready("rollout")
 
 
@@ -194,15 +192,14 @@ class LearnerActor(_Process):
         build = builder(self.settings.learner, policy.precision, find_device(policy))
         return load_policy(policy, network_only=self.network_only, build=build)
 
-    def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
-        """Work on a window of scored trees; with `update` it is the last of an update, which is then made."""
+    def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
+        """Work on a window of scored trees, and make the update that it closes, if it closes one."""
         from ...learner import metrics
 
         start = time.perf_counter()
-        with span("learn", iteration=self.learner.version + 1, trees=[tree.number for tree in trees]):
-            for tree in trees:
-                self.learner.take(tree.tree(_fetched))
-            stats = self.learner.update() if update else None
+        with span("learn", iteration=window.iteration, trees=[tree.number for tree in window.trees]):
+            self.learner.accumulate(window.of(lambda tree: tree.tree(_fetched)))
+            stats = self.learner.step() if window.closes_update else None
         metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
         if self.learner.policy.device.type == "cuda":
             import torch
@@ -234,12 +231,15 @@ class LearnerActor(_Process):
     def publish(self) -> tuple[int, Weights | None]:
         """A new version, and from rank 0 its weights."""
         with span("publish", version=self.learner.version + 1):
-            weights, _ = self.learner.publish()
-            return self._version(), self._packed(weights)
+            self.learner.publish()
+            return self.weights()
 
     def weights(self) -> tuple[int, Weights | None]:
         """The present version, and from rank 0 its weights."""
-        return self._version(), self._packed(self.learner.weights())
+        from ...learner import metrics
+
+        metrics.WEIGHTS_VERSION.set(self.learner.version)
+        return self.learner.version, self._packed_weights()
 
     def previous(self, folder: Path) -> tuple[int, Weights | None]:
         """The version before that of a checkpoint, and from rank 0 its weights."""
@@ -248,13 +248,8 @@ class LearnerActor(_Process):
         weights = {} if self.rank else safetensors.torch.load_file(folder / PREVIOUS)
         return self.learner.version - 1, {name: PackedTensor.of(value) for name, value in weights.items()}
 
-    def _version(self) -> int:
-        from ...learner import metrics
-
-        metrics.WEIGHTS_VERSION.set(self.learner.version)
-        return self.learner.version
-
-    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
+    def _packed_weights(self) -> Weights | None:
+        weights = self.learner.weights()  # of all ranks together
         return None if self.rank else {name: PackedTensor.of(value) for name, value in weights.items()}
 
     def save(self, folder: Path, previous: WeightsRef | None) -> None:
@@ -290,17 +285,19 @@ class ColocatedActor(LearnerActor, _Sampling):
         from ...rollout_workers.worker import RolloutWorker
 
         info = super().setup(meeting)
-        self.worker = RolloutWorker(self.learner.policy, self.settings.rollout, self.learner.kept)
+        self.worker = RolloutWorker(
+            self.learner.policy, self.settings.rollout, self.learner.version, self.learner.kept_forwards
+        )
         return info
 
     def _use(self, weights: WeightsRef) -> None:
         """Nothing is taken up: the worker samples with the learner's own parameters."""
         if weights.version != self.learner.version:
             raise ValueError(f"task wants weights version {weights.version}; this learner has {self.learner.version}")
-        self.worker.weights_version = weights.version
+        self.worker.adopt(weights.version)
 
-    def _packed(self, weights: dict[str, "torch.Tensor"]) -> Weights | None:
-        return None
+    def _packed_weights(self) -> None:
+        """Nothing is sent."""
 
 
 def _fetched(states: Any) -> States:

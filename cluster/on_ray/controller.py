@@ -31,9 +31,11 @@ from ...proto.tree import Task
 from ...proto.update_stats import UpdateStats
 from ..observability import metrics
 from ..run.adaptive_splits import SplitChooser
+from ..run.cuts import MAX_UNREAD_PARTS, windows
 from ..run.evaluation import evaluation_tasks
 from ..run.loop import IterationReport
 from ..run.phases import Timeline
+from ..run.prompt_order import prompts_of
 from .actors import PREVIOUS
 from .iteration import GrowingTree, Iteration, parts_of
 from .messages import ControllerState, Sizes, WeightsRef
@@ -42,19 +44,17 @@ from .reward_client import ScoringFailed
 from .status_server import serve_http
 from .worker_pool import ATTEMPTS, Worker
 
-BACKPRESSURE_OBJECTS = 6
-"""Unread objects at which a worker's generator pauses: two parts of three."""
-
 Scores = dict[str, npt.NDArray[np.float64]]
 
 
 class Controller:
     """Directs the pools of one run."""
 
-    def __init__(self, settings: RunSettings, name: str, namespace: str, sizes: Sizes) -> None:
-        """`name` and `namespace` are this actor's own; `sizes`, what was scaled before the run was set up again."""
+    def __init__(self, settings: RunSettings, prompts: Sequence[str], name: str, namespace: str, sizes: Sizes) -> None:
+        """`prompts` are those to train on, `name` and `namespace` this actor's own; `sizes` is what was scaled before
+        the run was set up again."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        self.settings = settings
+        self.settings, self._prompts = settings, prompts
         self.exporters = ExporterDirectory(settings.name)
         self.branching = SplitChooser(settings)
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
@@ -68,36 +68,38 @@ class Controller:
         self.server: asyncio.Task[None] | None = None
         self.progress = ("starting", 0.0)
         self.iterations_done = 0
-        self._learner_leaves = False
+        self._learner_draining = False
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    async def iterate(self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None) -> IterationReport:
-        """Sample, score, learn, publish. With `staleness: 1` the sampling of `upcoming` starts meanwhile."""
+    async def iterate(self, number: int) -> tuple[IterationReport, list[list[Any]]]:
+        """Sample, score, learn, publish. With `staleness: 1` the sampling of the next iteration starts meanwhile.
+
+        Returns the report, without pictures, and references to the parts of each tree's.
+        """
         start = time.perf_counter()
         with span("iteration", iteration=number, processes=self.exporters.processes()):
-            iteration, updates = await self._iterate(number, prompts, upcoming)
+            iteration, updates = await self._iterate(number)
         seconds = time.perf_counter() - start
         self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
-        return self._report(iteration, updates, seconds)
+        return self._report(iteration, updates, seconds), [iteration.media[tree] for tree in sorted(iteration.media)]
 
-    async def _iterate(
-        self, number: int, prompts: Sequence[str], upcoming: Sequence[str] | None
-    ) -> tuple[Iteration, list[UpdateStats]]:
+    async def _iterate(self, number: int) -> tuple[Iteration, list[UpdateStats]]:
         # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
         weights = self.published[0 if self.settings.staleness else -1]
-        iteration = self._ahead or self._sample(number, prompts, weights)
+        iteration = self._ahead or self._sample(number, weights)
         self._ahead = None
-        if self.settings.staleness and upcoming:
-            self._ahead = self._sample(number + 1, upcoming, self.published[-1])
+        if self.settings.staleness and number < self.settings.iterations:
+            self._ahead = self._sample(number + 1, self.published[-1])
         updates = await self._learn(iteration)
-        self.branching.learn(number, iteration.schedule, iteration.scored())
+        self.branching.record(number, iteration.schedule, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
             self.published.append(await self.pools.learner.publish())
         return iteration, updates
 
-    def _sample(self, number: int, prompts: Sequence[str], weights: WeightsRef) -> Iteration:
+    def _sample(self, number: int, weights: WeightsRef) -> Iteration:
         """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
+        prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
         iteration = Iteration(number, prompts, self.settings, self.branching.schedule(number), weights)
         self._going_on.append(iteration)
         for task in iteration.tasks:
@@ -128,7 +130,7 @@ class Controller:
         forwards: list[tuple[float, int]] = []
         start, held_up = time.monotonic(), 0.0
         stream = worker.actor.sample.options(
-            num_returns="streaming", _generator_backpressure_num_objects=BACKPRESSURE_OBJECTS
+            num_returns="streaming", _generator_backpressure_num_objects=3 * MAX_UNREAD_PARTS
         ).remote(task, iteration.weights, self.published[-1].version)
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
@@ -176,39 +178,24 @@ class Controller:
     async def _learn(self, iteration: Iteration) -> list[UpdateStats]:
         """Take up windows of consecutive trees as soon as they are scored, and make the updates."""
         trees, updates = len(iteration.prompts), []
-        for begin, end, last in self._windows():
+        for window in windows(self.settings, iteration.number):
+            begin, end = window.trees[0], window.trees[-1] + 1
             with iteration.timeline.phase("waiting", iteration=iteration.number, trees=[begin, end]):
                 # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
                 needed = trees if self.settings.placement == "colocated" else end
                 await asyncio.gather(*(iteration.ready(number) for number in range(begin, needed)))
             with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
-                window = [iteration.take(number) for number in range(begin, end)]
-                stats = await self.pools.learner.take(window, update=last)
+                stats = await self.pools.learner.accumulate(window.of(iteration.hand_over))
             updates += [stats] if stats else []
             await self._make_room(end - begin)
             self.progress = ("learning", end / trees)
         return updates
 
-    def _windows(self) -> list[tuple[int, int, bool]]:
-        """First tree, tree after the last, and whether an update ends there."""
-        learner, trees = self.settings.learner, self.settings.prompts.per_iteration
-        per_update = trees // learner.updates_per_iteration
-        return [
-            (begin, end, end == first + per_update)
-            for first in range(0, trees, per_update)
-            for begin in range(first, first + per_update, learner.window_trees)
-            for end in [min(begin + learner.window_trees, first + per_update)]
-        ]
-
     async def _room_for(self, trees: int) -> None:
         """Wait until so many more trees may be sampled ahead of the learner."""
-        settings = self.settings
-        asked = settings.rollout.max_trees_in_flight or settings.prompts.per_iteration * (1 + settings.staleness)
-        # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
-        limit = max(asked, settings.learner.window_trees + settings.rollout.trees_per_task)
         with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
             async with self._learned:
-                await self._learned.wait_for(lambda: self._in_flight + trees <= limit)
+                await self._learned.wait_for(lambda: self._in_flight + trees <= self.settings.max_trees_ahead)
                 self._in_flight += trees
 
     async def _make_room(self, trees: int) -> None:
@@ -237,12 +224,12 @@ class Controller:
             seconds=_seconds(timeline),
             forward_passes=sum(rows for _, rows in iteration.every_forward()),
             updates=updates,
-            media=[iteration.media[number] for number in sorted(iteration.media)],
+            media=[],
             left_out=len(iteration.left_out),
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),
-            learner_draining=self._learner_leaves,
+            learner_draining=self._learner_draining,
         )
         self.iterations_done = iteration.number
         self._count_seconds(iteration)
@@ -340,7 +327,7 @@ class Controller:
             self.pools.workers.count_idle()
             self.pools.kill_the_silent(self.exporters.silence)
             try:
-                self._learner_leaves = self.pools.leave(await asyncio.to_thread(_draining_nodes))
+                self._learner_draining = self.pools.drain(await asyncio.to_thread(_draining_nodes))
                 store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
             except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
                 logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)

@@ -57,11 +57,14 @@ class RayLoop:
     A Ray that this process is connected to already is used, and left as it is.
     """
 
-    def __init__(self, settings: RunSettings, folder: Path, address: str | None) -> None:
-        """Raises InputError for pools that can't be placed, or a name that is taken there."""
+    def __init__(self, settings: RunSettings, folder: Path, prompts: Sequence[str], address: str | None) -> None:
+        """`folder` is the run's, `prompts` are those to train on.
+
+        Raises InputError for pools that can't be placed, or a name that is taken there.
+        """
         # Whole paths: a run doesn't need the directory that it was started in.
         self.settings = settings.model_copy(update={"runs": settings.runs.resolve()})
-        self._folder = folder.resolve()
+        self._folder, self._prompts = folder.resolve(), prompts
         self._application = application_name(settings.name)
         self._connects = not ray.is_initialized()
         if self._connects:
@@ -73,7 +76,7 @@ class RayLoop:
         self._port: socket.socket | None = None
         """Holds the port of the controller's HTTP server as long as the run goes on."""
         try:
-            self._controller = self._named_controller()  # with the name, what an earlier driver left is ours
+            self._controller = self._launch_controller()  # with the name, what an earlier driver left is ours
             self._find_room(left=self._end_leftovers())
             self._port = self._reserve_port(settings.logging.metrics_port or 0)
             self._start()
@@ -86,7 +89,7 @@ class RayLoop:
         self._recoveries += 1
         self._end_controller()
         # At once, for the reward models end when there is none.
-        self._controller = self._named_controller()
+        self._controller = self._launch_controller()
         wanted = [demand for demand in demands(self.settings) if not demand.pool.startswith("pools.rewards")]
         least = [replace(demand, count=1) if "rollout" in demand.pool else demand for demand in wanted]
         seconds = max(NODES_SECONDS, self.settings.pools.placement_timeout_seconds)
@@ -146,7 +149,7 @@ class RayLoop:
         except OSError as error:  # a full disk, say: who looks for the run needs it, the run doesn't
             logging.getLogger(__name__).warning("it could not be noted where the run is: %s", error)
 
-    def _named_controller(self) -> Any:
+    def _launch_controller(self) -> Any:
         """A new controller. Raises InputError if the run has one, which doesn't go in a while."""
         name = controller_name(self.settings.name)
         here = ray.get_runtime_context().get_node_id()
@@ -164,7 +167,8 @@ class RayLoop:
                 reraise=True,
             ):
                 with attempt:
-                    return ray.remote(Controller).options(**options).remote(self.settings, name, NAMESPACE, self._sizes)
+                    controller = ray.remote(Controller).options(**options)
+                    return controller.remote(self.settings, self._prompts, name, NAMESPACE, self._sizes)
         except ValueError as error:
             if self._recoveries:
                 raise ProcessLost(f"the controller before doesn't end: {error}") from error
@@ -172,16 +176,9 @@ class RayLoop:
                 f"a run named '{self.settings.name}' is going on on this cluster; take another name (name=...)"
             ) from error
 
-    def iterate(
-        self,
-        iteration: int,
-        prompts: Sequence[str],
-        upcoming: Sequence[str] | None = None,
-        progress: Progress = lambda phase, share: None,
-    ) -> IterationReport:
-        answer = self._controller.iterate.remote(iteration, list(prompts), upcoming and list(upcoming))
-        report: IterationReport = self._call(answer, progress)
-        media = [np.concatenate(parts) for parts in unwrapped(lambda: [ray.get(parts) for parts in report.media])]
+    def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
+        report, references = self._call(self._controller.iterate.remote(number), progress)
+        media = [np.concatenate(parts) for parts in unwrapped(lambda: [ray.get(parts) for parts in references])]
         return replace(report, media=media)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
@@ -194,7 +191,7 @@ class RayLoop:
         media = np.concatenate(unwrapped(lambda: ray.get([reference for reference, _ in parts])))
         rewards = {name: np.concatenate([scores[name] for _, scores in parts]) for name in self.settings.rewards}
         evaluation = Evaluation(prompts, media, rewards)
-        self._call(self._controller.note_evaluation.remote(evaluation.means()))
+        self._controller.note_evaluation.remote(evaluation.means())  # which exports them; nobody waits for that
         return evaluation
 
     def save(self, folder: Path) -> None:

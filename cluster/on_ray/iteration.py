@@ -14,9 +14,10 @@ from ...proto.remote_tree import PartHeader, RemoteTree
 from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
-from ...proto.tree import FloatArray, Task
+from ...proto.tree import FloatArray, Task, fill_scores
 from ..observability import metrics
-from ..run.loop import SHOWN_TREES, training_tasks
+from ..run.cuts import training_tasks
+from ..run.loop import SHOWN_TREES
 from ..run.phases import Timeline
 from .autoscaling import IterationTiming
 from .messages import WeightsRef
@@ -41,12 +42,11 @@ class GrowingTree:
     def add(self, header: PartHeader, states: Any) -> None:
         self.parts.append((header, states))
         self.nodes += len(header.nodes)
-        self.diversity += header.diversity or 0.0
+        if header.diversity is not None:
+            self.diversity = header.diversity
 
     def add_scores(self, header: PartHeader, reply: ScoreReply) -> None:
-        for name, values in reply.scores.items():
-            column = self.rewards.setdefault(name, np.full(self.schedule.leaves, np.nan))
-            column[header.leaves - self.schedule.first_node[-2]] = values
+        fill_scores(self.rewards, self.schedule, header.leaves, reply.scores, f"tree {self.number} ('{self.prompt}')")
         self.leaves += len(header.leaves)
 
     @property
@@ -132,7 +132,7 @@ class Iteration:
         if self.failed.done():
             self.failed.result()
 
-    def take(self, number: int) -> RemoteTree[Any]:
+    def hand_over(self, number: int) -> RemoteTree[Any]:
         """A tree that is ready; its references are forgotten here."""
         tree = self._trees[number].result()
         self._trees[number] = asyncio.get_running_loop().create_future()

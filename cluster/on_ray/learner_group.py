@@ -1,13 +1,14 @@
 """The ranks of the learner, called together."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 import ray
 
 from ...proto.remote_tree import RemoteTree
+from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
 from .messages import ProcessInfo, WeightsRef
 
@@ -22,45 +23,49 @@ class LearnerGroup:
     async def setup(self) -> None:
         """Have the ranks meet and load; returns when all are ready."""
         meeting = await self.actors[0].meeting_place.remote() if len(self.actors) > 1 else None
-        self.infos = await self._all("setup", meeting)
+        self.infos = await self._all(lambda rank: rank.setup.remote(meeting))
 
-    async def take(self, trees: Sequence[RemoteTree[Any]], update: bool) -> UpdateStats | None:
+    async def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
+        """Work on a window of scored trees. Returns what the update was like that it closes, if it closes one."""
         # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
-        window = list(trees) if len(self.actors) == 1 else ray.put(list(trees))
-        stats = await self._all("take", window, update)
+        given = window if len(self.actors) == 1 else ray.put(window)
+        stats: list[UpdateStats | None] = await self._all(lambda rank: rank.accumulate.remote(given))
         return stats[0]
 
     async def publish(self) -> WeightsRef:
-        """A new version of the weights."""
-        return await self._weights("publish")
+        """Make a new version of the weights."""
+        return await self._weights(lambda rank: rank.publish)
 
     async def weights(self) -> WeightsRef:
         """The present version of the weights."""
-        return await self._weights("weights")
+        return await self._weights(lambda rank: rank.weights)
 
     async def previous(self, folder: Path) -> WeightsRef:
         """The version before a checkpoint's, whose weights lie beside it."""
-        return await self._weights("previous", folder)
+        return await self._weights(lambda rank: rank.previous, folder)
 
     async def save(self, folder: Path, previous: WeightsRef | None) -> None:
-        await self._all("save", folder, previous)
+        """Write a checkpoint into `folder`, and with it the weights of the version before, if they are given."""
+        await self._all(lambda rank: rank.save.remote(folder, previous))
 
     async def load(self, folder: Path) -> None:
-        await self._all("load", folder)
+        """Continue from a checkpoint. Raises InputError if it holds other weights than are trained."""
+        await self._all(lambda rank: rank.load.remote(folder))
 
     async def export(self, folder: Path) -> None:
-        await self._all("export", folder)
+        """Write what was trained in diffusers' format."""
+        await self._all(lambda rank: rank.export.remote(folder))
 
     async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Those of `prompts` of which the policy takes the beginning only. Of rank 0 alone."""
         cut: list[str] = await self.actors[0].cut_prompts.remote(prompts)
         return cut
 
-    async def _all(self, method: str, *arguments: Any) -> list[Any]:
-        return list(await asyncio.gather(*(getattr(actor, method).remote(*arguments) for actor in self.actors)))
+    async def _all(self, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
+        return list(await asyncio.gather(*map(call, self.actors)))
 
-    async def _weights(self, method: str, *arguments: Any) -> WeightsRef:
+    async def _weights(self, method: Callable[[Any], Any], *arguments: Any) -> WeightsRef:
         """Version and reference of what every rank returns; rank 0 has the weights."""
-        calls = [getattr(actor, method).options(num_returns=2).remote(*arguments) for actor in self.actors]
+        calls = [method(actor).options(num_returns=2).remote(*arguments) for actor in self.actors]
         versions = await asyncio.gather(*(version for version, _ in calls))
         return WeightsRef(versions[0], calls[0][1])

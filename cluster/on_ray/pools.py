@@ -137,9 +137,9 @@ class Pools:
                 ray.kill(actor)
                 self._exporters.forget(info.exporter)
 
-    def leave(self, nodes: Collection[str]) -> bool:
-        """Have workers go from nodes that are about to go themselves. Returns whether a learner rank is on one."""
-        self.workers.leave(nodes)
+    def drain(self, nodes: Collection[str]) -> bool:
+        """Drain the workers on nodes that are about to go. Returns whether a learner rank is on one."""
+        self.workers.drain(nodes)
         return any(info.node_id in nodes for info in self.learner.infos)
 
     async def status(self) -> dict[str, Any]:
@@ -151,7 +151,7 @@ class Pools:
                 {
                     "pid": worker.info.pid,
                     "node": worker.info.node,
-                    "state": "leaving" if worker.leaving else "busy" if worker.busy else "idle",
+                    "state": "draining" if worker.draining else "busy" if worker.busy else "idle",
                 }
                 for worker in self.workers.workers
             ]

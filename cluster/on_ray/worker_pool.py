@@ -31,8 +31,8 @@ class Worker:
     actor: Any
     info: ProcessInfo
     busy: bool = False
-    leaving: bool = False
-    """Goes as soon as its present work is done."""
+    draining: bool = False
+    """Ends as soon as its present work is done."""
     idle_since: float = field(default_factory=time.monotonic)
 
 
@@ -89,7 +89,7 @@ class WorkerPool:
             self._starting.pop(actor).cancel()
             ray.kill(actor)
         for worker in staying[count:]:
-            self._send_away(worker)
+            self._drain(worker)
         self._fill()
 
     async def up(self, count: int, seconds: float | None = None) -> bool:
@@ -107,11 +107,11 @@ class WorkerPool:
             return False
         return True
 
-    def leave(self, nodes: Collection[str]) -> None:
-        """Let the workers on some nodes go as soon as they have finished their present task, and start others."""
+    def drain(self, nodes: Collection[str]) -> None:
+        """Have the workers on some nodes end as soon as they have finished their present task, and start others."""
         for worker in self._staying():
             if worker.info.node_id in nodes and self._may_be_replaced:
-                self._send_away(worker)
+                self._drain(worker)
         self._fill()
 
     async def run(self, work: Callable[[Worker], Awaitable[Result]]) -> Result:
@@ -145,7 +145,7 @@ class WorkerPool:
             self._dismiss(worker)
 
     def _staying(self) -> list[Worker]:
-        return [worker for worker in self.workers if not worker.leaving]
+        return [worker for worker in self.workers if not worker.draining]
 
     def _fill(self) -> None:
         """Launch what is missing."""
@@ -207,13 +207,13 @@ class WorkerPool:
         worker.busy, worker.idle_since = False, time.monotonic()
         if worker not in self.workers:
             return
-        if worker.leaving:
+        if worker.draining:
             self._dismiss(worker)
         else:
             self._free.put_nowait(worker)
 
-    def _send_away(self, worker: Worker) -> None:
-        worker.leaving = True
+    def _drain(self, worker: Worker) -> None:
+        worker.draining = True
         if not worker.busy:
             self._dismiss(worker)
 

@@ -88,7 +88,7 @@ class SplitChooser:
         # The last place is the cheapest, the one before it the next.
         return len(self._places) < 2 or self._split_at(self._places[-2], 1).forward_passes > self._budget
 
-    def learn(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
+    def record(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves, tree by tree."""
         if self._adapt:
             weights = {name: reward.weight for name, reward in self.settings.training_rewards.items()}

@@ -19,6 +19,7 @@ from ...proto.settings import PolicySettings, RunSettings
 from ...proto.tree import Task
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.diversity import Diversity
+from .cuts import tasks
 
 if TYPE_CHECKING:
     from ...rollout_workers.worker import RolloutWorker
@@ -69,19 +70,8 @@ def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int
     `prompts` has one for every picture. The start of picture i depends on `evaluation.seed` and i alone.
     """
     size = min(settings.rollout.max_batch_rows, settings.rollout.trees_per_task * settings.schedule.build().leaves)
-    groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
-    return [
-        Task(
-            ITERATION,
-            tuple(group),
-            tuple(prompts[i] for i in group),
-            ode_schedule(evaluation_steps(settings)),
-            settings.evaluation.seed,
-            version,
-            settings.evaluation.guidance_scale,
-        )
-        for group in groups
-    ]
+    schedule, evaluation = ode_schedule(evaluation_steps(settings)), settings.evaluation
+    return tasks(ITERATION, prompts, size, schedule, evaluation.seed, version, evaluation.guidance_scale)
 
 
 def guided(settings: RunSettings) -> PolicySettings:
@@ -133,7 +123,7 @@ def evaluate(
     prompts = sampled_prompts(prompts, settings)
     media: list[npt.NDArray[np.uint8]] = []
     rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
-    for task in evaluation_tasks(settings, prompts, worker.weights_version):
+    for task in evaluation_tasks(settings, prompts, worker.version):
         pictures = np.concatenate([part.media for part in worker.sample(task)])
         reply = scorers.score(ScoreRequest(pictures, task.prompts, list(rewards)))
         media.append(pictures)

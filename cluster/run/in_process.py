@@ -1,6 +1,7 @@
 """The whole loop in one process, without Ray: sample, score, learn, publish.
 
-Rollout worker and learner share one policy, so that publishing sends nothing.
+Rollout worker and learner share one policy: publishing sends nothing, the worker samples with the learner's own
+parameters.
 """
 
 from collections.abc import Sequence
@@ -21,16 +22,19 @@ from ...rollout_workers.policies.load import find_device, load_policy
 from ...rollout_workers.worker import RolloutWorker
 from . import checkpoints
 from .adaptive_splits import SplitChooser
+from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
-from .loop import SHOWN_TREES, IterationReport, Progress, Stopwatch, training_tasks
+from .loop import SHOWN_TREES, IterationReport, Progress
+from .phases import Timeline
+from .prompt_order import prompts_of
 
 
 class PlainLoop:
     """One process that holds the policy, the rewards and the learner."""
 
-    def __init__(self, settings: RunSettings) -> None:
-        """Loads all models. Raises ValueError for settings that don't fit them."""
-        self.settings = settings
+    def __init__(self, settings: RunSettings, prompts: Sequence[str]) -> None:
+        """Loads all models; `prompts` are those to train on. Raises ValueError for settings that don't fit them."""
+        self.settings, self._prompts = settings, prompts
         self.restart()
 
     def restart(self) -> None:
@@ -43,51 +47,45 @@ class PlainLoop:
         build = builder(settings.learner, settings.policy.precision, device)
         self.policy = load_policy(settings.policy, build=build)
         self.learner = Learner(self.policy, settings)
-        self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.kept)
-        self.worker.weights_version = self.learner.version
+        self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.version, self.learner.kept_forwards)
 
-    def iterate(
-        self,
-        iteration: int,
-        prompts: Sequence[str],
-        upcoming: Sequence[str] | None = None,
-        progress: Progress = lambda phase, share: None,
-    ) -> IterationReport:
-        watch = Stopwatch()
-        schedule, rewards = self.branching.schedule(iteration), list(self.settings.training_rewards)
-        trees = [Tree(number, prompt, schedule) for number, prompt in enumerate(prompts)]
+    def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
+        timeline = Timeline()
+        schedule, rewards = self.branching.schedule(number), list(self.settings.training_rewards)
+        prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
+        trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         diversity = np.zeros(len(trees))
         leaves_done = 0
-        for task in training_tasks(self.settings, iteration, prompts, schedule, self.worker.weights_version):
-            with watch.phase("rollout"):
+        for task in training_tasks(self.settings, number, prompts, schedule, self.worker.version):
+            with timeline.phase("rollout"):
                 parts = self.worker.sample(task)
-            for part in watch.drawn("rollout", parts):
+            for part in timeline.each("rollout", parts):
                 tree = trees[part.tree]
                 tree.add(part)
-                diversity[part.tree] += part.diversity or 0.0
-                with watch.phase("scoring"):
+                if part.diversity is not None:
+                    diversity[part.tree] = part.diversity
+                with timeline.phase("scoring"):
                     request = ScoreRequest(part.media, [tree.prompt] * len(part.media), rewards)
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
                 if part.tree < SHOWN_TREES:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
                 progress("rollout", leaves_done / (len(trees) * schedule.leaves))
-        self.branching.learn(iteration, schedule, [tree.rewards for tree in trees])
+        self.branching.record(number, schedule, [tree.rewards for tree in trees])
         updates = []
-        with watch.phase("learning"):
-            for number, tree in enumerate(trees):
-                self.learner.take(tree)
-                if (number + 1) % self.learner.trees_per_update == 0:
-                    updates.append(self.learner.update())
-                progress("learning", (number + 1) / len(trees))
-        with watch.phase("publishing"):
-            # One policy in one process: the worker samples with the learner's own parameters.
-            _, self.worker.weights_version = self.learner.publish()
+        with timeline.phase("learning"):
+            for window in windows(self.settings, number):
+                self.learner.accumulate(window.of(trees.__getitem__))
+                if window.closes_update:
+                    updates.append(self.learner.step())
+                progress("learning", (window.trees[-1] + 1) / len(trees))
+        with timeline.phase("publishing"):
+            self.worker.adopt(self.learner.publish())
         return IterationReport(
-            iteration=iteration,
+            iteration=number,
             rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in rewards},
-            seconds=watch.seconds,
+            seconds={name: timeline.seconds(name) for name in timeline.spans},
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             media=[np.concatenate(media[number]) for number in sorted(media)],
@@ -108,7 +106,7 @@ class PlainLoop:
     def load(self, folder: Path) -> None:
         self.learner.load(folder)
         self.branching.load(folder)
-        self.worker.weights_version = self.learner.version
+        self.worker.adopt(self.learner.version)
 
     def export(self, folder: Path) -> None:
         self.learner.export(folder)

@@ -1,23 +1,16 @@
 """The interface of a training loop, on Ray or in one process, and its reports."""
 
-import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, field
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Protocol
 
 import numpy as np
 import numpy.typing as npt
 
-from ...proto.schedule import Schedule
-from ...proto.settings import RunSettings
-from ...proto.tracing import span
-from ...proto.tree import Task
 from ...proto.update_stats import UpdateStats
 from .evaluation import Evaluation
 
-Item = TypeVar("Item")
 Progress = Callable[[str, float], None]
 """Is told the phase of an iteration and how much of it is done, 0 to 1."""
 
@@ -36,9 +29,8 @@ class IterationReport:
     """By phase: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
     forward_passes: int
     updates: list[UpdateStats]
-    media: list[Any]
-    """Leaves of the first trees, each uint8 [leaves, height, width, 3]; in a controller's report, references to parts
-    of them."""
+    media: list[npt.NDArray[np.uint8]]
+    """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
     diversity: float
     """Of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     scoring_hidden: float = 0.0
@@ -52,12 +44,10 @@ class IterationReport:
 
 
 class Loop(Protocol):
-    """The four calls of an iteration (sample, score, learn, publish), and what a run needs beside them."""
+    """The iterations of a run over its prompts, which the loop is given once, and what the run needs beside them."""
 
-    def iterate(
-        self, iteration: int, prompts: Sequence[str], upcoming: Sequence[str] | None, progress: Progress
-    ) -> IterationReport:
-        """One iteration over `prompts`. `upcoming` are those of the next one, if there will be one."""
+    def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
+        """Make an iteration. The first is 1; the others follow in order."""
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """Those of `prompts` of which the policy takes the beginning only."""
@@ -79,43 +69,3 @@ class Loop(Protocol):
 
     def close(self) -> None:
         """Give back whatever the loop holds. No other call may follow."""
-
-
-def training_tasks(
-    settings: RunSettings, iteration: int, prompts: Sequence[str], schedule: Schedule, version: int
-) -> list[Task]:
-    """The tasks of an iteration: fixed groups of consecutive trees, whoever samples them."""
-    size = settings.rollout.trees_per_task
-    groups = [range(first, min(first + size, len(prompts))) for first in range(0, len(prompts), size)]
-    return [
-        Task(iteration, tuple(group), tuple(prompts[tree] for tree in group), schedule, settings.seed, version)
-        for group in groups
-    ]
-
-
-@dataclass
-class Stopwatch:
-    """Seconds per phase."""
-
-    seconds: dict[str, float] = field(default_factory=dict)
-
-    @contextmanager
-    def phase(self, name: str, **attributes: Any) -> Iterator[None]:
-        """Add the time spent inside to phase `name`, and to the trace, there with `attributes`."""
-        start = time.perf_counter()
-        try:
-            with span(name, **attributes):
-                yield
-        finally:
-            self.seconds[name] = self.seconds.get(name, 0.0) + time.perf_counter() - start
-
-    def drawn(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
-        """`items`, with the time it takes to make each added to phase `name`."""
-        iterator = iter(items)
-        while True:
-            with self.phase(name):
-                try:
-                    item = next(iterator)
-                except StopIteration:
-                    return
-            yield item

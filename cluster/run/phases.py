@@ -2,13 +2,14 @@
 
 import math
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from ...proto.tracing import span as traced
 
+Item = TypeVar("Item")
 Span = list[float]
 """Start and end; one that still goes on ends at infinity."""
 
@@ -29,6 +30,17 @@ class Timeline:
                 yield
         finally:
             span[1] = time.time()
+
+    def each(self, name: str, items: Iterable[Item]) -> Iterator[Item]:
+        """`items`, with the time that each takes to be made as a span of phase `name`."""
+        iterator = iter(items)
+        while True:
+            with self.phase(name):
+                try:
+                    item = next(iterator)
+                except StopIteration:
+                    return
+            yield item
 
     def seconds(self, *names: str) -> float:
         """Seconds until now during which at least one of the phases went on."""

@@ -3,6 +3,7 @@
 import json
 import logging
 from collections.abc import Sequence
+from functools import lru_cache
 
 import numpy as np
 
@@ -61,6 +62,7 @@ def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed:
     return [prompts[orders[which][place]] for which, place in places]
 
 
+@lru_cache(maxsize=2)  # an iteration draws from two passes at most, most of them from one
 def _shuffled(which_pass: int, count: int, seed: int) -> np.ndarray:
     noise = np.random.Philox(key=[seed, which_pass], counter=[0, 0, 0, int(Stream.PROMPTS)])
     return np.random.Generator(noise).permutation(count)

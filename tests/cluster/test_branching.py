@@ -41,7 +41,7 @@ def played(settings: RunSettings, iterations: int, gains: dict[int, float]) -> l
     for iteration in range(1, iterations + 1):
         schedules.append(branching.schedule(iteration))
         trees = [{"ocr": rewards(schedules[-1], gains, rng), "ocr_exact": np.zeros(8)} for _ in range(16)]
-        branching.learn(iteration, schedules[-1], trees)
+        branching.record(iteration, schedules[-1], trees)
     return schedules
 
 
@@ -95,7 +95,7 @@ def test_a_checkpoint_goes_on_with_the_same_schedules(staleness: int, run_settin
         if staleness:
             schedules[iteration + 1] = branching.schedule(iteration + 1)
         tree = {"ocr": rewards(schedules[iteration], {2: 1.0}, rng), "ocr_exact": np.zeros(8)}
-        branching.learn(iteration, schedules[iteration], [tree])
+        branching.record(iteration, schedules[iteration], [tree])
         (tmp_path / str(iteration)).mkdir()
         branching.save(tmp_path / str(iteration))
         if not staleness:
@@ -112,9 +112,9 @@ def test_a_run_with_moving_splits_goes_on_bit_by_bit(run_settings: Settings, tmp
     prompts = ["123", "456", "789", "012"]
 
     def iterated(loop: PlainLoop, numbers: range) -> list[int]:
-        return [loop.iterate(number, prompts).forward_passes for number in numbers]
+        return [loop.iterate(number).forward_passes for number in numbers]
 
-    straight, first, resumed = PlainLoop(settings), PlainLoop(settings), PlainLoop(settings)
+    straight, first, resumed = (PlainLoop(settings, prompts) for _ in range(3))
     passes = iterated(straight, range(1, 5))
     assert len(set(passes)) > 1
     assert max(passes) == passes[0]

@@ -120,7 +120,7 @@ def test_an_added_divergence_is_from_the_policy_before_training(
     begun: Path, settings_in: Settings, tmp_path: Path
 ) -> None:
     settings = settings_in(tmp_path, {**BEGUN, "learner.kl_weight": 0.1})
-    loop = PlainLoop(settings)
+    loop = PlainLoop(settings, ["1"])
     loop.load(RunFolder(begun).checkpoint(1))
     untrained = trainable(load_policy(settings.policy).network)
     assert loop.learner.reference

@@ -37,7 +37,6 @@ from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.pages.dashboards import DASHBOARDS, dashboard
 from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_name, series_of
 from branchgrpo.cluster.run.loop import IterationReport
-from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.learner import metrics as learner
 from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import save_recipe
@@ -173,11 +172,8 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
     folder = settings.runs / settings.name
     save_recipe(settings, folder)
 
-    def iterate(loop: RayLoop, number: int) -> IterationReport:
-        return loop.iterate(number, prompts_of(number, prompts, settings.prompts.per_iteration, settings.seed))
-
     with (
-        closing(RayLoop(settings, folder, head)) as loop,
+        closing(RayLoop(settings, folder, prompts, head)) as loop,
         monitored(folder, tmp_path / "monitor.log") as prometheus,
     ):
         start = time.time()
@@ -185,7 +181,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
         # Rates miss what is counted before a series is first seen.
         assert prometheus.now(series_name(sampling.FORWARD_PASSES)) == [0, 0]
         assert prometheus.now(series_name(learner.ROWS_TRAINED)) == [0]
-        reports = [iterate(loop, i) for i in range(1, ITERATIONS + 1)]
+        reports = [loop.iterate(i) for i in range(1, ITERATIONS + 1)]
         end = time.time()
         until(lambda: len(prometheus.now(f"timestamp(up) > {end} and up == 1")) == 6)
         assert_components_export_their_own(prometheus)
@@ -197,7 +193,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
         scaled = {"controller": 1, "rollout": 3, "learner": 1, "reward": 1}
         until(lambda: components(prometheus) == scaled)
         for number in range(ITERATIONS + 1, 2 * ITERATIONS + 1):
-            iterate(loop, number)
+            loop.iterate(number)
         everyone = f"count(branchgrpo_tasks_total > 0 and timestamp(branchgrpo_tasks_total) > {end})"
         until(lambda: prometheus.now(everyone) == [3])
         assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means()["diversity"])]

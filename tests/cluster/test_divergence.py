@@ -16,7 +16,7 @@ from branchgrpo.proto.errors import Diverged
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
-from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.proto.tree import Task, Tree, Window
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
@@ -90,9 +90,8 @@ def test_gradients_that_are_not_finite_stop_the_update(run_settings: Settings, s
     backward = learner.engine.backward
     learner.engine.backward = lambda loss: backward(loss * float("inf"))  # type: ignore[method-assign]
     with pytest.raises(Diverged, match="in iteration 1 the gradient isn't finite"):
-        for tree in trees:
-            learner.take(tree)
-        learner.update()
+        learner.accumulate(Window(1, trees, closes_update=True))
+        learner.step()
     assert all(torch.equal(value, average[name]) for name, value in learner.average.weights.items())
 
 
@@ -112,9 +111,8 @@ def test_weights_and_log_probabilities_are_looked_at(
         velocity = policy.velocity
         policy.velocity = lambda *given: velocity(*given) * float("nan")  # type: ignore[method-assign]
     with pytest.raises(Diverged, match=what):
-        for tree in trees:
-            learner.take(tree)
-        learner.update()
+        learner.accumulate(Window(1, trees, closes_update=True))
+        learner.step()
 
 
 @pytest.mark.parametrize("execution", ["in_process", "ray"])

@@ -77,21 +77,21 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_then_what_it_is_better
     ) as address:
         (tmp_path / "refused").mkdir()
         with pytest.raises(InputError, match=r"pools.rollout_workers needs 1 x 0.1 CPU, 1 work; there is room for 0"):
-            RayLoop(run_settings(changes), tmp_path / "refused", address)
+            RayLoop(run_settings(changes), tmp_path / "refused", ["1"], address)
         (tmp_path / "run").mkdir()
         settings = run_settings({**changes, "pools.placement_timeout_seconds": 120})
-        with closing(RayLoop(settings, tmp_path / "run", address)) as loop:
+        with closing(RayLoop(settings, tmp_path / "run", ["1"], address)) as loop:
 
             def workers() -> list[str]:
                 status = ray.get(loop._controller.status.remote())
                 return [worker["state"] for worker in status["pools"]["rollout_workers"]]
 
             assert len(workers()) == 1
-            loop.iterate(1, ["1"] * 12, None)
+            loop.iterate(1)
             assert len(workers()) == 3, "twelve tasks one after the other are worth two more workers"
             until(lambda: workers() == ["idle"] * 3)
             assert sum(node["Alive"] for node in ray.nodes()) == 4
-            loop.iterate(2, ["1"] * 12, None)
+            loop.iterate(2)
             assert len(workers()) == 3
 
 
@@ -164,13 +164,13 @@ def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Pa
         }
     )
     (tmp_path / "run").mkdir()
-    with ray_head() as address, closing(RayLoop(settings, tmp_path / "run", address)) as loop:
+    with ray_head() as address, closing(RayLoop(settings, tmp_path / "run", ["1"], address)) as loop:
 
         def replicas() -> int:
             rewards = ray.get(loop._controller.status.remote())["pools"]["rewards"]
             return int(rewards["constant"].get("RUNNING", 0))
 
         assert replicas() == 1
-        answer = loop._controller.iterate.remote(1, ["1"] * 120, None)
+        answer = loop._controller.iterate.remote(1)
         until(lambda: replicas() == 2)
-        assert ray.get(answer).forward_passes == 120 * settings.schedule.build().forward_passes
+        assert ray.get(answer)[0].forward_passes == 120 * settings.schedule.build().forward_passes

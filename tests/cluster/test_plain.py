@@ -31,21 +31,19 @@ def test_the_worker_always_samples_with_the_weights_just_learned(
             "learner.optimizer.learning_rate": 1e-2,
         }
     )
-    loop = PlainLoop(settings)
+    loop = PlainLoop(settings, ["1", "2", "3", "4"])
     loop.scorers._models = [({"ocr", "ocr_exact"}, RandomScores())]
     told: list[tuple[str, float]] = []
     before = {name: value.clone() for name, value in loop.learner.engine.weights().items()}
     bound = 1e-5 if precision == "float32" else 1e-3
     for iteration in (1, 2, 3):
-        report = loop.iterate(
-            iteration, ["1", "2", "3", "4"], progress=lambda phase, share: told.append((phase, share))
-        )
+        report = loop.iterate(iteration, lambda phase, share: told.append((phase, share)))
         first, second = report.updates
         assert first.edges == 2 * settings.schedule.build().trained_edges
         assert first.logprob_abs_diff < bound
         assert second.logprob_abs_diff > 0
         assert report.rewards["ocr"].shape == (4 * settings.schedule.build().leaves,)
-    assert loop.worker.weights_version == loop.learner.version == 3
+    assert loop.worker.version == loop.learner.version == 3
     assert any((value != before[name]).any() for name, value in loop.learner.engine.weights().items())
     assert ("rollout", 1.0) in told
     assert ("learning", 1.0) in told

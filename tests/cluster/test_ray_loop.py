@@ -40,12 +40,10 @@ def trained(
     loop: Any, settings: RunSettings, folder: Path, during: Callable[[int], None] = lambda i: None
 ) -> dict[str, torch.Tensor]:
     """Weights after some iterations."""
-    prompts = read_prompts(settings.prompts.train, "prompts.train")
-    drawn = [prompts_of(i, prompts, settings.prompts.per_iteration, settings.seed) for i in range(1, ITERATIONS + 2)]
     with closing(loop):
         for i in range(1, ITERATIONS + 1):
             during(i)
-            report = loop.iterate(i, drawn[i - 1], drawn[i] if i < ITERATIONS else None)
+            report = loop.iterate(i)
             assert report.forward_passes == 24 * settings.schedule.build().forward_passes
         loop.save(folder)
     return safetensors.torch.load_file(folder / "weights.safetensors")
@@ -61,9 +59,10 @@ def plain(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> di
     return weights(settings.runs / settings.name, ITERATIONS)
 
 
-def on_ray(settings: RunSettings, folder: Path, head: str) -> RayLoop:
+def on_ray(settings: RunSettings, folder: Path, head: str, prompts: list[str] | None = None) -> RayLoop:
+    """A run over some prompts, or those of the recipe."""
     folder.mkdir(parents=True)
-    return RayLoop(settings, folder, head)
+    return RayLoop(settings, folder, prompts or read_prompts(settings.prompts.train, "prompts.train"), head)
 
 
 @pytest.mark.parametrize(
@@ -100,11 +99,10 @@ def test_other_numbers_of_learner_ranks_go_on_from_a_checkpoint(
     for iteration, ranks in enumerate((1, 3, 2), 1):
         pool = {**SMALL, "count": ranks}
         settings = run_settings({**BASE, "execution": "ray", "learner.zero_stage": 3, "pools.learner": pool})
-        prompts = read_prompts(settings.prompts.train, "prompts.train")
         with closing(on_ray(settings, tmp_path / f"{ranks} ranks", head)) as loop:
             if iteration > 1:
                 loop.load(saved / str(iteration - 1))
-            loop.iterate(iteration, prompts_of(iteration, prompts, settings.prompts.per_iteration, settings.seed))
+            loop.iterate(iteration)
             loop.save(saved / str(iteration))
     found = safetensors.torch.load_file(saved / str(ITERATIONS) / "weights.safetensors")
     assert found.keys() == plain.keys()
@@ -191,12 +189,12 @@ def test_scaling_down_drains_and_scaling_up_adds(run_settings: Settings, tmp_pat
         def status() -> dict[str, Any]:
             return ray.get(loop._controller.status.remote())["pools"]
 
-        answer = loop._controller.iterate.remote(1, ["1"] * 24, None)
+        answer = loop._controller.iterate.remote(1)
         while sum(worker["state"] == "busy" for worker in status()["rollout_workers"]) < 2:
             time.sleep(0.01)
         before = status()["rollout_workers"]
         ray.get(loop._controller.scale.remote(1, {}))
-        assert [worker["state"] for worker in status()["rollout_workers"]] == ["busy", "leaving"]
+        assert [worker["state"] for worker in status()["rollout_workers"]] == ["busy", "draining"]
         while len(status()["rollout_workers"]) > 1:
             time.sleep(0.01)
         ray.get(loop._controller.scale.remote(3, {"constant": 2}))
@@ -204,7 +202,7 @@ def test_scaling_down_drains_and_scaling_up_adds(run_settings: Settings, tmp_pat
         assert len(pids) == 3
         assert before[0]["pid"] in pids
         assert before[1]["pid"] not in pids
-        assert ray.get(answer).forward_passes == 24 * settings.schedule.build().forward_passes
+        assert ray.get(answer)[0].forward_passes == 24 * settings.schedule.build().forward_passes
         while status()["rewards"]["constant"].get("RUNNING") != 2:
             time.sleep(0.1)
         with pytest.raises(InputError, match="--reward names 'beauty'; this run has constant"):
@@ -236,7 +234,7 @@ def test_the_first_leaf_is_scored_before_half_of_the_forward_passes_are_done(
     schedule = settings.schedule.build()
     assert schedule.leaves == 256
     with closing(on_ray(settings, tmp_path / "run", head)) as loop:
-        report = loop.iterate(1, ["123"], None)
+        report = loop.iterate(1)
     assert report.forward_passes == schedule.forward_passes
     assert 0.2 < report.first_score < 0.5  # not before the first chunk is done, either
     assert 0 < report.scoring_hidden <= 1
@@ -284,7 +282,7 @@ def test_neither_the_controller_nor_the_object_store_grows_with_the_trees(
             watcher = threading.Thread(target=watch)
             watcher.start()
             for iteration in (1, 2):
-                loop.iterate(iteration, ["123"] * 8, None)
+                loop.iterate(iteration)
             done.set()
             watcher.join()
             peaks[leaves], resident[leaves] = peak, psutil.Process(pid).memory_info().rss
@@ -320,7 +318,7 @@ def test_a_reward_model_that_never_scores_stops_the_run(run_settings: Settings, 
     settings = run_settings({**BASE, "execution": "ray", "rewards": rewards})
     with closing(on_ray(settings, tmp_path / "run", head)) as loop:
         with pytest.raises(RunFailed, match=r"'ocr' gave no score for request 'run/1/\d+/.*scores must be finite"):
-            loop.iterate(1, ["123"] * 24, None)
+            loop.iterate(1)
         application = loop.settings.name
     ray.init(head, namespace="branchgrpo")
     try:
@@ -343,27 +341,27 @@ def test_trees_without_scores_are_left_out_until_they_are_too_many(
         }
     )
     leaves = settings.schedule.build().leaves
-    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
-        report = loop.iterate(1, ["123"] * 23 + ["666"], None)
+    first, second = (prompts_of(i, [f"{k}" for k in range(48)], 24, settings.seed) for i in (1, 2))
+    unreadable = {first[0], *second[:2]}
+    prompts = ["666" if f"{k}" in unreadable else "123" for k in range(48)]
+    with closing(on_ray(settings, tmp_path / "run", head, prompts)) as loop:
+        report = loop.iterate(1)
         assert report.left_out == 1
         assert len(report.rewards["ocr"]) == 23 * leaves
         assert np.isfinite(report.rewards["ocr"]).all()
         with pytest.raises(RunFailed, match=r"'ocr' gave no score for request 'run/2/.*666 can't be read"):
-            loop.iterate(2, ["123"] * 22 + ["666"] * 2, None)
+            loop.iterate(2)
 
 
 @pytest.mark.slow
 def test_a_run_that_samples_ahead_goes_on_bit_by_bit(run_settings: Settings, tmp_path: Path, head: str) -> None:
-    settings = run_settings({**BASE, "execution": "ray", "staleness": 1})
-    prompts = [[f"{i}{k:02d}" for k in range(24)] for i in range(4)]
+    settings = run_settings({**BASE, "execution": "ray", "staleness": 1, "iterations": 3})
+    prompts = [f"{k:03d}" for k in range(100)]
 
     def iterate(loop: RayLoop, iterations: range) -> list[float]:
-        return [
-            loop.iterate(i, prompts[i], prompts[i + 1] if i < 3 else None).updates[0].logprob_abs_diff
-            for i in iterations
-        ]
+        return [loop.iterate(i).updates[0].logprob_abs_diff for i in iterations]
 
-    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+    with closing(on_ray(settings, tmp_path / "run", head, prompts)) as loop:
         differences = iterate(loop, range(1, 3))
         loop.save(tmp_path / "half")
         differences += iterate(loop, range(3, 4))
@@ -371,7 +369,7 @@ def test_a_run_that_samples_ahead_goes_on_bit_by_bit(run_settings: Settings, tmp
     # The first iteration is on-policy; later ones are sampled with weights that are one iteration old.
     assert differences[0] < 1e-5
     assert differences[1] > 1e-5
-    with closing(on_ray(settings, tmp_path / "resumed", head)) as loop:
+    with closing(on_ray(settings, tmp_path / "resumed", head, prompts)) as loop:
         loop.load(tmp_path / "half")
         assert iterate(loop, range(3, 4)) == differences[2:]
         loop.save(tmp_path / "again")

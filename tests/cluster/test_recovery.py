@@ -57,7 +57,7 @@ def test_port_and_sizes_outlive_the_controller(fixed: bool, run_settings: Settin
     settings = run_settings({**STAND_IN, **({"logging.metrics_port": free_port()} if fixed else {})})
     folder = tmp_path / "run"
     folder.mkdir()
-    with closing(RayLoop(settings, folder, head)) as loop:
+    with closing(RayLoop(settings, folder, ["1"], head)) as loop:
         before = http_port(folder)
         assert before == (settings.logging.metrics_port or before)
 
@@ -65,10 +65,10 @@ def test_port_and_sizes_outlive_the_controller(fixed: bool, run_settings: Settin
             return ray.get(loop._controller.status.remote())
 
         ray.get(loop._controller.scale.remote(2, {"constant": 2}))
-        loop.iterate(1, ["1"] * 4, None)
+        loop.iterate(1)
         os.kill(status()["pid"], signal.SIGKILL)
         with pytest.raises(ProcessLost):
-            loop.iterate(2, ["1"] * 4, None)
+            loop.iterate(2)
         loop.restart()
         assert http_port(folder) == before
         until(lambda: len(status()["pools"]["rollout_workers"]) == 2)
@@ -76,7 +76,7 @@ def test_port_and_sizes_outlive_the_controller(fixed: bool, run_settings: Settin
 
         (tmp_path / "second").mkdir()
         with pytest.raises(InputError, match="a run named 'run' is going on on this cluster"):
-            RayLoop(settings, tmp_path / "second", head)
+            RayLoop(settings, tmp_path / "second", ["1"], head)
         assert status()["pools"]["rewards"]["constant"].get("RUNNING") == 2
         assert (folder / "ray.json").exists()
 
@@ -109,7 +109,7 @@ def test_what_a_run_leaves_when_it_ends_is_nothing(run_settings: Settings, tmp_p
     settings = run_settings({**STAND_IN, "pools.learner": {"cpus": 100}})
     (tmp_path / "run").mkdir()
     with pytest.raises(InputError, match=r"pools.learner needs 1 x 100 CPU"):
-        RayLoop(settings, tmp_path / "run", head)
+        RayLoop(settings, tmp_path / "run", ["1"], head)
     assert not list((tmp_path / "run").iterdir())
     ray.init(head, namespace="branchgrpo", log_to_driver=False)
     try:

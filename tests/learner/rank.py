@@ -18,7 +18,7 @@ from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.partitioned import gathering, partitioned
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
-from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.proto.tree import Task, Tree, Window
 from branchgrpo.rollout_workers.policies.base import Policy, collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
@@ -40,9 +40,8 @@ def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
 
 def learn(learner: Learner, trees: list[Tree]) -> float:
     """Make an update and return its gradient's norm. The first one is with the weights that sampled the trees."""
-    for tree in trees:
-        learner.take(tree)
-    first, stats = learner.engine.module.global_steps == 0, learner.update()
+    learner.accumulate(Window(1, trees, closes_update=True))
+    first, stats = learner.engine.module.global_steps == 0, learner.step()
     assert (stats.logprob_abs_diff < 1e-5) == first, stats
     kept = trees if learner.reference else trees[:1]
     assert stats.edges == sum(tree.schedule.trained_edges for tree in kept), stats

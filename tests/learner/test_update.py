@@ -14,9 +14,10 @@ from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective, edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.methods import METHODS
+from branchgrpo.proto.packed_tensor import ForwardCache
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
-from branchgrpo.proto.tree import Tree
+from branchgrpo.proto.tree import Tree, Window
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights, trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -29,9 +30,8 @@ Sample = Callable[..., list[Tree]]
 
 
 def update(learner: Learner, trees: list[Tree]):
-    for tree in trees:
-        learner.take(tree)
-    return learner.update()
+    learner.accumulate(Window(1, trees, closes_update=True))
+    return learner.step()
 
 
 # ratio == 1 ---------------------------------------------------------------------------------------------------------
@@ -265,7 +265,7 @@ def test_a_kept_graph_gives_the_same_gradient_without_a_forward_pass(
             {**changes, "learner.keep_graph": keep, "learner.updates_per_iteration": 1, "prompts.per_iteration": 2}
         )
         learner = Learner(load_policy(settings.policy), settings)
-        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept)
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept_forwards)
         passes = 0
 
         def count(*_: object) -> None:
@@ -276,7 +276,7 @@ def test_a_kept_graph_gives_the_same_gradient_without_a_forward_pass(
             stats = update(learner, trees)
         assert (passes == 0) == keep
         assert stats.rows == 2 * settings.schedule.build().rows
-        assert not learner.kept
+        assert not list((learner.kept_forwards or ForwardCache()).drain())
         norms.append(stats.gradient_norm)
         moments.append(first_moments(learner))
         if keep:
@@ -331,7 +331,7 @@ def test_skipping_zero_advantages_changes_no_gradient(
     for skip in (True, False):
         settings = run_settings({**changes, "learner.skip_zero_advantage": skip})
         learner = Learner(load_policy(settings.policy), settings)
-        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept)
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), kept=learner.kept_forwards)
         trees[1].rewards["ocr"][:] = 0.25
         stats.append(update(learner, trees))
         moments.append(first_moments(learner).values())
@@ -349,9 +349,15 @@ def test_an_update_without_a_single_edge_makes_no_step(
     settings = run_settings(changes)
     learner = Learner(load_policy(settings.policy), settings)
     before = {name: value.clone() for name, value in learner.engine.weights().items()}
-    trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"), rewards="equal", kept=learner.kept)
+    trees = sample(
+        learner.policy,
+        settings.schedule.build(),
+        prompts=("1", "2"),
+        rewards="equal",
+        kept=learner.kept_forwards,
+    )
     stats = update(learner, trees)
-    assert not learner.kept
+    assert not list((learner.kept_forwards or ForwardCache()).drain())
     assert (stats.edges, stats.rows) == (0, 0)
     assert stats.skipped_edges == 2 * settings.schedule.build().trained_edges
     assert all(torch.equal(before[name], value) for name, value in learner.engine.weights().items())
@@ -397,7 +403,7 @@ def test_an_update_with_a_tree_missing_is_refused(run_settings: Settings, sample
     learner = Learner(load_policy(settings.policy), settings)
     with pytest.raises(ValueError, match="an update takes 2 trees; got 1"):
         update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1",)))
-    with pytest.raises(ValueError, match="an update takes 2 trees; one more was given"):
+    with pytest.raises(ValueError, match="an update takes 2 trees; got 3"):
         update(learner, sample(learner.policy, settings.schedule.build(), prompts=("1", "2")))
 
 
@@ -483,15 +489,14 @@ def test_published_weights_make_another_worker_the_same(
     schedule = settings.schedule.build()
     if lora:
         other.add_lora(settings.learner.lora)
-    weights, _ = learner.publish()
-    load_weights(other.network, weights)
+    load_weights(other.network, learner.weights())
     rollout = RolloutSettings(max_batch_rows=2)
     first = update(learner, sample(other, schedule, prompts=("1", "2"), rollout=rollout))
     stale = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
-    weights, version = learner.publish()
+    version, weights = learner.publish(), learner.weights()
     worker = RolloutWorker(other, rollout)
-    worker.load(weights, version)
-    assert (version, worker.weights_version) == (2, 2)
+    worker.adopt(version, weights)
+    assert (version, worker.version) == (1, 1)
     assert all(not name.endswith("base_layer.weight") for name in weights)
     fresh = sample(other, schedule, prompts=("1", "2"), rollout=rollout)
     bound = 1e-5 if precision == "float32" else 1e-3

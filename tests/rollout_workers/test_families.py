@@ -176,8 +176,8 @@ def _iterations(settings: PolicySettings, lora: dict[str, int] | None, run_setti
             "learner.optimizer": {"learning_rate": 1e-3},
         }
     )
-    loop = PlainLoop(run)
-    return [loop.iterate(number, PROMPTS) for number in (1, 2)]
+    loop = PlainLoop(run, PROMPTS)
+    return [loop.iterate(number) for number in (1, 2)]
 
 
 @pytest.mark.slow
@@ -213,7 +213,7 @@ def test_an_update_trains_the_network_alone_and_its_export_draws_the_same(
             "learner.optimizer": {"learning_rate": 1e-2},
         }
     )
-    loop = PlainLoop(run)
+    loop = PlainLoop(run, PROMPTS)
     pipeline = loop.policy.pipeline
     everything = {
         f"{name}.{parameter}": value
@@ -226,7 +226,7 @@ def test_an_update_trains_the_network_alone_and_its_export_draws_the_same(
     before = {name: value.clone() for name, value in everything.items()}
     parameters = {id(p.data) for p in trainable(loop.policy.network).values()}
     assert parameters
-    loop.iterate(1, PROMPTS)
+    loop.iterate(1)
     changed = {name for name, value in everything.items() if not torch.equal(before[name], value)}
     assert changed
     assert all(name.split(".")[0] in loop.policy.networks for name in changed)

@@ -1,0 +1,49 @@
+"""How an iteration is cut up: into tasks for the workers and windows for the learner."""
+
+from collections.abc import Iterator, Sequence
+
+from ...proto.schedule import Schedule
+from ...proto.settings import RunSettings
+from ...proto.tree import Task, Window
+
+MAX_UNREAD_PARTS = 2
+"""Parts of a task that wait to be read, at which its worker pauses."""
+
+
+def groups(count: int, size: int) -> list[range]:
+    """The numbers from 0 to `count` in groups of `size` consecutive ones; the last may be smaller."""
+    return [range(first, min(first + size, count)) for first in range(0, count, size)]
+
+
+def tasks(
+    iteration: int,
+    prompts: Sequence[str],
+    size: int,
+    schedule: Schedule,
+    seed: int,
+    version: int,
+    guidance_scale: float | None = None,
+) -> list[Task]:
+    """A tree for each of `prompts`, `size` of them in a task: the same tasks, whoever samples them."""
+    return [
+        Task(iteration, tuple(group), tuple(prompts[tree] for tree in group), schedule, seed, version, guidance_scale)
+        for group in groups(len(prompts), size)
+    ]
+
+
+def training_tasks(
+    settings: RunSettings, iteration: int, prompts: Sequence[str], schedule: Schedule, version: int
+) -> list[Task]:
+    """The tasks of an iteration of training."""
+    return tasks(iteration, prompts, settings.rollout.trees_per_task, schedule, settings.seed, version)
+
+
+def windows(settings: RunSettings, iteration: int) -> Iterator[Window[int]]:
+    """The windows of an iteration, by the numbers of their trees. None holds trees of two updates."""
+    learner = settings.learner
+    for first in range(0, settings.prompts.per_iteration, settings.trees_per_update):
+        # The forward passes that are kept belong to no window: all of them are worked on at once.
+        size = settings.trees_per_update if learner.keep_graph else learner.window_trees
+        for group in groups(settings.trees_per_update, size):
+            trees = range(first + group.start, first + group.stop)
+            yield Window(iteration, trees, closes_update=group.stop == settings.trees_per_update)
