@@ -25,4 +25,4 @@ def scale(where: RunAddress, workers: int | None, replicas: dict[str, int]) -> i
     address = where.found()
     from ..on_ray.calls import call_controller  # Ray reads its way of authentication when it is imported
 
-    return int(call_controller(address, "scale", workers, replicas))
+    return int(call_controller(address, lambda controller: controller.scale.remote(workers, replicas)))

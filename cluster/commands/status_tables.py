@@ -82,7 +82,7 @@ def show_processes(status: dict[str, Any], console: Console) -> None:
     """Print a controller's report: the current phase, and every process."""
     console.print(
         f"{status['phase']} {status['share']:.0%}, weights version {status['weights_version']}, "
-        f"{status['max_trees_in_flight']} trees in flight",
+        f"{status['trees_in_flight']} trees in flight",
         highlight=False,
     )
     table = Table("pool", "process", "node", "state")

@@ -16,11 +16,11 @@ LOSSES = (RayActorError, ObjectLostError)
 """What Ray raises when a process died, or its node with all that lay there."""
 
 
-def call_controller(where: RunAddress, method: str, *arguments: Any) -> Any:
-    """What a method of a run's controller returns, which `find_ray` has found. Raises InputError if there is none."""
+def call_controller(where: RunAddress, call: Callable[[Any], Any]) -> Any:
+    """What `call` of a run's controller returns. Raises InputError if the run has none there."""
     with visiting(where.address):
         controller = named_controller(where.run)
-        return unwrapped(lambda: ray.get(getattr(controller, method).remote(*arguments)))
+        return unwrapped(lambda: ray.get(call(controller)))
 
 
 def unwrapped(call: Callable[[], Result]) -> Result:

@@ -7,11 +7,9 @@ references; the controller itself holds headers and scores.
 
 import asyncio
 import logging
-import os
-import shutil
 import time
 from collections import deque
-from collections.abc import Callable, Coroutine, Sequence
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -24,24 +22,25 @@ from ray.exceptions import ObjectLostError
 from ...proto.errors import ProcessLost, brief
 from ...proto.exporter import ExporterDirectory
 from ...proto.logs import mark_warnings
-from ...proto.remote_tree import PartHeader, part_id
+from ...proto.remote_tree import part_id
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
 from ...proto.tree import Task
 from ...proto.update_stats import UpdateStats
 from ..observability import metrics
 from ..run.adaptive_splits import SplitChooser
-from ..run.cuts import MAX_UNREAD_PARTS, windows
+from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks
 from ..run.loop import IterationReport
-from ..run.phases import Timeline
 from ..run.prompt_order import prompts_of
 from .actors import PREVIOUS
-from .iteration import GrowingTree, Iteration, parts_of
+from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Sizes, WeightsRef
+from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
 from .reward_client import ScoringFailed
 from .status_server import serve_http
+from .watch import Watch, phase_seconds
 from .worker_pool import ATTEMPTS, Worker
 
 Scores = dict[str, npt.NDArray[np.float64]]
@@ -59,16 +58,12 @@ class Controller:
         self.branching = SplitChooser(settings)
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[WeightsRef] = deque(maxlen=2)
+        self.watch = Watch(settings, self.pools, self.exporters)
+        self.server: asyncio.Task[None] | None = None
         self._ahead: Iteration | None = None
-        self._going_on: list[Iteration] = []
         self._in_flight = 0
         self._learned = asyncio.Condition()
         self._in_scoring = asyncio.Semaphore(settings.rollout.max_parts_in_scoring)
-        self._background: set[asyncio.Task[None]] = set()
-        self.server: asyncio.Task[None] | None = None
-        self.progress = ("starting", 0.0)
-        self.iterations_done = 0
-        self._learner_draining = False
 
     # The loop ---------------------------------------------------------------------------------------------------
 
@@ -91,7 +86,9 @@ class Controller:
         self._ahead = None
         if self.settings.staleness and number < self.settings.iterations:
             self._ahead = self._sample(number + 1, self.published[-1])
-        updates = await self._learn(iteration)
+        async with task_group() as group:  # what breaks sampling off ends the wait for it too
+            group.create_task(iteration.sampled())
+            updates = await self._learn(iteration)
         self.branching.record(number, iteration.schedule, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
             self.published.append(await self.pools.learner.publish())
@@ -100,78 +97,88 @@ class Controller:
     def _sample(self, number: int, weights: WeightsRef) -> Iteration:
         """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
         prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
-        iteration = Iteration(number, prompts, self.settings, self.branching.schedule(number), weights)
-        self._going_on.append(iteration)
-        for task in iteration.tasks:
-            self._start(self._sample_task(iteration, task), iteration.fail)
+        schedule = self.branching.schedule(number)
+        iteration = Iteration(number, prompts, self.settings, schedule, weights, self._sample_task)
+        self.watch.iterations.append(iteration)
         return iteration
 
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
+        """Have a task sampled and its parts scored, again if its pictures are lost on the way."""
         await self._room_for(len(task.trees))
         for _ in range(ATTEMPTS):
-            # What is lost here is the weights, with the learner's node; or it isn't known what.
-            scoring = await self.pools.workers.run(partial(self._stream, iteration, task))
-            try:
-                await asyncio.gather(*scoring)
+            lost: list[ObjectLostError] = []
+            async with task_group() as scoring:
+                await self.pools.workers.run(partial(self._sample_once, iteration, task, scoring, lost))
+            if not lost:
                 return
-            except ObjectLostError as error:
-                logging.getLogger(__name__).warning(
-                    "pictures were lost with their node, trees %s again: %s", task.trees, brief(error)
-                )
+            logging.getLogger(__name__).warning(
+                "pictures were lost with their node, trees %s again: %s", task.trees, brief(lost[0])
+            )
         raise ProcessLost(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
 
-    async def _stream(self, iteration: Iteration, task: Task, worker: Worker) -> list[asyncio.Task[None]]:
-        """One worker's attempt at a task: every part goes to the rewards as soon as it is there.
+    async def _sample_once(
+        self,
+        iteration: Iteration,
+        task: Task,
+        scoring: asyncio.TaskGroup,
+        lost: list[ObjectLostError],
+        worker: Worker,
+    ) -> None:
+        """One worker's attempt at a task: every part is scored, in `scoring`, as soon as it is there.
 
-        Returns what scores the parts, and goes on.
+        The worker is free when all parts are there. Pictures that are lost before they are scored are noted in `lost`.
         """
-        trees: dict[int, GrowingTree] = iteration.growing(task)
-        scoring: list[asyncio.Task[None]] = []
+        trees, attempts = iteration.growing(task), []
         forwards: list[tuple[float, int]] = []
         start, held_up = time.monotonic(), 0.0
-        stream = worker.actor.sample.options(
-            num_returns="streaming", _generator_backpressure_num_objects=3 * MAX_UNREAD_PARTS
-        ).remote(task, iteration.weights, self.published[-1].version)
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
-                async for header, media, states in parts_of(stream):
-                    forwards += header.forwards
-                    if tree := trees.get(header.tree):
-                        tree.add(header, states)
-                        if tree.number < iteration.shown:
-                            tree.media.append(media)
-                        asked = time.monotonic()
-                        await self._in_scoring.acquire()  # while too much waits for scores, the worker pauses
+                async for part in read_parts(worker, task, iteration.weights, self.published[-1].version):
+                    forwards += part.header.forwards
+                    if tree := trees.get(part.header.tree):
+                        tree.add(part, shown=tree.number < iteration.shown)
+                        asked, begun = time.monotonic(), asyncio.Event()
+                        attempts.append(scoring.create_task(self._score(iteration, tree, part, begun, lost)))
+                        await begun.wait()  # while too much waits for scores, the worker pauses
                         held_up += time.monotonic() - asked
-                        scoring.append(self._start(self._score(iteration, tree, header, media), lambda _: None))
-                        # Not in `_score`: one that is cancelled before it has begun would never give it back.
-                        scoring[-1].add_done_callback(lambda _: self._in_scoring.release())
-        except BaseException:
-            for attempt in scoring:
+        except BaseException:  # another worker begins anew
+            for attempt in attempts:
                 attempt.cancel()
             raise
         iteration.task_seconds[task.trees] = time.monotonic() - start - held_up
         iteration.forwards[task.trees] = forwards
-        return scoring
 
-    async def _score(self, iteration: Iteration, tree: GrowingTree, header: PartHeader, media: Any) -> None:
-        part = part_id(iteration.number, tree.number, header.leaves)
-        request = f"{self.settings.name}/{part}"
-        with iteration.timeline.phase("scoring", part=part), metrics.QUEUE_LENGTH.labels("parts").track_inprogress():
-            prompts = [tree.prompt] * len(header.leaves)
-            try:
-                reply = await self.pools.rewards.score(media, prompts, list(self.settings.training_rewards), request)
-            except ScoringFailed as error:
-                if iteration.leave_out(tree.number, error):
+    async def _score(
+        self,
+        iteration: Iteration,
+        tree: GrowingTree,
+        part: ArrivedPart,
+        begun: asyncio.Event,
+        lost: list[ObjectLostError],
+    ) -> None:
+        """Have a part scored, when its turn has come: then `begun` is set."""
+        header, name = part.header, part_id(iteration.number, tree.number, part.header.leaves)
+        prompts, rewards = [tree.prompt] * len(header.leaves), list(self.settings.training_rewards)
+        async with self._in_scoring:
+            begun.set()
+            waiting = metrics.QUEUE_LENGTH.labels("parts")
+            with iteration.timeline.phase("scoring", part=name), waiting.track_inprogress():
+                try:
+                    reply = await self.pools.rewards.score(part.media, prompts, rewards, f"{self.settings.name}/{name}")
+                except ObjectLostError as error:
+                    lost.append(error)
                     return
-                raise
+                except ScoringFailed as error:
+                    if iteration.leave_out(tree.number, error):
+                        return
+                    raise
         iteration.first_score_time = min(iteration.first_score_time, time.time())
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
         iteration.leaves_scored += len(header.leaves)
         # A task that runs again is scored again.
         share = iteration.leaves_scored / (len(iteration.prompts) * tree.schedule.leaves)
-        self.progress = ("rollout", min(share, 1.0))
+        self.watch.progress = ("rollout", min(share, 1.0))
         if tree.complete:
             iteration.completed(tree)
 
@@ -183,12 +190,12 @@ class Controller:
             with iteration.timeline.phase("waiting", iteration=iteration.number, trees=[begin, end]):
                 # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
                 needed = trees if self.settings.placement == "colocated" else end
-                await asyncio.gather(*(iteration.ready(number) for number in range(begin, needed)))
+                await iteration.ready(range(begin, needed))
             with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
                 stats = await self.pools.learner.accumulate(window.of(iteration.hand_over))
             updates += [stats] if stats else []
             await self._make_room(end - begin)
-            self.progress = ("learning", end / trees)
+            self.watch.progress = ("learning", end / trees)
         return updates
 
     async def _room_for(self, trees: int) -> None:
@@ -203,25 +210,12 @@ class Controller:
             self._in_flight -= trees
             self._learned.notify_all()
 
-    def _start(self, work: Coroutine[Any, Any, None], failed: Callable[[BaseException], None]) -> asyncio.Task[None]:
-        """Run `work` in the background; `failed` is told what it raises."""
-        task = asyncio.create_task(work)
-
-        def note(done: asyncio.Task[None]) -> None:
-            self._background.discard(done)
-            if not done.cancelled() and (error := done.exception()):
-                failed(error)
-
-        self._background.add(task)
-        task.add_done_callback(note)
-        return task
-
     def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> IterationReport:
         names, timeline = list(self.settings.training_rewards), iteration.timeline
         report = IterationReport(
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.scored()]) for name in names},
-            seconds=_seconds(timeline),
+            seconds=phase_seconds(timeline),
             forward_passes=sum(rows for _, rows in iteration.every_forward()),
             updates=updates,
             media=[],
@@ -229,11 +223,9 @@ class Controller:
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             first_score=iteration.first_score_share(),
-            learner_draining=self._learner_draining,
+            learner_draining=self.watch.learner_draining,
         )
-        self.iterations_done = iteration.number
-        self._count_seconds(iteration)
-        self._going_on.remove(iteration)
+        self.watch.done(iteration)
         metrics.note_iteration(report, self.settings.rewards, seconds, self.published[-1].version)
         return report
 
@@ -250,10 +242,10 @@ class Controller:
         address = await serve_http(self, log.metrics_host, node, port, metrics.REGISTRY)
         metrics.RECOVERIES.set(recoveries)
         metrics.LAST_PROGRESS.set_to_current_time()
-        self._watching = asyncio.create_task(self._watch())
+        self._watching = asyncio.create_task(self.watch.every_second())
         await self.pools.start()
         self.published.append(await self.pools.learner.weights())
-        self.progress = ("ready", 0.0)
+        self.watch.progress = ("ready", 0.0)
         return address
 
     async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
@@ -308,8 +300,8 @@ class Controller:
 
     async def close(self) -> None:
         """End all processes of the run but its reward models."""
-        for task in list(self._background):
-            task.cancel()
+        for iteration in self.watch.iterations:
+            iteration.sampling.cancel()
         await self.pools.close()
 
     # For those who watch ----------------------------------------------------------------------------------------
@@ -318,75 +310,11 @@ class Controller:
         """Note that a metrics exporter is alive."""
         self.exporters.register(address, component, pool)
 
-    async def _watch(self) -> None:
-        """Every second: kill what hangs, leave nodes that are about to go, and have the counters of seconds grow.
-
-        They grow while a phase goes on, not only when it has ended.
-        """
-        while True:
-            self.pools.workers.count_idle()
-            self.pools.kill_the_silent(self.exporters.silence)
-            try:
-                self._learner_draining = self.pools.drain(await asyncio.to_thread(_draining_nodes))
-                store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
-            except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
-                logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)
-            else:
-                metrics.OBJECT_STORE_USED.set(store)
-                metrics.DISK_USED.set(disk)
-            for iteration in self._going_on:
-                self._count_seconds(iteration)
-            await asyncio.sleep(1)
-
-    def _count_seconds(self, iteration: Iteration) -> None:
-        """Bring the counters of seconds up to now."""
-        ranks, seconds = self.settings.pools.learner.count, _seconds(iteration.timeline)
-        totals = {metrics.PHASE_SECONDS.labels(name): spent for name, spent in seconds.items()}
-        if self.settings.placement == "colocated":  # while others sample, a rank samples too
-            for pool in ("learner", "rollout_workers"):
-                totals[metrics.IDLE_SECONDS.labels(pool)] = seconds["waiting"] * ranks
-        else:
-            totals[metrics.IDLE_SECONDS.labels("learner")] = iteration.timeline.seconds("waiting") * ranks
-        for counter, total in totals.items():
-            if (more := total - iteration.counted.get(counter, 0.0)) > 0:
-                counter.inc(more)
-                iteration.counted[counter] = total
-
     async def state_now(self) -> ControllerState:
         """The phase at work, how much of it is done, and what pools were scaled to."""
-        return ControllerState(*self.progress, self.pools.sizes)
+        return self.watch.state()
 
     async def status(self) -> dict[str, Any]:
         """Iterations done, the phase at work, and every process, as plain data."""
-        phase, share = self.progress
-        return {
-            "run": self.settings.name,
-            "pid": os.getpid(),
-            "iterations": {"done": self.iterations_done, "of": self.settings.iterations},
-            "phase": phase,
-            "share": share,
-            "weights_version": self.published[-1].version if self.published else 0,
-            "max_trees_in_flight": self._in_flight,
-            "pools": await self.pools.status(),
-        }
-
-
-def _draining_nodes() -> set[str]:
-    """Ids of the nodes that are about to go, and have been told."""
-    return set(ray._private.state.state.get_draining_nodes())
-
-
-def _storage_used(folder: Path) -> tuple[float, float]:
-    """Shares in use: of the object store, on the node where it is largest, and of the disk that a folder is on."""
-    name, free = "object_store_memory", ray._private.state.available_resources_per_node()
-    totals = {node["NodeID"]: node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]}
-    shares = [1 - free[node].get(name, 0.0) / total for node, total in totals.items() if total and node in free]
-    disk = shutil.disk_usage(folder)
-    return max(shares, default=0.0), disk.used / (disk.used + disk.free)
-
-
-def _seconds(timeline: Timeline) -> dict[str, float]:
-    """Seconds of each phase until now. What counts as waiting is what sampling doesn't hide."""
-    seconds = {name: timeline.seconds(name) for name in metrics.PHASES}
-    seconds["waiting"] = timeline.seconds("waiting", "rollout") - seconds["rollout"]
-    return seconds
+        version = self.published[-1].version if self.published else 0
+        return await self.watch.status(version, self._in_flight)

@@ -1,8 +1,13 @@
-"""The trees of one iteration, from the tasks that sample them to the scores that complete them."""
+"""The trees of one iteration, from the tasks that sample them to the scores that complete them.
+
+Every tree is handed over once, whole and scored or left out, however often it was sampled. The first error of a task
+ends the others and the iteration.
+"""
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from itertools import chain
 from typing import Any
@@ -21,6 +26,7 @@ from ..run.loop import SHOWN_TREES
 from ..run.phases import Timeline
 from .autoscaling import IterationTiming
 from .messages import WeightsRef
+from .part_reader import ArrivedPart
 
 
 @dataclass
@@ -39,8 +45,11 @@ class GrowingTree:
     leaves: int = 0
     """Leaves that have all their scores."""
 
-    def add(self, header: PartHeader, states: Any) -> None:
-        self.parts.append((header, states))
+    def add(self, part: ArrivedPart, *, shown: bool) -> None:
+        header = part.header
+        self.parts.append((header, part.states))
+        if shown:
+            self.media.append(part.media)
         self.nodes += len(header.nodes)
         if header.diversity is not None:
             self.diversity = header.diversity
@@ -58,8 +67,15 @@ class Iteration:
     """What is known of one iteration's trees while they are sampled and scored."""
 
     def __init__(
-        self, number: int, prompts: Sequence[str], settings: RunSettings, schedule: Schedule, weights: WeightsRef
+        self,
+        number: int,
+        prompts: Sequence[str],
+        settings: RunSettings,
+        schedule: Schedule,
+        weights: WeightsRef,
+        sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]],
     ) -> None:
+        """`sample` begins with all tasks at once."""
         self.number, self.prompts, self.schedule, self.weights = number, prompts, schedule, weights
         self.tasks = training_tasks(settings, number, prompts, self.schedule, weights.version)
         self.timeline = Timeline()
@@ -81,27 +97,36 @@ class Iteration:
         """By the trees of a task, what sampling them took, without the time for which scoring held it up."""
         self.first_score_time = float("inf")
         self.leaves_scored = 0
-        self.failed: asyncio.Future[None] = asyncio.get_running_loop().create_future()
-        self._trees: list[asyncio.Future[RemoteTree[Any]]] = [
-            asyncio.get_running_loop().create_future() for _ in prompts
-        ]
+        self._trees: dict[int, asyncio.Future[RemoteTree[Any]]] = {
+            number: asyncio.get_running_loop().create_future() for number in range(len(prompts))
+        }
+        """The trees that haven't been handed over: done as soon as they are sampled and scored."""
+        self.sampling = asyncio.create_task(self._sample(sample))
+        # An error is raised by `sampled`; where nobody asks for it, the run has ended over another one.
+        self.sampling.add_done_callback(lambda sampling: sampling.cancelled() or sampling.exception())
+
+    async def sampled(self) -> None:
+        """Wait until all tasks are done. Raises the first error of one, which ends the others."""
+        await self.sampling
+
+    async def _sample(self, sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]]) -> None:
+        async with task_group() as group:
+            for task in self.tasks:
+                group.create_task(sample(self, task))
 
     def growing(self, task: Task) -> dict[int, GrowingTree]:
         """Those trees of a task that aren't complete yet, as they are before anything has arrived."""
         pairs = zip(task.trees, task.prompts, strict=True)
-        return {n: GrowingTree(n, prompt, self.schedule) for n, prompt in pairs if not self._trees[n].done()}
+        return {n: GrowingTree(n, prompt, self.schedule) for n, prompt in pairs if self._awaited(n)}
 
     def completed(self, tree: GrowingTree) -> None:
         """Hand a tree over to whoever waits for it."""
-        if not self._trees[tree.number].done():
+        if self._awaited(tree.number):
             self.rewards[tree.number] = tree.rewards
             self.diversity[tree.number] = tree.diversity
             if tree.media:
                 self.media[tree.number] = tree.media
-            self._trees[tree.number].set_result(
-                RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards)
-            )
-            metrics.QUEUE_LENGTH.labels("trees").inc()
+            self._finish(RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards))
 
     def leave_out(self, number: int, error: BaseException) -> bool:
         """Go on without a tree that has no score. Returns False if too many would be left out."""
@@ -111,34 +136,28 @@ class Iteration:
             logging.getLogger(__name__).warning("tree %d of iteration %d is left out: %s", number, self.number, error)
             metrics.LEFT_OUT.inc()
             self.left_out.add(number)
-            empty: RemoteTree[Any] = RemoteTree(number, self.prompts[number], self.schedule, (), {}, left_out=True)
-            self._trees[number].set_result(empty)
-            metrics.QUEUE_LENGTH.labels("trees").inc()
+            self._finish(RemoteTree(number, self.prompts[number], self.schedule, (), {}, left_out=True))
         return True
 
     def scored(self) -> list[dict[str, FloatArray]]:
         """Rewards of the leaves, tree by tree, of those that have any."""
         return [rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out]
 
-    def fail(self, error: BaseException) -> None:
-        """Have everybody who waits for a tree get `error`."""
-        if not self.failed.done():
-            self.failed.set_exception(error)
-
-    async def ready(self, number: int) -> None:
-        """Wait until tree `number` is sampled and scored. Raises what has made the iteration fail."""
-        either: list[asyncio.Future[Any]] = [self._trees[number], self.failed]
-        await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
-        if self.failed.done():
-            self.failed.result()
+    async def ready(self, numbers: Iterable[int]) -> None:
+        """Wait until these trees are sampled and scored, or left out."""
+        await asyncio.gather(*(self._trees[number] for number in numbers))
 
     def hand_over(self, number: int) -> RemoteTree[Any]:
-        """A tree that is ready; its references are forgotten here."""
-        tree = self._trees[number].result()
-        self._trees[number] = asyncio.get_running_loop().create_future()
-        self._trees[number].set_result(RemoteTree(number, tree.prompt, tree.schedule, (), {}))
+        """A tree that is ready; it is forgotten here."""
         metrics.QUEUE_LENGTH.labels("trees").dec()
-        return tree
+        return self._trees.pop(number).result()
+
+    def _awaited(self, number: int) -> bool:
+        return number in self._trees and not self._trees[number].done()
+
+    def _finish(self, tree: RemoteTree[Any]) -> None:
+        self._trees[tree.number].set_result(tree)
+        metrics.QUEUE_LENGTH.labels("trees").inc()
 
     def every_forward(self) -> Iterator[tuple[float, int]]:
         """All forward passes, each once, though a task may have been sampled twice."""
@@ -157,16 +176,12 @@ class Iteration:
         return done / total if total else 1.0
 
 
-async def parts_of(stream: Any) -> AsyncIterator[tuple[PartHeader, Any, Any]]:
-    """The parts that a worker's generator gives: header, reference to pictures, reference to states.
-
-    The header is the last of the three, so that a part that is handed on is whole. Raises what broke the stream off.
-    """
-    objects = []
-    async for reference in stream:
-        objects.append(reference)
-        if len(objects) == 3:
-            yield await objects[2], objects[0], objects[1]
-            objects = []
-    for reference in objects:
-        await reference
+@asynccontextmanager
+async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
+    """A TaskGroup that raises the first error as it is, not in a group of errors."""
+    try:
+        async with asyncio.TaskGroup() as group:
+            yield group
+    except BaseExceptionGroup as errors:
+        first = errors.exceptions[0]
+        raise first from first.__cause__

@@ -1,0 +1,37 @@
+"""The parts of a task's trees, as the worker that samples them hands them over."""
+
+from collections.abc import AsyncIterator
+from typing import Any, NamedTuple
+
+from ...proto.remote_tree import PartHeader
+from ...proto.tree import Task
+from ..run.cuts import MAX_UNREAD_PARTS
+from .messages import WeightsRef
+from .worker_pool import Worker
+
+
+class ArrivedPart(NamedTuple):
+    """A part whose pictures and states lie elsewhere, in the order in which a worker hands over its objects."""
+
+    media: Any
+    states: Any
+    header: PartHeader
+
+
+async def read_parts(worker: Worker, task: Task, weights: WeightsRef, newest: int) -> AsyncIterator[ArrivedPart]:
+    """Have `worker` sample a task with `weights`, and read its parts; unread ones make it pause.
+
+    `newest` is the version that the learner has reached. The header is the last of three objects, so that a part that
+    is handed on is whole. Raises what broke the stream off.
+    """
+    sample = worker.actor.sample.options(
+        num_returns="streaming", _generator_backpressure_num_objects=len(ArrivedPart._fields) * MAX_UNREAD_PARTS
+    )
+    objects = []
+    async for reference in sample.remote(task, weights, newest):
+        objects.append(reference)
+        if len(objects) == len(ArrivedPart._fields):
+            yield ArrivedPart(objects[0], objects[1], await objects[2])
+            objects = []
+    for reference in objects:
+        await reference

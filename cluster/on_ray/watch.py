@@ -1,0 +1,107 @@
+"""What is looked at every second while a run goes on: processes that hang, draining nodes, storage, seconds spent."""
+
+import asyncio
+import logging
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import ray
+
+from ...proto.exporter import ExporterDirectory
+from ...proto.settings import RunSettings
+from ..observability import metrics
+from ..run.phases import Timeline
+from .internals import draining_nodes, free_resources
+from .iteration import Iteration
+from .messages import ControllerState
+from .pools import Pools
+
+
+class Watch:
+    """How a run goes, for those who ask, and what has to be done about its processes meanwhile."""
+
+    def __init__(self, settings: RunSettings, pools: Pools, exporters: ExporterDirectory) -> None:
+        self.settings, self.pools, self.exporters = settings, pools, exporters
+        self.progress = ("starting", 0.0)
+        """The phase at work, and how much of it is done, 0 to 1."""
+        self.iterations: list[Iteration] = []
+        """Those that go on."""
+        self.iterations_done = 0
+        self.learner_draining = False
+        """Whether a learner rank is on a node that is about to go."""
+
+    async def every_second(self) -> None:
+        """Kill what hangs, drain nodes that are about to go, and have the counters of seconds grow, for ever.
+
+        They grow while a phase goes on, not only when it has ended.
+        """
+        while True:
+            self.pools.workers.count_idle()
+            self.pools.kill_the_silent(self.exporters.silence)
+            try:
+                self.learner_draining = self.pools.drain(await asyncio.to_thread(draining_nodes))
+                store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
+            except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
+                logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)
+            else:
+                metrics.OBJECT_STORE_USED.set(store)
+                metrics.DISK_USED.set(disk)
+            for iteration in self.iterations:
+                self._count_seconds(iteration)
+            await asyncio.sleep(1)
+
+    def done(self, iteration: Iteration) -> None:
+        """Note that an iteration has ended."""
+        self._count_seconds(iteration)
+        self.iterations.remove(iteration)
+        self.iterations_done = iteration.number
+
+    def state(self) -> ControllerState:
+        """What the driver is told."""
+        return ControllerState(*self.progress, self.pools.sizes)
+
+    async def status(self, version: int, trees_in_flight: int) -> dict[str, Any]:
+        """Iterations done, the phase at work, and every process, as plain data."""
+        phase, share = self.progress
+        return {
+            "run": self.settings.name,
+            "pid": os.getpid(),
+            "iterations": {"done": self.iterations_done, "of": self.settings.iterations},
+            "phase": phase,
+            "share": share,
+            "weights_version": version,
+            "trees_in_flight": trees_in_flight,
+            "pools": await self.pools.status(),
+        }
+
+    def _count_seconds(self, iteration: Iteration) -> None:
+        """Bring the counters of seconds up to now."""
+        ranks, seconds = self.settings.pools.learner.count, phase_seconds(iteration.timeline)
+        totals = {metrics.PHASE_SECONDS.labels(name): spent for name, spent in seconds.items()}
+        if self.settings.placement == "colocated":  # while others sample, a rank samples too
+            for pool in ("learner", "rollout_workers"):
+                totals[metrics.IDLE_SECONDS.labels(pool)] = seconds["waiting"] * ranks
+        else:
+            totals[metrics.IDLE_SECONDS.labels("learner")] = iteration.timeline.seconds("waiting") * ranks
+        for counter, total in totals.items():
+            if (more := total - iteration.counted.get(counter, 0.0)) > 0:
+                counter.inc(more)
+                iteration.counted[counter] = total
+
+
+def phase_seconds(timeline: Timeline) -> dict[str, float]:
+    """Seconds of each phase until now. What counts as waiting is what sampling doesn't hide."""
+    seconds = {name: timeline.seconds(name) for name in metrics.PHASES}
+    seconds["waiting"] = timeline.seconds("waiting", "rollout") - seconds["rollout"]
+    return seconds
+
+
+def _storage_used(folder: Path) -> tuple[float, float]:
+    """Shares in use: of the object store, on the node where it is largest, and of the disk that a folder is on."""
+    name, free = "object_store_memory", free_resources()
+    totals = {node["NodeID"]: node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]}
+    shares = [1 - free[node].get(name, 0.0) / total for node, total in totals.items() if total and node in free]
+    disk = shutil.disk_usage(folder)
+    return max(shares, default=0.0), disk.used / (disk.used + disk.free)
