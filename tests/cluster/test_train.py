@@ -322,17 +322,17 @@ def test_old_checkpoints_go(run_settings: Settings) -> None:
 NEW = """
 import os, signal, sys
 from pathlib import Path
-from branchgrpo.cluster import run_folder
-from branchgrpo.proto import files
+from branchgrpo.cluster.run import folder
+from branchgrpo.proto import atomic_files
 from branchgrpo.proto.recipe import load_recipe
 
 def write_text(path, text):
     if path.name == sys.argv[2]:
         os.kill(os.getpid(), signal.SIGKILL)
-    files.write_text(path, text)
+    atomic_files.write_text(path, text)
 
-run_folder.write_text = run_folder.save_recipe.__globals__["write_text"] = write_text
-with run_folder.RunFolder.create(load_recipe(Path(sys.argv[1]))):
+folder.write_text = folder.save_recipe.__globals__["write_text"] = write_text
+with folder.RunFolder.create(load_recipe(Path(sys.argv[1]))):
     pass
 """
 
