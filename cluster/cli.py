@@ -1,9 +1,9 @@
-"""The command line."""
+"""The command line: the commands about runs, those of `cluster_cli.py`, and what all of them share."""
 
 import os
 import signal
 import sys
-from contextlib import nullcontext, suppress
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -13,6 +13,8 @@ from rich.console import Console
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
+from .cluster_cli import Cluster, Overrides
+from .cluster_cli import app as cluster_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
 
@@ -27,11 +29,9 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
-Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
+app.add_typer(cluster_commands)
+
 RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to continue.")]
-Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
-]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name from its newest checkpoint.")]
 BackTo = Annotated[
     int | None,
@@ -40,12 +40,6 @@ BackTo = Annotated[
     ),
 ]
 Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
-Cluster = Annotated[
-    str | None,
-    typer.Option(
-        help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a new one on this machine."
-    ),
-]
 Ema = Annotated[bool, typer.Option("--ema", help="Use the running average of the weights.")]
 Iteration = Annotated[
     int | None, typer.Option("--iteration", help="Use the checkpoint of this iteration, not the newest.")
@@ -223,12 +217,6 @@ def _which(iteration: int | None, best: bool) -> "WhichCheckpoint":
     return "best" if best else "newest" if iteration is None else iteration
 
 
-RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
-Address = Annotated[
-    str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
-]
-
-
 @app.command()
 def status(
     run: Annotated[
@@ -262,167 +250,6 @@ def status(
 
 
 @app.command()
-def scale(
-    run: RunOnRay,
-    rollout_workers: Annotated[int | None, typer.Option(help="Number of rollout workers.")] = None,
-    reward: Annotated[
-        list[str] | None, typer.Option(help="Replicas of a reward model, such as ocr=2.", metavar="NAME=COUNT")
-    ] = None,
-    address: Address = None,
-) -> None:
-    """Resize the pools of a run in progress. Workers that leave finish their task first.
-
-    Example: [bold]branchgrpo scale runs/mine --rollout-workers 4 --reward ocr=2[/bold]
-    """
-    from .commands import scale
-    from .on_ray.run_address import RunAddress
-
-    where, counts = RunAddress.find(run, address), scale.replica_counts(reward or [])
-    with Console().status("scaling"):
-        starting = scale.scale(where, rollout_workers, counts)
-    typer.echo(f"{starting} workers have no room yet; they start when there is some" if starting else "scaled")
-
-
-MAX_SECONDS = 1e6
-
-
-def _duration(context: typer.Context, option: typer.CallbackParam, value: float) -> float:
-    """Check a number of seconds or minutes. Raises InputError if it isn't between 0 and the maximum."""
-    if not 0 <= value <= MAX_SECONDS:
-        raise InputError(f"--{option.name} is {value:g}; it must be from 0 to {MAX_SECONDS:g}")
-    return value
-
-
-Seconds = Annotated[
-    float, typer.Option("--seconds", callback=_duration, help="Maximum seconds for its processes to move elsewhere.")
-]
-
-
-@app.command()
-def drain(
-    address: Annotated[
-        str | None,
-        typer.Option(help="The cluster (host:port). Default: $RAY_ADDRESS, or that of this machine's only node."),
-    ] = None,
-    node_name: Annotated[
-        str | None, typer.Option(help="Name of the node. Default: the cluster's only one on this machine.")
-    ] = None,
-    seconds: Seconds = 60,
-) -> None:
-    """Take a node out of use before its machine is taken away: runs move their processes off it.
-
-    Call it from a termination hook, such as Kubernetes' preStop.
-
-    Example: [bold]branchgrpo drain --seconds 90[/bold]
-    """
-    from .on_ray.address import find_ray
-
-    found = find_ray(address)
-    from .commands.node import drain as empty
-
-    name, left = empty(found, node_name, seconds)
-    state = f"is still used by {', '.join(left)}" if left else "is drained"
-    typer.echo(f"node {name} of the cluster at {found} {state}")
-
-
-@app.command(context_settings={"ignore_unknown_options": True, "allow_extra_args": True})
-def node(
-    context: typer.Context,
-    address: Annotated[str, typer.Argument(help="The cluster's head (host:port).")],
-    seconds: Seconds = 60,
-) -> None:
-    """Make this machine a node of a Ray cluster. SIGTERM, the notice that it will be taken away, drains it first.
-
-    Other options are passed to `ray start`.
-
-    Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
-    """
-    from .on_ray.address import find_ray
-
-    found = find_ray(address)
-    from .commands.node import join
-
-    raise typer.Exit(join(found, seconds, context.args))
-
-
-@app.command()
-def clean(
-    runs: Annotated[Path, typer.Argument(help="Folder of run folders.")] = Path("runs"),
-    address: Annotated[
-        str | None, typer.Option(help="The cluster (host:port). Default: $RAY_ADDRESS, or that of this machine.")
-    ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Remove what is listed.")] = False,
-) -> None:
-    """List what killed runs have left on a cluster and in run folders; remove it with --yes.
-
-    It never touches runs in progress, served rewards, or anything that isn't BranchGRPO's.
-
-    Example: [bold]branchgrpo clean --address head:6379 --yes[/bold]
-    """
-    from .on_ray.address import RAY_ADDRESS, find_ray, nodes_here
-
-    cluster = find_ray(address) if address or os.environ.get(RAY_ADDRESS) or nodes_here() else None
-    from .commands.clean import orphans, stale_notes
-    from .on_ray.connect import visiting
-
-    with visiting(cluster) if cluster else nullcontext():
-        left = [*(orphans() if cluster else []), *stale_notes(runs)]
-        for leftover in left:
-            if yes:
-                leftover.remove()
-            typer.echo(f"{'removed' if yes else 'left by a run that is gone'}: {leftover.what}")
-    where = f"on the cluster at {cluster} and in {runs}" if cluster else f"in {runs}; no Ray runs on this machine"
-    if not left:
-        typer.echo(f"nothing is left {where}")
-    elif not yes:
-        typer.echo("remove it with --yes")
-
-
-@app.command()
-def monitor(
-    run: Annotated[Path, typer.Argument(help="Folder of a run in progress, such as runs/glyphs.")],
-    port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Prometheus.")] = 9090,
-    grafana_port: Annotated[int, typer.Option(min=1, max=65535, help="Port of Grafana.")] = 3000,
-    ray_dashboard: Annotated[
-        str | None, typer.Option(help="Ray's dashboard, to add Ray's metrics: http://head:8265.")
-    ] = None,
-) -> None:
-    """Start Prometheus, and Grafana if it is installed, for a run. They end with the run, or with Ctrl-C.
-
-    Example: [bold]branchgrpo monitor runs/glyphs[/bold]
-    """
-    from .commands.monitor import monitor as watch
-    from .run.folder import RunFolder
-
-    watch(RunFolder.open(run).path, port, grafana_port, ray_dashboard, Console())
-
-
-@app.command()
-def draw_dashboards(
-    run: Annotated[str, typer.Argument(help="Name or folder of a run.")],
-    out: Annotated[Path, typer.Option(help="New folder for the pictures.")] = Path("dashboards"),
-    prometheus: Annotated[str, typer.Option(help="Prometheus that scrapes the run.")] = "http://127.0.0.1:9090",
-    minutes: Annotated[float, typer.Option(callback=_duration, help="How far to look back.")] = 30,
-) -> None:
-    """Draw the dashboards of a run as pictures, without Grafana.
-
-    Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
-    """
-    import time
-
-    from ..proto.atomic_files import must_be_new
-    from .commands.draw_dashboards import Prometheus, draw
-
-    must_be_new(out)
-
-    end, server = time.time(), Prometheus(prometheus)
-    with Console().status("drawing"):
-        paths = draw(server, Path(run).name, end - 60 * minutes, end, out)
-    for path in paths:
-        typer.echo(f"drawn: {path}")
-
-
-@app.command()
 def trace(
     run: Run,
     iteration: Annotated[int | None, typer.Option(help="Iteration to look at. Default: the newest.")] = None,
@@ -445,50 +272,6 @@ def trace(
     found = traces.read(RunFolder.open(run).path, iteration)
     traces.show(found, Console())
     typer.echo(f"for https://ui.perfetto.dev: {traces.write_chrome(found, run, out)}")
-
-
-@app.command()
-def serve_rewards(
-    recipe: Recipe,
-    overrides: Overrides = None,
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8000,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
-    ] = None,
-    max_mib: Annotated[int, typer.Option(min=1, help="Maximum MiB of a request, and of its pictures.")] = 64,
-    address: Cluster = None,
-) -> None:
-    """Serve the reward models of a recipe over HTTP, for any trainer.
-
-    On addresses other than 127.0.0.1 requests must have the token.
-
-    Example: [bold]branchgrpo serve-rewards recipes/glyphs.yaml --port 8000[/bold], then
-    http://127.0.0.1:8000/docs
-    """
-    from ..proto.recipe import load_recipe
-
-    settings = load_recipe(recipe, overrides or [])
-    console = Console()
-    with console.status("starting"):
-        from .on_ray.address import find_cluster
-
-        address = find_cluster(address)  # before Ray is imported
-        from .commands.serve_rewards import serve
-    serve(settings, host, port, _token(token_file), max_mib * 2**20, address, console)
-
-
-def _token(file: Path | None) -> str | None:
-    """The token of a file or of the environment. Raises InputError if it isn't valid."""
-    from ..proto.scoring import checked_token
-
-    if file is None:
-        return checked_token(os.environ.get("BRANCHGRPO_TOKEN"), "BRANCHGRPO_TOKEN")
-    try:
-        return checked_token(file.read_text(encoding="ascii").strip(), f"--token-file '{file}'")
-    except (OSError, UnicodeDecodeError) as error:
-        raise InputError(f"--token-file '{file}' can't be read: {error}") from error
 
 
 @app.command()

@@ -23,7 +23,8 @@ CLUSTER_MAY_IMPORT = {
     "commands": {"commands", "preflight", "on_ray", "run"},
     "pages": {"pages", "observability"},
     "train": {"preflight", "on_ray", "run"},
-    "cli": {"train", "commands", "observability", "on_ray", "run"},
+    "cluster_cli": {"commands", "on_ray", "run"},
+    "cli": {"cluster_cli", "train", "commands", "observability", "on_ray", "run"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""
 FORBIDDEN = {  # pure algorithm code knows nothing of these
