@@ -3,6 +3,7 @@
 import os
 import signal
 from collections.abc import Callable, Mapping
+from copy import deepcopy
 from pathlib import Path
 from typing import Any
 
@@ -85,7 +86,7 @@ def settings_in(policy_settings: PolicySettings) -> Callable[..., RunSettings]:
             target = content
             for section in sections:
                 target = target.setdefault(section, {})
-            target[name] = value
+            target[name] = deepcopy(value)  # other changes may be within it
         return parse_settings(content)
 
     return settings
