@@ -15,7 +15,7 @@ FLAT_SPREAD = 1e-6
 """A standard deviation below this share of the values' size is rounding of scores in float32, not a difference: the
 advantage is exactly zero."""
 EXACT = 1e-12
-"""What arithmetic in float64 may add to or take from a value, as a share of the values' size."""
+"""Maximum rounding error of float64 arithmetic, relative to the size of the values."""
 
 
 def depth_advantages(

@@ -15,10 +15,10 @@ from .pruning import kept_edges
 
 @dataclass(frozen=True)
 class Credit:
-    """Of one tree."""
+    """The advantages and weights of one tree's edges."""
 
     advantages: FloatArray
-    """Of the edge into every node, float64 [nodes]."""
+    """Advantage of the edge into every node, float64 [nodes]."""
     weights: FloatArray
     """Share of every node's edge in the tree's objective, float64 [nodes]; 0 where it isn't trained or was pruned."""
 

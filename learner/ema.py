@@ -16,7 +16,7 @@ class WeightAverage:
         self.weights = {name: value.detach().to("cpu", torch.float32, copy=True) for name, value in weights}
 
     def load(self, weights: Mapping[str, torch.Tensor] | Iterable[tuple[str, torch.Tensor]]) -> None:
-        """Take up an average that was kept before, or begin anew with these weights."""
+        """Continue an average that was kept before, or start one with these weights."""
         for name, value in weights.items() if isinstance(weights, Mapping) else weights:
             self.weights[name].copy_(value)
 

@@ -13,7 +13,8 @@ from .partitioned import builder, gathering
 
 
 class Reference:
-    """With new adapters it is the same network without them; else a second one, which ranks share as the first."""
+    """The policy before training. With new adapters it is the same network without them; otherwise it is a second
+    network, sharded over ranks like the first."""
 
     def __init__(self, policy: Policy, settings: RunSettings) -> None:
         """Loads a second network if there must be one. Collective."""
@@ -28,7 +29,7 @@ class Reference:
 
     @torch.no_grad()
     def velocity(self, *arguments: object) -> torch.Tensor:
-        """As the policy's."""
+        """The reference policy's velocity; arguments and result as of `Policy.velocity`."""
         velocity: Callable[..., torch.Tensor] = self._policy.velocity
         if self.network is not None:
             return velocity(*arguments, self.network)

@@ -26,7 +26,7 @@ class MicroBatch:
     steps: torch.Tensor
     """Denoising step taken from each state, int64 [R]."""
     conditioning: Mapping[str, torch.Tensor]
-    """With a leading dimension R."""
+    """Conditioning of each row, with a leading dimension R."""
     parents: torch.Tensor
     """Row of each edge's parent, int64 [E]."""
     children: torch.Tensor

@@ -17,7 +17,7 @@ from .errors import InputError
 
 Result = TypeVar("Result")
 FULL_DISK_ERRORS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-"""How the system tells of a disk without room, and of a quota that is used up."""
+"""The system's error numbers for a full disk and for a used-up quota."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -27,7 +27,7 @@ MARKS = {
 }
 """Byte order marks, and what stands behind them."""
 PARTIAL = ".partial-"
-"""What names of unfinished files and folders begin with."""
+"""Prefix of the names of unfinished files and folders."""
 
 
 def must_be_new(path: Path) -> None:
@@ -130,9 +130,9 @@ def check_free(folder: Path, size: int) -> None:
 def when_there_is_room(
     write: Callable[[], Result], seconds: float, waiting: Callable[[BaseException], None], given_up: Callable[[], bool]
 ) -> Result:
-    """What `write` returns; while the disk is full it is tried again, for so many seconds or until `given_up`.
+    """The result of `write`. While the disk is full, it is retried, for `seconds` or until `given_up`.
 
-    `waiting` is told the error before each wait. Raises the OSError of the last attempt.
+    `waiting` is called with the error before each wait. Raises the OSError of the last attempt.
     """
     return tenacity.Retrying(
         retry=tenacity.retry_if_exception(is_full),

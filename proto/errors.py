@@ -6,7 +6,7 @@ class InputError(ValueError):
 
 
 class RunFailed(RuntimeError):
-    """A run can't go on, through no mistake in its settings; the message says why."""
+    """A run can't continue, through no mistake in its settings; the message says why."""
 
 
 class ProcessLost(RunFailed):
@@ -24,5 +24,5 @@ class Diverged(RunFailed):
 
 
 def brief(error: BaseException) -> str:
-    """The first line of an error's message. Those of Ray go on for a paragraph that tells nothing more."""
+    """The first line of an error's message. Ray's messages continue with a paragraph that adds nothing."""
     return str(error).partition("\n")[0]

@@ -1,7 +1,7 @@
 """The Prometheus exporter of a process.
 
-Series are defined where they are counted (`metrics.py` of each folder). An exporter listens on a port of its own and
-keeps telling the run's directory that it is alive, so that Prometheus finds it and nobody edits a list.
+Series are defined where they are counted (`metrics.py` of each folder). An exporter listens on its own port and keeps
+registering with the run's directory, so that Prometheus finds it and nobody edits a list.
 """
 
 import logging
@@ -19,7 +19,7 @@ FORGET_SECONDS = 3 * HEARTBEAT_SECONDS
 
 
 def listening(metrics_host: str | None, node: str) -> tuple[str, str]:
-    """Where to listen on the node with address `node`, and at which address others reach that.
+    """The address to listen on at the node with address `node`, and the address at which others reach it.
 
     `metrics_host` is the setting of this name.
     """
@@ -30,7 +30,7 @@ def listening(metrics_host: str | None, node: str) -> tuple[str, str]:
 def start_exporter(metrics_host: str | None, node: str, register: Callable[[str], object]) -> str:
     """Serve this process's metrics on a free port of the address `node`, or of `metrics_host`; returns `host:port`.
 
-    `register` is told the address now and every `HEARTBEAT_SECONDS`, from a thread of its own.
+    `register` is called with the address now and every `HEARTBEAT_SECONDS`, from a background thread.
     """
     host, reached_at = listening(metrics_host, node)
     server, _ = prometheus_client.start_http_server(0, addr=host)
@@ -77,7 +77,7 @@ class ExporterDirectory:
         return [{"targets": [address], "labels": labels} for address, labels in sorted(self._alive().items())]
 
     def processes(self) -> dict[str, int]:
-        """How many live exporters each pool has."""
+        """Pool -> its number of live exporters."""
         return Counter(labels["pool"] for labels in self._alive().values() if "pool" in labels)
 
     def _alive(self) -> dict[str, dict[str, str]]:

@@ -1,10 +1,10 @@
 """The methods of the field as schedules: each chooses which steps split and which are noisy.
 
-With N roots and no splits, fusion and normalising over the group are plain GRPO, so sequential methods need no code of
-their own. Where every sample of a method starts alike and walks a deterministic stretch first, that stretch is computed
-once here and split where the noise begins: the samples have the same law, for fewer forward passes.
+With N roots and no splits, fusion and normalising over the group are plain GRPO, so sequential methods need no extra
+code. If all samples of a method take the same deterministic steps first, those are computed once, and the tree splits
+where the noise starts: the samples have the same distribution, for fewer forward passes.
 
-Steps are counted from 0 and iterations from 1. The defaults are those of the papers, where they name one.
+Steps are counted from 0 and iterations from 1. The defaults are those of the papers, if they name one.
 """
 
 import math
@@ -68,7 +68,7 @@ def flow_grpo_fast(
 ) -> Schedule:
     """Deterministic to a random step, a split into `group` there, `window` noisy steps, deterministic to the end.
 
-    The step is drawn anew in every iteration (Flow-GRPO's fast variant).
+    The step is drawn at random in every iteration (Flow-GRPO's fast variant).
     """
     start = _drawn(steps - window, iteration, seed)
     return _windowed(steps, start, window, {start: group}, INDEPENDENT, kernel, eta, ode_stride)
@@ -106,7 +106,7 @@ def tempflow_grpo(
     ode_stride: int = 1,
     iteration: int = 1,
 ) -> Schedule:
-    """Deterministic but for one split into `children` (TempFlow-GRPO, arXiv 2508.04324).
+    """Deterministic except for one split into `children` (TempFlow-GRPO, arXiv 2508.04324).
 
     Without `split_step` the split moves on by a step with every iteration. Its loss weights are
     `advantage.noise_weight`.
@@ -197,7 +197,7 @@ METHODS: Mapping[str, Callable[..., Schedule]] = {
         tree_grpo,
     )
 }
-"""By name. Those that change with the iteration have a parameter `iteration`, those that draw lots a `seed`."""
+"""Name -> method. Methods that change with the iteration have a parameter `iteration`; random ones have a `seed`."""
 
 
 def _windowed(

@@ -1,6 +1,6 @@
 """Tensors as arrays of bits, for transport between processes.
 
-PyTorch is imported where there are tensors: whoever only passes things on does without it, its seconds and its memory.
+PyTorch is imported only where there are tensors: processes that only pass them on save its seconds and its memory.
 """
 
 from __future__ import annotations

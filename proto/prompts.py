@@ -1,7 +1,7 @@
 """Prompts and their sources: text, JSON, CSV, parquet, Hugging Face datasets.
 
-A prompt is its text. It may carry fields of its row besides (the text to be drawn, a reference picture), which rewards
-read.
+A prompt is its text. It may also carry the other fields of its row (the text to be drawn, a reference picture) for
+rewards.
 """
 
 import csv
@@ -23,7 +23,7 @@ from .errors import InputError
 Row = tuple[str, Any]
 """What to call its place, and what stands there: a text, an object, or the ValueError of what can't be read."""
 HUB = "hf:"
-"""What the name of a dataset on the Hugging Face hub begins with."""
+"""Prefix of the name of a dataset on the Hugging Face hub."""
 OFFLINE = "HF_HUB_OFFLINE"
 """Variable that keeps the hub's libraries from the network. The command line sets it where it isn't."""
 SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
@@ -170,7 +170,7 @@ def _json(content: bytes, column: str) -> Iterator[Row]:
 
 
 def _parsed(text: str) -> Any:
-    """What a JSON text says, or the ValueError of what is wrong with it."""
+    """The value of a JSON text, or a ValueError that says what is wrong with it."""
     try:
         return json.loads(text)
     except RecursionError:

@@ -72,7 +72,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
 
 
 def _resolved(section: Section, *names: str) -> Section:
-    """With those of the settings `names` that are files or folders here as absolute paths, for processes elsewhere."""
+    """The section with absolute paths for those of the settings `names` that are local files or folders, for processes
+    elsewhere."""
     given = {name: getattr(section, name) for name in names}
     there = {name: os.path.realpath(value) for name, value in given.items() if value and os.path.exists(value)}
     return section.model_copy(update=there)
@@ -94,7 +95,8 @@ def _found(path: Path, folder: Path = Path()) -> Path:
 
 
 def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
-    """What the file says, over what its base says. Raises InputError for a file that is none, or its own base."""
+    """The settings in a recipe file, on top of those of its base. Raises InputError if the file isn't a recipe, or is
+    its own base."""
     if path.resolve() in above:
         raise InputError(f"recipe {path} is its own base")
     try:
@@ -117,7 +119,7 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> dict[str, Any]:
-    """What the base of the recipe `path` says, with its prompt files as seen from there."""
+    """The settings of the base of the recipe `path`, with its prompt files relative to the base."""
     if not isinstance(base, str):
         raise InputError(f"base is {base!r} in recipe {path}; it must be another recipe's path or name")
     try:
@@ -191,7 +193,7 @@ def _merged(base: Any, value: Any) -> Any:
 
 
 def _forget_pools(recipe: dict[str, Any], rewards: Any) -> None:
-    """Drop what a recipe says of the pools of rewards, but for those in `rewards`."""
+    """Remove the settings of reward pools, except those of `rewards`."""
     if isinstance(pools := recipe.get("pools"), dict) and isinstance(given := pools.get("rewards"), dict):
         kept = {name: pool for name, pool in given.items() if isinstance(rewards, dict) and name in rewards}
         recipe["pools"] = pools | {"rewards": kept}
@@ -210,7 +212,7 @@ def _dotted(keys: Keys) -> str:
 
 
 def _located(settings: RunSettings, path: Path) -> RunSettings:
-    """With prompt files looked up from the recipe's folder."""
+    """The settings with prompt files relative to the recipe's folder."""
     folder, prompts = path.resolve().parent, settings.prompts
     sources = {name: getattr(prompts, name) for name in ("train", "held_out")}
     located = {name: folder / path for name, path in sources.items() if path and not str(path).startswith(HUB)}
@@ -226,7 +228,7 @@ def parse_settings(content: Any) -> RunSettings:
 
 
 def imported(name: str, setting: str) -> Any:
-    """What `module:attribute` names. Raises InputError, naming `setting`, if it can't be imported."""
+    """The object that `module:attribute` names. Raises InputError, naming `setting`, if it can't be imported."""
     try:
         if ":" not in name:
             raise ValueError("there is no ':' in it")

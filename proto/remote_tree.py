@@ -30,7 +30,7 @@ Reference = TypeVar("Reference")
 
 @dataclass(frozen=True)
 class PartHeader:
-    """What is small of a `TreePart`."""
+    """The small fields of a `TreePart`."""
 
     tree: int
     nodes: IntArray
@@ -39,7 +39,7 @@ class PartHeader:
     conditioning: tuple[str, ...]
     """Names of the conditioning tensors that come with the states."""
     diversity: float | None
-    """Of all the tree's leaves, with its last part only."""
+    """Diversity of all the tree's leaves; in the tree's last part only."""
     forwards: tuple[tuple[float, int], ...] = ()
     """Forward passes since the last part: when each ended (Unix seconds) and its rows."""
 
@@ -51,7 +51,7 @@ class PartHeader:
 
 
 def part_id(iteration: int, tree: int, leaves: IntArray) -> str:
-    """What a part is called in score requests and in the trace."""
+    """The id of a part in score requests and in the trace."""
     return f"{iteration}/{tree}/{leaves[0]}"
 
 

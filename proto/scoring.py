@@ -13,11 +13,12 @@ from .prompts import fields_of, with_fields
 from .safetensors_codec import decode, encode
 
 MAX_PICTURES = 256
-"""Pictures, frames of clips among them, of a request over HTTP, if a service wasn't told to take more."""
+"""Maximum pictures of a request over HTTP, counting the frames of clips, unless a service is set to accept more."""
 MAX_BYTES = 64 * 2**20
-"""Of the body of such a request, and of its pictures as uint8."""
+"""Maximum bytes of the body of such a request, and of its pictures as uint8."""
 MAX_HEADER_BYTES = 4 * 2**20
-"""Of the JSON that safetensors begin with, prompts and their fields: it is parsed at one go while everybody waits."""
+"""Maximum bytes of the JSON header of safetensors, which holds prompts and their fields. Parsing it blocks the
+server."""
 
 
 class NotScored(RunFailed):
@@ -98,7 +99,7 @@ class ScoreReply:
     """The scores of a request's pictures; `check` holds that there is one, and finite, for each."""
 
     scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
-    """By reward, float64 [n]."""
+    """Reward -> its scores, float64 [n]."""
     id: str = ""
 
     def check(self, rewards: Sequence[str], pictures: int) -> "ScoreReply":

@@ -31,7 +31,7 @@ class _SpanFile(RotatingFileHandler):
 
 
 def start_tracing(folder: Path | None, component: str, pool: str) -> None:
-    """Write the spans of this process into `folder` from now on, in a thread of its own; nowhere if that is None.
+    """Write the spans of this process into `folder` from now on, in a background thread; nowhere if that is None.
 
     A folder that can't be written to is warned of, and nothing is traced. It is made, what it lies in isn't: on a node
     that doesn't share the run folder spans would be written where nobody reads them.
@@ -69,7 +69,7 @@ def stop_tracing() -> None:
 
 @contextmanager
 def span(name: str, **attributes: Any) -> Iterator[None]:
-    """Note the time spent inside; `attributes` are whatever JSON can hold."""
+    """Record the time spent inside the block; `attributes` are JSON values."""
     if not _queue:
         yield
         return

@@ -27,7 +27,7 @@ Conditioning: TypeAlias = "Mapping[str, torch.Tensor]"
 
 @dataclass(frozen=True)
 class Task:
-    """A group of trees for one worker: a pure function of these fields, whoever computes it and when."""
+    """A group of trees for one worker. Its result is a pure function of these fields, on any worker at any time."""
 
     iteration: int
     trees: tuple[int, ...]
@@ -56,7 +56,7 @@ class Window(Generic[Item]):
 
 @dataclass(frozen=True)
 class TreePart:
-    """What has finished of one tree since its last message: some leaves and their new ancestors."""
+    """A part of a tree: some leaves, and all nodes above them that were computed since the previous part."""
 
     tree: int
     nodes: IntArray
@@ -72,7 +72,7 @@ class TreePart:
     conditioning: Conditioning | None = None
     """The prompt's conditioning, in the first part of a tree only."""
     diversity: float | None = None
-    """Of all the tree's leaves, in its last part only."""
+    """Diversity of all the tree's leaves; in its last part only."""
 
 
 @dataclass

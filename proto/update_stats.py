@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 @dataclass
 class UpdateStats:
-    """What one update did."""
+    """The figures of one update."""
 
     trees: int = 0
     rows: int = 0
@@ -29,6 +29,6 @@ class UpdateStats:
     logprob_abs_diff: float = 0.0
     """Largest difference to the sampler's log-probability. In an iteration's first update it must be near 0."""
     gradient_norm: float = 0.0
-    """Before clipping."""
+    """Norm of the gradient before clipping."""
     learning_rate: float = 0.0
-    """Of this update; 0 if it had no edge and made no step."""
+    """Learning rate of this update; 0 if it had no edge and made no step."""

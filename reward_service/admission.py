@@ -59,7 +59,7 @@ class Admission:
 
 @dataclass
 class Slot:
-    """What one of the requests that are worked on holds."""
+    """The bytes that one admitted request holds."""
 
     admission: Admission
     held: int = 0

@@ -128,7 +128,7 @@ def _bounded(request: Request, most: int, slot: Slot) -> Request:
 
 
 async def _in_time(reading: Coroutine[Any, Any, Read], seconds: float) -> Read:
-    """What `reading` the body gives; a client that sends it drop by drop holds no place for ever."""
+    """The result of `reading` the body, with a time limit for slow clients."""
     try:
         async with asyncio.timeout(seconds):
             return await reading

@@ -172,7 +172,7 @@ def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrain
 def check_clip_tokenizer(reward: str, tokenizer: Any, config: CLIPConfig) -> None:
     """Raises InputError for a tokenizer that isn't the one of a CLIP model."""
     text = config.text_config
-    # Old configurations say 2, whatever it is. The token of the highest number ends the text then.
+    # Old configurations always say 2. The token with the highest number then ends the text.
     last = text.vocab_size - 1 if text.eos_token_id == 2 else text.eos_token_id
     check_tokenizer(reward, tokenizer, text.vocab_size, last)
 

@@ -1,6 +1,6 @@
 """The HTTP server under the application: uvicorn, with limits on connections and headers.
 
-Ray Serve's own proxy has none: a header of 200 MB from anybody kept it busy until it was taken for dead.
+Ray Serve's proxy has no such limits: a header of 200 MB from any client kept it busy until it was taken for dead.
 """
 
 import asyncio
@@ -49,7 +49,7 @@ def listen(host: str, port: int) -> socket.socket:
 
 
 def server(app: FastAPI) -> uvicorn.Server:
-    """What answers HTTP by `app`, on sockets given to its `serve`."""
+    """A server that answers HTTP with `app`, on the sockets that its `serve` is given."""
     return uvicorn.Server(
         uvicorn.Config(
             app,

@@ -16,7 +16,7 @@ from .scorers import Scorer, per_frame
 from .weights import check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072
-"""Of the scores of the data that it was trained on."""
+"""Mean and standard deviation of the scores on its training data."""
 LENGTH = 35
 TOKENIZER = "bert-base-uncased's"
 HEAD_WIDTH = 64
@@ -31,7 +31,7 @@ VISION = {
     "blocks": "encoder.layers",
     "norm": "post_layernorm",
 }
-"""Of the published names those that transformers' BlipVisionModel has otherwise."""
+"""Published names of weights -> their names in transformers' BlipVisionModel, where these differ."""
 
 
 class ImageReward:
@@ -50,7 +50,7 @@ class ImageReward:
 
     @property
     def entries(self) -> int:
-        """Of the vocabulary."""
+        """Number of entries of the vocabulary."""
         return int(self._text.config.vocab_size)
 
     @torch.no_grad()

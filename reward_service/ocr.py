@@ -1,9 +1,9 @@
 """How legibly a picture shows the prompt's text, as an OCR model reads it.
 
-`ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 where every character is right. The text
-is what the prompt's field `text` says, else what stands in quotes in it, else the whole prompt. The model is
-rapidocr's PP-OCRv6. A picture of at most 64 pixels in height is taken as one line of text; in a higher one lines are
-looked for first, and read in their order, with blanks in between.
+`ocr` is 1 - edit distance / length of the text, at least 0; `ocr_exact` is 1 if every character is correct. The text is
+the prompt's field `text` if it has one, otherwise its quoted text, otherwise the whole prompt. The model is rapidocr's
+PP-OCRv6. A picture of at most 64 pixels in height is read as one line of text. In a higher one, lines are detected
+first, and read in order, with blanks in between.
 """
 
 import re

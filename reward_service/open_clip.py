@@ -6,7 +6,7 @@ import torch
 from transformers import CLIPConfig
 
 HEAD_WIDTHS = {"vision": 80, "text": 64}
-"""Of OpenCLIP's ViT-H/14; names and shapes of its weights tell all else."""
+"""Widths of the attention heads of OpenCLIP's ViT-H/14. All other sizes follow from the shapes of its weights."""
 
 _TOWER = {
     "positional_embedding": "embeddings.position_embedding.weight",

@@ -18,7 +18,7 @@ MISTAKES = ("builtins", "numpy", "torch")
 
 
 class OwnScorer:
-    """A function or scorer of the user's own. Raises NotScored for whatever it raises, with its traceback."""
+    """A user's function or scorer. Raises NotScored for any exception of it, with its traceback."""
 
     def __init__(self, reward: str, what: str, call: Callable[[npt.NDArray[np.uint8], list[str]], Any]) -> None:
         """`what` names it in errors. It returns scores by reward, or those of `reward` alone."""
@@ -26,7 +26,7 @@ class OwnScorer:
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         try:
-            # Copies: whatever it writes into them, other rewards and those who look at pictures don't see.
+            # Copies, so that it can't change the pictures of other rewards and of the sample grids.
             found = self._call(media.copy(), copy.deepcopy(list(prompts)))
             scores = found if isinstance(found, Mapping) else {self._reward: found}
             return {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}

@@ -34,7 +34,7 @@ MAX_ID = 200
 """Characters of a request's id."""
 
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
-"""An id gets into logs and traces, where it must not begin a line of its own."""
+"""An id gets into logs and traces, so it must not start a new line."""
 FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed form, which are answered

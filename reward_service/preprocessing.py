@@ -10,11 +10,11 @@ from torch.nn.functional import pad
 
 CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
-"""Of the pictures that CLIP was trained on, by channel; most reward models stem from it."""
+"""Mean and standard deviation, per channel, of the pictures that CLIP was trained on. Most reward models use them."""
 Fit = Callable[[torch.Tensor, int], torch.Tensor]
 """From a picture, float64 [3, height, width] in [0, 255], to a square of the side asked for."""
 BITS = 22
-"""Of the fraction of Pillow's weights, which are whole numbers."""
+"""Fraction bits of Pillow's resampling weights, which are integers."""
 
 
 def prepared(pictures: npt.NDArray[np.uint8], size: int, fit: Fit, device: torch.device) -> torch.Tensor:
@@ -34,7 +34,7 @@ def cropped(picture: torch.Tensor, size: int) -> torch.Tensor:
 
 
 def cropped_by_torchvision(picture: torch.Tensor, size: int) -> torch.Tensor:
-    """As `cropped`, with the middle as torchvision takes it: half of an odd surplus is rounded to the even number."""
+    """Like `cropped`, with torchvision's middle: half of an odd surplus is rounded to the even number."""
     return _middle(picture, size, lambda surplus: round(surplus / 2))
 
 
@@ -76,7 +76,7 @@ def _weights(given: int, wanted: int) -> torch.Tensor:
 
 
 def _whole(weights: torch.Tensor) -> torch.Tensor:
-    """As whole numbers, of which float64 holds every sum exactly."""
+    """The weights as integers, so that float64 holds every sum exactly."""
     return torch.trunc(weights * 2**BITS + torch.copysign(torch.tensor(0.5), weights))
 
 

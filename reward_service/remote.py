@@ -36,7 +36,7 @@ class RemoteReward:
     """Asks for one reward, by requests that any service of our own accepts. An attempt takes `timeout` seconds at most,
     all of them `longest(timeout)`; waits in between grow, with jitter.
 
-    What is wrong with the request is told at once; what may pass, after the last attempt. No score is made up.
+    A mistake in the request is raised at once, an error that may pass after the last attempt. No score is invented.
     """
 
     def __init__(self, reward: str, url: str, timeout: float) -> None:
@@ -88,7 +88,7 @@ class RemoteReward:
 
 
 def per_request(media: npt.NDArray[np.uint8]) -> int:
-    """How many of some pictures or clips go into a request: a service may refuse more, and one clip can't be cut."""
+    """How many pictures or clips fit into a request: a service may refuse more, and a clip can't be cut."""
     frames = math.prod(media.shape[1:-3])
     return max(1, min(MAX_PICTURES // frames, (MAX_BYTES - MAX_HEADER_BYTES) // max(media[0].nbytes, 1)))
 

@@ -110,7 +110,7 @@ def check_source(name: str, settings: RewardSettings) -> None:
 
 
 def _model(name: str, settings: RewardSettings) -> Any:
-    """What tells the model behind a reward from others."""
+    """A key that identifies the model behind a reward."""
     if settings.function or settings.url:
         return name
     if settings.scorer is None and name not in SCORERS:

@@ -10,7 +10,7 @@ import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
 
 MAX_SCANS = 64
-"""Of a JPEG; a progressive one has about ten. Each takes the time of the whole picture, and 35 bytes."""
+"""Maximum scans of a JPEG. A progressive one has about ten; each takes the time of the whole picture, and 35 bytes."""
 
 Pictures = npt.NDArray[np.uint8]
 Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]

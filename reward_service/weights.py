@@ -40,7 +40,7 @@ def weights_file(reward: str, settings: RewardSettings) -> Path:
 
 @contextmanager
 def published(reward: str, path: Path) -> Iterator[None]:
-    """Within it, whatever goes wrong with weights is told as an InputError."""
+    """Within the block, errors with weights are raised as InputError."""
     try:
         yield
     except (KeyError, IndexError, RuntimeError, ValueError, pickle.UnpicklingError) as error:

@@ -142,7 +142,7 @@ class CoefficientTable:
     b: torch.Tensor
     std: torch.Tensor
     c: torch.Tensor
-    """Of the clean state predicted one step before; 0 but for multistep solvers."""
+    """Coefficient of the clean state predicted one step before; 0 except for multistep solvers."""
 
     @classmethod
     def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "CoefficientTable":

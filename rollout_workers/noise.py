@@ -20,14 +20,14 @@ if TYPE_CHECKING:
 
 
 class Stream(IntEnum):
-    """What a node's noise is for."""
+    """The purpose of a node's noise."""
 
     START = 0
     """Starting latents of a root."""
     OWN = 1
     """The noise of the edge into a node."""
     SHARED = 2
-    """What the children of a node have in common."""
+    """The noise that the children of a node share."""
     PROMPTS = 3
     """The order of prompts, which belongs to no node."""
     SCHEDULE = LOTS

@@ -13,7 +13,7 @@ from .policies.embeddings import Embeddings
 
 
 class RolloutWorker:
-    """Samples the trees of tasks. A plain class: whoever launches it decides where it runs."""
+    """Samples the trees of tasks. A plain class, which may run in any process."""
 
     def __init__(
         self, policy: Policy, settings: RolloutSettings, version: int = 0, kept_forwards: ForwardCache | None = None
@@ -24,10 +24,10 @@ class RolloutWorker:
         self.version = version
         self.embeddings = Embeddings(policy, settings.embeddings)
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
-        """By guidance scale: without guidance a conditioning has no negative prompt."""
+        """Guidance scale -> embeddings: without guidance, a conditioning has no negative prompt."""
 
     def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[TreePart]:
-        """Parts of the task's trees as they finish; `observe` is told the rows of every forward pass.
+        """Parts of the task's trees as they finish; `observe(rows)` is called after every forward pass.
 
         Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.
         """

@@ -39,7 +39,7 @@ class Policy(Protocol):
         """Names what `encode` depends on beside the prompt; a file name."""
 
     def encode(self, prompt: str) -> Conditioning:
-        """What the network needs to know of the prompt. Takes text encoders to the device."""
+        """The network's conditioning on a prompt. Moves text encoders to the device."""
 
     def release_encoders(self) -> None:
         """Take text encoders from the device: no prompt is to be encoded in a while."""

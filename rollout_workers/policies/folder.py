@@ -17,7 +17,7 @@ INDEX = "model_index.json"
 WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "model.safetensors"}
 """Library -> the file of a part's weights."""
 SAMPLES, SAMPLE_BYTES = 16, 4096
-"""What is read of a file to tell it from others."""
+"""Bytes that are read from a file to tell it from others."""
 
 
 @dataclass(frozen=True)

@@ -34,7 +34,7 @@ FAMILIES = {
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
     "WanPipeline": Family(f"{__package__}.wan:WanPolicy", 512),
 }
-"""By diffusers' pipeline class. A new family is one file and one line here."""
+"""diffusers' pipeline class -> its family. A new family is one file and one line here."""
 
 EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
 
@@ -77,7 +77,7 @@ def find_adapter(name: str) -> Callable[..., Policy]:
 
 
 def find_policy(settings: PolicySettings) -> tuple[Path, str]:
-    """Where the policy lies and `module:class` of its adapter, without loading either.
+    """The folder of the policy, and `module:class` of its adapter, without loading either.
 
     Raises InputError if there is no pipeline, none that we know, or one that takes no prompts of that length.
     """

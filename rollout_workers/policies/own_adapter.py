@@ -16,7 +16,7 @@ from ...proto.user_code import described
 from .base import Policy
 
 OPTIONAL = ("cut_prompts", "with_guidance")
-"""What an adapter may have beside what a Policy has."""
+"""Optional attributes of an adapter, besides those of a Policy."""
 
 
 def told_with_its_place(name: str, adapter: type) -> type:

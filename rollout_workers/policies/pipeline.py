@@ -42,11 +42,11 @@ class PipelinePolicy:
     tokenizer: ClassVar[str] = "tokenizer"
     """The pipeline's tokenizer by whose tokens prompts are cut."""
     checkpoint_prefixes: ClassVar[dict[str, str]] = {}
-    """What is before the names of each network's weights in a checkpoint, if there is more than one network."""
+    """Prefixes of the names of each network's weights in a checkpoint, if there is more than one network."""
     absent: ClassVar[dict[str, Any]] = {}
-    """What the pipeline is loaded with instead of a part that is not used."""
+    """Replacements for unused parts when the pipeline is loaded."""
     float32_parts: ClassVar[tuple[str, ...]] = ()
-    """Parts that stay in float32 whatever the precision."""
+    """Parts that stay in float32 at any precision."""
     classifier_free = True
     """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
 
@@ -253,7 +253,7 @@ class PipelinePolicy:
 
     @property
     def prompt_template(self) -> str:
-        """What is encoded of a prompt, which stands there as {}."""
+        """The text that is encoded for a prompt, with {} in its place."""
         return "{}"
 
     @property
@@ -262,7 +262,7 @@ class PipelinePolicy:
         return self.tokenizer, self.settings.max_sequence_length
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
-        """What the network gets of one prompt, each tensor without a batch dimension. Encoders are on the device."""
+        """The network's input from one prompt, each tensor without a batch dimension. Encoders are on the device."""
         raise NotImplementedError
 
     def predict(

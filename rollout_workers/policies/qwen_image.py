@@ -14,8 +14,8 @@ from .pipeline import PipelinePolicy
 class QwenImagePolicy(PipelinePolicy):
     """`QwenImagePipeline`. A state is the packed latents of one picture, [tokens, channels].
 
-    Its prompts have as many tokens as they need. Here they are filled up to `max_sequence_length` and masked, so that a
-    row is computed alike whatever rows are beside it.
+    Its prompts differ in length. Here they are padded to `max_sequence_length` and masked, so that the result of a row
+    doesn't depend on the rows beside it.
     """
 
     pipeline_class = QwenImagePipeline

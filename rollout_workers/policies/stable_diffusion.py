@@ -27,7 +27,7 @@ class StableDiffusionPolicy(PipelinePolicy):
 
     def scheduler(self, published: Any) -> Any:
         if self.settings.shift is not None:
-            raise InputError(f"policy.shift is {self.settings.shift}; this model has noise levels of its own, null")
+            raise InputError(f"policy.shift is {self.settings.shift}; this model has fixed noise levels: use null")
         scheduler = DDIMScheduler.from_config(published.config, clip_sample=False)
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(

@@ -74,7 +74,7 @@ class Start:
 
 @torch.no_grad()
 def delta(layer: BaseTunerLayer) -> torch.Tensor:
-    """What the adapter of a layer adds to its weight, float32 on the CPU."""
+    """The difference that the adapter of a layer adds to its weight, float32 on the CPU."""
     change: torch.Tensor = layer.get_delta_weight(ADAPTER)
     return change.to("cpu", torch.float32)
 

@@ -28,7 +28,7 @@ DTYPES = {
 
 
 def find_problems(parts: Iterable[Part]) -> list[str]:
-    """What keeps parts of a pipeline from being loaded, a line for each that has something wrong."""
+    """The defects that keep parts of a pipeline from being loaded, a line for each part with defects."""
     found = []
     for part in parts:
         try:
@@ -163,7 +163,7 @@ def _diffusers_differences(part: Part, stored: Mapping[str, StoredTensor]) -> Di
 def compare(
     expected: Mapping[str, torch.Tensor], found: Mapping[str, tuple[int, ...]], ignored: Iterable[str] = ()
 ) -> Differences:
-    """How the names and shapes `found` differ from those of the tensors `expected`."""
+    """The differences between the names and shapes `found` and those of the tensors `expected`."""
     unexpected = [
         name for name in found.keys() - expected.keys() if not any(re.search(pattern, name) for pattern in ignored)
     ]
@@ -173,7 +173,7 @@ def compare(
 
 
 def _transformers_differences(part: Part, stored: Mapping[str, StoredTensor]) -> Differences:
-    """As the library itself tells when it loads, with its knowledge of tied weights and of names in older files."""
+    """The differences that transformers reports when it loads: it knows tied weights and the names of older files."""
     transformers.utils.logging.disable_progress_bar()
     model_class = getattr(transformers, part.class_name)
     empty = {
