@@ -4,8 +4,10 @@ from prometheus_client import Counter, Gauge, Histogram
 
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
 EDGES_TRAINED = Counter("branchgrpo_edges_kept", "Edges that entered the gradient (counted by rank 0 for all ranks).")
-EDGES_SKIPPED = Counter("branchgrpo_edges_skipped", "Edges left out for their zero advantage (rank 0 for all ranks).")
-EDGES_PRUNED = Counter("branchgrpo_edges_pruned", "Edges left out by pruning (rank 0 for all ranks).")
+EDGES_SKIPPED = Counter(
+    "branchgrpo_edges_skipped", "Edges skipped for their zero advantage (counted by rank 0 for all ranks)."
+)
+EDGES_PRUNED = Counter("branchgrpo_edges_pruned", "Edges pruned (counted by rank 0 for all ranks).")
 MICRO_BATCH_ROWS = Histogram(
     "branchgrpo_micro_batch_rows",
     "Rows in one forward and backward pass.",
@@ -17,16 +19,18 @@ LEARNING_SECONDS = Counter(
 )
 GRADIENT_NORM = Gauge("branchgrpo_gradient_norm", "Norm of the last update's gradient, before clipping.")
 RATIO = Gauge(
-    "branchgrpo_ratio", "Smallest and largest ratio of probabilities, new to old, in the last update.", ["statistic"]
+    "branchgrpo_ratio", "Minimum and maximum ratio of probabilities, new to old, in the last update.", ["statistic"]
 )
 CLIP_FRACTION = Gauge("branchgrpo_clip_fraction", "Share of the last update's edges whose gradient was clipped away.")
 LOGPROB_ABS_DIFF = Gauge(
     "branchgrpo_logprob_abs_diff",
-    "Largest difference between learner's and sampler's log-probabilities in an iteration's first update.",
+    "Maximum difference between the learner's and the sampler's log-probabilities in an iteration's first update.",
 )
-KL = Gauge("branchgrpo_kl", "KL divergence to the policy before training, in the last update; 0 if not asked for.")
+KL = Gauge(
+    "branchgrpo_kl", "KL divergence to the policy before training, in the last update; 0 without learner.kl_weight."
+)
 DEVICE_MEMORY = Gauge(
-    "branchgrpo_device_memory_peak_bytes", "Most memory of this rank's GPU that PyTorch has held; 0 without a GPU."
+    "branchgrpo_device_memory_peak_bytes", "Peak memory of this rank's GPU held by PyTorch; 0 without a GPU."
 )
 LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")

@@ -36,7 +36,7 @@ def must_be_new(path: Path) -> None:
     To be called before the work whose results go there: nothing that a command hasn't written is ever replaced.
     """
     if os.path.lexists(path):
-        raise InputError(f"{path} exists, and nothing that is there is replaced; name another place")
+        raise InputError(f"{path} exists, and isn't overwritten; name another path")
     must_be_makeable(path)
 
 

@@ -86,6 +86,8 @@ class ScoreRequest:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreRequest":
+        """The request in safetensors bytes. Raises ValueError for bytes that aren't a valid request (JSONDecodeError is
+        one), TypeError and KeyError for fields that are wrong or missing."""
         arrays, header = decode(data)
         if "media" not in arrays or "request" not in header:
             raise ValueError("not a score request: 'media' or 'request' is missing")
@@ -122,5 +124,6 @@ class ScoreReply:
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreReply":
+        """The reply in safetensors bytes. Raises ValueError for bytes that aren't safetensors."""
         scores, header = decode(data)
         return cls(scores, id=header.get("id", ""))

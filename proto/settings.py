@@ -49,7 +49,7 @@ MIN_AMOUNT, MAX_AMOUNT = 1e-4, 1e9
 
 def _can_be_set_aside(amount: float) -> float:
     if amount and not MIN_AMOUNT <= amount <= MAX_AMOUNT:
-        raise ValueError(f"{amount:g} can't be set aside; what Ray counts goes from {MIN_AMOUNT:g} to {MAX_AMOUNT:g}")
+        raise ValueError(f"{amount:g} can't be reserved; Ray counts from {MIN_AMOUNT:g} to {MAX_AMOUNT:g}")
     return amount
 
 

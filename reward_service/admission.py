@@ -37,9 +37,7 @@ class Admission:
     async def room(self) -> AsyncIterator["Slot"]:
         """Holds a slot while a request is worked on. Raises HTTPException 429 where there is none."""
         if self._inside >= self._at_once:
-            raise HTTPException(
-                429, f"{self._at_once} requests are being worked on, the most at once; try again", RETRY
-            )
+            raise HTTPException(429, f"{self._at_once} requests are in progress, the maximum; try again", RETRY)
         self._inside += 1
         slot = Slot(self)
         try:

@@ -103,7 +103,7 @@ def create_app(
 
 def _bounded(request: Request, most: int, slot: Slot) -> Request:
     """`request`, whose body is refused once it has more than `most` bytes, whatever its Content-Length says."""
-    refusal = HTTPException(413, f"the body has more than {most} bytes, which is the most that is accepted")
+    refusal = HTTPException(413, f"the body has more than {most} bytes, the maximum that is accepted")
     try:
         claimed = int(request.headers.get("content-length", "0"))
     except ValueError as error:

@@ -42,7 +42,7 @@ def listen(host: str, port: int) -> socket.socket:
         listener = socket.create_server((host, port), family=family, backlog=2048)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
-        raise InputError(f"--port is {port}, which can't be had on --host '{host}': {reason}") from error
+        raise InputError(f"--port is {port}, which can't be used on --host '{host}': {reason}") from error
     # Connections inherit it. Without it the body of an answer waits 40 ms for the client to acknowledge its head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener

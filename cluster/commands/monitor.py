@@ -139,7 +139,7 @@ def must_be_free(option: str, port: int) -> None:
     try:
         socket.create_server(("127.0.0.1", port)).close()
     except OSError as error:
-        raise InputError(f"{option} is {port}, which can't be had: {error.strerror}; name another") from error
+        raise InputError(f"{option} is {port}, which can't be used: {error.strerror}; name another") from error
 
 
 @contextmanager

@@ -73,7 +73,7 @@ def show(run: RunStatus, console: Console) -> None:
     for change in run.changes:
         line("changed", _change(change))
     line("unreachable", run.unreachable or "")
-    line("go on with", run.command or "")
+    line("continue with", run.command or "")
     if run.controller:
         show_processes(run.controller, console)
 

@@ -106,7 +106,7 @@ def connect(address: str) -> JobSubmissionClient:
     try:
         return JobSubmissionClient(address)
     except (OSError, RuntimeError, KeyError, AuthenticationError) as error:
-        raise InputError(f"the Ray at '{address}' takes no jobs: {str(error).splitlines()[0]}") from error
+        raise InputError(f"the Ray cluster at '{address}' accepts no jobs: {str(error).splitlines()[0]}") from error
 
 
 def submit(
@@ -135,7 +135,7 @@ def submit(
                 entrypoint=f"exec {shlex.join(command)}", submission_id=job, runtime_env=runtime_env
             )
         except RuntimeError as error:
-            raise RunFailed(f"the cluster didn't take the job: {error}") from error
+            raise RunFailed(f"the cluster didn't accept the job: {error}") from error
 
 
 def follow(client: JobSubmissionClient, job: str) -> JobStatus:

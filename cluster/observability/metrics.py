@@ -31,8 +31,8 @@ LAST_PROGRESS = Gauge(
 )
 PHASE_SECONDS = Counter(
     "branchgrpo_phase_seconds",
-    "Seconds during which a phase was going on (rollout, scoring, waiting, learning, publishing); they overlap, "
-    "but waiting for scores is what is left when rollouts have ended.",
+    "Seconds of a phase (rollout, scoring, waiting, learning, publishing). Phases overlap, "
+    "but waiting for scores is the rest after the rollouts have ended.",
     ["phase"],
     registry=REGISTRY,
 )
@@ -51,7 +51,7 @@ WANTED = Gauge(
 )
 QUEUE_LENGTH = Gauge(
     "branchgrpo_queue_length",
-    "What waits: tasks for a worker, parts for scores, trees for the learner.",
+    "Queue lengths: tasks that wait for a worker, parts for scores, trees for the learner.",
     ["queue"],
     registry=REGISTRY,
 )
@@ -101,12 +101,10 @@ PUBLISHED_VERSION = Gauge(
     "branchgrpo_published_weights_version", "Newest version of the weights that was published.", registry=REGISTRY
 )
 RETRIES = Counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"], registry=REGISTRY)
-LEFT_OUT = Counter(
-    "branchgrpo_trees_left_out", "Trees that were left out because a reward gave them no score.", registry=REGISTRY
-)
+LEFT_OUT = Counter("branchgrpo_trees_left_out", "Trees that were skipped because a reward failed.", registry=REGISTRY)
 RECOVERIES = Gauge(
     "branchgrpo_recoveries",
-    "Times that all processes were set up again from a checkpoint, since the run was started or resumed.",
+    "Restarts of all processes from a checkpoint, since the run was started or resumed.",
     registry=REGISTRY,
 )
 RESTARTS = Counter("branchgrpo_worker_restarts", "Processes that died and were replaced.", ["pool"], registry=REGISTRY)

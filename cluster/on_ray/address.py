@@ -24,7 +24,7 @@ TOKEN_PATH = "RAY_AUTH_TOKEN_PATH"
 TOKEN_FILE = Path("~/.ray/auth_token")
 """Where Ray keeps its token, unless one of these variables says otherwise."""
 SECONDS = 10
-"""How long a Ray may take to answer."""
+"""Maximum seconds for a Ray cluster's answer."""
 TEMPORARY = ("RAY_TMPDIR", "TMPDIR")
 """Variables of which Ray takes the first that is set for its folder."""
 MAX_SOCKET_PATH = 107
@@ -38,12 +38,12 @@ class LocalNode:
     """A node of a Ray cluster that is processes of this machine."""
 
     address: str
-    """Of the cluster's head, as `host:port`."""
+    """Address of the cluster's head, as `host:port`."""
     node_id: str
 
 
 def nodes_here() -> list[LocalNode]:
-    """The nodes on this machine, of whatever clusters."""
+    """The nodes on this machine, of any cluster."""
     found = []
     for process in psutil.process_iter(["name", "cmdline"]):
         if process.info["name"] == "raylet":
@@ -55,7 +55,7 @@ def nodes_here() -> list[LocalNode]:
 
 
 def find_cluster(address: str | None) -> str | None:
-    """`find_ray` for what can start a Ray of its own: None where neither `address` nor RAY_ADDRESS names another."""
+    """`find_ray` for commands that can start a Ray cluster: None if neither `address` nor RAY_ADDRESS names one."""
     address = address or os.environ.get(RAY_ADDRESS)
     return None if address in (None, OWN) else find_ray(address)
 
@@ -93,7 +93,9 @@ def find_ray(address: str | None) -> str:
         if token is None:
             raise InputError(_no_token(address))
         if _refused(address, token):
-            raise InputError(f"the Ray at '{address}' doesn't take the token in {source}; it must be that of its head")
+            raise InputError(
+                f"the Ray cluster at '{address}' rejects the token in {source}; it must be that of its head"
+            )
         os.environ[AUTH_MODE] = "token"
     return address
 
@@ -120,7 +122,7 @@ def use_dashboard(url: str) -> None:
         if token is None:
             raise InputError(_no_token(url))
         if statuses[1] in (401, 403):
-            raise InputError(f"the Ray at '{url}' doesn't take the token in {source}; it must be that of its head")
+            raise InputError(f"the Ray cluster at '{url}' rejects the token in {source}; it must be that of its head")
         os.environ[AUTH_MODE] = "token"
 
 
@@ -144,8 +146,8 @@ def _token() -> tuple[str, str | None]:
 
 def _no_token(address: str) -> str:
     return (
-        f"the Ray at '{address}' wants a token, and {token_path()} isn't there; copy it from the machine of its head, "
-        f"or set {TOKEN}"
+        f"the Ray cluster at '{address}' requires a token, and {token_path()} doesn't exist; copy it from the machine "
+        f"of its head, or set {TOKEN}"
     )
 
 
@@ -157,9 +159,9 @@ def _reason(error: Exception) -> str:
 def _only_one_here() -> str:
     found = sorted({node.address for node in nodes_here()})
     if not found:
-        raise InputError("no Ray runs on this machine; name the head of one with --address (host:port)")
+        raise InputError("no Ray cluster runs on this machine; name the head of one with --address (host:port)")
     if len(found) > 1:
-        raise InputError(f"several Rays run on this machine, at {', '.join(found)}; name one with --address")
+        raise InputError(f"several Ray clusters run on this machine, at {', '.join(found)}; name one with --address")
     return found[0]
 
 
@@ -167,12 +169,12 @@ def _must_listen(address: str, endpoint: str) -> None:
     """Raises InputError if nobody listens at `endpoint`, where Ray would try for minutes."""
     host, _, port = endpoint.rpartition(":")
     if not host or "/" in host or not port.isdecimal() or not 0 < int(port) < 2**16:
-        raise InputError(f"'{address}' is no address of a Ray; name its head as host:port, such as head:6379")
+        raise InputError(f"'{address}' is no address of a Ray cluster; name its head as host:port, such as head:6379")
     try:
         socket.create_connection((host.strip("[]"), int(port)), timeout=SECONDS).close()
     except OSError as error:
         raise InputError(
-            f"no Ray can be reached at '{address}' ({_reason(error)}); name its head with --address"
+            f"no Ray cluster can be reached at '{address}' ({_reason(error)}); name its head with --address"
         ) from error
 
 

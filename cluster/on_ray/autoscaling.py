@@ -4,17 +4,17 @@ import math
 from dataclasses import dataclass
 
 SLOWDOWN_RATIO = 0.05
-"""By how much of itself an iteration may take longer than with the most workers that are allowed."""
+"""Maximum slowdown of an iteration compared with the maximum number of workers."""
 
 
 @dataclass(frozen=True)
 class IterationTiming:
-    """What an iteration tells of its workers."""
+    """How an iteration's workers were used."""
 
     workers: int
     tasks: int
     task_seconds: float
-    """What sampling a task takes a worker, mean; without the time that it waits for its parts to be scored."""
+    """Mean seconds in which a worker samples a task, without the time that it waits for its parts to be scored."""
     seconds: float
     """The whole iteration."""
     waited: float
@@ -31,6 +31,6 @@ class IterationTiming:
 
 
 def workers_wanted(observed: IterationTiming, least: int, most: int) -> int:
-    """The fewest workers, from `least` to `most`, with which an iteration hardly takes longer than with the most."""
+    """The fewest workers, from `least` to `most`, with which an iteration takes hardly longer than with `most`."""
     limit = (1 + SLOWDOWN_RATIO) * observed.predicted(most)
     return next((count for count in range(least, most) if observed.predicted(count) <= limit), most)

@@ -13,18 +13,18 @@ from .run_address import RunAddress
 
 Result = TypeVar("Result")
 LOSSES = (RayActorError, ObjectLostError)
-"""What Ray raises when a process died, or its node with all that lay there."""
+"""Ray's exceptions when a process died, or its node with all its objects."""
 
 
 def call_controller(where: RunAddress, call: Callable[[Any], Any]) -> Any:
-    """What `call` of a run's controller returns. Raises InputError if the run has none there."""
+    """The result of `call` with a run's controller. Raises InputError if the run has none there."""
     with visiting(where.address):
         controller = named_controller(where.run)
         return unwrapped(lambda: ray.get(call(controller)))
 
 
 def unwrapped(call: Callable[[], Result]) -> Result:
-    """What `call` returns. An exception of another process is raised as it was there.
+    """The result of `call`. An exception of another process is raised as it was raised there.
 
     Raises ProcessLost for a process that died, or what it held.
     """

@@ -11,7 +11,7 @@ from ...proto.errors import InputError
 from .address import find_ray
 
 ANSWER_SECONDS = 2
-"""How long a controller may take to answer."""
+"""Maximum seconds for a controller's answer."""
 
 
 def statuses(address: str, run: str | None) -> dict[str, dict[str, Any] | None]:

@@ -26,17 +26,17 @@ PROCESS_ENVIRONMENT = {
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "1",
     "TRANSFORMERS_VERBOSITY": "error",
 }
-"""Of every process."""
+"""Environment of every process of a run. Variables that are set already win."""
 
 
 UNREACHABLE = (ConnectionError, ValueError, RuntimeError, ray.exceptions.RayError)
-"""What Ray raises when it can't connect."""
+"""Ray's exceptions when it can't connect."""
 
 
 def unreachable(address: str | None, error: Exception) -> InputError:
-    """What to tell when Ray can't connect to an address, or be started (None)."""
+    """The error for a Ray cluster that can't be reached at an address, or can't be started (None)."""
     reason = str(error).strip().splitlines()[0] if str(error).strip() else type(error).__name__
-    return InputError(f"no Ray can be {f'reached at {address!r}' if address else 'started'}: {reason[:300]}")
+    return InputError(f"no Ray cluster can be {f'reached at {address!r}' if address else 'started'}: {reason[:300]}")
 
 
 def connect(address: str | None, modules: Sequence[Path] = ()) -> bool:
@@ -110,7 +110,7 @@ def named_controller(run: str) -> Any:
         return ray.get_actor(controller_name(run), NAMESPACE)
     except ValueError as error:
         running = ", ".join(run_names()) or "none"
-        raise InputError(f"no run '{run}' goes on there; there is {running}") from error
+        raise InputError(f"no run '{run}' runs there; there is {running}") from error
 
 
 def run_names() -> list[str]:

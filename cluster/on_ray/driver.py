@@ -94,7 +94,9 @@ class RayLoop:
         least = [replace(demand, count=1) if "rollout" in demand.pool else demand for demand in wanted]
         seconds = max(NODES_SECONDS, self.settings.pools.placement_timeout_seconds)
         if not wait_for_room(least, seconds):
-            raise RunFailed(f"in {seconds:g} s the cluster had no room for the processes that were lost; go on later")
+            raise RunFailed(
+                f"in {seconds:g} s the cluster had no room for the processes that were lost; continue later"
+            )
         self._keep_port()
         self._start()
 
@@ -173,7 +175,7 @@ class RayLoop:
             if self._recoveries:
                 raise ProcessLost(f"the controller before doesn't end: {error}") from error
             raise InputError(
-                f"a run named '{self.settings.name}' is going on on this cluster; take another name (name=...)"
+                f"a run named '{self.settings.name}' is running on this cluster; take another name (name=...)"
             ) from error
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:

@@ -28,7 +28,7 @@ class ProcessInfo:
 
 @dataclass(frozen=True)
 class Sizes:
-    """What pools have been scaled to while the run went on; the others are as the recipe says."""
+    """Sizes of the pools that were scaled during the run. The others have the recipe's size."""
 
     rollout_workers: int | None = None
     rewards: Mapping[str, int] = field(default_factory=dict)
@@ -37,9 +37,9 @@ class Sizes:
 
 @dataclass(frozen=True)
 class ControllerState:
-    """What the driver is told of the controller while it waits for it."""
+    """The controller's progress, which its driver polls while it waits."""
 
     phase: str
     share: float
-    """How much of the phase is done, 0 to 1."""
+    """Fraction of the phase that is done, 0 to 1."""
     sizes: Sizes

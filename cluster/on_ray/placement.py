@@ -13,12 +13,12 @@ from ...reward_service.scorers import reward_models
 from .internals import free_resources
 
 LIGHT_CPUS = 0.1
-"""Of a replica without a model: several share a CPU."""
+"""CPUs of a replica without a model: several share a CPU."""
 
 
 @dataclass(frozen=True)
 class Demand:
-    """What one pool needs: so many processes, each with these resources on a node with these labels."""
+    """The demand of one pool: a number of processes, each with these resources on a node with these labels."""
 
     pool: str
     """The setting that asks for it."""
@@ -50,7 +50,7 @@ def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
 
 
 def demands(settings: RunSettings) -> list[Demand]:
-    """What every pool of the run needs at the start."""
+    """The demands of all pools of the run at its start."""
     pools = settings.pools
     learner, workers = pools.learner, pools.rollout_workers
     fixed = [Demand("pools.learner", learner.count, learner.demand(), learner.labels)]
@@ -60,7 +60,7 @@ def demands(settings: RunSettings) -> list[Demand]:
 
 
 def reward_demands(settings: RunSettings) -> list[Demand]:
-    """What the reward models of the run need."""
+    """The demands of the run's reward models."""
     pools = reward_pools(settings)
     return [
         Demand(f"pools.rewards.{model}", pool.replicas, pool.demand(), pool.labels) for model, pool in pools.items()
@@ -87,7 +87,7 @@ def check_room(wanted: Sequence[Demand], nodes: Sequence[Node]) -> None:
         suited = [node for node in nodes if demand.labels.items() <= node.labels.items()]
         if not suited:
             raise InputError(
-                f"{demand.pool} wants nodes labelled {dict(demand.labels)}; of {len(nodes)} nodes none is "
+                f"{demand.pool} needs nodes labelled {dict(demand.labels)}; of {len(nodes)} nodes none is "
                 f"(labels there: {sorted({f'{k}={v}' for node in nodes for k, v in node.labels.items()}) or 'none'})"
             )
         for placed in range(demand.count):

@@ -24,7 +24,7 @@ from .reward_deployment import QUIET_OPTIONS, application
 from .worker_pool import WorkerPool
 
 SCALING_SECONDS = 60
-"""How long a command that scales waits for new workers."""
+"""Seconds that a scaling command waits for new workers."""
 
 
 class Pools:
@@ -67,7 +67,7 @@ class Pools:
         )
 
     async def start(self) -> None:
-        """Launch everything at once; returns when all that the run needs at least is ready.
+        """Launch everything at once; returns when the minimum that the run needs is ready.
 
         Raises what loading a model raised.
         """

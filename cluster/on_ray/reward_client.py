@@ -35,7 +35,7 @@ class RewardClient:
         retried: Callable[[str], None] = lambda model: None,
     ) -> None:
         """`models`: model -> its rewards (names, or a mapping by name). `timeouts`: model -> seconds of an attempt.
-        `retried` is told the model of each retry."""
+        `retried` is called with the model at each retry."""
         self._timeouts = timeouts
         self._models = {model: tuple(rewards) for model, rewards in models.items()}
         self._handles = {model: serve.get_deployment_handle(model, application) for model in models}
@@ -92,7 +92,7 @@ class RewardClient:
         return reply
 
     def _again(self, model: str, state: tenacity.RetryCallState) -> None:
-        """Note a retry; the first failure of its kind is told, with its traceback if there is one."""
+        """Count a retry. The first failure of its kind is logged, with its traceback if there is one."""
         self._retried(model)
         error = state.outcome.exception() if state.outcome else None
         reason, _, details = (str(error) or "it took too long").partition("\n")
@@ -104,7 +104,7 @@ class RewardClient:
 
 
 def cause_of(error: BaseException) -> BaseException:
-    """What was raised in another process, through however many others it came here."""
+    """The original exception, raised in another process and passed through any number of others."""
     while isinstance(error, RayTaskError) and isinstance(error.cause, BaseException):
         error = error.cause
     return error

@@ -1,7 +1,7 @@
 """The reward models of a run as one Ray Serve application, with a deployment per model, called by handles.
 
-The application is the run's own, named after it and deleted with it; nothing else of Serve is touched, for others may
-be using it. When the run is gone without having deleted it, it deletes itself.
+The application belongs to the run: it is named after it and deleted with it. Nothing else of Serve is touched, because
+others may use it. If the run ends without deleting the application, it deletes itself.
 """
 
 import logging
@@ -38,7 +38,7 @@ QUIET_OPTIONS = {"log_level": "WARNING", "enable_access_log": False}
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
 LEASE_SECONDS = 60
-"""How long an application outlives its run: a run that is set up again has it back before."""
+"""Seconds that an application outlives its run. A run that restarts reclaims it sooner."""
 LOOK_SECONDS = 5
 
 
@@ -49,7 +49,7 @@ LOOK_SECONDS = 5
     reraise=True,
 )
 def start_serve() -> None:
-    """Start Ray Serve on the cluster, unless it runs. Of several that start it at once, one does; all go on."""
+    """Start Ray Serve on the cluster, unless it runs already. If several callers start it at once, one of them does."""
     # No proxy of Serve's: it would show the cluster's other applications too.
     serve.start(proxy_location="Disabled", logging_config=QUIET_OPTIONS)
 

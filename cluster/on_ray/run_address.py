@@ -17,11 +17,11 @@ FILE = "ray.json"
 
 @dataclass(frozen=True)
 class RunAddress:
-    """A run and the Ray that it goes on."""
+    """A run, and the Ray cluster on which it is running."""
 
     run: str
     address: str | None = None
-    """Of Ray, as `host:port`; None for the Ray of this host."""
+    """Address of the Ray cluster, as `host:port`; None for the one of this host."""
     http: str | None = None
     """URL of the controller's HTTP server."""
     auth_mode: str | None = None
@@ -32,24 +32,24 @@ class RunAddress:
 
     @classmethod
     def read(cls, folder: Path) -> "RunAddress":
-        """What is noted in a run folder. Raises InputError if it can't be read."""
+        """The address that a run folder records. Raises InputError if it can't be read."""
         path = folder / FILE
         try:
             noted = json.loads(path.read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
-            raise InputError(f"{path} can't be read ({error}); the run writes it anew when it goes on") from error
+            raise InputError(f"{path} can't be read ({error}); the run rewrites it when it continues") from error
         kinds = {field.name: str if field.default is MISSING else str | None for field in fields(cls)}
         if (
             not isinstance(noted, dict)
             or noted.keys() - kinds.keys()
             or any(not isinstance(noted.get(name), kind) for name, kind in kinds.items())
         ):
-            raise InputError(f"{path} isn't what this version writes; the run writes it anew when it goes on")
+            raise InputError(f"{path} isn't what this version writes; the run rewrites it when it continues")
         return cls(**noted)
 
     @classmethod
     def find(cls, run: str, address: str | None) -> "RunAddress":
-        """Of `run`, a name or a run folder; a given `address` wins over the folder's.
+        """The address of `run`, a name or a run folder. A given `address` wins over the folder's.
 
         Takes up its authentication in this process. Raises InputError for a folder whose run isn't going on.
         """
@@ -61,9 +61,9 @@ class RunAddress:
 
     @classmethod
     def of_folder(cls, folder: Path) -> "RunAddress":
-        """Of the run in a folder. Takes up its authentication. Raises InputError if it isn't going on."""
+        """The address of the run in a folder. Adopts its authentication. Raises InputError if it isn't running."""
         if not (folder / FILE).is_file():
-            raise InputError(f"the run in {folder} isn't going on on Ray (there is no {FILE})")
+            raise InputError(f"the run in {folder} isn't running on Ray (there is no {FILE})")
         found = cls.read(folder)
         if found.auth_mode:
             os.environ.setdefault(AUTH_MODE, found.auth_mode)

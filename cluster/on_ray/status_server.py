@@ -17,7 +17,7 @@ from ...proto.exporter import ExporterDirectory, listening
 
 
 class StatusSource(Protocol):
-    """What an HTTP server shows."""
+    """Something whose status an HTTP server shows."""
 
     exporters: ExporterDirectory
     server: "asyncio.Task[None] | None"
@@ -86,7 +86,7 @@ def reserve_port(host: str, port: int, seconds: float) -> socket.socket:
 
 def _port_refused(host: str, port: int, error: OSError) -> InputError:
     return InputError(
-        f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be had: {error.strerror}"
+        f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be used: {error.strerror}"
     )
 
 

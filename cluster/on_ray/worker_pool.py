@@ -130,7 +130,7 @@ class WorkerPool:
                 self._fill()
             finally:
                 self._release(worker)
-        raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs tell why")
+        raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs say why")
 
     def count_idle(self) -> None:
         """Add the time that idle workers have had nothing to do until now to its counter."""

@@ -55,7 +55,7 @@ class RunDisplay:
 
     @contextmanager
     def recording(self, folder: Path, settings: RunSettings) -> Iterator[None]:
-        """Within the block all that is told is kept in the run folder too, and how the block ends."""
+        """Within the block, all messages, and how the block ends, are also written to the run folder."""
         self._log = TextLog(folder)
         self._log.add(f"branchgrpo {__version__}: {shlex.join(sys.argv)}")
         self._state = RunState(folder, settings.name, settings.execution, settings.iterations)
@@ -77,7 +77,7 @@ class RunDisplay:
 
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
-        """A spinner while `what` goes on."""
+        """A spinner during `what`."""
         if self._state:
             self._state.does(what)
         idle = self._progress is None and self.console.is_terminal
@@ -140,7 +140,7 @@ class RunDisplay:
         if self._state:
             self._state.change("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
-        self._warn(f"{brief(error)}; setting all processes up again, from {where}")
+        self._warn(f"{brief(error)}; restarting all processes from {where}")
 
     def stopping(self, iteration: int, seconds: float | None) -> None:
         """Somebody has asked the run to stop; `seconds` are what is left of the iteration, if that is known."""
@@ -183,7 +183,7 @@ class RunDisplay:
             self._log.add(text, level)
 
     def _show(self, text: str, level: int) -> None:
-        """A line that is in log.txt already. Of a warning that comes again and again the first is shown."""
+        """Show a line that is in log.txt already. Of a repeated warning only the first is shown."""
         if level >= logging.WARNING:
             if text == self._warned:
                 return

@@ -11,7 +11,7 @@ from ...proto.tracing import span as traced
 
 Item = TypeVar("Item")
 Span = list[float]
-"""Start and end; one that still goes on ends at infinity."""
+"""Start and end of a phase; a running phase ends at infinity."""
 
 
 @dataclass
@@ -43,7 +43,7 @@ class Timeline:
             yield item
 
     def seconds(self, *names: str) -> float:
-        """Seconds until now during which at least one of the phases went on."""
+        """Seconds until now during which at least one of the phases was running."""
         return length([span for name in names for span in self.spans.get(name, [])], time.time())
 
     def hidden(self, name: str, behind: str) -> float:

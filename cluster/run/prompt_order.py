@@ -52,7 +52,7 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
 
 
 def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
-    """The prompts of one iteration (the first is 1): consecutive ones of an order shuffled anew in every pass.
+    """The prompts of one iteration, counted from 1: consecutive prompts of an order that is reshuffled in every pass.
 
     A pure function of its arguments, so that a resumed run continues in the same order.
     """

@@ -23,7 +23,7 @@ class RunState:
     """The state of the run that this process drives."""
 
     def __init__(self, folder: Path, name: str, execution: str, iterations: int) -> None:
-        """Writes `starting`. What an earlier driver has counted is counted on."""
+        """Write the state `starting`. The counts of an earlier driver are continued."""
         self._folder, before = folder, read_state(folder)
         self._now: dict[str, Any] = {
             "name": name,

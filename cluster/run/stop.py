@@ -11,7 +11,7 @@ Mode = Literal["noted", "at once", "ignored"]
 
 
 class Stopped(Exception):
-    """The run was asked to stop, and has; the message says where."""
+    """The run has stopped as it was asked to; the message says where."""
 
     def __init__(self, signum: int, message: str) -> None:
         super().__init__(message)

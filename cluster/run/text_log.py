@@ -27,7 +27,7 @@ Show = Callable[[str, int], None]
 
 
 class TextLog:
-    """Appends lines to log.txt. What can't be written, to a full disk say, is dropped."""
+    """Appends lines to log.txt. Lines that can't be written, such as to a full disk, are dropped."""
 
     def __init__(self, folder: Path) -> None:
         self._path = folder / FILE

@@ -25,11 +25,11 @@ def done_by(*arguments: str, **environment: str) -> subprocess.CompletedProcess[
 @pytest.mark.parametrize(
     ("address", "message"),
     [
-        ("nonsense", "'nonsense' is no address of a Ray; name its head as host:port"),
+        ("nonsense", "'nonsense' is no address of a Ray cluster; name its head as host:port"),
         ("localhost:99999", "'localhost:99999' is no address of a Ray"),
         ("http://head:8265", "'http://head:8265' is no address of a Ray"),
-        ("nowhere.invalid:6379", "no Ray can be reached at 'nowhere.invalid:6379'"),
-        ("ray://127.0.0.1:{free}", "no Ray can be reached at 'ray://127.0.0.1:"),
+        ("nowhere.invalid:6379", "no Ray cluster can be reached at 'nowhere.invalid:6379'"),
+        ("ray://127.0.0.1:{free}", "no Ray cluster can be reached at 'ray://127.0.0.1:"),
         ("127.0.0.1:{free}", "Connection refused"),
         ("127.0.0.1:{silent}", "is no head of a Ray that answers"),
     ],
@@ -49,10 +49,12 @@ def test_no_ray_is_guessed_among_several(monkeypatch: pytest.MonkeyPatch) -> Non
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     two = [LocalNode("10.0.0.1:6379", "a"), LocalNode("10.0.0.1:6380", "b")]
     monkeypatch.setattr(addresses, "nodes_here", lambda: two)
-    with pytest.raises(InputError, match="several Rays run on this machine, at 10.0.0.1:6379, 10.0.0.1:6380; name one"):
+    with pytest.raises(
+        InputError, match="several Ray clusters run on this machine, at 10.0.0.1:6379, 10.0.0.1:6380; name one"
+    ):
         find_ray(None)
     monkeypatch.setattr(addresses, "nodes_here", list)
-    with pytest.raises(InputError, match="no Ray runs on this machine"):
+    with pytest.raises(InputError, match="no Ray cluster runs on this machine"):
         find_ray("auto")
     monkeypatch.setenv("RAY_ADDRESS", "nonsense")
     with pytest.raises(InputError, match="'nonsense' is no address of a Ray"):
@@ -87,8 +89,8 @@ def test_a_note_that_is_broken_is_told(content: str | bytes, message: str, tmp_p
         (["node", "nonsense"], "'nonsense' is no address of a Ray"),
         (["drain", "--address", "nonsense"], "'nonsense' is no address of a Ray"),
         (["drain", "--seconds", "nan"], "--seconds is nan; it must be from 0 to"),
-        (["scale", "mine", "--rollout-workers", "2", "--address", "127.0.0.1:1"], "no Ray can be reached"),
-        (["clean", "--address", "127.0.0.1:1"], "no Ray can be reached"),
+        (["scale", "mine", "--rollout-workers", "2", "--address", "127.0.0.1:1"], "no Ray cluster can be reached"),
+        (["clean", "--address", "127.0.0.1:1"], "no Ray cluster can be reached"),
         (["draw-dashboards", "mine", "--minutes", "nan"], "--minutes is nan; it must be from 0 to"),
         (["draw-dashboards", "mine", "--minutes=-1"], "--minutes is -1; it must be from 0 to"),
         (["draw-dashboards", "mine", "--prometheus", "nonsense"], "--prometheus is 'nonsense', which doesn't answer"),
@@ -147,7 +149,7 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
         assert "wants a token, and" in done.stderr
         done = done_by(*arguments, **unknown, RAY_AUTH_TOKEN="b" * 64)
-        assert "doesn't take the token in RAY_AUTH_TOKEN" in done.stderr
+        assert "rejects the token in RAY_AUTH_TOKEN" in done.stderr
     assert not (tmp_path / "runs").exists()
 
     done = done_by("submit", str(recipe), *at_dashboard, "name=submitted", **known)
@@ -155,7 +157,7 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
     done = done_by("train", str(recipe), *at_head, **known)
     assert done.returncode == 0, done.stderr[-3000:]
     done = done_by("status", "short", *at_head, **known)
-    assert "no run 'short' goes on there; there is none" in done.stderr
+    assert "no run 'short' runs there; there is none" in done.stderr
     done = done_by("clean", str(tmp_path / "runs"), *at_head, **known)
     assert (done.returncode, "nothing is left" in done.stdout) == (0, True), done.stderr
     done = done_by("drain", *at_head, "--seconds", "5", **known)

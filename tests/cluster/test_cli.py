@@ -194,11 +194,11 @@ def test_rewards_are_not_served_to_others_without_a_token(
     [
         (
             ("--port", "99999"),
-            "--port is 99999, which can't be had on --host '127.0.0.1': bind(): port must be 0-65535",
+            "--port is 99999, which can't be used on --host '127.0.0.1': bind(): port must be 0-65535",
         ),
-        (("--port", "{taken}"), "--port is {taken}, which can't be had on --host '127.0.0.1': Address already in use"),
-        (("--port", "0", "--host", "no.such.host"), "--port is 0, which can't be had on --host 'no.such.host': "),
-        (("--port", "0", "--host", "a" * 70 + ".b"), "which can't be had on --host 'aaaa"),
+        (("--port", "{taken}"), "--port is {taken}, which can't be used on --host '127.0.0.1': Address already in use"),
+        (("--port", "0", "--host", "no.such.host"), "--port is 0, which can't be used on --host 'no.such.host': "),
+        (("--port", "0", "--host", "a" * 70 + ".b"), "which can't be used on --host 'aaaa"),
     ],
 )
 def test_an_address_that_cannot_be_had_is_named(
@@ -256,4 +256,4 @@ def test_an_address_where_nobody_listens_is_told_at_once(
     address = f"127.0.0.1:{free_port()}"
     status, told = call(*command, "--address", address, capsys=capsys, monkeypatch=monkeypatch)
     assert status == 2
-    assert f"error: no Ray can be reached at '{address}'" in told
+    assert f"error: no Ray cluster can be reached at '{address}'" in told

@@ -93,4 +93,4 @@ def test_monitor_follows_the_run_and_ends_with_it(run_settings: Settings, tmp_pa
     with pytest.raises(OSError, match="refused"):
         socket.create_connection(("127.0.0.1", port), timeout=5)
     done = subprocess.run(follow, capture_output=True, text=True)
-    assert (done.returncode, "isn't going on on Ray" in done.stderr) == (2, True)
+    assert (done.returncode, "isn't running on Ray" in done.stderr) == (2, True)

@@ -75,7 +75,7 @@ def test_port_and_sizes_outlive_the_controller(fixed: bool, run_settings: Settin
         until(lambda: status()["pools"]["rewards"]["constant"].get("RUNNING") == 2)
 
         (tmp_path / "second").mkdir()
-        with pytest.raises(InputError, match="a run named 'run' is going on on this cluster"):
+        with pytest.raises(InputError, match="a run named 'run' is running on this cluster"):
             RayLoop(settings, tmp_path / "second", ["1"], head)
         assert status()["pools"]["rewards"]["constant"].get("RUNNING") == 2
         assert (folder / "ray.json").exists()
@@ -198,7 +198,7 @@ def test_a_run_needs_neither_its_working_directory_nor_torch_in_its_driver(
     finally:
         driver.kill()
     told = (tmp_path / "log").read_text()
-    assert "setting all processes up again" in told
+    assert "restarting all processes" in told
     assert told.rstrip().endswith("LIGHT")
 
 
@@ -225,7 +225,7 @@ def test_a_node_is_drained_only_if_it_is_clear_which(head: str, tmp_path: Path) 
         assert "has 2 nodes on this machine; name one with --node-name: there are one, two" in refused.stderr
         refused = drained()  # there is the head of other tests, too
         assert refused.returncode == 2
-        assert "several Rays run on this machine" in refused.stderr
+        assert "several Ray clusters run on this machine" in refused.stderr
         done = drained(*at, "--node-name", "two")
         assert done.stdout.strip() == f"node two of the cluster at 127.0.0.1:{port} is drained"
         assert "no node named 'three'" in drained(*at, "--node-name", "three").stderr

@@ -52,7 +52,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         "in a minute",
         "it went wrong",
         "evaluation after iteration 2: [red]ocr 0.500",
-        "process 9 died; setting all processes up again, from iteration 2",
+        "process 9 died; restarting all processes from iteration 2",
     ]
     log = (tmp_path / "log.txt").read_text()
     assert "\x1b" not in log
