@@ -29,16 +29,16 @@ from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 
 @dataclass
 class _Update:
-    """An update that is being gathered."""
+    """An update whose gradients are being added up."""
 
     iteration: int = 0
     stats: UpdateStats = field(default_factory=UpdateStats)
     clipped: list[torch.Tensor] = field(default_factory=list)
-    """Of each micro-batch: number of clipped edges, on the device."""
+    """Number of clipped edges of each micro-batch, on the device."""
     differences: list[torch.Tensor] = field(default_factory=list)
-    """Of each micro-batch: by how much log-probabilities are above and below the sampler's, at most; float32 [2]."""
+    """Maximum difference of each micro-batch's log-probabilities above and below the sampler's, float32 [2]."""
     divergences: list[torch.Tensor] = field(default_factory=list)
-    """Of each micro-batch: its share of the trees' KL to the reference policy."""
+    """Each micro-batch's share of the trees' KL to the reference policy."""
 
 
 class Learner:
@@ -54,7 +54,7 @@ class Learner:
     def __init__(
         self, policy: Policy, settings: RunSettings, observe: Callable[[int], None] = lambda rows: None
     ) -> None:
-        """`observe` is told the rows of every micro-batch that this rank has worked on."""
+        """`observe(rows)` is called after every micro-batch of this rank."""
         self.settings, self.policy, self.observe = settings, policy, observe
         self.kept_forwards = ForwardCache() if settings.learner.keep_graph else None
         """Forward passes of this process' own rollouts, which take the place of the learner's."""
@@ -130,16 +130,16 @@ class Learner:
         return stats
 
     def publish(self) -> int:
-        """Make the present weights a new version, and return its number."""
+        """Make the current weights a new version, and return its number."""
         self.version += 1
         return self.version
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The present trained weights (of adapters only, with LoRA), by name. Collective."""
+        """The current trained weights by name; with LoRA, of the adapters only. Collective."""
         return self.engine.weights()
 
     def export(self, folder: Path) -> None:
-        """Have rank 0 write what was trained in diffusers' format: a transformer folder or a LoRA file. Collective.
+        """Have rank 0 write the trained weights in diffusers' format: a transformer folder or a LoRA file. Collective.
 
         An earlier export in `folder` is replaced.
         """
@@ -148,7 +148,7 @@ class Learner:
                 export(self.policy, folder, replace=True)
 
     def save(self, folder: Path) -> None:
-        """Write everything to go on from into `folder`; the caller sees to it that the folder appears as a whole."""
+        """Write a checkpoint into `folder`. The caller makes sure that the folder appears as a whole."""
         self.engine.save(folder)
         weights = self.engine.weights()
         if self.engine.rank == 0:
@@ -159,7 +159,7 @@ class Learner:
             (folder / "learner.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
-        """Take up what `save` wrote, with any number of ranks and at any ZeRO stage, and go on as the settings say.
+        """Load what `save` wrote, with any number of ranks and at any ZeRO stage, and continue as the settings say.
 
         An average that the checkpoint doesn't have begins with its weights. Raises InputError if it holds other weights
         than this learner trains.
@@ -203,7 +203,7 @@ class Learner:
     def _kept(
         self, rows: Sequence[Row], trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
     ) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
-        """The same from the forward passes that the rollouts of `trees` have left, one micro-batch each."""
+        """The same from the forward passes that the rollouts of `trees` have kept, one micro-batch each."""
         assert self.kept_forwards is not None
         row_of = {(trees[row.tree].number, row.parent): row for row in rows}
         for forward in self.kept_forwards.drain():

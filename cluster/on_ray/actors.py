@@ -37,7 +37,7 @@ Weights = dict[str, PackedTensor]
 
 
 class _Process:
-    """What all processes have in common."""
+    """The common part of all processes."""
 
     def __init__(self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int) -> None:
         """`directory` is name and namespace of the run's controller, which keeps the list of exporters."""
@@ -115,7 +115,7 @@ class _Sampling(_Process):
         yield len(task.prompts)
 
     def _use(self, weights: WeightsRef) -> None:
-        """Take up a version of the weights, unless it is the present one."""
+        """Load a version of the weights, unless it is the current one."""
         if weights.version != self.worker.version:
             with span("load weights", version=weights.version):
                 packed: Weights = ray.get(weights.reference)
@@ -144,7 +144,7 @@ class LearnerActor(_Process):
 
     learner: "Learner"
     network_only = True
-    """Whether it can do without autoencoder and text encoders."""
+    """Whether the process needs no autoencoder and no text encoders."""
 
     def __init__(
         self, settings: RunSettings, directory: tuple[str, str], pool: str, threads: int, rank: int, ranks: int
@@ -193,7 +193,7 @@ class LearnerActor(_Process):
         return load_policy(policy, network_only=self.network_only, build=build)
 
     def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
-        """Work on a window of scored trees, and make the update that it closes, if it closes one."""
+        """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update."""
         from ...learner import metrics
 
         start = time.perf_counter()
@@ -210,7 +210,7 @@ class LearnerActor(_Process):
         return stats
 
     def _count(self, stats: UpdateStats) -> None:
-        """Count an update. Its figures are the same on all ranks; what is added up, only rank 0 counts."""
+        """Count an update. Its figures are equal on all ranks, so only rank 0 increases counters."""
         from ...learner import metrics
 
         metrics.GRADIENT_NORM.set(stats.gradient_norm)
@@ -229,20 +229,20 @@ class LearnerActor(_Process):
             metrics.EDGES_PRUNED.inc(stats.pruned_edges)
 
     def publish(self) -> tuple[int, Weights | None]:
-        """A new version, and from rank 0 its weights."""
+        """Make a new version. Returns its number and, on rank 0, its weights."""
         with span("publish", version=self.learner.version + 1):
             self.learner.publish()
             return self.weights()
 
     def weights(self) -> tuple[int, Weights | None]:
-        """The present version, and from rank 0 its weights."""
+        """The current version's number and, on rank 0, its weights."""
         from ...learner import metrics
 
         metrics.WEIGHTS_VERSION.set(self.learner.version)
         return self.learner.version, self._packed_weights()
 
     def previous(self, folder: Path) -> tuple[int, Weights | None]:
-        """The version before that of a checkpoint, and from rank 0 its weights."""
+        """The number of the version before a checkpoint's and, on rank 0, its weights."""
         import safetensors.torch
 
         weights = {} if self.rank else safetensors.torch.load_file(folder / PREVIOUS)
@@ -262,17 +262,17 @@ class LearnerActor(_Process):
             save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in packed.items()})
 
     def load(self, folder: Path) -> None:
-        """Take up a checkpoint."""
+        """Continue from a checkpoint."""
         self.learner.load(folder)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` of which the policy takes the beginning only."""
+        """The prompts among `prompts` that the policy cuts because they are too long."""
         from ...rollout_workers.policies.base import cut_prompts
 
         return cut_prompts(self.learner.policy, prompts)
 
     def export(self, folder: Path) -> None:
-        """Write what was trained in diffusers' format."""
+        """Write the trained weights in diffusers' format."""
         self.learner.export(folder)
 
 
@@ -291,13 +291,13 @@ class ColocatedActor(LearnerActor, _Sampling):
         return info
 
     def _use(self, weights: WeightsRef) -> None:
-        """Nothing is taken up: the worker samples with the learner's own parameters."""
+        """Do nothing: the worker samples with the learner's parameters."""
         if weights.version != self.learner.version:
             raise ValueError(f"task wants weights version {weights.version}; this learner has {self.learner.version}")
         self.worker.adopt(weights.version)
 
     def _packed_weights(self) -> None:
-        """Nothing is sent."""
+        """None: no weights are sent."""
 
 
 def _fetched(states: Any) -> States:

@@ -95,7 +95,7 @@ class Controller:
         return iteration, updates
 
     def _sample(self, number: int, weights: WeightsRef) -> Iteration:
-        """Start all tasks of an iteration; they wait for the learner, for workers and for their turn."""
+        """Start all tasks of an iteration. They wait for the learner, for a free worker and for their turn."""
         prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
         schedule = self.branching.schedule(number)
         iteration = Iteration(number, prompts, self.settings, schedule, weights, self._sample_task)
@@ -103,7 +103,7 @@ class Controller:
         return iteration
 
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
-        """Have a task sampled and its parts scored, again if its pictures are lost on the way."""
+        """Have a task sampled and its parts scored. If pictures are lost with their node, the task is rerun."""
         await self._room_for(len(task.trees))
         for _ in range(ATTEMPTS):
             lost: list[ObjectLostError] = []
@@ -156,7 +156,7 @@ class Controller:
         begun: asyncio.Event,
         lost: list[ObjectLostError],
     ) -> None:
-        """Have a part scored, when its turn has come: then `begun` is set."""
+        """Have a part scored when its turn comes; `begun` is set at that moment."""
         header, name = part.header, part_id(iteration.number, tree.number, part.header.leaves)
         prompts, rewards = [tree.prompt] * len(header.leaves), list(self.settings.training_rewards)
         async with self._in_scoring:
@@ -183,7 +183,7 @@ class Controller:
             iteration.completed(tree)
 
     async def _learn(self, iteration: Iteration) -> list[UpdateStats]:
-        """Take up windows of consecutive trees as soon as they are scored, and make the updates."""
+        """Give the learner windows of consecutive trees as soon as they are scored. Returns the updates' figures."""
         trees, updates = len(iteration.prompts), []
         for window in windows(self.settings, iteration.number):
             begin, end = window.trees[0], window.trees[-1] + 1
@@ -249,11 +249,11 @@ class Controller:
         return address
 
     async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` of which the policy takes the beginning only."""
+        """The prompts among `prompts` that the policy cuts because they are too long."""
         return await self.pools.learner.cut_prompts(prompts)
 
     async def evaluate(self, prompts: Sequence[str]) -> list[tuple[Any, Scores]]:
-        """References to pictures, and their scores, task by task; with the newest weights."""
+        """References to pictures, and their scores, task by task, sampled with the newest weights."""
         weights = self.published[-1]
 
         async def one(task: Task) -> tuple[Any, Scores]:
@@ -265,11 +265,11 @@ class Controller:
         return list(await asyncio.gather(*map(one, evaluation_tasks(self.settings, prompts, weights.version))))
 
     def note_evaluation(self, means: dict[str, float]) -> None:
-        """Export what came of an evaluation."""
+        """Export the mean rewards of an evaluation as metrics."""
         metrics.note_evaluation(means, self.settings.rewards)
 
     async def _draw(self, task: Task, weights: WeightsRef, worker: Worker) -> Any:
-        """Reference to the pictures of an evaluation's task."""
+        """A reference to the pictures of an evaluation's task."""
         stream = worker.actor.draw.options(num_returns="streaming").remote(task, weights)
         objects = [reference async for reference in stream]
         await objects[-1]  # raises what went wrong in the worker
@@ -282,7 +282,7 @@ class Controller:
         self.branching.save(folder)
 
     async def load(self, folder: Path) -> None:
-        """Take up a checkpoint."""
+        """Continue from a checkpoint."""
         await self.pools.learner.load(folder)
         self.branching.load(folder)
         self.published.clear()
@@ -299,7 +299,7 @@ class Controller:
         return await self.pools.scale(rollout_workers, rewards)
 
     async def close(self) -> None:
-        """End all processes of the run but its reward models."""
+        """End all processes of the run except its reward models."""
         for iteration in self.watch.iterations:
             iteration.sampling.cancel()
         await self.pools.close()
@@ -307,14 +307,14 @@ class Controller:
     # For those who watch ----------------------------------------------------------------------------------------
 
     def register(self, address: str, component: str, pool: str) -> None:
-        """Note that a metrics exporter is alive."""
+        """Record that a metrics exporter is alive."""
         self.exporters.register(address, component, pool)
 
     async def state_now(self) -> ControllerState:
-        """The phase at work, how much of it is done, and what pools were scaled to."""
+        """The current phase, the fraction of it that is done, and the sizes that pools were scaled to."""
         return self.watch.state()
 
     async def status(self) -> dict[str, Any]:
-        """Iterations done, the phase at work, and every process, as plain data."""
+        """Finished iterations, the current phase, and every process, as plain data."""
         version = self.published[-1].version if self.published else 0
         return await self.watch.status(version, self._in_flight)

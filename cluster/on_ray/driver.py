@@ -40,15 +40,15 @@ from .status_server import reserve_port
 
 POLL_SECONDS = 0.25
 NAME_SECONDS = 30
-"""How long to wait for the controller of an earlier driver to be gone."""
+"""Seconds to wait for an earlier driver's controller to end."""
 PORT_SECONDS = 20
-"""How long to wait for a controller that was ended to give its port back."""
+"""Seconds to wait for an ended controller to release its port."""
 START_SECONDS = 300
-"""How long a controller may take to begin."""
+"""Maximum seconds for a controller to start."""
 ENDING_SECONDS = 60
-"""How long to wait for the room of processes that an earlier driver of the run left, and that are being ended."""
+"""Seconds to wait for the resources of an earlier driver's processes, which are being ended."""
 NODES_SECONDS = 600
-"""How long to wait for room, at least, when a run that has been going is set up again."""
+"""Minimum seconds to wait for room when a run restarts after a fault."""
 
 
 class RayLoop:
@@ -71,10 +71,10 @@ class RayLoop:
             connect(address, travelling(settings))
         self._controller: Any = None
         self._started = False
-        """Whether there is something that `close` must end well."""
+        """Whether there is a controller that `close` must end in order."""
         self._recoveries, self._sizes = 0, Sizes()
         self._port: socket.socket | None = None
-        """Holds the port of the controller's HTTP server as long as the run goes on."""
+        """Reserves the port of the controller's HTTP server during the run."""
         try:
             self._controller = self._launch_controller()  # with the name, what an earlier driver left is ours
             self._find_room(left=self._end_leftovers())
@@ -85,7 +85,7 @@ class RayLoop:
             raise
 
     def restart(self) -> None:
-        """Set up all processes anew, but for the reward models, which Serve looks after."""
+        """Restart all processes except the reward models, which Serve supervises."""
         self._recoveries += 1
         self._end_controller()
         # At once, for the reward models end when there is none.
@@ -101,7 +101,7 @@ class RayLoop:
         self._start()
 
     def _end_leftovers(self) -> bool:
-        """End the reward models of an earlier driver of the run, which was killed; returns whether there was one."""
+        """End the reward models that a killed driver of the run has left. Returns whether there were any."""
         left = (self._folder / FILE).exists()
         if not serves_here():
             return left
@@ -112,7 +112,7 @@ class RayLoop:
         return left
 
     def _find_room(self, left: bool) -> None:
-        """Raises InputError if there is no room for the pools, and none comes in the time that the recipe allows.
+        """Wait for room for the pools. Raises InputError if there is none in the time that the recipe allows.
 
         `left`: processes of the run's are being ended, and what they hold becomes free.
         """
@@ -126,7 +126,7 @@ class RayLoop:
         return reserve_port(host, port, PORT_SECONDS)
 
     def _keep_port(self) -> None:
-        """Wait until the controller before has given its port back; take another one if it doesn't."""
+        """Wait until the previous controller has released its port; take another one if it doesn't."""
         assert self._port
         port = self._port.getsockname()[1]
         try:
@@ -138,7 +138,7 @@ class RayLoop:
             logging.getLogger(__name__).warning("metrics and /sd have moved from port %d to %d: %s", port, now, error)
 
     def _start(self) -> None:
-        """Have the controller launch all processes, and note where it is."""
+        """Have the controller launch all processes, and record its address."""
         assert self._port
         start_serve()
         self._started = True
@@ -152,7 +152,7 @@ class RayLoop:
             logging.getLogger(__name__).warning("it could not be noted where the run is: %s", error)
 
     def _launch_controller(self) -> Any:
-        """A new controller. Raises InputError if the run has one, which doesn't go in a while."""
+        """A new controller. Raises InputError if the run has another one that doesn't end in time."""
         name = controller_name(self.settings.name)
         here = ray.get_runtime_context().get_node_id()
         options = {
@@ -243,7 +243,7 @@ class RayLoop:
         self._controller = None
 
     def _call(self, answer: Any, progress: Progress = lambda phase, share: None, silent: float | None = None) -> Any:
-        """What a call of the controller returns, or the exception that went wrong in whichever process.
+        """The result of a call of the controller. Raises the original exception of any process.
 
         Raises ProcessLost if the controller is dead, or `silent` for longer than it may be.
         """

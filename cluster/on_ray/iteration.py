@@ -31,14 +31,14 @@ from .part_reader import ArrivedPart
 
 @dataclass
 class GrowingTree:
-    """A tree on its way: headers and references of what has arrived, and scores."""
+    """A tree that is being sampled and scored: headers and references of the parts that have arrived, and scores."""
 
     number: int
     prompt: str
     schedule: Schedule
     parts: list[tuple[PartHeader, Any]] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
-    """References to pictures that are kept to be looked at."""
+    """References to pictures that are kept for the sample grids."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     diversity: float = 0.0
     nodes: int = 0
@@ -64,7 +64,7 @@ class GrowingTree:
 
 
 class Iteration:
-    """What is known of one iteration's trees while they are sampled and scored."""
+    """The trees of one iteration while they are sampled and scored."""
 
     def __init__(
         self,
@@ -75,26 +75,26 @@ class Iteration:
         weights: WeightsRef,
         sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]],
     ) -> None:
-        """`sample` begins with all tasks at once."""
+        """`sample` is started for all tasks at once."""
         self.number, self.prompts, self.schedule, self.weights = number, prompts, schedule, weights
         self.tasks = training_tasks(settings, number, prompts, self.schedule, weights.version)
         self.timeline = Timeline()
         self.counted: dict[Counter, float] = {}
-        """Seconds of this iteration that counters have already."""
+        """Seconds of this iteration that are already in the counters."""
         self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
         self.diversity = np.zeros(len(prompts))
-        """Of the leaves of each tree."""
+        """Diversity of each tree's leaves."""
         every = settings.logging.samples_every
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
-        """First trees whose pictures are kept to be looked at."""
+        """Number of first trees whose pictures are kept for the sample grids."""
         self.media: dict[int, list[Any]] = {}
         self._may_leave_out = settings.rollout.trees_to_leave_out(len(prompts))
         self.left_out: set[int] = set()
-        """Trees that a reward gave no score."""
+        """Numbers of the trees that are skipped because a reward failed."""
         self.forwards: dict[tuple[int, ...], list[tuple[float, int]]] = {}
-        """By the trees of a task, its forward passes: when each ended, and its rows."""
+        """Trees of a task -> its forward passes: the time when each ended, and its rows."""
         self.task_seconds: dict[tuple[int, ...], float] = {}
-        """By the trees of a task, what sampling them took, without the time for which scoring held it up."""
+        """Trees of a task -> the seconds of sampling them, without the time for which scoring held it up."""
         self.first_score_time = float("inf")
         self.leaves_scored = 0
         self._trees: dict[int, asyncio.Future[RemoteTree[Any]]] = {
@@ -106,7 +106,7 @@ class Iteration:
         self.sampling.add_done_callback(lambda sampling: sampling.cancelled() or sampling.exception())
 
     async def sampled(self) -> None:
-        """Wait until all tasks are done. Raises the first error of one, which ends the others."""
+        """Wait until all tasks are done. If one fails, the others are cancelled, and its error is raised."""
         await self.sampling
 
     async def _sample(self, sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]]) -> None:
@@ -120,7 +120,7 @@ class Iteration:
         return {n: GrowingTree(n, prompt, self.schedule) for n, prompt in pairs if self._awaited(n)}
 
     def completed(self, tree: GrowingTree) -> None:
-        """Hand a tree over to whoever waits for it."""
+        """Mark a tree as complete, which wakes those who wait for it."""
         if self._awaited(tree.number):
             self.rewards[tree.number] = tree.rewards
             self.diversity[tree.number] = tree.diversity
@@ -129,7 +129,7 @@ class Iteration:
             self._finish(RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards))
 
     def leave_out(self, number: int, error: BaseException) -> bool:
-        """Go on without a tree that has no score. Returns False if too many would be left out."""
+        """Continue without a tree that has no score. Returns False if too many trees would be skipped."""
         if len(self.left_out | {number}) > self._may_leave_out:
             return False
         if number not in self.left_out:
@@ -140,7 +140,7 @@ class Iteration:
         return True
 
     def scored(self) -> list[dict[str, FloatArray]]:
-        """Rewards of the leaves, tree by tree, of those that have any."""
+        """The rewards of the leaves of each tree, without the skipped trees."""
         return [rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out]
 
     async def ready(self, numbers: Iterable[int]) -> None:
@@ -148,7 +148,7 @@ class Iteration:
         await asyncio.gather(*(self._trees[number] for number in numbers))
 
     def hand_over(self, number: int) -> RemoteTree[Any]:
-        """A tree that is ready; it is forgotten here."""
+        """Return a tree that is ready, and release it here."""
         metrics.QUEUE_LENGTH.labels("trees").dec()
         return self._trees.pop(number).result()
 
@@ -164,7 +164,7 @@ class Iteration:
         return chain.from_iterable(self.forwards.values())
 
     def observed(self, workers: int, seconds: float) -> IterationTiming:
-        """What this iteration of so many `seconds` tells of its `workers`."""
+        """How this iteration, of `seconds`, used its `workers`."""
         waited = self.timeline.seconds("waiting") * self.timeline.hidden("waiting", behind="rollout")
         task_seconds = float(np.mean(list(self.task_seconds.values())))
         return IterationTiming(workers, len(self.tasks), task_seconds, seconds, waited)
@@ -178,7 +178,7 @@ class Iteration:
 
 @asynccontextmanager
 async def task_group() -> AsyncIterator[asyncio.TaskGroup]:
-    """A TaskGroup that raises the first error as it is, not in a group of errors."""
+    """A TaskGroup that raises the first error itself, not a group of errors."""
     try:
         async with asyncio.TaskGroup() as group:
             yield group

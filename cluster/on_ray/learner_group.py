@@ -14,7 +14,7 @@ from .messages import ProcessInfo, WeightsRef
 
 
 class LearnerGroup:
-    """Every call goes to all ranks at once: what they do is collective."""
+    """The ranks of the learner. Every call goes to all ranks at once, because their work is collective."""
 
     def __init__(self, actors: Sequence[Any]) -> None:
         self.actors = actors
@@ -26,7 +26,7 @@ class LearnerGroup:
         self.infos = await self._all(lambda rank: rank.setup.remote(meeting))
 
     async def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
-        """Work on a window of scored trees. Returns what the update was like that it closes, if it closes one."""
+        """Add the gradients of a window of scored trees. Returns the update's figures if the window ends an update."""
         # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
         given = window if len(self.actors) == 1 else ray.put(window)
         stats: list[UpdateStats | None] = await self._all(lambda rank: rank.accumulate.remote(given))
@@ -37,11 +37,11 @@ class LearnerGroup:
         return await self._weights(lambda rank: rank.publish)
 
     async def weights(self) -> WeightsRef:
-        """The present version of the weights."""
+        """The current version of the weights."""
         return await self._weights(lambda rank: rank.weights)
 
     async def previous(self, folder: Path) -> WeightsRef:
-        """The version before a checkpoint's, whose weights lie beside it."""
+        """The version before a checkpoint's, whose weights are stored beside it."""
         return await self._weights(lambda rank: rank.previous, folder)
 
     async def save(self, folder: Path, previous: WeightsRef | None) -> None:
@@ -53,11 +53,11 @@ class LearnerGroup:
         await self._all(lambda rank: rank.load.remote(folder))
 
     async def export(self, folder: Path) -> None:
-        """Write what was trained in diffusers' format."""
+        """Write the trained weights in diffusers' format."""
         await self._all(lambda rank: rank.export.remote(folder))
 
     async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` of which the policy takes the beginning only. Of rank 0 alone."""
+        """The prompts among `prompts` that the policy cuts because they are too long. Only rank 0 is asked."""
         cut: list[str] = await self.actors[0].cut_prompts.remote(prompts)
         return cut
 
@@ -65,7 +65,7 @@ class LearnerGroup:
         return list(await asyncio.gather(*map(call, self.actors)))
 
     async def _weights(self, method: Callable[[Any], Any], *arguments: Any) -> WeightsRef:
-        """Version and reference of what every rank returns; rank 0 has the weights."""
+        """The version, and a reference to the weights that rank 0 returns."""
         calls = [method(actor).options(num_returns=2).remote(*arguments) for actor in self.actors]
         versions = await asyncio.gather(*(version for version, _ in calls))
         return WeightsRef(versions[0], calls[0][1])

@@ -1,4 +1,4 @@
-"""What is looked at every second while a run goes on: processes that hang, draining nodes, storage, seconds spent."""
+"""Supervision of a run, every second: hung processes, draining nodes, storage, seconds spent."""
 
 import asyncio
 import logging
@@ -20,22 +20,22 @@ from .pools import Pools
 
 
 class Watch:
-    """How a run goes, for those who ask, and what has to be done about its processes meanwhile."""
+    """Supervises the processes of a run, and reports its status."""
 
     def __init__(self, settings: RunSettings, pools: Pools, exporters: ExporterDirectory) -> None:
         self.settings, self.pools, self.exporters = settings, pools, exporters
         self.progress = ("starting", 0.0)
-        """The phase at work, and how much of it is done, 0 to 1."""
+        """The current phase, and the fraction of it that is done, 0 to 1."""
         self.iterations: list[Iteration] = []
-        """Those that go on."""
+        """The running iterations."""
         self.iterations_done = 0
         self.learner_draining = False
-        """Whether a learner rank is on a node that is about to go."""
+        """Whether a learner rank is on a node that is about to be taken away."""
 
     async def every_second(self) -> None:
-        """Kill what hangs, drain nodes that are about to go, and have the counters of seconds grow, for ever.
+        """Kill hung processes, drain nodes that are about to be taken away, and update the counters of seconds.
 
-        They grow while a phase goes on, not only when it has ended.
+        It runs forever. Counters grow while a phase runs, not only when it has ended.
         """
         while True:
             self.pools.workers.count_idle()
@@ -53,17 +53,17 @@ class Watch:
             await asyncio.sleep(1)
 
     def done(self, iteration: Iteration) -> None:
-        """Note that an iteration has ended."""
+        """Record that an iteration has ended."""
         self._count_seconds(iteration)
         self.iterations.remove(iteration)
         self.iterations_done = iteration.number
 
     def state(self) -> ControllerState:
-        """What the driver is told."""
+        """The controller's progress, for its driver."""
         return ControllerState(*self.progress, self.pools.sizes)
 
     async def status(self, version: int, trees_in_flight: int) -> dict[str, Any]:
-        """Iterations done, the phase at work, and every process, as plain data."""
+        """Finished iterations, the current phase, and every process, as plain data."""
         phase, share = self.progress
         return {
             "run": self.settings.name,
@@ -92,14 +92,14 @@ class Watch:
 
 
 def phase_seconds(timeline: Timeline) -> dict[str, float]:
-    """Seconds of each phase until now. What counts as waiting is what sampling doesn't hide."""
+    """Seconds of each phase until now. Scoring counts as waiting when it isn't hidden by sampling."""
     seconds = {name: timeline.seconds(name) for name in metrics.PHASES}
     seconds["waiting"] = timeline.seconds("waiting", "rollout") - seconds["rollout"]
     return seconds
 
 
 def _storage_used(folder: Path) -> tuple[float, float]:
-    """Shares in use: of the object store, on the node where it is largest, and of the disk that a folder is on."""
+    """The used fractions of the object store, on the node where it is largest, and of the disk of a folder."""
     name, free = "object_store_memory", free_resources()
     totals = {node["NodeID"]: node["Resources"].get(name, 0.0) for node in ray.nodes() if node["Alive"]}
     shares = [1 - free[node].get(name, 0.0) / total for node, total in totals.items() if total and node in free]

@@ -1,7 +1,7 @@
 """A pool of rollout workers: free workers get work, dead ones are replaced, and the pool grows and shrinks.
 
-Nothing waits for a worker that isn't there yet. What is asked for is launched, and joins when Ray has found room for
-it: at once, or when a node joins the cluster. Until then Ray's autoscaler sees it as demand.
+Invariant: nothing waits for a worker to start. Requested workers are launched, and join when Ray has found room for
+them: at once, or when a node joins the cluster. Until then Ray's autoscaler sees them as demand.
 """
 
 import asyncio
@@ -32,7 +32,7 @@ class Worker:
     info: ProcessInfo
     busy: bool = False
     draining: bool = False
-    """Ends as soon as its present work is done."""
+    """Whether it ends as soon as its current work is done."""
     idle_since: float = field(default_factory=time.monotonic)
 
 
@@ -51,7 +51,7 @@ class WorkerPool:
         self.name, self._launch, self._setup, self._may_be_replaced = name, launch, setup, may_be_replaced
         self.workers: list[Worker] = []
         self.wanted = 0
-        """Workers that there should be."""
+        """Number of workers that the pool should have."""
         self._starting: dict[Any, asyncio.Task[None]] = {}
         self._died_starting = 0
         self._free: asyncio.Queue[Worker | None] = asyncio.Queue()
@@ -60,7 +60,7 @@ class WorkerPool:
         self._changed = asyncio.Event()
         self._broken: BaseException | None = None
         self.gone: Callable[[ProcessInfo], None] = lambda info: None
-        """Is told of every process that has left."""
+        """Called with every process that has left."""
         metrics.RESTARTS.labels(name)
 
     @property
@@ -69,7 +69,7 @@ class WorkerPool:
         return len(self._starting)
 
     def adopt(self, actor: Any, info: ProcessInfo) -> None:
-        """Take in a process that is ready."""
+        """Add a process that is ready."""
         worker = Worker(self._numbers, actor, info)
         self._numbers += 1
         self.workers.append(worker)
@@ -108,14 +108,14 @@ class WorkerPool:
         return True
 
     def drain(self, nodes: Collection[str]) -> None:
-        """Have the workers on some nodes end as soon as they have finished their present task, and start others."""
+        """Have the workers on some nodes end as soon as they have finished their current task, and start others."""
         for worker in self._staying():
             if worker.info.node_id in nodes and self._may_be_replaced:
                 self._drain(worker)
         self._fill()
 
     async def run(self, work: Callable[[Worker], Awaitable[Result]]) -> Result:
-        """What `work` returns of a free worker. If that dies, another does it again from the start."""
+        """The result of `work` on a free worker. If that worker dies, another one reruns it from the start."""
         for _ in range(ATTEMPTS):
             worker = await self._next_free()
             try:
@@ -133,7 +133,7 @@ class WorkerPool:
         raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs say why")
 
     def count_idle(self) -> None:
-        """Add the time that idle workers have had nothing to do until now to its counter."""
+        """Add the idle time of workers until now to its counter."""
         for worker in self.workers:
             if not worker.busy:
                 self._count_idle(worker)
@@ -175,7 +175,7 @@ class WorkerPool:
             self._fill()
 
     def _break(self, error: BaseException) -> None:
-        """Have everybody who waits for a worker get `error`."""
+        """Raise `error` for everyone who waits for a worker."""
         self._broken = error
         self._changed.set()
         self._free.put_nowait(None)

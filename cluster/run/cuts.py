@@ -1,4 +1,4 @@
-"""How an iteration is cut up: into tasks for the workers and windows for the learner."""
+"""Cutting an iteration into tasks for the workers and windows for the learner."""
 
 from collections.abc import Iterator, Sequence
 
@@ -7,7 +7,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import Task, Window
 
 MAX_UNREAD_PARTS = 2
-"""Parts of a task that wait to be read, at which its worker pauses."""
+"""Number of unread parts of a task at which its worker pauses."""
 
 
 def groups(count: int, size: int) -> list[range]:
@@ -24,7 +24,7 @@ def tasks(
     version: int,
     guidance_scale: float | None = None,
 ) -> list[Task]:
-    """A tree for each of `prompts`, `size` of them in a task: the same tasks, whoever samples them."""
+    """Tasks with a tree for each of `prompts`, `size` trees per task."""
     return [
         Task(iteration, tuple(group), tuple(prompts[tree] for tree in group), schedule, seed, version, guidance_scale)
         for group in groups(len(prompts), size)

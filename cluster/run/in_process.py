@@ -112,4 +112,4 @@ class PlainLoop:
         self.learner.export(folder)
 
     def close(self) -> None:
-        """Nothing to give back: the process ends."""
+        """Do nothing: the process ends."""

@@ -12,33 +12,33 @@ from ...proto.update_stats import UpdateStats
 from .evaluation import Evaluation
 
 Progress = Callable[[str, float], None]
-"""Is told the phase of an iteration and how much of it is done, 0 to 1."""
+"""Called with the phase of an iteration and the fraction of it that is done, 0 to 1."""
 
 SHOWN_TREES = 4
-"""Trees of an iteration whose leaves can be looked at."""
+"""Number of trees per iteration whose leaves are kept for the sample grids."""
 
 
 @dataclass
 class IterationReport:
-    """What one iteration did."""
+    """The results of one iteration."""
 
     iteration: int
     rewards: dict[str, npt.NDArray[np.float64]]
     """Scores of all leaves by reward, float64 [trees * leaves]."""
     seconds: dict[str, float]
-    """By phase: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
+    """Phase -> its seconds: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
     forward_passes: int
     updates: list[UpdateStats]
     media: list[npt.NDArray[np.uint8]]
     """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
     diversity: float
-    """Of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
+    """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False
-    """Whether a learner rank's node is about to go, so that it must be set up elsewhere."""
+    """Whether a learner rank's node is about to be taken away, so that the rank must restart elsewhere."""
     left_out: int = 0
-    """Trees that got no score, of which nothing is learned."""
+    """Number of trees that were skipped because a reward failed."""
     first_score: float = 1.0
     """Share of the iteration's forward passes that were done when the first leaf was scored."""
 
@@ -50,7 +50,7 @@ class Loop(Protocol):
         """Make an iteration. The first is 1; the others follow in order."""
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` of which the policy takes the beginning only."""
+        """The prompts among `prompts` that the policy cuts because they are too long."""
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         """Deterministic samples with the newest weights, scored."""
@@ -59,13 +59,13 @@ class Loop(Protocol):
         """Write a checkpoint, as a whole folder."""
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint."""
+        """Continue from a checkpoint."""
 
     def export(self, folder: Path) -> None:
-        """Write what was trained in diffusers' format."""
+        """Write the trained weights in diffusers' format."""
 
     def restart(self) -> None:
-        """Set up everything anew, after something of it was lost; then `load`."""
+        """Restart everything after a loss. The caller then calls `load`."""
 
     def close(self) -> None:
-        """Give back whatever the loop holds. No other call may follow."""
+        """Release everything that the loop holds. No other call may follow."""
