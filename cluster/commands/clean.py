@@ -1,7 +1,7 @@
 """Leftovers of runs whose driver was killed: found, listed and removed.
 
 On a cluster that is their reward models; these end by themselves after a minute, unless they never began. In run
-folders it is the note of where the run goes on.
+folders it is the record of the run's address.
 """
 
 import time

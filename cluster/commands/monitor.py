@@ -42,8 +42,8 @@ NO_GRAFANA = (
 def monitor(run: Path, port: int, grafana_port: int, ray_dashboard: str | None, console: Console) -> None:
     """Run Prometheus and Grafana for the run in a folder until it ends, or SIGTERM or Ctrl-C comes.
 
-    Follows the run when it is set up or submitted again and is then found elsewhere. Raises InputError if it isn't
-    going on, without Prometheus, or when a port can't be had.
+    Follows the run to a new address when it restarts or is submitted again. Raises InputError if it isn't running, if
+    Prometheus isn't installed, or if a port can't be used.
     """
     http = RunAddress.of_folder(run).http or ""
     folder = run / "monitoring"

@@ -1,4 +1,4 @@
-"""The parts of a task's trees, as the worker that samples them hands them over."""
+"""The parts of a task's trees, as the worker that samples them sends them."""
 
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple

@@ -51,7 +51,7 @@ class RunAddress:
     def find(cls, run: str, address: str | None) -> "RunAddress":
         """The address of `run`, a name or a run folder. A given `address` wins over the folder's.
 
-        Takes up its authentication in this process. Raises InputError for a folder whose run isn't going on.
+        Takes up its authentication in this process. Raises InputError for a folder whose run isn't running.
         """
         folder = Path(run)
         if not (folder / "recipe.yaml").is_file():

@@ -43,7 +43,7 @@ class Watch:
             try:
                 self.learner_draining = self.pools.drain(await asyncio.to_thread(draining_nodes))
                 store, disk = await asyncio.to_thread(_storage_used, self.settings.runs)
-            except Exception:  # the GCS may be restarting, the disk be gone: what is counted below goes on
+            except Exception:  # the GCS may be restarting, the disk be gone: keep counting what follows
                 logging.getLogger(__name__).debug("storage could not be looked at", exc_info=True)
             else:
                 metrics.OBJECT_STORE_USED.set(store)

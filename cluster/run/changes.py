@@ -50,7 +50,7 @@ def find_changes(
     if len(stages) > 1 and stages != {1, 2}:
         raise InputError(
             f"learner.zero_stage: {before.learner.zero_stage} -> {now.learner.zero_stage} can't be changed when a run "
-            "goes on: the checkpoint's optimizer states are laid out differently at these stages (1 and 2 are alike)"
+            "continues: the checkpoint's optimizer states are laid out differently at these stages (1 and 2 are alike)"
         )
     if policy_before and policy_now and policy_before != policy_now:
         raise InputError(
