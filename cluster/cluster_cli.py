@@ -138,7 +138,9 @@ def clean(
             if yes:
                 leftover.remove()
             typer.echo(f"{'removed' if yes else 'left by a run that is gone'}: {leftover.what}")
-    where = f"on the cluster at {cluster} and in {runs}" if cluster else f"in {runs}; no Ray runs on this machine"
+    where = (
+        f"on the cluster at {cluster} and in {runs}" if cluster else f"in {runs}; no Ray cluster runs on this machine"
+    )
     if not left:
         typer.echo(f"nothing is left {where}")
     elif not yes:
