@@ -147,7 +147,7 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
     ):
         done = done_by(*arguments, **unknown)
         assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
-        assert "wants a token, and" in done.stderr
+        assert "requires a token, and" in done.stderr
         done = done_by(*arguments, **unknown, RAY_AUTH_TOKEN="b" * 64)
         assert "rejects the token in RAY_AUTH_TOKEN" in done.stderr
     assert not (tmp_path / "runs").exists()
