@@ -253,7 +253,7 @@ def test_a_clip_scores_as_the_mean_of_its_frames(clip_folder: Path) -> None:
 
 
 def test_a_prompt_goes_through_the_text_tower_once(clip_folder: Path) -> None:
-    towers = clip.load_pick_score(RewardSettings(pretrained=str(clip_folder)))._towers
+    towers = clip._from_folder("pick_score", RewardSettings(pretrained=str(clip_folder)))
     rows: list[int] = []
     towers._model.text_model.register_forward_pre_hook(
         lambda module, args, kwargs: rows.append(len(kwargs["input_ids"])), with_kwargs=True
