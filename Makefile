@@ -2,7 +2,7 @@
 # make test   creates .venv, installs, and runs the tests but the slow ones
 # make test-slow   runs those; needs Debian's prometheus
 # make chaos  brings 42 faults about in real runs
-PYTHON ?= python3.11
+PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
@@ -12,6 +12,7 @@ setup: .venv/ready
 
 # torch comes first and by version: looser requests may bring gigabytes of CUDA packages to a machine without a GPU.
 .venv/ready: pyproject.toml
+	@test -n "$(PYTHON)" || { echo "there is no python3.11, 3.12 or 3.13 here; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
 	$(RUN)/pip install --quiet torch==2.13.0
 	$(RUN)/pip install --quiet --editable '.[dev]'
