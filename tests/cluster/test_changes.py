@@ -90,7 +90,11 @@ def test_what_does_not_contradict_a_checkpoint_may_change(
             "policy.precision: float32 -> bfloat16 can't",
         ),
         ({}, {"learner.zero_stage": 1}, "learner.zero_stage: 0 -> 1 can't be changed when a run continues"),
-        ({"learner.zero_stage": 1}, {"learner.zero_stage": 3}, "optimizer states lie otherwise at these stages"),
+        (
+            {"learner.zero_stage": 1},
+            {"learner.zero_stage": 3},
+            "optimizer states are laid out differently at these stages",
+        ),
         ({}, {"learner.lora": LORA}, "learner.lora: null -> .* holds the weights of these adapters and no others"),
         ({"learner.lora": LORA}, {}, "learner.lora: .* -> null"),
         ({"learner.lora": LORA}, {"learner.lora": {**LORA, "rank": 8}}, "learner.lora.rank: 4 -> 8"),

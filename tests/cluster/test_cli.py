@@ -118,7 +118,7 @@ def test_evaluate_writes_pictures_and_scores(
         "evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch
     )
     assert status == 2
-    assert "exists, and nothing that is there is replaced" in error
+    assert "exists, and isn't overwritten" in error
 
 
 @pytest.mark.parametrize(
@@ -141,7 +141,7 @@ def test_no_command_replaces_what_it_has_not_written(
     for there in (results, results / "mine"):
         status, error = call(*arguments, str(there), capsys=capsys, monkeypatch=monkeypatch)
         assert status == 2
-        assert "exists, and nothing that is there is replaced" in error
+        assert "exists, and isn't overwritten" in error
     assert (results / "mine").read_text() == "mine"
 
 

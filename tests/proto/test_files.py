@@ -63,7 +63,7 @@ def test_what_is_to_be_written_must_be_new(tmp_path: Path) -> None:
     (tmp_path / "file").touch()
     (tmp_path / "link").symlink_to(tmp_path / "nowhere")
     for there in (tmp_path, tmp_path / "file", tmp_path / "link"):
-        with pytest.raises(InputError, match="exists, and nothing that is there is replaced"):
+        with pytest.raises(InputError, match="exists, and isn't overwritten"):
             must_be_new(there)
     with pytest.raises(InputError, match="can't be made: Not a directory"):
         must_be_new(tmp_path / "file" / "below")

@@ -477,7 +477,7 @@ def test_more_requests_than_there_is_room_for_are_refused_and_then_taken() -> No
                 await inside.acquire()
             refused = await asyncio.gather(*(post() for _ in range(20)))
             assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(429, "1")}
-            assert "3 requests are being worked on" in refused[0].json()["error"]
+            assert "3 requests are in progress" in refused[0].json()["error"]
             go.set()
             assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
             assert (await post()).status_code == 200
