@@ -121,7 +121,7 @@ def started(settings: RunSettings, folder: Path, file: Path) -> subprocess.Popen
         assert process.poll() is None, process.communicate()[0]
         return file.exists()
 
-    until(there, 120)
+    until(there)
     return process
 
 
