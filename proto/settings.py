@@ -35,7 +35,7 @@ AnyStep = Annotated[int, Field(ge=0, le=MAX_STEPS)]
 """One of the steps, counted from 0, or a number of steps that may be none."""
 Pixels = Annotated[int, Field(gt=0, le=16_384)]
 Tokens = Annotated[int, Field(gt=0, le=100_000)]
-Rows = Annotated[int, Field(gt=0, le=1_000_000)]
+Rows = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 """Rows, pictures or trees that are computed together."""
 Processes = Annotated[int, Field(gt=0, le=10_000)]
 Threads = Annotated[int, Field(gt=0, le=1_024)]
