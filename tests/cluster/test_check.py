@@ -198,8 +198,8 @@ def test_a_number_beyond_all_bounds_is_one_error_or_can_be_used(number: str) -> 
         ("schedule={method: mix_grpo, window: 1099511627776}", "less than or equal to 10000"),
         ("iterations=9223372036854775807", "less than or equal to 1000000000"),
         ("checkpoint.disk_timeout_seconds=1e30", "less than or equal to 1000000"),
-        ("pools.learner.cpus=1e-9", "can't be set aside"),
-        ("pools.learner.gpus=1e20", "can't be set aside"),
+        ("pools.learner.cpus=1e-9", "can't be reserved"),
+        ("pools.learner.gpus=1e20", "can't be reserved"),
     ],
 )
 def test_what_has_a_bound_by_nature_has_it_here(override: str, bound: str) -> None:
