@@ -3,7 +3,7 @@
 from prometheus_client import Counter, Gauge, Histogram
 
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
-EDGES_TRAINED = Counter("branchgrpo_edges_trained", "Edges that entered the gradient (counted by rank 0 for all ranks).")
+EDGES_TRAINED = Counter("branchgrpo_edges_trained", "Edges in the gradient (counted by rank 0 for all ranks).")
 EDGES_SKIPPED = Counter(
     "branchgrpo_edges_skipped", "Edges skipped for their zero advantage (counted by rank 0 for all ranks)."
 )

@@ -127,7 +127,7 @@ def test_schedules_that_would_fill_the_memory_are_refused_before_they_are_built(
     run_settings: Settings, schedule: dict[str, Any]
 ) -> None:
     normaliser = {"advantage.normaliser": "group"}
-    with pytest.raises(InputError, match=r"max_nodes|window|schedule\.\w+ is \d+: input should be less than or equal to"):
+    with pytest.raises(InputError, match=r"max_nodes|window|schedule\.\w+ is \d+: input should be less than or equal"):
         run_settings({"schedule": schedule, **normaliser})
 
 
