@@ -375,3 +375,18 @@ def test_a_run_that_samples_ahead_goes_on_bit_by_bit(run_settings: Settings, tmp
         loop.save(tmp_path / "again")
     once, again = (safetensors.torch.load_file(tmp_path / n / "weights.safetensors") for n in ("whole", "again"))
     assert_bit_equal(once, again)
+
+
+@pytest.mark.slow
+def test_a_resumed_run_may_begin_and_cease_to_sample_ahead(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    """Its first iteration is on-policy. What it had sampled ahead is dropped when it ceases."""
+    prompts = [f"{k:03d}" for k in range(100)]
+    stale = []
+    for staleness, iterations in ((0, range(1, 3)), (1, range(3, 5)), (0, range(5, 6))):
+        settings = run_settings({**BASE, "execution": "ray", "staleness": staleness, "iterations": 5})
+        with closing(on_ray(settings, tmp_path / f"from {iterations[0]}", head, prompts)) as loop:
+            if iterations[0] > 1:
+                loop.load(tmp_path / str(iterations[0] - 1))
+            stale += [loop.iterate(i).updates[0].logprob_abs_diff > 1e-5 for i in iterations]
+            loop.save(tmp_path / str(iterations[-1]))
+    assert stale == [False, False, False, True, False]
