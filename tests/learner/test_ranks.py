@@ -197,7 +197,9 @@ def test_other_numbers_of_ranks_go_on_from_a_checkpoint(
         settings = settings_in(two_ranks, variants[stage])
         one = Learner(load_policy(settings.policy), settings)
         rank_script.learn(one, rank_script.unequal_trees(load_policy(settings.policy), settings))
-        one.save(two_ranks / f"{stage} of one" / "first")
+        first = two_ranks / f"{stage} of one" / "first"
+        first.mkdir(parents=True)
+        one.save(first)
         for source in (stage, f"{stage} of one"):
             (three / f"{source}.yaml").write_text(dump_recipe(settings))
     run_ranks(3, three, two_ranks)
