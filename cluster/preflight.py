@@ -21,6 +21,11 @@ def check_here(settings: RunSettings) -> None:
     check_recipe(settings)
     check_modules(settings)
     find_policy(settings.policy)
+    check_packages(settings)
+
+
+def check_packages(settings: RunSettings) -> None:
+    """Raises InputError for a package that the recipe asks for and that isn't installed."""
     if settings.logging.wandb_project and find_spec("wandb") is None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
 

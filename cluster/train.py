@@ -140,10 +140,10 @@ def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, erro
 def _loop(settings: RunSettings, folder: RunFolder, prompts: Sequence[str], address: str | None) -> Loop:
     settings = without_start(settings) if folder.done else settings
     if settings.execution == "in_process":
-        from .run.in_process import PlainLoop
+        from .run.in_process import InProcessLoop
 
         start_tracing(settings.trace_folder, "in_process", "in_process")
-        return PlainLoop(settings, prompts)
+        return InProcessLoop(settings, prompts)
     from .on_ray.address import find_cluster
 
     address = find_cluster(address)  # before Ray is imported

@@ -105,18 +105,20 @@ def some_step_is_trained(run: "RunSettings") -> str | None:
 
 
 def pruning_leaves_some_depths(run: "RunSettings") -> str | None:
-    schedule, depth = run.schedule.build(), run.pruning.depth
-    if depth and depth.window >= len(schedule.trained_depths):
+    if not (depth := run.pruning.depth):
+        return None
+    schedule = run.schedule.build()
+    if depth.window >= len(schedule.trained_depths):
         return (
             f"pruning.depth.window is {depth.window} of {len(schedule.trained_depths)} trained depths; it must leave "
             "some"
         )
-    if depth and depth.start is not None and depth.start >= schedule.grid_steps:
+    if depth.start is not None and depth.start >= schedule.grid_steps:
         return (
             f"pruning.depth.start is {depth.start}; of {schedule.grid_steps} steps the deepest edge that can be "
             f"trained leads to depth {schedule.grid_steps - 1}"
         )
-    if depth and depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
+    if depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
         return (
             f"pruning.depth.stop is {depth.stop}, and the window begins at depth {depth.deepest(schedule)} at its "
             "deepest: it couldn't slide"

@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cluster.on_ray.driver import RayLoop
-from ...cluster.run.in_process import PlainLoop
+from ...cluster.run.in_process import InProcessLoop
 from ...cluster.run.loop import IterationReport, Loop
 from ...proto.recipe import load_recipe, parse_settings
 from ...proto.settings import RunSettings
@@ -60,7 +60,7 @@ def against_plain(rounds: int, console: Console) -> dict[str, Any]:
     seconds: dict[str, list[float]] = {"plain": [], "Ray": []}
     phases: dict[str, dict[str, list[float]]] = {"plain": {}, "Ray": {}}
     with on_ray(demo({})) as ray_loop:
-        loops: dict[str, Loop] = {"plain": PlainLoop(demo({"execution": "in_process"}), PROMPTS), "Ray": ray_loop}
+        loops: dict[str, Loop] = {"plain": InProcessLoop(demo({"execution": "in_process"}), PROMPTS), "Ray": ray_loop}
         for iteration in range(1, rounds + 2):
             for name, loop in loops.items():
                 spent, report = timed(loop, iteration)

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Collection, Iterator
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -22,7 +23,7 @@ from ...rollout_workers.policies.load import find_adapter, find_policy, load_pol
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
-from ..preflight import check_recipe
+from ..preflight import check_packages, check_recipe
 from ..run.advice import advice
 from ..run.folder import check_place
 from ..run.prompt_order import cut_warning, training_and_held_out
@@ -70,15 +71,12 @@ def check(settings: RunSettings) -> CheckReport:
     found = CheckReport(counts=_counts(settings), advice=advice(settings))
     if settings.execution == "ray":
         found.gpus = {need.pool: need.count * need.each.get("GPU", 0) for need in demands(settings)}
-    for name, reward in settings.rewards.items():
+    sources = (partial(check_source, name, reward) for name, reward in settings.rewards.items())
+    for look in (*sources, partial(check_place, settings), partial(check_packages, settings)):
         try:
-            check_source(name, reward)
+            look()
         except InputError as error:
             found.missing.append(str(error))
-    try:
-        check_place(settings)
-    except InputError as error:
-        found.missing.append(str(error))
     prompts: list[str] = []
     try:
         train, held_out = training_and_held_out(settings)

@@ -250,9 +250,8 @@ class RayLoop:
         ended = False
         while not ended:
             ended = bool(ray.wait([answer], timeout=POLL_SECONDS)[0])
-            now = self._state(
-                silent or self.settings.pools.heartbeat_timeout_seconds
-            )  # after short calls too: sizes are kept
+            # After short calls too: the sizes of pools must outlive the controller.
+            now = self._state(silent or self.settings.pools.heartbeat_timeout_seconds)
             self._sizes = now.sizes
             progress(now.phase, now.share)
         return unwrapped(lambda: ray.get(answer))

@@ -129,9 +129,8 @@ class SplitChooser:
 
     def _split_at(self, places: Sequence[int], iteration: int) -> Schedule:
         splits = {int(place): children for place, children in zip(places, self._children, strict=True)}
-        changed = self.settings.schedule.model_copy(
-            update={"splits": splits, "max_nodes": sys.maxsize}
-        )  # the budget bounds it
+        # The budget of forward passes bounds its nodes.
+        changed = self.settings.schedule.model_copy(update={"splits": splits, "max_nodes": sys.maxsize})
         return changed.build(iteration, self.settings.seed)
 
 

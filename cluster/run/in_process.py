@@ -29,7 +29,7 @@ from .phases import Timeline
 from .prompt_order import prompts_of
 
 
-class PlainLoop:
+class InProcessLoop:
     """One process that holds the policy, the rewards and the learner."""
 
     def __init__(self, settings: RunSettings, prompts: Sequence[str]) -> None:

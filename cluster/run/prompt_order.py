@@ -58,11 +58,10 @@ def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed:
     """
     first = (iteration - 1) * per_iteration
     places = [divmod(i, len(prompts)) for i in range(first, first + per_iteration)]
-    orders = {which: _shuffled(which, len(prompts), seed) for which in {which for which, _ in places}}
-    return [prompts[orders[which][place]] for which, place in places]
+    return [prompts[_shuffled(which, len(prompts), seed)[place]] for which, place in places]
 
 
-@lru_cache(maxsize=2)  # an iteration draws from two passes at most, most of them from one
+@lru_cache(maxsize=2)  # prompts are drawn pass after pass
 def _shuffled(which_pass: int, count: int, seed: int) -> np.ndarray:
     noise = np.random.Philox(key=[seed, which_pass], counter=[0, 0, 0, int(Stream.PROMPTS)])
     return np.random.Generator(noise).permutation(count)

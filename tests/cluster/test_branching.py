@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 from branchgrpo.cluster.run.adaptive_splits import SplitChooser, sibling_variance
-from branchgrpo.cluster.run.in_process import PlainLoop
+from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
@@ -111,10 +111,10 @@ def test_a_run_with_moving_splits_goes_on_bit_by_bit(run_settings: Settings, tmp
     settings = run_settings({**changes, "iterations": 4, "threads": 1})
     prompts = ["123", "456", "789", "012"]
 
-    def iterated(loop: PlainLoop, numbers: range) -> list[int]:
+    def iterated(loop: InProcessLoop, numbers: range) -> list[int]:
         return [loop.iterate(number).forward_passes for number in numbers]
 
-    straight, first, resumed = (PlainLoop(settings, prompts) for _ in range(3))
+    straight, first, resumed = (InProcessLoop(settings, prompts) for _ in range(3))
     passes = iterated(straight, range(1, 5))
     assert len(set(passes)) > 1
     assert max(passes) == passes[0]

@@ -8,7 +8,7 @@ import pytest
 import torch
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
-from branchgrpo.cluster.run.in_process import PlainLoop
+from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.train import train
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -120,7 +120,7 @@ def test_an_added_divergence_is_from_the_policy_before_training(
     begun: Path, settings_in: Settings, tmp_path: Path
 ) -> None:
     settings = settings_in(tmp_path, {**BEGUN, "learner.kl_weight": 0.1})
-    loop = PlainLoop(settings, ["1"])
+    loop = InProcessLoop(settings, ["1"])
     loop.load(RunFolder(begun).checkpoint(1))
     untrained = trainable(load_policy(settings.policy).network)
     assert loop.learner.reference

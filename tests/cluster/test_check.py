@@ -232,3 +232,8 @@ def test_what_is_no_file_is_told(kind: str, run_settings: Settings, tmp_path: Pa
     for setting in ("prompts.train", "prompts.held_out", "policy.pretrained", "policy.start_from"):
         (told,) = check(run_settings({setting: str(path)})).missing
         assert told.startswith((f"{setting} is '{path}'", f"{setting}.path is '{path}'"))
+
+
+def test_a_package_that_train_would_miss_is_missing_here(run_settings: Settings) -> None:
+    (told,) = check(run_settings({"logging.wandb_project": "mine"})).missing
+    assert told.endswith("pip install wandb")

@@ -2,7 +2,7 @@
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.run.in_process import PlainLoop
+from branchgrpo.cluster.run.in_process import InProcessLoop
 from support import Settings
 
 
@@ -31,7 +31,7 @@ def test_the_worker_always_samples_with_the_weights_just_learned(
             "learner.optimizer.learning_rate": 1e-2,
         }
     )
-    loop = PlainLoop(settings, ["1", "2", "3", "4"])
+    loop = InProcessLoop(settings, ["1", "2", "3", "4"])
     loop.scorers._models = [({"ocr", "ocr_exact"}, RandomScores())]
     told: list[tuple[str, float]] = []
     before = {name: value.clone() for name, value in loop.learner.engine.weights().items()}

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from branchgrpo.cluster.run.in_process import PlainLoop
+from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
@@ -176,7 +176,7 @@ def _iterations(settings: PolicySettings, lora: dict[str, int] | None, run_setti
             "learner.optimizer": {"learning_rate": 1e-3},
         }
     )
-    loop = PlainLoop(run, PROMPTS)
+    loop = InProcessLoop(run, PROMPTS)
     return [loop.iterate(number) for number in (1, 2)]
 
 
@@ -213,7 +213,7 @@ def test_an_update_trains_the_network_alone_and_its_export_draws_the_same(
             "learner.optimizer": {"learning_rate": 1e-2},
         }
     )
-    loop = PlainLoop(run, PROMPTS)
+    loop = InProcessLoop(run, PROMPTS)
     pipeline = loop.policy.pipeline
     everything = {
         f"{name}.{parameter}": value
