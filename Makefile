@@ -1,6 +1,6 @@
 # make demo   creates .venv, installs, and runs the main job
-# make test   creates .venv, installs, and runs the tests but the slow ones
-# make test-slow   runs those; needs Debian's prometheus
+# make test   creates .venv, installs, and runs tests/unit and tests/integration
+# make test-slow   runs tests/slow; needs Debian's prometheus
 # make chaos  brings 42 faults about in real runs
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
 RUN := .venv/bin
@@ -25,7 +25,7 @@ test: setup
 	$(RUN)/pytest $(ARGS)
 
 test-slow: setup
-	$(RUN)/pytest -m slow $(ARGS)
+	$(RUN)/pytest tests/slow $(ARGS)
 
 check: setup
 	$(RUN)/ruff check .

@@ -1,8 +1,9 @@
-"""What many tests share: small real policies, and trees sampled from them."""
+"""What many tests share: small real policies, trees sampled from them, and a Ray cluster, ended by its process id."""
 
 import os
 import signal
-from collections.abc import Callable, Mapping
+import time
+from collections.abc import Callable, Iterator, Mapping
 from copy import deepcopy
 from pathlib import Path
 from typing import Any
@@ -14,7 +15,9 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of their own, on this host alone
 
 import numpy as np
+import psutil
 import pytest
+from branchgrpo.cluster.commands import status
 from branchgrpo.proto.packed_tensor import ForwardCache
 from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
@@ -24,6 +27,7 @@ from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import saved
+from support import Weights, ray_head, run_train, weights
 
 # A shell's job in the background ignores Ctrl-C, and so would all commands that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
@@ -133,3 +137,61 @@ def small_methods() -> dict[str, dict[str, Any]]:
         "branch_grpo": {"steps": 6, "splits": {0: 2, 2: 3}, "roots": 2},
         "branch_grpo_mix": {"steps": 8, "splits": {0: 2, 2: 2}, "window": 1, "window_start": 4, "ode_stride": 2},
     }
+
+
+@pytest.fixture(autouse=True)
+def just_started(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The time that a command has from its start begins with the test."""
+    age = time.time() - psutil.Process().create_time()
+    monkeypatch.setattr(status, "ALL_SECONDS", status.ALL_SECONDS + age)
+
+
+@pytest.fixture
+def store_bytes() -> Callable[[], int]:
+    """Tells the bytes in the object store of the node that this process is connected to."""
+
+    def used() -> int:
+        import ray
+        from ray._private.internal_api import node_stats
+
+        (node,) = ray.nodes()
+        stats = node_stats(node["NodeManagerAddress"], node["NodeManagerPort"], include_memory_info=False)
+        return int(stats.store_stats.object_store_bytes_used)
+
+    return used
+
+
+@pytest.fixture(scope="session")
+def faults(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Folder in which scorers note the faults that they have had."""
+    return tmp_path_factory.mktemp("faults")
+
+
+@pytest.fixture(scope="session")
+def head(faults: Path) -> Iterator[str]:
+    """Address of a Ray cluster with more CPUs than there are, so that pools of any size find room."""
+    os.environ.update({"PYTHONPATH": str(Path(__file__).parent), "BRANCHGRPO_TEST_FAULTS": str(faults)})
+    try:
+        with ray_head(cpus=16, store_bytes=500_000_000) as address:
+            yield address
+    finally:
+        del os.environ["PYTHONPATH"]
+
+
+@pytest.fixture(scope="session")
+def plain(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> Weights:
+    """What the runs of `ray_runs` learn in a process of their own: ZeRO 3, which others use, changes torch for good."""
+    import ray_runs
+
+    folder = tmp_path_factory.mktemp("plain")
+    settings = settings_in(folder, {**ray_runs.BASE, "iterations": ray_runs.ITERATIONS})
+    return weights(run_train(settings, folder), ray_runs.ITERATIONS)
+
+
+@pytest.fixture(scope="session")
+def service() -> Iterator[Any]:
+    """A reward service in a process of its own, to be attacked."""
+    from fuzzing import served
+
+    with served() as service:
+        yield service

@@ -1,24 +1,39 @@
 """What tests of whole runs share: commands, waiting, and the weights that come out."""
 
 import os
+import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import safetensors.torch
 import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.cluster.observability.trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.recipe import dump_recipe
-from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.scoring import ScoreRequest
+from branchgrpo.proto.settings import RewardSettings, RunSettings
+from branchgrpo.reward_service.scorers import Scorers
+from published import PROMPTS
 
+ROOT = Path(__file__).parents[1]
+RECIPES = ROOT / "recipes"
 Settings = Callable[..., RunSettings]
 """The type of the fixtures `run_settings` and `settings_in`."""
 Weights = dict[str, torch.Tensor]
 SMALL = {"cpus": 0.5, "threads": 1}
 """A pool whose processes leave room for others on a small Ray cluster."""
+LITTLE = {"cpus": 0.1, "threads": 1}
+ALONE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
+"""The environment of a user without a Ray cluster: Ray is started with its own defaults."""
+# Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
+GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1}
 
 
 def command(*arguments: str | Path) -> list[str]:
@@ -26,11 +41,41 @@ def command(*arguments: str | Path) -> list[str]:
     return [sys.executable, "-m", "branchgrpo", *map(str, arguments)]
 
 
+def done_by(*arguments: str | Path, **environment: str) -> subprocess.CompletedProcess[str]:
+    """A command that has ended, in the environment `ALONE` and some more variables."""
+    return subprocess.run(command(*arguments), env=ALONE | environment, capture_output=True, text=True)
+
+
 def recipe_in(folder: Path, settings: RunSettings) -> Path:
     """The recipe of a run, written into a folder under the run's name."""
     path = folder / f"{settings.name}.yaml"
     path.write_text(dump_recipe(settings))
     return path
+
+
+def train_command(settings: RunSettings, folder: Path, *arguments: str) -> list[str]:
+    return command("train", recipe_in(folder, settings), *arguments)
+
+
+def run_train(settings: RunSettings, folder: Path, *arguments: str) -> Path:
+    """The folder of a run after `branchgrpo train`."""
+    done = subprocess.run(train_command(settings, folder, *arguments), capture_output=True, text=True, cwd=folder)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return settings.runs / settings.name
+
+
+def start_train(settings: RunSettings, folder: Path, file: Path) -> subprocess.Popen[str]:
+    """`branchgrpo train`, once a file of the run exists."""
+    process = subprocess.Popen(
+        train_command(settings, folder), stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, cwd=folder
+    )
+
+    def there() -> bool:
+        assert process.poll() is None, process.communicate()[0]
+        return file.exists()
+
+    until(there)
+    return process
 
 
 @contextmanager
@@ -67,3 +112,22 @@ def weights(run: Path, iteration: int | None = None, file: str = "weights") -> W
 def assert_bit_equal(one: Weights, other: Weights) -> None:
     assert one.keys() == other.keys()
     assert all(torch.equal(one[name], other[name]) for name in one)
+
+
+def follows(found: IterationTrace) -> bool:
+    """Whether the critical path's pieces follow each other from the iteration's start to its end."""
+    steps = critical_path(found)
+    meet = all(abs(one.end - other.start) < 1e-9 for one, other in pairwise(steps))
+    return meet and steps[0].start == found.start and steps[-1].end == found.end
+
+
+def shade(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """A reward that is the mean of a picture: `function: support:shade`."""
+    return media.mean(axis=tuple(range(1, media.ndim)))
+
+
+def scores(
+    reward: str, settings: RewardSettings, media: npt.NDArray[np.uint8], prompts: Sequence[str] = PROMPTS
+) -> npt.NDArray[np.float64]:
+    """What a reward gives some media, by the models in this process or by another service."""
+    return Scorers({reward: settings}).score(ScoreRequest(media, prompts, [reward])).scores[reward]

@@ -1,0 +1,36 @@
+"""The loop on Ray gives what the loop in one process gives, bit by bit."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+import ray
+from branchgrpo.cluster.on_ray.connect import connected
+from ray_runs import assert_as_plain
+from support import SMALL, Settings, Weights
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"pools.rollout_workers": SMALL, "name": "é #1 [red]=%d 😀"},
+        {"placement": "colocated"},
+    ],
+    ids=["one worker and a name of all letters", "colocated"],
+)
+def test_weights_are_bit_equal_to_the_plain_loop_s(
+    changes: dict[str, Any], plain: Weights, run_settings: Settings, tmp_path: Path, head: str
+) -> None:
+    assert_as_plain(changes, plain, run_settings, tmp_path, head)
+
+
+def test_a_process_that_was_given_no_gpu_sees_none(head: str) -> None:
+    """Else all of them would take the node's first."""
+
+    @ray.remote(num_cpus=0)
+    def visible() -> str | None:
+        return os.environ.get("CUDA_VISIBLE_DEVICES")
+
+    with connected(head):
+        assert ray.get(visible.remote()) == ""

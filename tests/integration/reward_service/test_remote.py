@@ -1,0 +1,123 @@
+"""Rewards of other services."""
+
+import asyncio
+import importlib.util
+import threading
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any
+
+import numpy as np
+import pytest
+import uvicorn
+from branchgrpo.benchmarks.support.local_cluster import free_port, reachable
+from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
+from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
+from branchgrpo.reward_service import remote
+from branchgrpo.reward_service.app import create_app
+from branchgrpo.reward_service.replica import Replica
+from published import PROMPTS, pictures
+from support import ROOT, scores
+
+
+def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
+    """Address of our own HTTP service around a function."""
+    return serving(create_app(score, ["far"], token=token))
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert reachable(port)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()
+
+
+@pytest.mark.parametrize("frames", [1, 3])
+def test_another_service_gives_the_same_scores_after_trouble(frames: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
+    monkeypatch.setenv("BRANCHGRPO_REMOTE_TOKEN", "secret")
+    trouble, asked = [RuntimeError("no"), RuntimeError("no")], []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(request.media.shape)
+        if trouble:
+            raise trouble.pop()
+        return ScoreReply({"far": request.media.mean(axis=tuple(range(1, request.media.ndim)), dtype=float)})
+
+    media = pictures(8, 12)
+    if frames > 1:
+        media = np.repeat(media[:, None], frames, axis=1)
+    with served(score, token="secret") as url:
+        found = scores("far", RewardSettings(url=url), media)
+    np.testing.assert_allclose(found, media.mean(axis=tuple(range(1, media.ndim))))
+    assert asked == [media.shape] * 3
+
+
+@pytest.mark.parametrize("shape", [(80, 600, 600), (10, 40, 200, 200)], ids=["pictures", "clips"])
+def test_another_service_is_asked_for_no_more_than_it_takes(shape: tuple[int, ...]) -> None:
+    asked = []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(len(request.media))
+        return ScoreReply({"far": request.media.reshape(len(request.media), -1)[:, 0].astype(float)})
+
+    media = np.zeros((*shape, 3), np.uint8)
+    media.reshape(len(media), -1)[:, 0] = np.arange(len(media))
+    with served(score) as url:
+        found = scores("far", RewardSettings(url=url), media, [f"prompt {i}" for i in range(len(media))])
+    assert found.tolist() == list(range(len(media)))
+    assert sum(asked) == len(media) > max(asked)
+
+
+def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        raise RuntimeError("the model is away")
+
+    with served(score) as url, pytest.raises(NotScored, match="reward 'far' had no score from http.*503.*") as told:
+        scores("far", RewardSettings(url=url), pictures(8, 8))
+    assert told.value.final
+    with pytest.raises(NotScored, match="reward 'far' had no score"):
+        scores("far", RewardSettings(url=url), pictures(8, 8))
+    with served(score, token="other") as url, pytest.raises(NotScored, match="was refused by .* 401"):
+        scores("far", RewardSettings(url=url), pictures(8, 8))
+
+
+def test_batched_requests_ask_another_service_as_often_as_one(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(remote, "MAX_WAIT", 0.01)
+    asked = []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(len(request.media))
+        raise RuntimeError("the model is away")
+
+    with served(score) as url:
+        replica = Replica("far", {"far": RewardSettings(url=url)}, RewardPoolSettings())
+        media = [pictures(8, 8)] * 3
+        replies = asyncio.run(replica.score(media, [PROMPTS] * 3, ["a", "b", "c"]))
+    assert asked == [3 * len(PROMPTS)] * remote.ATTEMPTS
+    assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
+
+
+def test_the_example_of_a_video_reward_serves_clips() -> None:
+    path = ROOT / "examples" / "video_reward.py"
+    spec = importlib.util.spec_from_file_location("video_reward", path)
+    assert spec
+    assert spec.loader
+    example = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(example)
+    clips = np.zeros((2, 3, 4, 4, 3), np.uint8)
+    clips[1, 1] = 255
+    with serving(example.application()) as url:
+        assert scores("motion", RewardSettings(url=url), clips, ["a", "b"]).tolist() == [0.0, 1.0]
+        with pytest.raises(NotScored, match="was refused by .* 422 .*motion wants clips of two frames or more") as told:
+            scores("motion", RewardSettings(url=url), clips[:, :1], ["a", "b"])
+    assert told.value.final

@@ -1,0 +1,95 @@
+"""What plain diffusers draws, and small runs of each family, to be compared with it."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from branchgrpo.cluster.run.in_process import InProcessLoop
+from branchgrpo.cluster.run.loop import IterationReport
+from branchgrpo.proto.settings import PolicySettings
+from branchgrpo.rollout_workers.noise import Stream, gaussian
+from branchgrpo.rollout_workers.policies.base import Policy
+from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from families import saved
+from support import Settings
+
+STEPS = 6
+PROMPTS = ("123", "456")
+COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}}
+
+
+def plain(folder: str) -> Any:
+    """The pipeline as diffusers loads it, which wants to be told of parts that it does without."""
+    index = json.loads((Path(folder) / "model_index.json").read_text())
+    return DiffusionPipeline.from_pretrained(folder, **{name: None for name, v in index.items() if v == [None, None]})
+
+
+def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.ndarray:
+    """What plain diffusers draws from the starts, in [0, 1]."""
+    config, video = pipeline.scheduler.config, settings.frames > 1
+    if hasattr(pipeline, "unet"):
+        pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
+    elif video:
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)
+    elif settings.shift:
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
+            config, use_dynamic_shifting=False, shift=settings.shift
+        )
+    flux, unet = "Flux" in type(pipeline).__name__, hasattr(pipeline, "unet")
+    scale = "true_cfg_scale" if "Qwen" in type(pipeline).__name__ else "guidance_scale"
+    pipeline.set_progress_bar_config(disable=True)
+    drawn = pipeline(
+        list(PROMPTS),
+        height=settings.height,
+        width=settings.width,
+        num_inference_steps=STEPS,
+        latents=starts,
+        output_type="np",
+        **{scale: settings.guidance_scale},
+        **({} if flux else {"negative_prompt": [settings.negative_prompt] * len(PROMPTS)}),
+        **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
+        **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
+    )
+    return np.asarray(drawn.frames if video else drawn.images)
+
+
+def starts(policy: Policy, seed: int) -> torch.Tensor:
+    return torch.stack([gaussian(seed, 0, i, 0, Stream.START, policy.latent_shape) for i in range(len(PROMPTS))])
+
+
+def two_iterations(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings
+) -> list[IterationReport]:
+    """Two iterations with all that saves memory in one process."""
+    run = run_settings(
+        {
+            "policy": settings.model_dump(),
+            "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "rewards": COUNTING,
+            "prompts.per_iteration": 2,
+            "learner.updates_per_iteration": 1,
+            "learner.lora": lora,
+            "learner.zero_stage": 2,
+            "learner.gradient_checkpointing": True,
+            "learner.optimizer": {"learning_rate": 1e-3},
+        }
+    )
+    loop = InProcessLoop(run, PROMPTS)
+    return [loop.iterate(number) for number in (1, 2)]
+
+
+def policy_of(family: str, folder: Path) -> PolicySettings:
+    """A small policy of a family, with guidance."""
+    return PolicySettings(
+        pretrained=str(saved(family, folder)),
+        height=16,
+        width=32,
+        frames=5 if "Wan" in family else 1,
+        guidance_scale=3.0,
+        negative_prompt="" if "FLUX" in family else "9",
+        max_sequence_length=200 if "Qwen" in family else 6,  # whose template is long in characters
+        precision="float32",
+        device="cpu",
+    )

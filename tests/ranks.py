@@ -1,0 +1,171 @@
+"""Learner ranks as processes: `run_ranks` starts them, and this file is each of them.
+
+Its arguments are RANK RANKS PORT FOLDER, where FOLDER/*.yaml are recipes. It learns from two trees whose scores a fixed
+generator makes, of which the second keeps no edge; saves; learns again. With a fifth argument, the FOLDER of other
+ranks, it continues from what those have saved in between.
+"""
+
+import os
+import socket
+import subprocess
+import sys
+from pathlib import Path
+from unittest import mock
+
+os.environ["DS_ACCELERATOR"] = "cpu"
+
+import numpy as np
+import safetensors.torch
+import torch
+from branchgrpo.learner.deepspeed_setup import join_ranks
+from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.partitioned import gathering, partitioned
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings import RolloutSettings, RunSettings
+from branchgrpo.proto.tree import Task, Tree, Window
+from branchgrpo.rollout_workers.policies.base import Policy, collate
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+
+ODD_NAME = "a run [1]+lr=3 (x)*? é"
+"""What run names may hold."""
+
+
+SETTINGS = {
+    "prompts.per_iteration": 2,
+    "learner.updates_per_iteration": 1,
+    "learner.optimizer.gradient_clipping": 0.5,
+}
+
+
+def run_ranks(count: int, *folders: Path) -> None:
+    """Have so many ranks work on the recipes of the first folder."""
+    with socket.create_server(("127.0.0.1", 0)) as listener:
+        port = listener.getsockname()[1]
+    ranks = [
+        subprocess.Popen(
+            [sys.executable, __file__, str(rank), str(count), str(port), *map(str, folders)],
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+        )
+        for rank in range(count)
+    ]
+    try:
+        for process in ranks:
+            out, _ = process.communicate(timeout=600)
+            assert process.returncode == 0, out[-3000:]
+    finally:
+        for process in ranks:
+            process.kill()
+
+
+def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:
+    """Up to three hundredths of a step of 1e-3: AdamW divides a gradient by its own size, and so makes much of the
+    rounding of those that are nearly zero."""
+    expected = safetensors.torch.load_file(checkpoint / "weights.safetensors")
+    tolerance = 0.0 if exactly else 3e-5
+    for name, value in learner.weights().items():
+        torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0, msg=name)
+
+
+def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
+    """A tree with random scores, and one whose equal scores leave no edge with an advantage."""
+    schedule, prompts = settings.schedule.build(), ("123", "456")
+    worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=64))
+    trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
+    for part in worker.sample(Task(1, (0, 1), prompts, schedule, seed=7)):
+        trees[part.tree].add(part)
+    leaves = np.arange(schedule.first_node[-2], schedule.nodes)
+    scores = np.random.default_rng(3).random(schedule.leaves)
+    for tree, given in zip(trees, (scores, np.full(schedule.leaves, 0.3)), strict=True):
+        tree.add_scores(leaves, {"ocr": given, "ocr_exact": given})
+    return trees
+
+
+def learn(learner: Learner, trees: list[Tree]) -> float:
+    """Make an update and return its gradient's norm. The first one is with the weights that sampled the trees."""
+    learner.accumulate(Window(1, trees, closes_update=True))
+    first, stats = learner.engine.module.global_steps == 0, learner.step()
+    assert (stats.logprob_abs_diff < 1e-5) == first, stats
+    kept = trees if learner.reference else trees[:1]
+    assert stats.edges == sum(tree.schedule.trained_edges for tree in kept), stats
+    assert stats.edges + stats.skipped_edges == sum(tree.schedule.trained_edges for tree in trees), stats
+    return stats.gradient_norm
+
+
+def assert_shared(network: torch.nn.Module, ranks: int) -> None:
+    """No rank holds more of a parameter than its share."""
+    whole = {name: parameter.ds_numel for name, parameter in network.named_parameters()}
+    held = {name: parameter.ds_tensor.numel() for name, parameter in network.named_parameters()}
+    assert all(parameter.numel() == 0 for parameter in network.parameters())
+    assert sum(whole.values()) > 10_000
+    assert all(held[name] <= -(-whole[name] // ranks) for name in whole)
+
+
+def assert_same_network(settings: RunSettings) -> None:
+    """A network that is shared predicts what a whole one does, bit by bit, in bfloat16 too."""
+    for precision in ("float32", "bfloat16"):
+        own = settings.policy.model_copy(update={"precision": precision})
+        build = partitioned(settings.learner, precision, torch.device("cpu"))
+        shared, whole = load_policy(own, network_only=True, build=build), load_policy(own)
+        tables, expected = _tables(shared.network), _tables(whole.network)
+        assert tables.keys() == expected.keys()
+        for name, table in expected.items():
+            assert tables[name].dtype == table.dtype, name
+            assert torch.equal(tables[name], table), name
+
+        torch.manual_seed(0)
+        states, sigma = torch.randn(2, *whole.latent_shape), torch.tensor([0.95, 0.3])
+        conditioning = collate([whole.encode(prompt) for prompt in ("12", "345")])
+        module = gathering(shared.network, settings.learner, precision)
+        with torch.no_grad():
+            found = shared.velocity(states, sigma, conditioning, module)
+            with mock.patch("torch.nn.functional.linear", torch._C._nn.linear):  # that ZeRO 3 has replaced
+                assert torch.equal(found, whole.velocity(states, sigma, conditioning)), precision
+
+
+def _tables(network: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """Buffers, and tensors that are neither buffers nor parameters."""
+    plain = {
+        f"{name}.{own}": value
+        for name, module in network.named_modules()
+        for own, value in vars(module).items()
+        if isinstance(value, torch.Tensor)
+    }
+    return {**plain, **dict(network.named_buffers())}
+
+
+def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = None) -> None:
+    torch.set_num_threads(1)
+    store = torch.distributed.TCPStore("127.0.0.1", port, ranks, rank == 0)
+    join_ranks(store, torch.device("cpu"), rank=rank, ranks=ranks)
+    # ZeRO 3 changes torch for good, so it comes last.
+    for recipe in sorted(folder.glob("*.yaml")):
+        settings = load_recipe(recipe)
+        trees = unequal_trees(load_policy(settings.policy.merged), settings)
+        policy = load_policy(settings.policy)
+        if settings.name == "partitioned":
+            build = partitioned(settings.learner, "float32", torch.device("cpu"))
+            policy = load_policy(settings.policy, network_only=True, build=build)
+            assert_shared(policy.network, ranks)
+            assert_same_network(settings)
+        learner = Learner(policy, settings)
+        if settings.name == "partitioned" and learner.reference and not settings.learner.lora:
+            assert_shared(learner.reference.network.module, ranks)
+        if source:
+            learner.load(source / recipe.stem / "first")
+        for name in ("second",) if source else ("first", "second"):
+            norm = learn(learner, trees)
+            checkpoint = folder / recipe.stem / name
+            checkpoint.mkdir(parents=True, exist_ok=True)
+            torch.distributed.barrier()
+            learner.save(checkpoint)
+            if rank == 0:
+                (checkpoint / "norm").write_text(str(norm))
+        learner.export(folder / recipe.stem / "export")
+        torch.distributed.barrier()
+
+
+if __name__ == "__main__":
+    main(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), *map(Path, sys.argv[4:]))

@@ -1,0 +1,204 @@
+"""`branchgrpo check`: what a recipe needs, and what is missing."""
+
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import pytest
+from branchgrpo.cluster.commands.check import Memory, check
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.rollout_workers.policies.base import trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from support import RECIPES, Settings
+from typer.testing import CliRunner
+
+REAL = [
+    *("flux_hps_branch", "flux_hps_mix", "flux_lora_24gb"),
+    *("qwen_image_ocr", "sd15_aesthetic", "sd35_pickscore", "wan21_video"),
+]
+
+
+@pytest.mark.parametrize("name", REAL)
+def test_shipped_recipes_lack_their_files_alone(name: str) -> None:
+    settings = load_recipe(RECIPES / f"{name}.yaml")
+    found = check(settings)
+    assert found.counts["leaves"][0] == settings.schedule.build().leaves
+    assert any("policy.pretrained is 'models/" in problem for problem in found.missing)
+    assert any("prompts.train is" in problem for problem in found.missing)
+    own = {f"rewards.{reward}.pretrained" for reward, given in settings.rewards.items() if given.pretrained}
+    assert all(any(key in problem for problem in found.missing) for key in own)
+
+
+def test_the_paper_s_recipe_has_the_paper_s_tree() -> None:
+    counts = check(load_recipe(RECIPES / "flux_hps_branch.yaml")).counts
+    assert [counts[name][0] for name in ("leaves", "forward passes of the rollout", "rows of the learner")] == [
+        16,
+        203,
+        187,
+    ]
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_parameters_are_those_of_the_loaded_policy(run_settings: Settings, lora: dict[str, int] | None) -> None:
+    settings = run_settings({"learner.lora": lora})
+    found, policy = check(settings), load_policy(settings.policy)
+    if settings.learner.lora:
+        policy.add_lora(settings.learner.lora)
+    everything = sum(p.numel() for p in policy.network.parameters())
+    trained = sum(p.numel() for p in trainable(policy.network).values())
+    assert found.parameters == {"all": everything, "trained": trained}
+    assert not found.missing
+    assert found.prompts == {"to train on": 14, "held out": 3}
+    vae = sum(p.numel() for p in policy.pipeline.vae.parameters())
+    encoders = sum(p.numel() for encoder in policy.encoders.values() for p in encoder.parameters())
+    # float32 weights, gradients and AdamW's two moments
+    device = 4 * everything + 4 * trained + 8 * trained + 4 * vae
+    assert found.memory == {"1 x samples and learns": Memory(device, 4 * encoders, 0)}
+
+
+def test_encoders_take_what_is_loaded_of_them(run_settings: Settings, tmp_path: Path) -> None:
+    """In the run's precision, whatever that of the files, and of the variants that lie side by side one."""
+    settings = run_settings()
+    folder = tmp_path / "pipeline"
+    shutil.copytree(settings.policy.pretrained, folder)
+    for weights in list(folder.glob("text_encoder*/model.safetensors")):
+        shutil.copy(weights, weights.with_name("model.fp16.safetensors"))
+    changes = {"policy.pretrained": str(folder), "policy.precision": "bfloat16", "learner.zero_stage": 1}
+    (whole,), (half,) = (check(run_settings(own)).memory.values() for own in ({}, changes))
+    assert half.encoders == whole.encoders / 2 > 0
+
+
+def test_missing_weights_of_a_part_are_named(run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings()
+    folder = tmp_path / "pipeline"
+    shutil.copytree(settings.policy.pretrained, folder)
+    (folder / "vae" / "diffusion_pytorch_model.safetensors").unlink()
+    shutil.rmtree(folder / "text_encoder_2")
+    broken = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": str(folder)})})
+    assert sorted(check(broken).missing) == [
+        f"{folder}/text_encoder_2, a T5EncoderModel: missing",
+        f"{folder}/vae/diffusion_pytorch_model.safetensors, weights of a AutoencoderKL: missing",
+    ]
+
+
+def test_what_is_offloaded_lies_on_the_host(run_settings: Settings) -> None:
+    whole = {"learner.zero_stage": 3, "learner.ema_decay": 0.9}
+    offloaded = {**whole, "learner.offload": {"optimizer": True, "parameters": True}}
+    here, there = (check(run_settings(own)).memory["1 x samples and learns"] for own in (whole, offloaded))
+    assert here.device + here.host == there.device + there.host
+    parameters = check(run_settings(whole)).parameters["all"]
+    assert (here.host, there.host) == (4 * parameters, 4 * parameters + 4 * parameters + 8 * parameters)
+
+
+def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Settings) -> None:
+    ranks = {"execution": "ray", "pools.learner.count": 2, "learner.zero_stage": 3}
+    without, with_kl = (
+        check(run_settings({**ranks, "learner.kl_weight": weight})).memory["2 x learner rank"] for weight in (0.0, 0.1)
+    )
+    assert with_kl.device - without.device == 4 * check(run_settings()).parameters["all"] / 2
+
+
+def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
+    """Of a tree with 2 children below each of 2 nodes: 4 chains of 2 trained edges, the second of 2 of which goes."""
+    counts = check(run_settings({"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1})).counts
+    assert counts["trained edges"][0] == 2 + 2 + 4 * 2
+    assert counts["edges that pruning keeps"][0] == 2 + 2 + 4 + 2
+    assert counts["rows of the learner"][0] == 1 + 2 + 2 + 4
+    assert counts["rows of the learner that it keeps"][0] == 1 + 2 + 2 + 2
+    assert counts["rows of the KL term's reference"] == counts["rows of the learner that it keeps"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"policy.height": 17}, "policy.height is 17; this model draws multiples of 8"),
+        ({"policy.frames": 5}, "policy.frames is 5; this model draws single pictures, frames 1"),
+        ({"policy.negative_prompt": "fog"}, "policy.negative_prompt is 'fog', and this model has no classifier-free"),
+        ({"learner.lora": {"rank": 2, "target_modules": ["nope"]}}, "learner.lora.target_modules is ['nope']"),
+        ({"rewards": {"hps": {"pretrained": "/"}}}, "rewards.hps.pretrained is '/'; it must be HPS_v2.1_compressed.pt"),
+        ({"rewards": {"far": {"url": "far:80"}}}, "rewards.far.url is 'far:80'; it must begin with http"),
+        ({"rewards": {"own": {"function": "no:f"}}}, "rewards.own.function is 'no:f', which can't be imported"),
+        ({"rewards": {"aesthetic": {"pretrained": __file__}}}, "rewards.aesthetic.backbone is None; it must be"),
+    ],
+)
+def test_what_a_run_would_refuse_is_told(run_settings: Settings, changes: dict[str, Any], message: str) -> None:
+    (told,) = check(run_settings(changes)).missing
+    assert told.startswith(message)
+
+
+def test_a_broken_index_is_told(run_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "broken").mkdir()
+    (tmp_path / "broken" / "model_index.json").write_text("{")
+    (told,) = check(run_settings({"policy.pretrained": str(tmp_path / "broken")})).missing
+    assert "model_index.json is broken" in told
+
+
+def test_gpus_are_added_up() -> None:
+    found = check(load_recipe(RECIPES / "flux_hps_branch.yaml"))
+    assert found.gpus == {"pools.learner": 8, "pools.rollout_workers": 7, "pools.rewards.hps": 1}
+
+
+def test_the_command_tells_and_fails_where_something_is_missing() -> None:
+    from branchgrpo.cluster.cli import app
+
+    runner = CliRunner()
+    fine = runner.invoke(app, ["check", str(RECIPES / "glyphs.yaml")])
+    assert fine.exit_code == 0, fine.output
+    for told in ("forward passes", "1.31 million parameters", "850 prompts to train on, 150 prompts held out"):
+        assert told in fine.output
+    missing = runner.invoke(app, ["check", str(RECIPES / "wan21_video.yaml")])
+    assert missing.exit_code == 1
+    assert "policy.pretrained is 'models/Wan2.1" in missing.output
+
+
+@pytest.mark.parametrize(
+    ("override", "bound"),
+    [
+        ("threads=99999999999", "less than or equal to 1024"),
+        ("pools.learner.count=2147483648", "less than or equal to 10000"),
+        ("policy.height=9223372036854775807", "less than or equal to 16384"),
+        ("schedule={method: mix_grpo, window: 1099511627776}", "less than or equal to 10000"),
+        ("iterations=9223372036854775807", "less than or equal to 1000000000"),
+        ("checkpoint.disk_timeout_seconds=1e30", "less than or equal to 1000000"),
+        ("pools.learner.cpus=1e-9", "can't be reserved"),
+        ("pools.learner.gpus=1e20", "can't be reserved"),
+    ],
+)
+def test_what_has_a_bound_by_nature_has_it_here(override: str, bound: str) -> None:
+    with pytest.raises(InputError, match=bound):
+        load_recipe(RECIPES / "glyphs.yaml", [override])
+
+
+@pytest.mark.parametrize("runs", ["/dev/null/x", "/proc/x", __file__, "a\0b", "x" * 300])
+def test_a_place_where_no_folder_can_be_made_is_told(runs: str, run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings({"runs": runs})
+    (told,) = check(settings).missing
+    assert told.startswith(f"runs is '{runs}': run folder ")
+    with pytest.raises(InputError) as refused, RunFolder.create(settings):
+        pass
+    assert str(refused.value) == told
+    assert check(run_settings()).missing == []
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("kind", ["pipe", "device", "folder", "/"])
+def test_what_is_no_file_is_told(kind: str, run_settings: Settings, tmp_path: Path) -> None:
+    """And not waited for."""
+    path = tmp_path / "odd.txt"
+    if kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "folder":
+        path.mkdir()
+    else:
+        path = Path("/" if kind == "/" else "/dev/null")
+    for setting in ("prompts.train", "prompts.held_out", "policy.pretrained", "policy.start_from"):
+        (told,) = check(run_settings({setting: str(path)})).missing
+        assert told.startswith((f"{setting} is '{path}'", f"{setting}.path is '{path}'"))
+
+
+def test_a_package_that_train_would_miss_is_missing_here(run_settings: Settings) -> None:
+    (told,) = check(run_settings({"logging.wandb_project": "mine"})).missing
+    assert told.endswith("pip install wandb")

@@ -1,0 +1,67 @@
+"""Files are there whole or not at all."""
+
+from pathlib import Path
+
+import pytest
+from branchgrpo.proto.atomic_files import PARTIAL, must_be_new, remove, sweep, whole, write_text
+from branchgrpo.proto.errors import InputError
+
+
+def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
+    path = tmp_path / "a" / "file"
+    write_text(path, "old")
+    with pytest.raises(RuntimeError), whole(path) as temporary:
+        temporary.write_text("half")
+        raise RuntimeError
+    assert path.read_text() == "old"
+    assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+def test_sweep_removes_only_what_a_killed_process_left(tmp_path: Path) -> None:
+    write_text(tmp_path / "a" / "kept", "")
+    (tmp_path / "a" / f"{PARTIAL}12-folder").mkdir()
+    (tmp_path / "a" / f"{PARTIAL}12-folder" / f"{PARTIAL}34-file").touch()
+    (tmp_path / f"{PARTIAL}56-file").touch()
+    sweep(tmp_path)
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
+    remove(tmp_path / "a")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_folder_replaces_a_folder_if_it_may(tmp_path: Path) -> None:
+    for content in ("old", "new"):
+        with whole(tmp_path / "folder", replace_folder=True) as temporary:
+            temporary.mkdir()
+            (temporary / content).touch()
+    assert [found.name for found in (tmp_path / "folder").iterdir()] == ["new"]
+    assert [found.name for found in tmp_path.iterdir()] == ["folder"]
+
+
+@pytest.mark.parametrize("kind", ["file", "folder"])
+def test_a_folder_is_never_replaced_otherwise(kind: str, tmp_path: Path) -> None:
+    kept = tmp_path / "results" / "kept"
+    write_text(kept, "mine")
+
+    def write() -> None:
+        with whole(tmp_path / "results") as temporary:
+            temporary.mkdir() if kind == "folder" else temporary.touch()
+
+    with pytest.raises(FileExistsError):
+        write()
+    with pytest.raises(FileExistsError), whole(tmp_path / "later") as temporary:
+        temporary.touch()
+        (tmp_path / "later").mkdir()  # while it was written
+    assert kept.read_text() == "mine"
+    assert sorted(path.name for path in tmp_path.rglob("*")) == ["kept", "later", "results"]
+
+
+def test_what_is_to_be_written_must_be_new(tmp_path: Path) -> None:
+    must_be_new(tmp_path / "a" / "b" / "c")
+    assert list(tmp_path.iterdir()) == []
+    (tmp_path / "file").touch()
+    (tmp_path / "link").symlink_to(tmp_path / "nowhere")
+    for there in (tmp_path, tmp_path / "file", tmp_path / "link"):
+        with pytest.raises(InputError, match="exists, and isn't overwritten"):
+            must_be_new(there)
+    with pytest.raises(InputError, match="can't be made: Not a directory"):
+        must_be_new(tmp_path / "file" / "below")

@@ -1,0 +1,372 @@
+"""Recipes: what is read is what was written, and mistakes are named."""
+
+import math
+from contextlib import suppress
+from pathlib import Path
+
+import pytest
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import FORMER_NAMES, dump_recipe, load_recipe, parse_settings, setting_paths
+from branchgrpo.proto.yaml12 import read_yaml, write_yaml
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from support import RECIPES
+
+GLYPHS = RECIPES / "glyphs.yaml"
+
+
+@pytest.mark.parametrize("recipe", sorted(RECIPES.glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_recipes_load(recipe: Path) -> None:
+    assert load_recipe(recipe).name
+
+
+def test_resolved_recipe_gives_the_same_settings_again(tmp_path: Path) -> None:
+    settings = load_recipe(GLYPHS, ["schedule.sibling_spread=.inf", "learner.lora={rank: 4}"])
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(settings))
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again == settings
+    assert math.isinf(again.schedule.sibling_spread)
+
+
+def test_prompt_files_lie_beside_the_recipe() -> None:
+    assert load_recipe(GLYPHS).prompts.train == RECIPES / "glyphs_train.txt"
+
+
+def test_an_override_replaces_its_setting_wholly() -> None:
+    settings = load_recipe(GLYPHS, ["schedule.splits={1: 3}", "learner.clip_range=1e-3", "rewards.ocr.weight=2"])
+    assert settings.schedule.splits == {1: 3}
+    assert settings.learner.clip_range == 1e-3
+    assert settings.rewards["ocr"].weight == 2
+    assert settings.schedule.steps == 16
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("learner.clip_rage=1", "unknown setting 'learner.clip_rage'; did you mean 'learner.clip_range'?"),
+        ("learning_rate=1", "unknown setting 'learning_rate'; did you mean 'learner.optimizer.learning_rate'?"),
+        ("iteratons=1", "unknown setting 'iteratons'; did you mean 'iterations'?"),
+        ("rewards.ocr.wieght=1", "unknown setting 'rewards.ocr.wieght'; did you mean 'rewards.ocr.weight'?"),
+        ("rollout.zzzzzz=1", "unknown setting 'rollout.zzzzzz'; valid here: trees_per_task, max_batch_rows"),
+        ("rollout.max_batch_rows=0", "rollout.max_batch_rows is 0: input should be greater than 0"),
+        ("schedule.splits={15: 2}", "schedule: splits names step 15"),
+        ("schedule.splits={3: 1}", "a split has at least 2"),
+        ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow', 'cps' or 'ddim'"),
+        ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
+        ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
+        ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
+        ("schedule.splits={}", "a tree needs at least two leaves"),
+        ("schedule={roots: 4, splits: {}}", "every advantage would be 0"),
+        ("schedule={roots: 4, splits: {}, sde_steps: []}", "schedule trains no step"),
+        ("schedule.window=3", "schedule: window isn't a setting of the method 'branch_grpo', which has steps, splits"),
+        ("schedule={method: mix_grpo, window: 30}", "window_start is 0 with a window of 30"),
+        ("schedule={method: grpo}", "schedule.method is 'grpo'"),
+        ("schedule.splits=many", "schedule.splits is 'many': input should be 'early', 'dense'"),
+        ("pruning.depth={mode: fixed, window: 15}", "pruning.depth.window is 15 of 15 trained depths"),
+        ("learner.keep_graph=true", "no pruning; learner.updates_per_iteration is 2"),
+        ("pruning.depth={mode: sliding, stop: 12}", "stop is 12, and the window begins at depth 12 at its deepest"),
+        ("schedule={method: tempflow_grpo, steps: 1}", "of 1 steps"),
+        ("seed=18446744073709551616", "seed is 18446744073709551616: input should be less than"),
+        ("rewards.ocr.weight=0", "all of ['ocr', 'ocr_exact'] have weight 0"),
+        ("name=a/b", "'a/b' can't name a run"),
+        ("learner.clip_range=.inf", "learner.clip_range is inf"),
+        ("iterations", "'iterations' is no override; write key=value"),
+        ("learner.optimizer={betas: 3}", "learner.optimizer.betas is 3"),
+    ],
+)
+def test_mistakes_are_named(override: str, message: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, [override])
+    assert message in str(error.value)
+
+
+def test_every_mistake_gets_a_line() -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, ["iteratons=1", "rollout.max_batch_rows=0"])
+    assert len(str(error.value).splitlines()) == 2
+
+
+def test_a_missing_setting_is_named() -> None:
+    with pytest.raises(InputError, match="setting 'policy' is missing"):
+        parse_settings({"name": "x", "prompts": {"train": "p"}, "rewards": {"ocr": {}}})
+
+
+@pytest.mark.parametrize("content", ["name: [", "- a\n- b", "name: a\nname: b\n", ""])
+def test_unreadable_recipes_are_refused(content: str, tmp_path: Path) -> None:
+    (tmp_path / "recipe.yaml").write_text(content)
+    with pytest.raises(InputError):
+        load_recipe(tmp_path / "recipe.yaml")
+
+
+def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"nothing\.yaml doesn't exist"):
+        load_recipe(tmp_path / "nothing.yaml")
+
+
+def test_every_setting_is_documented() -> None:
+    paths = dict(setting_paths())
+    assert {"learner.optimizer.learning_rate", "rewards.<name>.weight", "learner.lora.rank"} <= paths.keys()
+    sections = {path.rpartition(".")[0].removesuffix(".<name>") for path in paths}
+    assert [path for path, field in paths.items() if not field.description and path not in sections] == []
+
+
+def test_a_recipe_starts_from_its_base(tmp_path: Path) -> None:
+    (tmp_path / "deeper").mkdir()
+    recipe = tmp_path / "deeper" / "mine.yaml"
+    recipe.write_text(
+        f"base: {GLYPHS}\nname: mine\nschedule: {{steps: 12}}\nlearner: {{clip_range: 0.5}}\npolicy.height: 48\n"
+    )
+    (tmp_path / "again.yaml").write_text("base: deeper/mine.yaml\nname: again\n")
+    base, mine, again = (load_recipe(path) for path in (GLYPHS, recipe, tmp_path / "again.yaml"))
+    assert (mine.name, mine.schedule.steps, mine.schedule.eta, mine.learner.clip_range) == ("mine", 12, None, 0.5)
+    assert (mine.policy.height, mine.policy.width) == (48, 64)
+    assert mine.learner.model_copy(update={"clip_range": base.learner.clip_range}) == base.learner
+    assert mine.prompts == again.prompts == base.prompts
+    assert again == mine.model_copy(update={"name": "again"})
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [("base: none.yaml", "none.yaml doesn't exist.* \\(the base of"), ("base: it.yaml", "own base")],
+)
+def test_a_base_that_is_none_is_named(tmp_path: Path, text: str, message: str) -> None:
+    (tmp_path / "it.yaml").write_text(text)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize(
+    ("override", "value"),
+    [
+        *((f"name={text}", text) for text in ("042", "on", "sweep #4", "a=b", "null", "1e3", "é", "'q'")),
+        *((f"policy.negative_prompt={text}", text) for text in ("no", "blurry: bad", "", "[a", "~", " x ")),
+        ("policy.adapter=null", None),
+        ("policy.adapter=1:30", "1:30"),
+        ("policy.device=cuda:1", "cuda:1"),
+        ("pools.learner.labels.zone=042", "042"),
+        ("iterations=010", 10),
+        ("learner.optimizer.learning_rate=3E-4", 3e-4),
+        ("learner.optimizer.learning_rate=1", 1.0),
+        ("learner.lora.rank=4", 4),
+        ("policy.shift=null", None),
+        ("schedule.splits={1: 3}", {1: 3}),
+        ("schedule.splits.1=3", {0: 2, 1: 3, 3: 2, 6: 2, 9: 2}),
+        ("schedule.splits=dense", "dense"),
+    ],
+)
+def test_an_override_is_the_text_that_was_typed_or_yaml(override: str, value: object) -> None:
+    content = load_recipe(GLYPHS, [override]).model_dump()
+    for key in override.partition("=")[0].removesuffix(".1").split("."):
+        content = content[key]
+    assert (content, type(content)) == (value, type(value))
+
+
+@pytest.mark.parametrize(
+    "override",
+    [
+        *(f"iterations={value}" for value in ("true", "5.0", "1e3", "1:30", "'5'", "???", "", "0x" + "f" * 9999)),
+        *(f"learner.optimizer.learning_rate={value}" for value in ("yes", "true", "'1'", "1" + "0" * 400, ".nan")),
+        *(f"schedule.splits={value}" for value in ("{0: 2, 0: 3}", "{0: 2, '0': 3}", "{true: 2}", "{1: true}", "[")),
+        *(f"staleness={value}" for value in ("true", "1.0", "2")),
+        *("learner.keep_graph=yes", "learner.keep_graph=1", "policy={height: '5'}", "schedule.sde_steps=[1.0]"),
+        *("name.x=3", "runs.x=3", "a..b=3", ".=3", "=3", "iterations", "base=glyphs", "1=1", "learner.zero_stage={"),
+    ],
+)
+def test_an_override_of_another_type_is_an_error_that_names_it(override: str) -> None:
+    with pytest.raises(InputError) as error:
+        load_recipe(GLYPHS, [override])
+    assert override.partition("=")[0].split(".")[0] in str(error.value)
+    assert str(GLYPHS) not in str(error.value)
+    assert len(str(error.value)) < 1500
+
+
+@pytest.mark.parametrize("text", ["name: 042", "name: 1e3", "name: true", "rewards: {1e3: {function: 'a:b'}}"])
+def test_texts_that_yaml_reads_as_something_else_need_quotes(text: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text(f"base: glyphs\n{text}\n")
+    with pytest.raises(InputError, match=r"name is .*write it in quotes|rewards"):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@given(
+    st.text(st.characters(exclude_categories=["Cs"], exclude_characters="/\\\0"), min_size=1),
+    st.dictionaries(st.text(st.characters(exclude_categories=["Cs"]), min_size=1), st.floats(-1e9, 1e9), min_size=1),
+    st.text(st.characters(exclude_categories=["Cs"])),
+    st.integers(0, 2**63 - 1),
+    st.floats(min_value=0, exclude_min=True, allow_infinity=False),
+)
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_can_be_set_is_the_same_in_the_run_folder(
+    tmp_path: Path, name: str, weights: dict[str, float], text: str, seed: int, rate: float
+) -> None:
+    content = read_yaml(GLYPHS.read_text()) | {"name": name, "seed": seed}
+    content["rewards"] = {key: {"weight": weight, "function": "a:b"} for key, weight in weights.items()}
+    content["policy"]["negative_prompt"] = text
+    content["learner"]["optimizer"]["learning_rate"] = rate
+    try:
+        given = parse_settings(content)
+    except InputError:
+        return  # a name that can't be used
+    (tmp_path / "recipe.yaml").write_text(dump_recipe(given), encoding="utf-8")
+    again = load_recipe(tmp_path / "recipe.yaml")
+    assert again.model_copy(update={"prompts": given.prompts}) == given
+
+
+@pytest.mark.parametrize(
+    ("name", "reason"),
+    [
+        ("", "is empty"),
+        *((name, "has a slash") for name in ("a/b", "a\\b", "/")),
+        *((name, "has signs that can't be seen") for name in ("a\nb", "a\0", "\x1b[31m", "a\u200bb", "a\tb")),
+        *((name, "begins with a dot, a dash or a blank") for name in (".", "..", ".x", "-x", " x")),
+        ("x ", "ends with a blank"),
+        ("é" * 101, "is longer than 200 bytes"),
+    ],
+)
+def test_names_that_can_t_work_are_refused(name: str, reason: str) -> None:
+    with pytest.raises(InputError, match=f"^name: .* can't name a run and its folder: it {reason}$"):
+        load_recipe(GLYPHS, [f"name={name}"])
+
+
+@pytest.mark.parametrize("name", ["é", "[red]x", "a#b", "a b", "😀", "iteration", "x.", "é" * 100, "a=b+c", "~", "042"])
+def test_all_other_names_are_taken(name: str) -> None:
+    assert load_recipe(GLYPHS, [f"name={name}"]).name == name
+
+
+@pytest.mark.parametrize("key", ["name", "policy.negative_prompt", "policy.pretrained", "rewards.ocr.url"])
+def test_half_a_character_is_refused(key: str) -> None:
+    with pytest.raises(InputError, match="half a character|can't be seen"):
+        load_recipe(GLYPHS, [f"{key}=a\udcff"])
+
+
+def test_recipes_of_earlier_versions_load(tmp_path: Path) -> None:
+    """They have steps in quotes."""
+    (tmp_path / "it.yaml").write_text("base: glyphs\nschedule: {splits: {'0': 2, '3': 2}, steps: 8}\n")
+    assert load_recipe(tmp_path / "it.yaml").schedule.splits == {0: 2, 3: 2}
+
+
+def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "glyphs").mkdir()
+    assert load_recipe(Path("glyphs")) == load_recipe(GLYPHS)
+    (tmp_path / "mine.yaml").write_text("base: glyphs_mix_grpo\nname: mine\n")
+    assert load_recipe(Path("mine.yaml")).schedule == load_recipe(RECIPES / "glyphs_mix_grpo.yaml").schedule
+    (tmp_path / "glyphs").rmdir()
+    (tmp_path / "glyphs").write_text(f"base: {GLYPHS}\nname: mine\n")
+    assert load_recipe(Path("glyphs")).name == "mine"
+    for name, hint in {
+        "glyph": "did you mean 'glyphs'",
+        "zzz": "those that go by their name are flux_hps_branch, ",
+    }.items():
+        with pytest.raises(InputError, match=f"recipe {name} doesn't exist; {hint}"):
+            load_recipe(Path(name))
+
+
+def test_pools_of_rewards_that_the_base_alone_has_are_forgotten(tmp_path: Path) -> None:
+    own = "base: glyphs\nrewards: {x: {function: 'a:b'}}\n"
+    (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {x: {cpus: 2}}}\n")
+    assert load_recipe(tmp_path / "it.yaml").pools.rewards.keys() == {"x"}
+    assert load_recipe(GLYPHS, ["rewards={x: {function: 'a:b'}}"]).pools.rewards == {}
+    assert load_recipe(GLYPHS, ["rewards.x={function: 'a:b'}"]).pools.rewards.keys() == {"ocr"}
+    (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {y: {cpus: 2}}}\n")
+    assert load_recipe(tmp_path / "it.yaml").pools.rewards.keys() == {"y"}, "which is the recipe's own mistake"
+
+
+def test_a_key_that_stands_twice_in_dotted_form_is_an_error(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("base: glyphs\npolicy: {height: 8, width: 8}\npolicy.height: 16\n")
+    with pytest.raises(InputError, match=r"says 'policy\.height' twice"):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        (b"\x80\x81PK", "isn't text in UTF-8"),
+        ("name: é".encode("latin1"), "line 1 has the byte 0xe9.*latin1"),
+        ("name: x".encode("utf-16-le"), "looks like UTF-16"),
+        (b"base: 5", "base is 5 in recipe"),
+        (b"base: [a]", "base is"),
+        (b"base: it.yaml", "own base"),
+        (b"base: .", "is a folder"),
+        (b"base: a\nbase: b", "duplicate key"),
+        (b"5: 3", "5"),
+        (b"policy: 5\npolicy.height: 3", "policy is 5"),
+        (b"&x {a: *x}", "contains itself"),
+        (b"{a: " * 600 + b"}" * 600, "nested too deeply"),
+        (b"? [1, 2]\n: 3", "1"),
+    ],
+)
+def test_what_is_no_recipe_is_told_in_one_line(content: bytes, message: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_bytes(content)
+    with pytest.raises(InputError, match=message):
+        load_recipe(tmp_path / "it.yaml")
+
+
+@pytest.mark.parametrize("encoding", ["utf-8-sig", "utf-16", "utf-32"])
+def test_a_byte_order_mark_says_how_a_recipe_is_written(encoding: str, tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("base: glyphs\r\nname: é\r\n", encoding=encoding)
+    assert load_recipe(tmp_path / "it.yaml").name == "é"
+
+
+def test_every_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    (tmp_path / "it.yaml").write_text("base: ~/base.yaml\nrewards: {aesthetic: {pretrained: ~/a, backbone: ~/b}}\n")
+    (tmp_path / "base.yaml").write_text("base: glyphs\nprompts: {train: ~/p.txt, held_out: ~/q.txt}\nruns: ~/runs\n")
+    given = load_recipe(Path("~/it.yaml"), ["rollout.embeddings=~/e", "policy.pretrained=~/model"])
+    assert given.prompts.train == tmp_path / "p.txt"
+    assert given.prompts.held_out == tmp_path / "q.txt"
+    assert (given.runs, given.rollout.embeddings) == (tmp_path / "runs", tmp_path / "e")
+    assert given.policy.pretrained == str(tmp_path / "model")
+    assert (given.rewards["aesthetic"].pretrained, given.rewards["aesthetic"].backbone) == (
+        str(tmp_path / "a"),
+        str(tmp_path / "b"),
+    )
+    assert load_recipe(GLYPHS, ["runs=~no-such-user/x"]).runs == Path("~no-such-user/x")
+    paths = {path for path, field in setting_paths() if "path" in path or Path in (field.annotation,)}
+    assert all(str(load_recipe(GLYPHS, [f"{path}=~/x"])).count("'~/x'") == 0 for path in paths)
+
+
+PATHS = [path.replace("<name>", "ocr") for path, _ in setting_paths()]
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers()
+    | st.integers(-5, 20)
+    | st.floats()
+    | st.text(st.characters(exclude_categories=[]), max_size=8)
+    | st.sampled_from([10**400, -(10**30), "dense", "1e3", "~/x", "hf:x", "glyphs", "ocr", "a:b"])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(SCALARS | st.sampled_from([path.rpartition(".")[2] for path in PATHS]), inner, max_size=3)
+    ),
+    max_leaves=6,
+)
+TYPED = st.text(st.characters(exclude_categories=[]), max_size=12) | VALUES.map(write_yaml) | VALUES.map(repr)
+
+
+def is_one_error_or_settings(path: Path, overrides: list[str]) -> None:
+    with suppress(InputError):
+        load_recipe(path, overrides)
+
+
+@given(st.lists(st.tuples(st.sampled_from(PATHS) | st.text(max_size=8), TYPED), max_size=3))
+@settings(max_examples=150, deadline=None)
+def test_any_overrides_give_settings_or_one_error(given: list[tuple[str, str]]) -> None:
+    is_one_error_or_settings(GLYPHS, [f"{key}={value}" for key, value in given])
+
+
+@given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), VALUES, max_size=3) | VALUES | st.binary())
+@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_any_recipe_gives_settings_or_one_error(tmp_path: Path, content: object) -> None:
+    own = {"base": "glyphs"} | content if isinstance(content, dict) else content
+    (tmp_path / "it.yaml").write_bytes(own if isinstance(own, bytes) else write_yaml(own).encode())
+    is_one_error_or_settings(tmp_path / "it.yaml", [])
+
+
+@pytest.mark.parametrize(("former", "name"), FORMER_NAMES.items())
+def test_a_former_name_is_an_error_that_says_the_new_one(former: str, name: str) -> None:
+    (path,) = (path for path, _ in setting_paths() if path.rpartition(".")[2] == name)
+    with pytest.raises(InputError, match=rf"unknown setting '.*{former}'; did you mean '{path}'"):
+        load_recipe(Path("glyphs"), [f"{path.removesuffix(name)}{former}=1"])

@@ -1,0 +1,154 @@
+"""Each family of models against plain diffusers: what is drawn, what is trained, what is exported."""
+
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from branchgrpo.cluster.run.in_process import InProcessLoop
+from branchgrpo.learner.advantages import edge_weights
+from branchgrpo.learner.credit import Credit
+from branchgrpo.learner.objective import edge_logprobs
+from branchgrpo.learner.rows import micro_batches, pick_rows
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.schedule import ode_schedule, tree_schedule
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings
+from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.rollout_workers.kernels import CoefficientTable
+from branchgrpo.rollout_workers.policies.base import trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+from families import FAMILIES
+from plain_diffusers import COUNTING, PROMPTS, STEPS, plain, policy_of, starts, theirs, two_iterations
+from support import Settings
+
+
+@pytest.fixture(scope="session")
+def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PolicySettings]:
+    return {name: policy_of(name, tmp_path_factory.mktemp("family") / "pipeline") for name in FAMILIES}
+
+
+@pytest.fixture(params=FAMILIES)
+def settings(request: pytest.FixtureRequest, policies: dict[str, PolicySettings]) -> PolicySettings:
+    return policies[request.param]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [{}, {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
+    ids=["guided", "plain", "scale 0", "shift", "second scale"],
+)
+def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str, Any]) -> None:
+    settings = settings.model_copy(update=changes)
+    pipeline = plain(settings.pretrained)
+    if "shift" in changes and hasattr(pipeline, "unet"):
+        pytest.skip("its noise levels are not shifted")
+    if "guidance_scale_2" in changes and getattr(pipeline, "transformer_2", None) is None:
+        with pytest.raises(InputError, match="policy.guidance_scale_2 is 2.0, and this model has one network"):
+            load_policy(settings)
+        return
+    policy = load_policy(settings)
+    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
+    ours = policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
+    reference = theirs(pipeline, settings, starts(policy, 5))
+    assert reference.std() > 0.01
+    np.testing.assert_allclose(ours, reference, atol=1e-4)
+    if policy.guided:
+        without = settings.model_copy(update={"negative_prompt": "0"})
+        other = list(RolloutWorker(load_policy(without), RolloutSettings()).sample(task))
+        assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
+
+
+@pytest.mark.parametrize("scale", [1.0, 2.5])
+def test_a_task_is_sampled_with_its_own_guidance(settings: PolicySettings, scale: float) -> None:
+    """From guidance to none too, which takes another conditioning; and the policy stays as it is."""
+    policy = load_policy(settings)
+    worker = RolloutWorker(policy, RolloutSettings())
+    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    before = next(worker.sample(task)).latents[-1]
+    drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
+    if scale <= 1:  # which leaves a second one without effect
+        settings = settings.model_copy(update={"guidance_scale_2": None})
+    other = RolloutWorker(load_policy(settings.model_copy(update={"guidance_scale": scale})), RolloutSettings())
+    assert torch.equal(drawn, next(other.sample(task)).latents[-1])
+    assert torch.equal(before, next(worker.sample(task)).latents[-1])
+    if policy.guided:
+        assert not torch.equal(drawn, before)
+
+
+def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Callable[..., list[Tree]]) -> None:
+    policy = load_policy(settings)
+    for kernel in ("dance", "ddim") if hasattr(policy.pipeline, "unet") else ("dance", "flow"):
+        schedule = tree_schedule(STEPS, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
+        trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=4), prompts=PROMPTS)
+        transitions = CoefficientTable.of(schedule, policy.sigmas(STEPS))
+        everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
+        for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
+            with torch.no_grad():
+                logprobs = edge_logprobs(policy, transitions, batch)
+            assert (logprobs - batch.logprobs).abs().max() < 1e-5
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_bfloat16_with_recomputed_activations_has_ratio_one(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings
+) -> None:
+    reports = two_iterations(settings.model_copy(update={"precision": "bfloat16"}), lora, run_settings)
+    assert [report.updates[0].logprob_abs_diff for report in reports] == [0, 0]
+    assert all(report.updates[0].gradient_norm > 0 for report in reports)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["full", "lora"])
+def test_an_update_trains_the_network_and_its_export_draws_it(
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings, tmp_path: Path
+) -> None:
+    run = run_settings(
+        {
+            "policy": settings.model_dump(),
+            "schedule": {"steps": STEPS, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "rewards": COUNTING,
+            "prompts.per_iteration": 2,
+            "learner.updates_per_iteration": 1,
+            "learner.lora": lora,
+            "learner.optimizer": {"learning_rate": 1e-2},
+        }
+    )
+    loop = InProcessLoop(run, PROMPTS)
+    pipeline = loop.policy.pipeline
+    everything = {
+        f"{name}.{parameter}": value
+        for name, part in pipeline.components.items()
+        if isinstance(part, torch.nn.Module)
+        for parameter, value in part.state_dict().items()
+    }
+    trained = {id(p) for p in trainable(loop.policy.network).values()}
+    assert trained
+    before = {name: value.clone() for name, value in everything.items()}
+    parameters = {id(p.data) for p in trainable(loop.policy.network).values()}
+    assert parameters
+    loop.iterate(1)
+    changed = {name for name, value in everything.items() if not torch.equal(before[name], value)}
+    assert changed
+    assert all(name.split(".")[0] in loop.policy.networks for name in changed)
+    if lora:
+        assert all("lora" in name for name in changed)
+
+    evaluation = loop.evaluate(PROMPTS)
+    exported = loop.policy.save(tmp_path / "exported")
+    loaded = plain(settings.pretrained)
+    for number, name in enumerate(loop.policy._networks):
+        if lora:
+            second = {"load_into_transformer_2": True} if number else {}
+            file = exported if exported.is_file() else sorted(exported.iterdir())[number]
+            loaded.load_lora_weights(file.parent, weight_name=file.name, **second)
+        else:
+            folder = exported if exported.name == name else exported / name
+            setattr(loaded, name, type(getattr(loaded, name)).from_pretrained(folder))
+    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed))
+    difference = np.abs(evaluation.media.astype(int) - (reference * 255).round().astype(int))
+    assert difference.max() <= 1
+    assert evaluation.media.std() > 2

@@ -1,0 +1,84 @@
+"""The folders import downwards only, and hide nobody else's package."""
+
+import ast
+from pathlib import Path
+
+import pytest
+from support import ROOT
+
+MAY_IMPORT = {
+    "proto": {"proto"},
+    "rollout_workers": {"rollout_workers", "proto"},
+    "reward_service": {"reward_service", "proto"},
+    "learner": {"learner", "proto", "rollout_workers"},
+    "cluster": {"cluster", "proto", "rollout_workers", "reward_service", "learner"},
+}
+CLUSTER_MAY_IMPORT = {
+    "run": {"run"},
+    "observability": {"observability", "run"},
+    "on_ray": {"on_ray", "observability", "run"},
+    "preflight": {"run"},
+    "commands": {"commands", "preflight", "on_ray", "run"},
+    "pages": {"pages", "observability"},
+    "train": {"preflight", "on_ray", "run"},
+    "cluster_cli": {"commands", "on_ray", "run"},
+    "cli": {"cluster_cli", "train", "commands", "observability", "on_ray", "run"},
+}
+"""Room or file of `cluster/` -> the ones that it knows."""
+FORBIDDEN = {  # pure algorithm code knows nothing of these
+    "rollout_workers": {"ray", "deepspeed"},
+    "reward_service": {"ray", "deepspeed"},
+    "learner": {"ray"},
+    "proto": {"ray", "deepspeed", "diffusers", "transformers"},
+    "cluster": {"ray", "deepspeed"},
+}
+KNOW_RAY = ("cluster/on_ray/", "cluster/commands/")
+
+
+def imported(path: Path) -> set[str]:
+    """Dotted names of the modules that a file imports; ours start with `branchgrpo.`."""
+    package = ("branchgrpo", *path.relative_to(ROOT).parent.parts)
+    names: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            names |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            base = package[: len(package) - node.level + 1] if node.level else ()
+            module = ".".join((*base, *([node.module] if node.module else [])))
+            names |= {module, *(f"{module}.{alias.name}" for alias in node.names)}
+    return names
+
+
+@pytest.mark.parametrize("folder", MAY_IMPORT)
+def test_imports_never_run_up_the_table(folder: str) -> None:
+    files = list((ROOT / folder).rglob("*.py"))
+    assert files
+    for path in files:
+        for name in imported(path):
+            parts = name.split(".")
+            if parts[0] == "branchgrpo" and len(parts) > 1 and (ROOT / parts[1]).is_dir():
+                assert parts[1] in MAY_IMPORT[folder], f"{path.relative_to(ROOT)} imports {name}"
+            if not path.relative_to(ROOT).as_posix().startswith(KNOW_RAY):
+                assert parts[0] not in FORBIDDEN[folder], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_rooms_of_the_cluster_folder_import_downwards_only() -> None:
+    cluster = ROOT / "cluster"
+    rooms = [path.stem for path in cluster.iterdir() if any(path.rglob("*.py")) or path.suffix == ".py"]
+    assert set(rooms) == CLUSTER_MAY_IMPORT.keys()
+    for path in cluster.rglob("*.py"):
+        room = path.relative_to(cluster).parts[0].removesuffix(".py")
+        for name in imported(path):
+            if name.startswith("branchgrpo.cluster.") and (found := name.split(".")[2]) in CLUSTER_MAY_IMPORT:
+                assert found in CLUSTER_MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {name}"
+
+
+def test_the_learner_uses_only_policies_and_kernels() -> None:
+    for path in (ROOT / "learner").glob("*.py"):
+        for name in imported(path):
+            if name.startswith("branchgrpo.rollout_workers."):
+                assert name.split(".")[2] in {"policies", "kernels"}, f"{path.name} imports {name}"
+
+
+def test_no_folder_is_a_regular_package() -> None:
+    assert [path for folder in MAY_IMPORT for path in (ROOT / folder).rglob("__init__.py")] == []
