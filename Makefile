@@ -1,12 +1,13 @@
 # make demo   creates .venv, installs, and runs the main job
 # make test   creates .venv, installs, and runs tests/unit and tests/integration
 # make test-slow   runs tests/slow; needs Debian's prometheus
+# make studies  runs all studies, one after the other
 # make chaos  brings 42 faults about in real runs
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
-.PHONY: setup demo test test-slow check bench chaos docs clean
+.PHONY: setup demo studies test test-slow check bench chaos docs clean
 
 setup: .venv/ready
 
@@ -20,6 +21,9 @@ setup: .venv/ready
 
 demo: setup
 	$(RUN)/branchgrpo train recipes/glyphs.yaml $(ARGS)
+
+studies: setup
+	status=0; for study in studies/*.yaml; do $(RUN)/branchgrpo study $$study $(ARGS) || status=1; done; exit $$status
 
 test: setup
 	$(RUN)/pytest $(ARGS)

@@ -5,7 +5,7 @@ import os
 import pkgutil
 import types
 from collections import Counter
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeVar, Union, get_args, get_origin
 
@@ -61,6 +61,23 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         _forget_pools(recipe, given["rewards",])
     for keys, value in given.items():
         _put(recipe, keys, value)
+    return _settings(recipe, path)
+
+
+def load_variant(path: Path, base: str, layers: Sequence[Mapping[str, Any]]) -> RunSettings:
+    """Settings of the recipe `base` with `layers` of changes, each as if it were a recipe whose base is the one before.
+
+    `path` is the file that names them: other files are looked up from its folder. Raises InputError with one line per
+    mistake.
+    """
+    recipe = _base(path, base, ())
+    for layer in layers:
+        _lay(recipe, layer, path)
+    return _settings(recipe, path)
+
+
+def _settings(recipe: dict[str, Any], path: Path) -> RunSettings:
+    """The settings in the content of the recipe at `path`, with absolute paths."""
     settings = parse_settings(recipe)
     policy = _resolved(settings.policy, "pretrained")
     if policy.start_from:
@@ -106,16 +123,21 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     if not isinstance(content, dict):
         raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
     base = content.pop("base", None)
+    recipe = {} if base is None else _base(path, base, above)
+    _lay(recipe, content, path)
+    return recipe
+
+
+def _lay(recipe: dict[str, Any], content: Mapping[str, Any], path: Path) -> None:
+    """Replace settings of a recipe by those that the file at `path` gives."""
     given = {tuple(key.split(".")) if isinstance(key, str) else (key,): value for key, value in content.items()}
     leaves = Counter(leaf for keys, value in given.items() for leaf in _leaves(keys, value))
     if twice := [keys for keys, count in leaves.items() if count > 1]:
         raise InputError(f"recipe {path} says '{_dotted(twice[0])}' twice")
-    recipe = {} if base is None else _base(path, base, above)
     if ("rewards",) in given:
         _forget_pools(recipe, given["rewards",])
     for keys, value in given.items():
         _put(recipe, keys, value, merge=keys[0] not in WHOLE_RECIPE or len(keys) > 1)
-    return recipe
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> dict[str, Any]:
@@ -221,10 +243,15 @@ def _located(settings: RunSettings, path: Path) -> RunSettings:
 
 def parse_settings(content: Any) -> RunSettings:
     """Settings from plain data. Raises InputError with one line per mistake."""
+    return validated(RunSettings, content)
+
+
+def validated(model: type[Section], content: Any) -> Section:
+    """Plain data as a `model`. Raises InputError with one line per mistake."""
     try:
-        return RunSettings.model_validate(content)
+        return model.model_validate(content)
     except ValidationError as error:
-        raise InputError("\n".join(_explain(detail) for detail in error.errors())) from error
+        raise InputError("\n".join(_explain(detail, model) for detail in error.errors())) from error
 
 
 def imported(name: str, setting: str) -> Any:
@@ -280,11 +307,11 @@ def settings_classes(annotation: Any) -> list[type[BaseModel]]:
     return [option for option in options if isinstance(option, type) and issubclass(option, BaseModel)]
 
 
-def _explain(detail: ErrorDetails) -> str:
+def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
     # Where there are alternatives, pydantic adds which one it tried: `dict[int,int]`, `literal['a','b']`.
     key = ".".join(str(part) for part in detail["loc"] if "[" not in str(part))
     if detail["type"] == "extra_forbidden":
-        return f"unknown setting '{key}'; {_nearest(key)}"
+        return f"unknown setting '{key}'; {_nearest(key, model)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":
         return f"setting '{key}' is missing"
@@ -302,11 +329,11 @@ def _shown(value: Any) -> str:
     return text if len(text) <= SHOWN else f"{text[:SHOWN]}..."
 
 
-def _nearest(key: str) -> str:
+def _nearest(key: str, model: type[BaseModel]) -> str:
     """A hint towards the setting that was meant: of the same name elsewhere, like one beside it, like any."""
     section, _, name = key.rpartition(".")
     name = FORMER_NAMES.get(name, name)
-    every = {path: path.rpartition(".")[2] for path, _ in setting_paths()}
+    every = {path: path.rpartition(".")[2] for path, _ in setting_paths(model)}
     beside = {path: last for path, last in every.items() if _stands_for(path.rpartition(".")[0], section)}
     for candidates, likeness in ((every, 1.0), (beside, 0.6), (every, 0.6)):
         if match := difflib.get_close_matches(name, candidates.values(), n=1, cutoff=likeness):

@@ -39,6 +39,7 @@ SHIPPED = (
     "cluster/observability/prometheus/*.yaml",
     "cluster/on_ray/*.py",
     "cluster/run/*.py",
+    "cluster/study/*.py",
     "learner/*.py",
     "proto/*.py",
     "recipes/*.txt",

@@ -15,6 +15,7 @@ ROOMS = {
     "learner": "From scored trees to new weights.",
     "cluster": "From a recipe to a run. Only `on_ray` and `commands` know Ray.",
     "cluster/run": "One run, whatever executes it.",
+    "cluster/study": "Studies: variants of a recipe over several seeds, and the report on their runs.",
     "cluster/on_ray": "A run's processes on a Ray cluster.",
     "cluster/observability": "What can be seen of a run. Dashboards and alerts lie here too.",
     "cluster/commands": "What stands behind the command line.",

@@ -17,12 +17,13 @@ CLUSTER_MAY_IMPORT = {
     "run": {"run"},
     "observability": {"observability", "run"},
     "on_ray": {"on_ray", "observability", "run"},
+    "study": {"study", "run"},
     "preflight": {"run"},
-    "commands": {"commands", "preflight", "on_ray", "run"},
+    "commands": {"commands", "preflight", "on_ray", "run", "study"},
     "pages": {"pages", "observability"},
     "train": {"preflight", "on_ray", "run"},
     "cluster_cli": {"commands", "on_ray", "run"},
-    "cli": {"cluster_cli", "train", "commands", "observability", "on_ray", "run"},
+    "cli": {"cluster_cli", "train", "commands", "observability", "on_ray", "run", "study"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""
 FORBIDDEN = {  # pure algorithm code knows nothing of these

@@ -1,0 +1,74 @@
+"""The measured seconds per iteration of a study's variants: `timing.jsonl` in its folder, one line per measurement."""
+
+import json
+import statistics
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from ...proto.settings import RunSettings
+from ..run.evaluation import short_name
+from ..run.folder import RunFolder
+from .file import Study
+
+FILE = "timing.jsonl"
+OF_NO_INFLUENCE: dict[str, Any] = {
+    "name": True,
+    "runs": True,
+    "resume": True,
+    "seed": True,
+    "iterations": True,
+    "evaluation": True,
+    "checkpoint": True,
+    "logging": True,
+    "pools": True,
+    "prompts": {"train", "held_out", "held_out_count", "column"},
+    "learner": {"optimizer"},
+}
+"""Settings on which the seconds of an iteration don't depend."""
+
+
+def timing_name(settings: RunSettings) -> str:
+    """A short name of all settings on which the seconds of an iteration depend."""
+    return short_name(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE))
+
+
+def measured(study: Path, settings: RunSettings) -> list[dict[str, Any]]:
+    """The measurements of these settings: `round`, `iteration`, `seconds` and `phase_seconds` of each."""
+    file = study / FILE
+    lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    name = timing_name(settings)
+    return [line for line in lines if line["settings"] == name]
+
+
+def to_measure(study: Study) -> list[RunSettings]:
+    """The settings of all variants that take seconds of their own, and for which rounds are missing."""
+    every = [candidate.settings for candidates in study.variants.values() for candidate in candidates]
+    apart = {timing_name(settings): settings for settings in every if settings.execution == "in_process"}
+    rounds = study.file.timing_rounds
+    return [settings for settings in apart.values() if len(measured(study.folder, settings)) < rounds]
+
+
+def seconds_per_iteration(study: Path, settings: RunSettings) -> float | None:
+    """The seconds of an iteration; None if they aren't known yet.
+
+    With execution `in_process`, those that were measured for the study. On Ray, those that its own runs took: their
+    pools have their processors for themselves.
+    """
+    return typical([line["seconds"] for line in measurements(study, settings)])
+
+
+def measurements(study: Path, settings: RunSettings) -> list[dict[str, Any]]:
+    """What `seconds_per_iteration` is computed from: measurements of the study, or iterations of its runs on Ray."""
+    if settings.execution == "in_process":
+        return measured(study, settings)
+    name = timing_name(settings)
+    folders = [RunFolder(path.parent) for path in sorted(study.glob("runs/*/recipe.yaml"))]
+    return [line for run in folders if timing_name(run.settings) == name for line in run.lines("metrics")]
+
+
+def typical(seconds: Sequence[float]) -> float | None:
+    """The mean without the fastest and the slowest fifth; None without measurements."""
+    cut = len(seconds) // 5
+    kept = sorted(seconds)[cut : len(seconds) - cut]
+    return statistics.fmean(kept) if kept else None

@@ -1,0 +1,67 @@
+"""The runs of a study: budgets in iterations, the choice of tuned values, folders with other settings."""
+
+from collections.abc import Callable
+
+import pytest
+from branchgrpo.cluster.study.file import Study
+from branchgrpo.cluster.study.trials import Trial, chosen, trials, tuning_trials
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import save_recipe
+
+Load = Callable[..., Study]
+RATES = [1e-4, 2e-4, 4e-4]
+TUNED = {
+    "variants": {"flat": {}, "tree": {"tune": {"learner.optimizer.learning_rate": RATES}}},
+    "tuning": {"prompts": "validation.txt", "seeds": [7, 8]},
+}
+
+
+def held_out(trial: Trial) -> str:
+    assert trial.settings.prompts.held_out
+    return trial.settings.prompts.held_out.name
+
+
+def test_budgets_are_counted_in_iterations(study_in: Load, timed: Callable[..., None]) -> None:
+    def iterations(study: Study) -> list[int]:
+        return [trial.settings.iterations for trial in trials(study)]
+
+    assert iterations(study_in(budget={"iterations": 3})) == [3, 3, 3, 3]
+    per_iteration = {"flat": 8 * 16 * 16, "tree": 8 * (3 * 2 + 3 * 4 + 3 * 8 + 6 * 16 + 1)}  # splits at 0, 3, 6, 9
+    study = study_in(budget={"forward_passes": 20_000})
+    counted = [trial.settings.schedule.build().forward_passes * 8 for trial in trials(study)]
+    assert iterations(study) == [20_000 // count for count in counted]
+    assert counted[0] == per_iteration["flat"]
+    study = study_in(budget={"seconds": 10.0})
+    with pytest.raises(InputError, match="measured seconds per iteration"):
+        trials(study)
+    timed(study, flat=3.0, tree=0.5)
+    assert iterations(study) == [3, 3, 20, 20]
+
+
+def test_values_are_chosen_by_validation_rewards(study_in: Load, made_up: Callable[..., None]) -> None:
+    study = study_in(**TUNED)
+    tuned = list(tuning_trials(study, "tree"))
+    assert [run.settings.seed for _, runs in tuned for run in runs] == [7, 8] * 3
+    rewards = {1e-4: [0.1, 0.3, 0.3], 2e-4: [0.1, 0.5, 0.5], 4e-4: [0.9, 0.9, 0.9]}
+    for candidate, runs in tuned:
+        assert chosen(study, "tree") is None
+        rate = candidate.values["learner.optimizer.learning_rate"]
+        for run in runs:
+            assert held_out(run) == "validation.txt"
+            made_up(run, rewards[rate], "failed" if (rate, run.settings.seed) == (4e-4, 8) else "finished")
+    taken = chosen(study, "tree")
+    assert taken
+    assert taken.values == {"learner.optimizer.learning_rate": 2e-4}
+    runs = [trial for trial in trials(study) if trial.variant == "tree"]
+    assert [(run.settings.learner.optimizer.learning_rate, run.settings.seed) for run in runs] == [(2e-4, 0), (2e-4, 1)]
+    assert {held_out(run) for run in runs} == {"glyphs_held_out.txt"}
+
+
+def test_folder_with_other_settings_is_refused(study_in: Load) -> None:
+    before = trials(study_in())[2]
+    save_recipe(before.settings, before.folder.path)
+    before.must_continue()
+    trials(study_in(budget={"iterations": 9}))[2].must_continue()
+    other = trials(study_in(variants={"flat": {}, "tree": {"learner.clip_range": 0.3}}))[2]
+    with pytest.raises(InputError, match=r"other settings than .*tree-seed0 \(learner.clip_range: 0.01 -> 0.3\)"):
+        other.must_continue()
