@@ -4,6 +4,7 @@ import logging
 import os
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -38,7 +39,7 @@ from ..run.stop import Stopped, StopRequest
 from ..study.curves import BROKEN
 from ..study.file import Study
 from ..study.timing import measured, to_measure
-from ..study.trials import Trial, trials, tuning_trials
+from ..study.trials import Trial, chosen, trials, tuning_trials
 
 ATTEMPTS = 3
 """Times that a run is begun, or continued, whose process was killed."""
@@ -97,8 +98,8 @@ def _measured(study: Study, todo: Sequence[RunSettings]) -> None:
 
 
 def _tune_and_run(study: Study, console: Console) -> None:
-    tuned = [run for variant in study.variants for _, runs in tuning_trials(study, variant) for run in runs]
-    _run(study, "tuning", tuned, console)
+    untuned = [variant for variant in study.variants if not chosen(study, variant)]
+    _run(study, "tuning", [run for name in untuned for _, runs in tuning_trials(study, name) for run in runs], console)
     _run(study, "runs", trials(study), console)
 
 
@@ -243,7 +244,7 @@ def _stop(todo: Sequence[Trial], console: Console) -> None:
     """Have the runs at work stop with a checkpoint, and wait for them."""
     with console.status("waiting for the runs to save checkpoints"):
         for trial in todo:
-            if (seen := driver_of(trial.folder.path)) and seen.alive and seen.driver.host == os.uname().nodename:
+            if (seen := driver_of(trial.folder.path)) and seen.alive and seen.driver.host == socket.gethostname():
                 os.kill(seen.driver.pid, signal.SIGTERM)
         while any((seen := driver_of(trial.folder.path)) and seen.alive for trial in todo):
             time.sleep(0.2)

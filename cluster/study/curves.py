@@ -14,10 +14,10 @@ from .timing import seconds_per_iteration
 from .trials import Trial
 
 AXES = {
-    "iterations": "iterations",
-    "forward_passes": "forward passes",
-    "rows": "trained rows",
     "seconds": "seconds",
+    "forward_passes": "forward passes",
+    "iterations": "iterations",
+    "rows": "trained rows",
 }
 """Measures of effort -> their names in the report."""
 BROKEN = ("failed", "lost", "unreadable")

@@ -47,14 +47,9 @@ def write_report(study: Study) -> Report:
         variant: [c for c in every if c.trial.variant == variant and len(c.reward)] for variant in study.variants
     }
     found: list[Table] = [tables.points(curves)]
-    blocks = list(_blocks(study, every, curves, found))
-    for axis, title in AXES.items():
-        if any(axis in c.effort for own in curves.values() for c in own):
-            _draw(folder / f"reward_by_{axis}.png", study, curves, axis)
-            blocks.append(f"![{study.file.reward} against {title}](reward_by_{axis}.png)")
+    text = "\n\n".join(_blocks(study, every, curves, found)) + "\n"
     for table in found:
         write_text(folder / f"{table.name}.csv", _csv(table))
-    text = "\n\n".join(blocks) + "\n"
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", _html(study.name, text, folder))
     tuned = [run for variant in study.variants for _, runs in tuning_trials(study, variant) for run in runs]
@@ -64,7 +59,7 @@ def write_report(study: Study) -> Report:
 
 
 def _blocks(study: Study, every: Sequence[Curve], curves: Curves, found: list[Table]) -> Iterator[str]:
-    """The report's paragraphs. Tables are added to `found`."""
+    """The report's paragraphs. Tables are added to `found`, and figures drawn."""
 
     def shown(table: Table) -> str:
         found.append(table)
@@ -88,9 +83,14 @@ def _blocks(study: Study, every: Sequence[Curve], curves: Curves, found: list[Ta
             f"they spent. Times fewer: that of `{file.baseline}` over the variant's; above 1 the variant is better."
         )
         yield shown(table)
-    for title, table in tables.equal_effort(curves):
-        yield f"## At equal {title}"
-        yield shown(table)
+    for axis, title in AXES.items():
+        if any(axis in c.effort for own in curves.values() for c in own):
+            yield f"## At equal {title}"
+            picture = f"reward_by_{axis}.png"
+            _draw(study.folder / FOLDER / picture, study, curves, axis)
+            yield f"![{file.reward} against {title}]({picture})"
+            if equal := tables.equal_effort(curves, axis):
+                yield shown(equal)
     yield "## Cost of an iteration"
     yield "Seconds: mean without the fastest and the slowest fifth (fastest to slowest), then by phase."
     yield shown(tables.costs(study, curves))
@@ -104,7 +104,6 @@ def _blocks(study: Study, every: Sequence[Curve], curves: Curves, found: list[Ta
             "are others than those of the report."
         )
         yield shown(tuning)
-    yield "## Curves"
 
 
 def _of_seconds(study: Study) -> str:
@@ -160,9 +159,10 @@ def _draw(path: Path, study: Study, curves: Curves, axis: str) -> None:
             plot.plot(c.effort[axis], c.reward, color=colour, alpha=0.35, lw=0.6)
     for target in study.file.targets:
         plot.axhline(target, color="grey", lw=0.6, ls=":")
-    values = [value for own in curves.values() for c in own for value in c.reward]
-    margin = 0.05 * (max(values) - min(values)) or 0.05
-    plot.set(xlabel=AXES[axis], ylabel=study.file.reward, ylim=(min(values) - margin, max(values) + margin))
+    values = np.concatenate([c.reward for own in curves.values() for c in own])
+    low, high = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.05 * (high - low) or 0.05
+    plot.set(xlabel=AXES[axis], ylabel=study.file.reward, ylim=(low - margin, high + margin))
     plot.set_xlim(left=0)
     plot.grid(alpha=0.3)
     plot.legend(fontsize=8)

@@ -28,7 +28,9 @@ class Estimate:
         """The figure in words, such as `12 (10 to 14)`."""
         if math.isnan(self.value):
             return "–"
-        interval = "" if math.isnan(self.low) else f" ({form(self.low)} to {form(self.high)})"
+        low, high = form(self.low), form(self.high)
+        known = not math.isnan(self.low) and low != high  # one of no width tells of the grid, not of certainty
+        interval = f" ({low} to {high})" if known else ""
         return f"{self.bound}{' ' * bool(self.bound)}{form(self.value)}{interval}"
 
 
@@ -49,18 +51,17 @@ def mean(values: Values) -> Estimate:
 def censored_mean(values: Values, reached: Sequence[bool]) -> Estimate:
     """The mean of efforts until something was reached. Where it wasn't, the value is the effort that was in vain; the
     mean is then a lower bound."""
-    return mean(values) if all(reached) else Estimate(float(np.mean(values)), bound=">") if any(reached) else UNKNOWN
+    return mean(values) if all(reached) else Estimate(float(np.mean(values)), bound=">")
 
 
 def ratio(base: Values, own: Values, base_reached: Sequence[bool], own_reached: Sequence[bool]) -> Estimate:
     """The mean of `base` over that of `own`, with a bootstrap interval over seeds, resampled with a fixed seed.
 
-    Efforts in vain make it a bound: of `own` an upper one, of `base` a lower one, of both nothing is known.
+    Efforts in vain make it a bound: of `own` an upper one, of `base` a lower one, of both nothing is known. Neither is
+    it for an `own` of nothing: what was there before training.
     """
-    if not any(base_reached) or not any(own_reached) or not (all(base_reached) or all(own_reached)):
+    if not len(base) or not any(own) or not (all(base_reached) or all(own_reached)):
         return UNKNOWN
-    if not np.mean(own):
-        return UNKNOWN  # it was there before training
     value = float(np.mean(base) / np.mean(own))
     if not all(base_reached) or not all(own_reached):
         return Estimate(value, bound="<" if all(base_reached) else ">")

@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 from .curves import AXES, Curve
-from .file import Study
+from .file import Candidate, Study
 from .statistics import Estimate, censored_mean, mean, ratio
 from .timing import measurements, typical
 from .trials import chosen, tuning_trials, validation_score
@@ -39,27 +39,27 @@ def score(value: float) -> str:
     return f"{value:.3f}"
 
 
-def equal_effort(curves: Curves) -> Iterator[tuple[str, Table]]:
-    """For each measure of effort the held-out reward at quarters of what every variant has got to."""
-    for axis, title in AXES.items():
-        ends = [max((c.effort[axis][-1] for c in own if axis in c.effort), default=0.0) for own in curves.values()]
-        if not ends or not min(ends):
-            continue
-        efforts = [share * min(ends) for share in QUARTERS]
-        rows, records = [], []
-        for variant, own in curves.items():
-            row = [f"`{variant}`"]
-            for effort in efforts:
-                values = [value for c in own if not np.isnan(value := float(c.at(axis, effort)))]
-                found = mean(values)
-                row.append(found.text(score) + _of(len(values), len(own)))
-                records.append({"variant": variant, "axis": axis, "effort": effort, "runs": len(values)} | _flat(found))
-            rows.append(row)
-        yield title, Table(f"reward_by_{axis}", ["variant", *(f"{number(e)} {title}" for e in efforts)], rows, records)
+def equal_effort(curves: Curves, axis: str) -> Table | None:
+    """The held-out reward at quarters of the effort that every variant has got to; None if that is nothing."""
+    ends = [max((c.effort[axis][-1] for c in own if axis in c.effort), default=0.0) for own in curves.values()]
+    if not min(ends):
+        return None
+    efforts = [share * min(ends) for share in QUARTERS]
+    rows, records = [], []
+    for variant, own in curves.items():
+        row = [f"`{variant}`"]
+        for effort in efforts:
+            values = [value for c in own if not np.isnan(value := float(c.at(axis, effort)))]
+            found = mean(values)
+            row.append(found.text(score) + _of(len(values), len(own)))
+            records.append({"variant": variant, "axis": axis, "effort": effort, "runs": len(values)} | _flat(found))
+        rows.append(row)
+    head = ["variant", *(f"{number(effort)} {AXES[axis]}" for effort in efforts)]
+    return Table(f"reward_by_{axis}", head, rows, records)
 
 
 def targets(study: Study, curves: Curves) -> Iterator[tuple[float, Table]]:
-    """For each target the effort to reach it, and the baseline's effort over it."""
+    """For each target the effort to reach it, and the baseline's effort over it. Rows are in the records alone."""
     for target in study.file.targets:
         until = {
             axis: {
@@ -76,16 +76,14 @@ def targets(study: Study, curves: Curves) -> Iterator[tuple[float, Table]]:
             for axis, by_variant in until.items():
                 base, mine = (_apart(by_variant.get(name, [])) for name in (study.file.baseline, variant))
                 effort, times = censored_mean(*mine), ratio(base[0], mine[0], base[1], mine[1])
-                efforts.append(effort.text(number))
-                ratios.append("1" if variant == study.file.baseline and reached else times.text(number))
+                if axis != "rows":
+                    efforts.append(effort.text(number))
+                    ratios.append("1" if variant == study.file.baseline else times.text(number))
                 record = {"variant": variant, "target": target, "axis": axis, "runs": len(own), "reached": reached}
                 records.append(record | _flat(effort) | _flat(times, "ratio_"))
-            shown = [f"{reached} of {len(own)}", *efforts, *ratios]
-            if not reached:
-                ends = max((c.effort["iterations"][-1] for c in own), default=0)
-                shown[1] = f"not within {number(ends)}" if own else "–"
-            rows.append([f"`{variant}`", *shown])
-        head = ["variant", "reached", *AXES.values(), *(f"times fewer {title}" for title in AXES.values())]
+            rows.append([f"`{variant}`", f"{reached} of {len(own)}", *efforts, *ratios])
+        titles = [title for axis, title in AXES.items() if axis != "rows"]
+        head = ["variant", "reached", *titles, *(f"times fewer {title}" for title in titles)]
         yield target, Table(f"target_{target:g}", head, rows, records)
 
 
@@ -145,9 +143,19 @@ def tuning(study: Study) -> Table:
             found = validation_score(study, runs) if states == {"finished"} else float("nan")
             values = ", ".join(f"{key}={value}" for key, value in candidate.values.items())
             shown = score(found) if states == {"finished"} else ", ".join(sorted(states))
-            rows.append([f"`{variant}`", f"`{values}`", shown, "chosen" if candidate is taken else ""])
+            mark = "chosen" + " (an end of its list)" * _at_an_end(study, variant, candidate)
+            rows.append([f"`{variant}`", f"`{values}`", shown, mark if candidate is taken else ""])
             records.append({"variant": variant, **candidate.values, "score": found, "chosen": candidate is taken})
     return Table("tuning", ["variant", "values", "validation score", ""], rows, records)
+
+
+def _at_an_end(study: Study, variant: str, candidate: Candidate) -> bool:
+    """Whether a value might have been better beyond those that were tried."""
+    for key, value in candidate.values.items():
+        tried = [other.values[key] for other in study.variants[variant]]
+        if all(isinstance(other, int | float) for other in tried) and value in (min(tried), max(tried)):
+            return min(tried) < max(tried)
+    return False
 
 
 def points(curves: Curves) -> Table:
