@@ -1,11 +1,8 @@
 """Measured limits of the controller, the object store and the preparation of pictures, on this machine."""
 
 import statistics
-import tempfile
 import time
 from collections.abc import Callable
-from contextlib import closing
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,12 +11,11 @@ import ray
 from PIL import Image
 from ray.cluster_utils import Cluster
 
-from ...cluster.on_ray.driver import RayLoop
 from ...proto.remote_tree import PartHeader, RemoteTree, States
 from ...proto.settings import RunSettings
 from ...proto.tree import Task, TreePart
-from ..speed.ray_overhead import demo
-from .validation import SHARE
+from ..support.demo import stand_in_run
+from ..support.timed_loop import on_ray
 
 CALLS = 100
 TRANSFERRED = 256 * 2**20
@@ -29,35 +25,21 @@ STORE = 2 * 2**30
 def crowded(models: int) -> RunSettings:
     """A run with nearly free forward passes, in which every leaf is a part."""
     scorers = dict(list({"constant": "instant_scorer", "another": "another_scorer"}.items())[:models])
-    base = demo({})
-    return demo(
-        {
-            "name": "crowded",
-            "placement": "separate",
-            "policy": {**base.policy.model_dump(), "adapter": "branchgrpo.benchmarks.support.stand_ins:InstantPolicy"},
-            "prompts": {**base.prompts.model_dump(), "per_iteration": 16},
-            "schedule": {"steps": 6, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "eta": 0.7},
-            "rollout": {"trees_per_task": 4, "max_batch_rows": 1},
-            "rewards": {
-                n: {"scorer": f"branchgrpo.benchmarks.support.stand_ins:{scorer}"} for n, scorer in scorers.items()
-            },
-            "pools": {
-                "rollout_workers": {**SHARE, "count": 2},
-                "learner": SHARE,
-                "rewards": dict.fromkeys(scorers, SHARE),
-            },
-            "logging": {"tensorboard": False, "samples_every": 0, "trace": False},
-        }
-    )
+    sections = {
+        "name": "crowded",
+        "prompts.per_iteration": 16,
+        "schedule": {"steps": 6, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "eta": 0.7},
+        "rollout": {"trees_per_task": 4, "max_batch_rows": 1},
+    }
+    return stand_in_run("InstantPolicy", scorers, 2, sections)
 
 
 def controller_seconds(models: int, rounds: int = 4) -> float:
     """CPU seconds of the controller's process for a part and the replies of so many reward models; median."""
     recipe = crowded(models)
     parts = recipe.prompts.per_iteration * recipe.schedule.build().leaves
-    prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
     seconds = []
-    with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), prompts, None)) as loop:
+    with on_ray(recipe) as loop:
         process = psutil.Process(ray.get(loop._controller.status.remote())["pid"])
         for iteration in range(1, rounds + 2):
             before = sum(process.cpu_times()[:2])

@@ -24,9 +24,10 @@ from ...proto.remote_tree import states_of
 from ...proto.settings import RunSettings
 from ...proto.tree import Task
 from ..support.model_sizes import PIXELS, VIT_H, Counted, count, sampled_tree, sizes
-from ..support.report import report_path, write_report
+from ..support.report import OUT, Out, Rounds, report_path, write_report
 from . import microbenchmarks
-from .simulation import Cluster, Costs, Outcome, simulate
+from .costs import Cluster, Costs
+from .simulation import Outcome, simulate
 from .validation import check
 
 GPUS = (8, 64, 512)
@@ -260,8 +261,8 @@ def draw(results: Sequence[Simulated], path: Path) -> None:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for scaling.json and scaling.png.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Measured iterations of each real run, after one to warm up.")] = 3,
+    out: Out = OUT,
+    rounds: Rounds = 3,
     real: Annotated[bool, typer.Option(help="Whether the simulation is checked against real runs.")] = True,
     utilisation: Annotated[float, typer.Option(help="Assumed share of a GPU's peak.")] = Assumed.utilisation,
     network: Annotated[float, typer.Option(help="Assumed GB/s of a node's object store.")] = Assumed.network / GIGA,

@@ -1,251 +1,24 @@
 """A discrete-event simulation of a run on Ray: who waits for whom, with costs in place of computations.
 
 It follows `cluster/on_ray/controller.py`: tasks go to free workers, parts wait for the controller, for scores and for
-the learner, and back-pressure holds workers up. The recipe is that of a real run; how trees are cut into forward
-passes and parts is computed from its schedule, as `rollout_workers/expansion.py` does. Nothing is random: the same
-arguments give the same outcome.
+the learner, and back-pressure holds workers up. The recipe is that of a real run. Nothing is random: the same arguments
+give the same outcome.
 """
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
-from functools import lru_cache
 from typing import Any
 
 import numpy as np
 import simpy
 
 from ...cluster.run.cuts import MAX_UNREAD_PARTS, groups, windows
-from ...proto.schedule import IntArray, Schedule
-from ...proto.settings import RewardPoolSettings, RunSettings
-
-Steps = Generator[simpy.Event, Any, None]
-
-
-@dataclass(frozen=True)
-class Costs:
-    """Seconds, bytes, and bytes per second. What isn't given costs nothing."""
-
-    forward: float = 0.0
-    """A forward pass of a rollout, however many rows it has."""
-    forward_row: float = 0.0
-    decode_picture: float = 0.0
-    score_batch: float = 0.0
-    """A call of a reward model, however many pictures it gets."""
-    score_picture: float = 0.0
-    micro_batch: float = 0.0
-    """A forward and backward pass of the learner, however many rows it has; gradients that are reduced after it."""
-    learn_row: float = 0.0
-    update: float = 0.0
-    """An optimizer step."""
-    load_weights: float = 0.0
-    """Taking over weights that lie on the worker's node."""
-
-    picture_bytes: float = 0.0
-    state_bytes: float = 0.0
-    conditioning_bytes: float = 0.0
-    """Bytes of a prompt's conditioning, which is sent with a tree's first part."""
-    weights_bytes: float = 0.0
-
-    put: float = math.inf
-    """Bytes per second into the object store, from the process that made them."""
-    network: float = math.inf
-    """Bytes per second out of a node, and into one."""
-    latency: float = 0.0
-    """Seconds of a message between two processes."""
-
-    part_message: float = 0.0
-    """Seconds of the controller for a part of a tree, from its arrival to the request to the rewards."""
-    score_reply: float = 0.0
-    """Seconds of the controller for a reward model's reply."""
-    window_tree: float = 0.0
-    """Seconds of the controller to write down a tree of a window, once for all learner ranks."""
-    window_rank: float = 0.0
-    """Seconds of the controller to hand a window to one learner rank."""
-
-
-@dataclass(frozen=True)
-class Cluster:
-    """Where processes run. Workers come first, then learner ranks, then replicas; colocated ranks are the workers."""
-
-    workers: int
-    ranks: int
-    replicas: int
-    """Number of replicas of each reward model."""
-    per_node: int = 8
-    """Workers and ranks on a node; replicas lie on the nodes one by one."""
-
-    @classmethod
-    def of(cls, settings: RunSettings, per_node: int = 8) -> "Cluster":
-        """The pools of a recipe."""
-        pools = settings.pools
-        replicas = max((pool.replicas for pool in pools.rewards.values()), default=1)
-        colocated = settings.placement == "colocated"
-        workers = pools.learner.count if colocated else pools.rollout_workers.count
-        return cls(workers, pools.learner.count, replicas, per_node)
-
-    def worker_node(self, worker: int) -> int:
-        return worker // self.per_node
-
-    def rank_node(self, rank: int, colocated: bool) -> int:
-        return (rank if colocated else self.workers + rank) // self.per_node
-
-    def nodes(self, colocated: bool) -> int:
-        return self.rank_node(self.ranks - 1, colocated) + 1
-
-
-@dataclass(frozen=True)
-class Part:
-    """A finished part of a tree."""
-
-    tree: int
-    """Position in the task."""
-    leaves: int
-    nodes: IntArray
-    first: bool
-
-
-@dataclass(frozen=True)
-class Stretch:
-    """Forward passes up to the decoding of a chunk of leaves, and the parts that it gives."""
-
-    forwards: tuple[int, ...]
-    """Rows of each."""
-    pictures: int
-    parts: tuple[Part, ...]
-
-
-@lru_cache(maxsize=64)
-def stretches(schedule: Schedule, trees: int, max_batch_rows: int) -> tuple[Stretch, ...]:
-    """The steps of a worker for a task of so many trees, in order.
-
-    The states of one depth of all trees are numbered through: a chunk is a range of them, and so are its children.
-    """
-    done: list[Stretch] = []
-    forwards: list[int] = []
-    pending: list[list[IntArray]] = [[] for _ in range(trees)]
-    started: set[int] = set()
-
-    def runs(depth: int, begin: int, end: int) -> Iterator[tuple[int, IntArray]]:
-        """Trees that a chunk belongs to, with their nodes in it."""
-        width = schedule.nodes_per_depth[depth]
-        for tree in range(begin // width, (end - 1) // width + 1):
-            inside = np.arange(max(begin - tree * width, 0), min(end - tree * width, width))
-            yield tree, schedule.first_node[depth] + inside
-
-    def grow(depth: int, begin: int, end: int) -> None:
-        if depth == len(schedule.steps):
-            parts = []
-            for tree, leaves in runs(depth, begin, end):
-                nodes, pending[tree] = np.concatenate(pending[tree]), []
-                parts.append(Part(tree, len(leaves), nodes, tree not in started))
-                started.add(tree)
-            done.append(Stretch(tuple(forwards), end - begin, tuple(parts)))
-            forwards.clear()
-        elif end - begin > max_batch_rows:
-            for cut in range(begin, end, max_batch_rows):
-                grow(depth, cut, min(cut + max_batch_rows, end))
-        else:
-            forwards.append(end - begin)
-            children = schedule.steps[depth].children
-            note(depth + 1, begin * children, end * children)
-            grow(depth + 1, begin * children, end * children)
-
-    def note(depth: int, begin: int, end: int) -> None:
-        for tree, nodes in runs(depth, begin, end):
-            pending[tree].append(nodes)
-
-    note(0, 0, trees * schedule.roots)
-    grow(0, 0, trees * schedule.roots)
-    return tuple(done)
-
-
-class Line:
-    """Serves one after the other, in the order of arrival."""
-
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env, self._free, self.busy = env, 0.0, 0.0
-
-    def book(self, seconds: float) -> float:
-        """Have something served; when it will be done."""
-        self._free = max(self._free, self._env.now) + seconds
-        self.busy += seconds
-        return self._free
-
-    def serve(self, seconds: float) -> simpy.Event:
-        return self._env.timeout(self.book(seconds) - self._env.now)
-
-
-class Network:
-    """Nodes with a line out and a line in. What stays on a node costs nothing."""
-
-    def __init__(self, env: simpy.Environment, nodes: int, bandwidth: float) -> None:
-        self._env, self._bandwidth = env, bandwidth
-        self.out, self.into = [Line(env) for _ in range(nodes)], [Line(env) for _ in range(nodes)]
-        self.bytes = 0.0
-
-    def send(self, source: int, target: int, size: float) -> simpy.Event:
-        if source == target:
-            return self._env.timeout(0)
-        self.bytes += size
-        seconds = size / self._bandwidth
-        arrived = max(self.out[source].book(seconds), self.into[target].book(seconds))
-        return self._env.timeout(arrived - self._env.now)
-
-
-class Replica:
-    """One replica of a reward model, with Ray Serve's way of batching.
-
-    A batch is closed when it is full or has waited; what comes later goes into the next one, even while this one still
-    waits for the model.
-    """
-
-    def __init__(self, env: simpy.Environment, node: int, settings: RewardPoolSettings, costs: Costs) -> None:
-        self._env, self.node, self._settings, self._costs = env, node, settings, costs
-        self.model = Line(env)
-        self.waiting = 0
-        """Requests that are on their way here, wait, or are being scored."""
-        self.batches: list[int] = []
-        self._requests: simpy.Store = simpy.Store(env)
-        env.process(self._form_batches())
-
-    def score(self, pictures: int) -> simpy.Event:
-        """Succeeds when a request is scored."""
-        scored = self._env.event()
-        self._requests.put((pictures, scored))
-        return scored
-
-    def _form_batches(self) -> Steps:
-        pool = self._settings
-        late: tuple[int, simpy.Event] | None = None
-        while True:
-            if late is None:
-                late = yield self._requests.get()
-            batch: list[Any] = [late]
-            late, closing = None, self._env.timeout(pool.batch_wait_seconds)
-            while not late and sum(pictures for pictures, _ in batch) < pool.batch_pictures:
-                request = self._requests.get()
-                yield request | closing
-                if not request.triggered:
-                    request.cancel()
-                    break
-                came: Any = request.value
-                if sum(pictures for pictures, _ in batch) + came[0] > pool.batch_pictures:
-                    late = came
-                else:
-                    batch.append(came)
-            self._env.process(self._score(batch))
-
-    def _score(self, batch: Sequence[tuple[int, simpy.Event]]) -> Steps:
-        pictures = [count for count, _ in batch]
-        asked = pictures if self._settings.deterministic else [sum(pictures)]
-        calls = sum(math.ceil(count / self._settings.batch_pictures) for count in asked)
-        self.batches.append(sum(pictures))
-        yield self.model.serve(calls * self._costs.score_batch + sum(pictures) * self._costs.score_picture)
-        self.waiting -= len(batch)
-        for _, scored in batch:
-            scored.succeed()
+from ...proto.settings import RunSettings
+from .costs import Cluster, Costs
+from .queues import Line, Network, Replica, Steps
+from .stretches import Part, Stretch, nodes_of_rows, stretches
 
 
 @dataclass
@@ -497,11 +270,3 @@ class Simulation:
 
 def _most(lines: Iterable[Line]) -> float:
     return max((line.busy for line in lines), default=0.0)
-
-
-@lru_cache(maxsize=4096)
-def nodes_of_rows(schedule: Schedule, begin: int, end: int) -> IntArray:
-    """The parents of some of a tree's rows, which are in the order of parents, and their trained children."""
-    children = np.flatnonzero(schedule.trained)
-    parents = np.unique(schedule.parent[children])[begin:end]
-    return np.concatenate([parents, children[np.isin(schedule.parent[children], parents)]])

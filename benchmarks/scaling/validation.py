@@ -4,13 +4,10 @@ python -m branchgrpo.benchmarks.scaling.validation
 """
 
 import statistics
-import tempfile
 import time
 from collections.abc import Iterator
-from contextlib import closing
 from dataclasses import dataclass, field
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import ray
 import typer
@@ -18,17 +15,18 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cluster.on_ray.connect import NAMESPACE
-from ...cluster.on_ray.driver import RayLoop
 from ...cluster.on_ray.names import controller_name
 from ...proto.settings import RunSettings
-from ..speed.ray_overhead import demo
+from ..support.demo import stand_in_run
+from ..support.report import Rounds
 from ..support.stand_ins import PICTURE_SECONDS, RowPolicy
-from .simulation import Cluster, Costs, simulate
+from ..support.timed_loop import on_ray, timed
+from .costs import Cluster, Costs
+from .simulation import simulate
 
 WORKERS = (1, 2, 4)
 TOLERANCE = 0.15
 """Maximum relative difference between a simulated and a real iteration."""
-SHARE = {"cpus": 0.1, "threads": 1}
 
 
 @dataclass(frozen=True)
@@ -43,27 +41,17 @@ class Setting:
 
     def recipe(self, workers: int, iterations: int) -> RunSettings:
         """Eight trees with 16 leaves in 6 steps, a tree per task, in chunks of 8 rows: two parts for each tree."""
-        base = demo({})
         reward = "counting" if self.learn_row else "constant"
-        sections: dict[str, Any] = {
+        sections = {
             "name": "stand-ins",
             "iterations": iterations,
-            "placement": "separate",
-            "policy": {**base.policy.model_dump(), "adapter": "branchgrpo.benchmarks.support.stand_ins:RowPolicy"},
-            "prompts": {**base.prompts.model_dump(), "per_iteration": 8},
+            "prompts.per_iteration": 8,
             "schedule": {"steps": 6, "splits": {0: 2, 1: 2, 2: 2, 3: 2}, "eta": 0.7},
             "rollout": {"trees_per_task": 1, "max_batch_rows": 8},
             # Few micro-batches: what the learner computes beside its sleep is not in the simulation.
             "learner": {"window_trees": 2, "rows_per_micro_batch": 64, "zero_stage": 0},
-            "rewards": {reward: {"scorer": f"branchgrpo.benchmarks.support.stand_ins:{self.scorer}"}},
-            "pools": {
-                "rollout_workers": {**SHARE, "count": workers},
-                "learner": SHARE,
-                "rewards": {reward: SHARE},
-            },
-            "logging": {"tensorboard": False, "samples_every": 0, "trace": False},
         }
-        return demo({**sections, **self.changes})
+        return stand_in_run("RowPolicy", {reward: self.scorer}, workers, {**sections, **self.changes})
 
     @property
     def costs(self) -> Costs:
@@ -102,16 +90,11 @@ def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 
     """Medians of `rounds` iterations, after one to warm up, of a run for each number of workers."""
     for count in workers:
         recipe = setting.recipe(count, rounds + 1)
-        prompts = [f"{i:03d}" for i in range(recipe.prompts.per_iteration)]
-        with tempfile.TemporaryDirectory() as folder, closing(RayLoop(recipe, Path(folder), prompts, None)) as loop:
+        with on_ray(recipe) as loop:
             controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
             while not _all_idle(ray.get(controller.status.remote()), count):
                 time.sleep(0.1)  # workers import and load first
-            seconds = []
-            for iteration in range(1, rounds + 2):
-                start = time.perf_counter()
-                loop.iterate(iteration)
-                seconds.append(time.perf_counter() - start)
+            seconds = [timed(loop, iteration)[0] for iteration in range(1, rounds + 2)]
         simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
         yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
 
@@ -136,9 +119,7 @@ def check(console: Console, rounds: int) -> list[Comparison]:
     return compared
 
 
-def main(
-    rounds: Annotated[int, typer.Option(help="Measured iterations of each run, after one to warm up.")] = 3,
-) -> None:
+def main(rounds: Rounds = 3) -> None:
     """Compare simulated runs with real ones.
 
     Example: python -m branchgrpo.benchmarks.scaling.validation --rounds 5

@@ -6,10 +6,7 @@ leaves are computed with every stride, by the multistep solver and by Euler's me
     python -m branchgrpo.benchmarks.speed.fast_steps --out build/bench
 """
 
-from importlib.resources import files
 from itertools import pairwise
-from pathlib import Path
-from typing import Annotated
 
 import numpy as np
 import torch
@@ -18,7 +15,6 @@ from rich.console import Console
 from rich.table import Table
 
 from ...proto.methods import branch_grpo_mix
-from ...proto.recipe import load_recipe
 from ...proto.scoring import ScoreRequest
 from ...proto.tree import Task, Tree
 from ...reward_service.scorers import Scorers
@@ -26,7 +22,8 @@ from ...rollout_workers.kernels import multistep, step_coefficients
 from ...rollout_workers.policies.base import Policy, collate
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
-from ..support.report import report_path, write_report
+from ..support.demo import demo
+from ..support.report import OUT, Out, report_path, write_report
 
 STEPS, STRETCH, TREES = 20, 10, 8
 STRIDES = (1, 2, 3, 5, 10)
@@ -51,18 +48,15 @@ def finished(
     return x
 
 
-def main(out: Annotated[Path, typer.Option(help="Folder for fast_steps.json.")] = Path("build/bench")) -> None:
-    """Measure how far leaves of fast deterministic steps are from those of fine ones.
-
-    Example: python -m branchgrpo.benchmarks.speed.fast_steps --out build/bench
-    """
+def main(out: Out = OUT) -> None:
+    """Measure how far leaves of fast deterministic steps are from those of fine ones."""
     path = report_path(out, "fast_steps")
-    demo = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml")))
-    policy, scorers = load_policy(demo.policy), Scorers(demo.rewards)
+    settings = demo({})
+    policy, scorers = load_policy(settings.policy), Scorers(settings.rewards)
     schedule = branch_grpo_mix(steps=STEPS, eta=0.7)
     prompts = tuple(f"{i:03d}" for i in range(0, 1000, 1000 // TREES))[:TREES]
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-    worker = RolloutWorker(policy, demo.rollout)
+    worker = RolloutWorker(policy, settings.rollout)
     for part in worker.sample(Task(1, tuple(range(TREES)), prompts, schedule, seed=0)):
         trees[part.tree].add(part)
     depth = STEPS - STRETCH
@@ -77,7 +71,7 @@ def main(out: Annotated[Path, typer.Option(help="Folder for fast_steps.json.")] 
     def exact(leaves: torch.Tensor) -> float:
         """Share of the leaves that the OCR model reads as they should be."""
         with torch.no_grad():
-            pictures = torch.cat([policy.decode(part) for part in leaves.split(demo.rollout.decode_batch)])
+            pictures = torch.cat([policy.decode(part) for part in leaves.split(settings.rollout.decode_batch)])
         media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
         return float(scorers.score(ScoreRequest(media, texts, ["ocr_exact"])).scores["ocr_exact"].mean())
 

@@ -25,7 +25,7 @@ from typing import Annotated, Any, TypeVar
 import numpy as np
 import torch
 import typer
-from diffusers import AutoencoderKL, FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
 from rich.console import Console
 from rich.progress import Progress
 from rich.table import Table
@@ -53,8 +53,16 @@ from ...rollout_workers.policies.base import trainable
 from ...rollout_workers.policies.flux import FluxPolicy
 from ...rollout_workers.policies.pipeline import compile_network
 from ...rollout_workers.policies.start import Start
-from ..support.model_sizes import POOLED_CHANNELS, TEXT_CHANNELS, TEXT_TOKENS, VAE_BLOCKS, VIT_H, flops
-from ..support.report import report_path, write_report
+from ..support.model_sizes import (
+    POOLED_CHANNELS,
+    TEXT_CHANNELS,
+    TEXT_TOKENS,
+    VAE_BLOCKS,
+    VIT_H,
+    flops,
+    flux_autoencoder,
+)
+from ..support.report import OUT, Out, report_path, write_report
 
 Result = TypeVar("Result")
 PEAK_TFLOPS = 800.0
@@ -108,19 +116,8 @@ class RandomFlux(FluxPolicy):
         self.settings = PolicySettings(pretrained="random", height=scale.pixels, width=scale.pixels)
         with torch.device(device):
             self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network}).to(torch.bfloat16)
-            latents = self.network.config.in_channels // 4
-            vae = AutoencoderKL(
-                down_block_types=["DownEncoderBlock2D"] * len(scale.vae_blocks),
-                up_block_types=["UpDecoderBlock2D"] * len(scale.vae_blocks),
-                block_out_channels=scale.vae_blocks,
-                layers_per_block=2,
-                latent_channels=latents,
-                norm_num_groups=4 if scale is TINY else 32,
-                use_quant_conv=False,
-                use_post_quant_conv=False,
-                scaling_factor=0.3611,
-                shift_factor=0.1159,
-            ).to(torch.bfloat16)
+            channels, groups = self.network.config.in_channels // 4, 4 if scale is TINY else 32
+            vae = flux_autoencoder(scale.vae_blocks, channels, groups).to(torch.bfloat16)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         parts = {"transformer": self.network, "vae": vae.requires_grad_(False), "scheduler": scheduler}
         self.pipeline: Any = SimpleNamespace(components=parts, **parts)
@@ -308,7 +305,7 @@ def _earlier(path: Path, facts: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for gpu.json.")] = Path("build/bench"),
+    out: Out = OUT,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small network, on whatever device there is.")] = False,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
     rows: Annotated[int, typer.Option(help="Most rows in a forward pass.")] = 16,

@@ -3,10 +3,14 @@
 import gc
 import statistics
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass, field
+from typing import Any
 
 import numpy as np
 import torch
+from rich.console import Console
+from rich.progress import Progress
 
 from ...learner.learner import Learner
 from ...proto.schedule import Schedule
@@ -25,7 +29,6 @@ class Variant:
 
     name: str
     settings: RunSettings
-    trees: int
     sampling: list[float] = field(default_factory=list)
     """Without decoding, seconds per tree."""
     decoding: list[float] = field(default_factory=list)
@@ -35,11 +38,21 @@ class Variant:
     """Rows trained per tree."""
 
     @property
+    def trees(self) -> int:
+        """Trees of a round."""
+        return self.settings.prompts.per_iteration
+
+    @property
     def schedule(self) -> Schedule:
         return self.settings.schedule.build()
 
     def median(self, phase: str) -> float:
         return statistics.median(self.seconds(phase))
+
+    def ratio(self, other: "Variant", *phases: str) -> float:
+        """Its seconds over those of another, summed over `phases`: the median over rounds of ratios within a round."""
+        pairs = zip(self.seconds(*phases), other.seconds(*phases), strict=True)
+        return statistics.median(own / others for own, others in pairs)
 
     def forget(self) -> None:
         """Drop what was measured to warm up."""
@@ -54,8 +67,7 @@ class Variant:
 class Runner:
     """A variant with the models that it needs."""
 
-    def __init__(self, variant: Variant, scorers: Scorers | None = None) -> None:
-        """Without `scorers`, nothing is scored."""
+    def __init__(self, variant: Variant, scorers: Scorers | None) -> None:
         self.variant, self._scorers = variant, scorers
         self._policy = load_policy(variant.settings.policy)
         self._learner = Learner(self._policy, variant.settings)
@@ -117,13 +129,19 @@ class _Decoder:
         return pictures
 
 
-def with_trees(settings: RunSettings, trees: int) -> RunSettings:
-    """`settings` with so many trees in an iteration, all in one window and one update, and no edge skipped."""
-    learner = {"skip_zero_advantage": False, "updates_per_iteration": 1, "window_trees": trees}
-    return settings.model_copy(
-        update={
-            "prompts": settings.prompts.model_copy(update={"per_iteration": trees}),
-            "learner": settings.learner.model_copy(update=learner),
-            "rollout": settings.rollout.model_copy(update={"trees_per_task": trees}),
-        }
-    )
+def in_one_update(trees: int) -> dict[str, Any]:
+    """Changes to a recipe: so many trees in an iteration, all in one task, one window and one update, and no edge
+    skipped."""
+    sizes = dict.fromkeys(("prompts.per_iteration", "rollout.trees_per_task", "learner.window_trees"), trees)
+    return {**sizes, "learner.updates_per_iteration": 1, "learner.skip_zero_advantage": False}
+
+
+def take_turns(variants: Sequence[Variant], rounds: int, console: Console, scorers: Scorers | None = None) -> None:
+    """Measure all variants in each of `rounds` rounds, after one to warm up. Without `scorers`, nothing is scored."""
+    runners = [Runner(variant, scorers) for variant in variants]
+    with Progress(console=console, disable=not console.is_terminal) as progress:
+        for number in progress.track(range(rounds + 1), description="measuring"):
+            for runner in runners:
+                runner.round(number)
+                if number == 0:
+                    runner.variant.forget()

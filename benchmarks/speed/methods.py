@@ -8,24 +8,22 @@ take turns within one run; ratios are medians over rounds of ratios within a rou
     python -m branchgrpo.benchmarks.speed.methods --out build/bench
 """
 
-import statistics
+import io
 from collections.abc import Sequence
 from datetime import date
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 import torch
 import typer
+from rich.box import MARKDOWN
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
 from ...proto.atomic_files import write_text
-from ...proto.recipe import load_recipe, parse_settings
 from ...reward_service.scorers import Scorers
-from ..support.report import report_path, write_report
-from .interleaved import Runner, Variant, with_trees
+from ..support.demo import demo
+from ..support.report import OUT, Out, Rounds, report_path, write_report
+from .interleaved import Variant, in_one_update, take_turns
 
 TREES = 8
 STEPS = 20
@@ -34,9 +32,9 @@ EVERYTHING = ("sampling", "decoding", "scoring", "learning")
 PUBLISHED = {"branch_grpo": 698 / 493, "branch_grpo, pruned": 698 / 314, "branch_grpo_mix": 698 / 148}
 """Speedups in the paper's table on FLUX.1-dev: seconds of DanceGRPO's iteration over theirs."""
 METHODS: dict[str, dict[str, Any]] = {
-    "dance_grpo": {"schedule": {"method": "dance_grpo", **TREE}, "normaliser": "group"},
+    "dance_grpo": {"schedule": {"method": "dance_grpo", **TREE}, "advantage.normaliser": "group"},
     "branch_grpo": {"schedule": {"method": "branch_grpo", **TREE}},
-    "branch_grpo, graph kept": {"schedule": {"method": "branch_grpo", **TREE}, "learner": {"keep_graph": True}},
+    "branch_grpo, graph kept": {"schedule": {"method": "branch_grpo", **TREE}, "learner.keep_graph": True},
     "branch_grpo, pruned": {
         "schedule": {"method": "branch_grpo", **TREE},
         "pruning": {"width": {"mode": "extreme", "keep": 4}, "depth": {"mode": "fixed", "window": 4}},
@@ -46,22 +44,14 @@ METHODS: dict[str, dict[str, Any]] = {
     "branch_grpo_mix, stride 5": {"schedule": {"method": "branch_grpo_mix", **TREE, "ode_stride": 5}},
     "branch_grpo_mix, stride 5, graph kept": {
         "schedule": {"method": "branch_grpo_mix", **TREE, "ode_stride": 5},
-        "learner": {"keep_graph": True},
+        "learner.keep_graph": True,
     },
     "mix_grpo, stride 5": {
         "schedule": {"method": "mix_grpo", **TREE, "group": 16, "window_start": 4, "ode_stride": 5},
-        "normaliser": "group",
+        "advantage.normaliser": "group",
     },
 }
-
-
-def variant(name: str, given: dict[str, Any]) -> Variant:
-    """A method on the demo's policy and rewards."""
-    demo = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))).model_dump()
-    demo["advantage"]["normaliser"] = given.get("normaliser", "depth")
-    demo["learner"].update(updates_per_iteration=1, **given.get("learner", {}))
-    sections = {"execution": "in_process", "schedule": given["schedule"], "pruning": given.get("pruning", {})}
-    return Variant(name, with_trees(parse_settings({**demo, **sections}), TREES), TREES)
+"""Method -> changes to the demo's recipe."""
 
 
 def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[str, Any]]]:
@@ -79,10 +69,7 @@ def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[st
 
     lines = []
     for of in variants:
-        ratio = statistics.median(
-            slow / fast for slow, fast in zip(base.seconds(*EVERYTHING), of.seconds(*EVERYTHING), strict=True)
-        )
-        ceiling = cost(base) / cost(of)
+        ratio, ceiling = base.ratio(of, *EVERYTHING), cost(base) / cost(of)
         lines.append(
             {
                 "method": of.name,
@@ -100,62 +87,34 @@ def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[st
 
 
 def markdown(costs: dict[str, float], lines: list[dict[str, Any]]) -> str:
-    """The table as Markdown."""
-    head = ["method", "F", "R", *(f"{phase}, ms" for phase in EVERYTHING), "ceiling", "measured", "share", "published"]
-    rows = [
-        [
-            f"`{line['method']}`",
-            str(line["F"]),
-            f"{line['R']:.0f}",
-            *(f"{line['milliseconds'][phase]:.0f}" for phase in EVERYTHING),
-            f"{line['ceiling']:.2f}",
-            f"{line['measured']:.2f}",
-            f"{line['share of ceiling']:.0%}",
-            f"{line['published']:.2f}" if line["published"] else "",
-        ]
-        for line in lines
-    ]
-    table = "\n".join("| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows])
-    return f"c = {costs['c']:.2f}, d = {costs['d']:.2f}, in forward passes of one row.\n\n{table}\n"
+    """The lines as a table in Markdown."""
+    phases = [f"{phase}, ms" for phase in EVERYTHING]
+    table = Table("method", "F", "R", *phases, "ceiling", "measured", "share", "published", box=MARKDOWN)
+    for line in lines:
+        milliseconds = (f"{spent:.0f}" for spent in line["milliseconds"].values())
+        ratios = (f"{line['ceiling']:.2f}", f"{line['measured']:.2f}", f"{line['share of ceiling']:.0%}")
+        published = f"{line['published']:.2f}" if line["published"] else ""
+        table.add_row(f"`{line['method']}`", str(line["F"]), f"{line['R']:.0f}", *milliseconds, *ratios, published)
+    text = io.StringIO()
+    Console(file=text, width=200).print(table)
+    return f"c = {costs['c']:.2f}, d = {costs['d']:.2f}, in forward passes of one row.\n{text.getvalue()}"
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for methods.json and methods.md.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")] = 5,
-) -> None:
-    """Measure an iteration of every method against DanceGRPO's.
-
-    Example: python -m branchgrpo.benchmarks.speed.methods --out build/bench
-    """
+def main(out: Out = OUT, rounds: Rounds = 5) -> None:
+    """Measure an iteration of every method against DanceGRPO's, and write methods.md beside the report."""
     path = report_path(out, "methods", "methods.md")
     console = Console()
-    variants = [variant(name, given) for name, given in METHODS.items()]
-    scorers = Scorers(variants[0].settings.rewards)
-    runners = [Runner(each, scorers) for each in variants]
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        for number in progress.track(range(rounds + 1), description="measuring"):
-            for runner in runners:
-                runner.round(number)
-                if number == 0:
-                    runner.variant.forget()
+    shared = {"execution": "in_process", "advantage.normaliser": "depth", **in_one_update(TREES)}
+    variants = [Variant(name, demo({**shared, **changes})) for name, changes in METHODS.items()]
+    take_turns(variants, rounds, console, Scorers(variants[0].settings.rewards))
     costs, lines = summary(variants)
-    table = Table("method", "F", "R", "ceiling", "measured", "share", "published", title=f"medians of {rounds}")
-    for line in lines:
-        published = f"{line['published']:.2f}" if line["published"] else ""
-        figures = (f"{line['ceiling']:.2f}", f"{line['measured']:.2f}", f"{line['share of ceiling']:.0%}")
-        table.add_row(line["method"], str(line["F"]), f"{line['R']:.0f}", *figures, published)
-    console.print(table)
+    page = markdown(costs, lines)
+    console.print(f"medians of {rounds}: {page}", soft_wrap=True, markup=False, highlight=False)
     best = max(lines, key=lambda line: line["measured"])
     console.print(f"best: {best['method']}, {best['measured']:.2f} times as fast as dance_grpo (to reach: 5)")
-    report = {
-        "date": date.today().isoformat(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "costs": costs,
-        "methods": lines,
-    }
-    write_report(path, report)
-    write_text(path.with_suffix(".md"), markdown(costs, lines))
+    machine = {"date": date.today().isoformat(), "threads": torch.get_num_threads(), "torch": torch.__version__}
+    write_report(path, {**machine, "costs": costs, "methods": lines})
+    write_text(path.with_suffix(".md"), page)
     console.print(f"JSON: {path}")
 
 

@@ -8,14 +8,13 @@ span costs is measured too.
 """
 
 import json
-import statistics
 import tempfile
 import threading
 import time
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, nullcontext
 from pathlib import Path
-from typing import Annotated, Any
+from statistics import median
 
 import requests
 import typer
@@ -23,22 +22,22 @@ from rich.console import Console
 
 from ...cluster.observability.trace import read
 from ...cluster.on_ray.driver import RayLoop
-from ...proto.prompts import read_prompts
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing, stop_tracing
-from ..support.report import report_path, write_report
-from .ray_overhead import demo
+from ..support.demo import PROMPTS, demo
+from ..support.report import OUT, Out, Rounds, report_path, write_report
+from ..support.timed_loop import timed
 
-CPUS = 0.4
-"""That each process sets aside, so that both runs fit on two cores."""
+PROCESS = {"cpus": 0.4, "threads": 1}
+"""What each process reserves, so that both runs fit on two cores."""
 SPANS = 20_000
 
 
 def settings(folder: Path, name: str, trace: bool) -> RunSettings:
-    pools = {pool: {"cpus": CPUS, "threads": 1} for pool in ("rollout_workers", "learner")}
+    """The demo as the run `name` below a folder, with or without spans."""
+    pools = {"rollout_workers": PROCESS, "learner": PROCESS, "rewards": {"ocr": PROCESS}}
     logging = {"tensorboard": False, "samples_every": 0, "trace": trace}
-    changes: dict[str, Any] = {"pools": {**pools, "rewards": {"ocr": {"cpus": CPUS, "threads": 1}}}, "logging": logging}
-    return demo({"name": name, "runs": folder, **changes})
+    return demo({"name": name, "runs": str(folder), "pools": pools, "logging": logging})
 
 
 @contextmanager
@@ -73,50 +72,40 @@ def seconds_per_span(folder: Path | None) -> float:
     return spent / SPANS
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for watching.json.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Measured pairs of iterations, after one to warm up.")] = 16,
-) -> None:
-    """Measure what spans and scraping add to an iteration.
-
-    Example: python -m branchgrpo.benchmarks.speed.observability_overhead --out build/bench
-    """
+def main(out: Out = OUT, rounds: Rounds = 16) -> None:
+    """Measure what spans and scraping add to an iteration."""
     path = report_path(out, "watching")
     console = Console()
     with tempfile.TemporaryDirectory() as name, ExitStack() as runs:
-        folder = Path(name)
-        loops = {}
+        folder, loops = Path(name), {}
         for run, trace in (("off", False), ("on", True)):
             (folder / run).mkdir()
-            given = settings(folder, run, trace)
-            prompts = read_prompts(given.prompts.train, "prompts.train")
-            loops[run] = runs.enter_context(closing(RayLoop(given, folder / run, prompts, None)))
+            loop = RayLoop(settings(folder, run, trace), folder / run, PROMPTS, None)
+            loops[run] = runs.enter_context(closing(loop))
         discovery = json.loads((folder / "on" / "ray.json").read_text())["http"] + "/sd"
         seconds: dict[str, list[float]] = {run: [] for run in loops}
         for iteration in range(1, rounds + 2):
             for run in ("off", "on") if iteration % 2 else ("on", "off"):
-                with scraped(discovery) if run == "on" else ExitStack():
-                    start = time.perf_counter()
-                    loops[run].iterate(iteration)
-                    seconds[run].append(time.perf_counter() - start)
+                with scraped(discovery) if run == "on" else nullcontext():
+                    seconds[run].append(timed(loops[run], iteration)[0])
         time.sleep(1)
         spans = len(read(folder / "on", rounds + 1).spans)
         cost = {"on": seconds_per_span(folder / "spans"), "off": seconds_per_span(None)}
     pairs = list(zip(seconds["on"][1:], seconds["off"][1:], strict=True))
-    median = statistics.median(off for _, off in pairs)
+    ratio, typical = median(on / off for on, off in pairs), median(off for _, off in pairs)
+    shares = {state: spans * spent / typical for state, spent in cost.items()}
+    console.print(f"spans and scraping every second: {ratio:.3f} times the seconds (at most 1.02)")
+    for state, share in shares.items():
+        each = f"{1e6 * cost[state]:.1f} us each, {share:.3%} of its seconds"
+        console.print(f"{spans} spans an iteration, {state}: {each}")
     report = {
         "seconds per iteration": seconds,
-        "on / off": statistics.median(on / off for on, off in pairs),
+        "on / off": ratio,
         "microseconds per span": {state: 1e6 * spent for state, spent in cost.items()},
         "spans per iteration": spans,
-        "share of an iteration": {state: spans * spent / median for state, spent in cost.items()},
+        "share of an iteration": shares,
     }
     write_report(path, report)
-    console.print(f"spans and scraping every second: {report['on / off']:.3f} times the seconds (at most 1.02)")
-    for state, share in report["share of an iteration"].items():  # type: ignore[attr-defined]
-        console.print(
-            f"{spans} spans an iteration, {state}: {1e6 * cost[state]:.1f} us each, {share:.3%} of its seconds"
-        )
     console.print(f"JSON: {path}")
 
 

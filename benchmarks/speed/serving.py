@@ -17,8 +17,6 @@ import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
 from contextlib import asynccontextmanager, contextmanager
-from importlib.resources import files
-from pathlib import Path
 from typing import Annotated, Any
 
 import httpx
@@ -33,15 +31,14 @@ from rich.table import Table
 from ...cluster.on_ray.connect import connected
 from ...cluster.on_ray.names import service_name
 from ...cluster.on_ray.reward_client import RewardClient
-from ...proto.recipe import load_recipe
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RewardSettings
 from ...reward_service.http_server import listen
 from ...reward_service.openapi import BINARY
 from ...reward_service.scorers import Scorers, reward_models
-from ..support.report import report_path, write_report
+from ..support.demo import RECIPE, demo
+from ..support.report import OUT, Out, Rounds, report_path, write_report
 
-RECIPE = Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml"))
 REWARDS = ("ocr",)
 BATCH = 64
 HEIGHT, WIDTH = 32, 64
@@ -121,7 +118,7 @@ async def throughput(url: str, name: str, token: str, rounds: int, requests: int
     media, texts = pictures()
     request = ScoreRequest(media, texts, REWARDS, "bench")
     here = Scorers({reward: RewardSettings() for reward in REWARDS}, threads=1)
-    models = reward_models(load_recipe(RECIPE).rewards)
+    models = reward_models(demo({}).rewards)
     handle = RewardClient(service_name(name), models, dict.fromkeys(models, 300.0))
     body, kind = request.to_bytes(), {"content-type": BINARY[0]}
     files: list[Any] = [("media", (f"{place}.png", png(picture))) for place, picture in enumerate(media)]
@@ -184,14 +181,11 @@ async def crowd(url: str, token: str, count: int = CROWD) -> dict[str, int]:
 
 
 def main(
-    out: Annotated[Path, typer.Option(help="Folder for serving.json.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")] = 7,
+    out: Out = OUT,
+    rounds: Rounds = 7,
     requests: Annotated[int, typer.Option(help="Requests of 64 pictures per round and way.")] = 16,
 ) -> None:
-    """Measure the reward service.
-
-    Example: python -m branchgrpo.benchmarks.speed.serving --out build/bench
-    """
+    """Measure the reward service."""
     path = report_path(out, "serving")
     console, name, token = Console(), "bench", secrets.token_hex(8)
     os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # on this host alone, and two processes share this Ray

@@ -9,13 +9,11 @@ import subprocess
 import sys
 import tempfile
 import time
-from importlib.resources import files
 from pathlib import Path
-from typing import Annotated
 
 import typer
 
-from ..support.report import report_path, write_report
+from ..support.report import OUT, Out, report_path, write_report
 
 TO_REACH = {"in_process": 25, "ray": 45}
 """Seconds."""
@@ -23,30 +21,23 @@ TO_REACH = {"in_process": 25, "ray": 45}
 
 def seconds_to_first_iteration(execution: str) -> float:
     """Seconds until the demo's first iteration begins, the first evaluation included."""
-    recipe = str(files("branchgrpo") / "recipes" / "glyphs.yaml")
     environment = {name: value for name, value in os.environ.items() if name != "RAY_ADDRESS"}
     with tempfile.TemporaryDirectory() as runs:
-        command = [sys.executable, "-m", "branchgrpo", "train", recipe, "iterations=1", f"runs={runs}"]
+        command = [sys.executable, "-m", "branchgrpo", "train", "glyphs", "iterations=1", f"runs={runs}"]
         start = time.time()
         subprocess.run([*command, f"execution={execution}"], check=True, capture_output=True, env=environment)
         return float(json.loads((Path(runs) / "glyphs" / "metrics.jsonl").read_text())["started"]) - start
 
 
-def main(out: Annotated[Path, typer.Option(help="Folder for start.json.")] = Path("build/bench")) -> None:
-    """Measure the start of the demo, in one process and on Ray.
-
-    Example: python -m branchgrpo.benchmarks.speed.startup --out build/bench
-    """
+def main(out: Out = OUT) -> None:
+    """Measure the start of the demo, in one process and on Ray."""
     path = report_path(out, "start")
-    seconds = {execution: seconds_to_first_iteration(execution) for execution in TO_REACH}
-    for execution, spent in seconds.items():
-        typer.echo(
-            f"from `branchgrpo train` to the first iteration, evaluation included, {execution}: {spent:.1f} s "
-            f"(to reach: {TO_REACH[execution]} s)"
-        )
-    report = {
-        name: {"seconds_to_first_iteration": spent, "to_reach": TO_REACH[name]} for name, spent in seconds.items()
-    }
+    report = {}
+    for execution, limit in TO_REACH.items():
+        spent = seconds_to_first_iteration(execution)
+        report[execution] = {"seconds_to_first_iteration": spent, "to_reach": limit}
+        until = "from `branchgrpo train` to the first iteration, evaluation included"
+        typer.echo(f"{until}, {execution}: {spent:.1f} s (to reach: {limit} s)")
     write_report(path, report)
 
 

@@ -7,117 +7,71 @@ any machine, and neighbours that come and go disturb them little.
     python -m branchgrpo.benchmarks.speed.tree_vs_sequential --out build/bench
 """
 
-import statistics
-from importlib.resources import files
-from pathlib import Path
-from typing import Annotated
-
 import torch
 import typer
 from rich.console import Console
-from rich.progress import Progress
 from rich.table import Table
 
-from ...proto.recipe import load_recipe
-from ...proto.settings import ScheduleSettings
-from ..support.report import report_path, write_report
-from .interleaved import Runner, Variant, with_trees
+from ..support.demo import demo
+from ..support.report import OUT, Out, Rounds, report_path, write_report
+from .interleaved import Variant, in_one_update, take_turns
 
 TREES = 8
+PHASES = ("sampling", "decoding", "learning")
 
 
-def variants() -> list[Variant]:
+def variants() -> tuple[Variant, Variant, Variant]:
     """The tree, sequential sampling of as many leaves, and the tree with one row per pass."""
-    tree = load_recipe(Path(str(files("branchgrpo") / "recipes" / "glyphs.yaml")))
-    sequential = tree.model_copy(
-        update={
-            "schedule": ScheduleSettings(
-                method="dance_grpo",
-                steps=tree.schedule.steps,
-                group=tree.schedule.build().leaves,
-                kernel=tree.schedule.kernel,
-                eta=tree.schedule.eta,
-            ),
-            "advantage": tree.advantage.model_copy(update={"normaliser": "group"}),
-        }
+    tree = demo(in_one_update(TREES))
+    same = {name: getattr(tree.schedule, name) for name in ("steps", "kernel", "eta")}
+    alone = {"method": "dance_grpo", "group": tree.schedule.build().leaves, **same}
+    rows = ("rollout.max_batch_rows", "rollout.decode_batch", "learner.rows_per_micro_batch")
+    return (
+        Variant("tree", tree),
+        Variant("sequential", demo({**in_one_update(TREES), "schedule": alone, "advantage.normaliser": "group"})),
+        Variant("tree, one row per pass", demo({**in_one_update(1), **dict.fromkeys(rows, 1)})),
     )
-    single = tree.model_copy(
-        update={
-            "rollout": tree.rollout.model_copy(update={"max_batch_rows": 1, "decode_batch": 1}),
-            "learner": tree.learner.model_copy(update={"rows_per_micro_batch": 1}),
-        }
-    )
-    return [
-        Variant("tree", with_trees(tree, TREES), TREES),
-        Variant("sequential", with_trees(sequential, TREES), TREES),
-        Variant("tree, one row per pass", with_trees(single, 1), 1),
-    ]
 
 
 def ratios(tree: Variant, sequential: Variant, single: Variant) -> dict[str, dict[str, float]]:
     """Each claim with what the counts allow, what was measured, and what is to be reached."""
-
-    def ratio(slow: Variant, fast: Variant, *phases: str) -> float:
-        return statistics.median(s / f for s, f in zip(slow.seconds(*phases), fast.seconds(*phases), strict=True))
-
     return {
         "rollout: sequential / tree": {
             "counts allow": sequential.schedule.forward_passes / tree.schedule.forward_passes,
-            "measured": ratio(sequential, tree, "sampling"),
+            "measured": sequential.ratio(tree, "sampling"),
             "to reach": 1.7,
         },
         "learner: sequential / tree": {
             "counts allow": sequential.schedule.rows / tree.schedule.rows,
-            "measured": ratio(sequential, tree, "learning"),
+            "measured": sequential.ratio(tree, "learning"),
             "to reach": 1.8,
         },
         "both: one row per pass / batched": {
-            "measured": ratio(single, tree, "sampling", "learning"),
+            "measured": single.ratio(tree, "sampling", "learning"),
             "to reach": 4.5,
         },
     }
 
 
-def main(
-    out: Annotated[Path, typer.Option(help="Folder for tree_vs_sequential.json.")] = Path("build/bench"),
-    rounds: Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")] = 5,
-) -> None:
-    """Measure what branching and batching save.
-
-    Example: python -m branchgrpo.benchmarks.speed.tree_vs_sequential --out build/bench
-    """
+def main(out: Out = OUT, rounds: Rounds = 5) -> None:
+    """Measure what branching and batching save."""
     path = report_path(out, "tree_vs_sequential")
     console = Console()
     chosen = variants()
-    runners = [Runner(variant) for variant in chosen]
-    with Progress(console=console, disable=not console.is_terminal) as progress:
-        for round_number in progress.track(range(rounds + 1), description="measuring"):
-            for runner in runners:
-                runner.round(round_number)
-                if round_number == 0:
-                    runner.variant.forget()
-    seconds = Table("variant", "forwards", "rows", "sampling", "decoding", "learning", title="milliseconds per tree")
+    take_turns(chosen, rounds, console)
+    milliseconds = {variant.name: {phase: variant.median(phase) * 1e3 for phase in PHASES} for variant in chosen}
+    table = Table("variant", "forwards", "rows", *PHASES, title="milliseconds per tree")
     for variant in chosen:
-        times = (f"{variant.median(phase) * 1e3:.0f}" for phase in ("sampling", "decoding", "learning"))
-        seconds.add_row(variant.name, str(variant.schedule.forward_passes), str(variant.schedule.rows), *times)
-    console.print(seconds)
-    claims = ratios(*chosen)
-    table = Table("ratio", "counts allow", "measured", "to reach", title=f"medians of {rounds}")
-    for name, claim in claims.items():
-        table.add_row(
-            name, *(f"{claim[k]:.2f}" if k in claim else "" for k in ("counts allow", "measured", "to reach"))
-        )
+        counts = (str(variant.schedule.forward_passes), str(variant.schedule.rows))
+        table.add_row(variant.name, *counts, *(f"{spent:.0f}" for spent in milliseconds[variant.name].values()))
     console.print(table)
-    report = {
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "milliseconds_per_tree": {
-            variant.name: {p: variant.median(p) * 1e3 for p in ("sampling", "decoding", "learning")}
-            for variant in chosen
-        },
-        "ratios": claims,
-    }
-    write_report(path, report)
+    claims, columns = ratios(*chosen), ("counts allow", "measured", "to reach")
+    table = Table("ratio", *columns, title=f"medians of {rounds}")
+    for name, claim in claims.items():
+        table.add_row(name, *(f"{claim[column]:.2f}" if column in claim else "" for column in columns))
+    console.print(table)
+    machine = {"threads": torch.get_num_threads(), "torch": torch.__version__}
+    write_report(path, {**machine, "milliseconds_per_tree": milliseconds, "ratios": claims})
     console.print(f"JSON: {path}")
 
 

@@ -7,14 +7,17 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 import psutil
 
 from ...proto.errors import RunFailed
 
+Result = TypeVar("Result")
 RAY = str(Path(sys.executable).with_name("ray"))
 
 
@@ -48,14 +51,26 @@ def end(process: subprocess.Popen[bytes]) -> None:
     process.wait()
 
 
-def reachable(port: int, seconds: float = 60) -> bool:
-    """Whether somebody listens on a port of this machine, by and by."""
+def wait_until(reached: Callable[[], Result], seconds: float, failure: Callable[[], str]) -> Result:
+    """What `reached()` returns as soon as that is true. Raises RunFailed that says `failure()` if it takes longer."""
     limit = time.monotonic() + seconds
-    while time.monotonic() < limit:
+    while not (found := reached()):
+        if time.monotonic() > limit:
+            raise RunFailed(failure())
+        time.sleep(0.05)
+    return found
+
+
+def reachable(port: int, seconds: float = 60) -> bool:
+    """Whether somebody listens on a port of this machine, or does within so many seconds."""
+
+    def listens() -> bool:
         with socket.socket() as probe:
-            if probe.connect_ex(("127.0.0.1", port)) == 0:
-                return True
-        time.sleep(0.1)
+            return probe.connect_ex(("127.0.0.1", port)) == 0
+
+    with suppress(RunFailed):
+        wait_until(listens, seconds, lambda: "nobody listens")
+        return True
     return False
 
 
@@ -75,11 +90,7 @@ class Nodes:
         self.workers: list[subprocess.Popen[bytes]] = []
         for _ in range(2):  # one after the other: two at once get in each other's way
             self.workers.append(self._worker())
-            limit = time.monotonic() + 60
-            while not _children(self.workers[-1], "ray::DashboardAgent"):
-                if self.workers[-1].poll() is not None or time.monotonic() > limit:
-                    raise RunFailed("a node of Ray's didn't start")
-                time.sleep(0.1)
+            wait_until(partial(_children, self.workers[-1], "ray::DashboardAgent"), 60, lambda: "a node didn't start")
 
     def _start(self, *options: str) -> subprocess.Popen[bytes]:
         size = ("--num-cpus=8", "--object-store-memory=200000000", "--include-dashboard=false")

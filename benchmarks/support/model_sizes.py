@@ -69,15 +69,7 @@ def count() -> Counted:
             LoraConfig(r=lora.rank, target_modules=lora.target_modules or list(FluxPolicy.lora_modules))
         )
         adapters = [p for p in network.parameters() if p.requires_grad]
-        vae = AutoencoderKL(
-            down_block_types=["DownEncoderBlock2D"] * 4,
-            up_block_types=["UpDecoderBlock2D"] * 4,
-            block_out_channels=VAE_BLOCKS,
-            layers_per_block=2,
-            latent_channels=16,
-            use_quant_conv=False,
-            use_post_quant_conv=False,
-        )
+        vae = flux_autoencoder(VAE_BLOCKS, 16)
         decode = flops(lambda: vae.decode(torch.empty(1, 16, PIXELS // 8, PIXELS // 8)))
         tower = CLIPVisionModel(VIT_H)
         score = flops(lambda: tower(torch.empty(1, 3, VIT_H.image_size, VIT_H.image_size)))
@@ -89,6 +81,22 @@ def count() -> Counted:
         full_bytes=full_bytes,
         lora_parameters=sum(p.numel() for p in adapters),
         lora_bytes=sum(p.nbytes for p in adapters),
+    )
+
+
+def flux_autoencoder(blocks: list[int], latent_channels: int, norm_groups: int = 32) -> AutoencoderKL:
+    """An autoencoder of the architecture of FLUX.1's, with random weights."""
+    return AutoencoderKL(
+        down_block_types=["DownEncoderBlock2D"] * len(blocks),
+        up_block_types=["UpDecoderBlock2D"] * len(blocks),
+        block_out_channels=blocks,
+        layers_per_block=2,
+        latent_channels=latent_channels,
+        norm_num_groups=norm_groups,
+        use_quant_conv=False,
+        use_post_quant_conv=False,
+        scaling_factor=0.3611,
+        shift_factor=0.1159,
     )
 
 

@@ -3,11 +3,15 @@
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import typer
 
 from ...proto.atomic_files import write_text
+
+Out = Annotated[Path, typer.Option(help="Folder for the report.")]
+OUT = Path("build/bench")
+Rounds = Annotated[int, typer.Option(help="Measured rounds, after one to warm up.")]
 
 
 def report_path(out: Path, benchmark: str, *beside: str) -> Path:

@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.benchmarks.support.faults import FOLDER, MISTAKES, troubled_ocr
+from branchgrpo.benchmarks.chaos.troubled_ocr import FOLDER, MISTAKES, troubled_ocr
 from branchgrpo.proto.scoring import NotScored, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.scorers import Scorers

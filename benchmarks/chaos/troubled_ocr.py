@@ -1,6 +1,6 @@
 """Rewards with faults on demand: each file in a folder is one fault, and is removed once the fault has happened.
 
-Named in a recipe: `rewards.ocr.scorer: branchgrpo.benchmarks.support.faults:troubled_ocr`.
+Named in a recipe: `rewards.ocr.scorer: branchgrpo.benchmarks.chaos.troubled_ocr:troubled_ocr`.
 """
 
 import os
@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ...reward_service.ocr import OcrScorer
-from .stand_ins import Score, Scores
+from ..support.stand_ins import Score, Scores
 
 FOLDER = "BRANCHGRPO_FAULTS"
 """Environment variable that names the folder."""

@@ -1,0 +1,78 @@
+"""What a simulated run costs, and the cluster that it runs on."""
+
+import math
+from dataclasses import dataclass
+
+from ...proto.settings import RunSettings
+
+
+@dataclass(frozen=True)
+class Costs:
+    """Seconds, bytes, and bytes per second. What isn't given costs nothing."""
+
+    forward: float = 0.0
+    """A forward pass of a rollout, however many rows it has."""
+    forward_row: float = 0.0
+    decode_picture: float = 0.0
+    score_batch: float = 0.0
+    """A call of a reward model, however many pictures it gets."""
+    score_picture: float = 0.0
+    micro_batch: float = 0.0
+    """A forward and backward pass of the learner, however many rows it has; gradients that are reduced after it."""
+    learn_row: float = 0.0
+    update: float = 0.0
+    """An optimizer step."""
+    load_weights: float = 0.0
+    """Taking over weights that lie on the worker's node."""
+
+    picture_bytes: float = 0.0
+    state_bytes: float = 0.0
+    conditioning_bytes: float = 0.0
+    """Bytes of a prompt's conditioning, which is sent with a tree's first part."""
+    weights_bytes: float = 0.0
+
+    put: float = math.inf
+    """Bytes per second into the object store, from the process that made them."""
+    network: float = math.inf
+    """Bytes per second out of a node, and into one."""
+    latency: float = 0.0
+    """Seconds of a message between two processes."""
+
+    part_message: float = 0.0
+    """Seconds of the controller for a part of a tree, from its arrival to the request to the rewards."""
+    score_reply: float = 0.0
+    """Seconds of the controller for a reward model's reply."""
+    window_tree: float = 0.0
+    """Seconds of the controller to write down a tree of a window, once for all learner ranks."""
+    window_rank: float = 0.0
+    """Seconds of the controller to hand a window to one learner rank."""
+
+
+@dataclass(frozen=True)
+class Cluster:
+    """Where processes run. Workers come first, then learner ranks, then replicas; colocated ranks are the workers."""
+
+    workers: int
+    ranks: int
+    replicas: int
+    """Number of replicas of each reward model."""
+    per_node: int = 8
+    """Workers and ranks on a node; replicas lie on the nodes one by one."""
+
+    @classmethod
+    def of(cls, settings: RunSettings, per_node: int = 8) -> "Cluster":
+        """The pools of a recipe."""
+        pools = settings.pools
+        replicas = max((pool.replicas for pool in pools.rewards.values()), default=1)
+        colocated = settings.placement == "colocated"
+        workers = pools.learner.count if colocated else pools.rollout_workers.count
+        return cls(workers, pools.learner.count, replicas, per_node)
+
+    def worker_node(self, worker: int) -> int:
+        return worker // self.per_node
+
+    def rank_node(self, rank: int, colocated: bool) -> int:
+        return (rank if colocated else self.workers + rank) // self.per_node
+
+    def nodes(self, colocated: bool) -> int:
+        return self.rank_node(self.ranks - 1, colocated) + 1
