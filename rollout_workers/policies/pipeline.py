@@ -12,8 +12,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from diffusers.training_utils import _collate_lora_metadata
-from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings, PolicySettings
@@ -21,8 +19,9 @@ from ...proto.tree import Conditioning
 from .base import Builder, Network
 from .embeddings import fingerprint
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
-from .start import ADAPTER, Start, Starts, adapted_layers, delta, lora_of
-from .weights import find_problems, one_line, without_numbers
+from .lora import add_adapters, merged, save_adapters
+from .start import Start, Starts
+from .weights import find_problems, one_line
 
 NEGATIVE = "negative_"
 """Before the names of the negative prompt's entries in a conditioning."""
@@ -331,21 +330,8 @@ class PipelinePolicy:
             network.enable_gradient_checkpointing()
 
     def add_lora(self, settings: LoraSettings) -> None:
-        modules = settings.target_modules or list(self.lora_modules)
         for name, network in self._networks.items():
-            if self.start.adapters:
-                modules = agreed_modules(self.start.adapters[name], settings)
-            network.requires_grad_(False)
-            adapters = LoraConfig(
-                r=settings.rank, lora_alpha=settings.alpha, target_modules=modules, init_lora_weights="gaussian"
-            )
-            try:
-                network.add_adapter(adapters)
-            except ValueError as error:
-                reason = str(error).splitlines()[0]
-                raise InputError(f"learner.lora.target_modules is {modules}: {reason}") from error
-            if self.start.adapters:
-                _copy_adapters(self.start.adapters[name], network)
+            add_adapters(network, settings, self.lora_modules, (self.start.adapters or {}).get(name))
 
     def save(self, folder: Path) -> Path:
         """As every policy's. A LoRA over weights that aren't the published ones (`start_from`) is merged into them: by
@@ -355,31 +341,15 @@ class PipelinePolicy:
         for number, (name, network) in enumerate(self._networks.items(), start=1):
             adapted = getattr(network, "peft_config", None)
             if adapted and self.start.changes_any:
-                self._merged(parts[name], network).save_pretrained(folder / name, safe_serialization=True)
-                paths.append(folder / name)
+                # The weights below are read from disk: ranks that share them (ZeRO 3) don't hold them.
+                network = merged(parts[name], self._weights(parts[name]), network, self.precision)
             elif adapted:
                 # The second network's adapters go by the first one's name: diffusers loads them into either.
-                prefix, file = self.networks[0], f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
-                layers = {f"{prefix}_lora_layers": get_peft_model_state_dict(network)}
-                facts = _collate_lora_metadata({prefix: network})
-                self.pipeline_class.save_lora_weights(folder, weight_name=file, **layers, **facts)
-                paths.append(folder / file)
-            else:
-                network.save_pretrained(folder / name, safe_serialization=True)
-                paths.append(folder / name)
+                paths.append(save_adapters(network, self.pipeline_class, self.networks[0], folder, number))
+                continue
+            network.save_pretrained(folder / name, safe_serialization=True)
+            paths.append(folder / name)
         return paths[0] if len(paths) == 1 else folder
-
-    @torch.no_grad()
-    def _merged(self, part: Part, network: torch.nn.Module) -> Any:
-        """A network with the adapters of `network` merged, on the CPU. The weights below them are read from disk: ranks
-        that share them (ZeRO 3) don't hold them."""
-        layers, weights = dict(adapted_layers(network)), {}
-        for name, read in self._weights(part):
-            weight = read()
-            weights[name] = (weight.float() + delta(layers[name]) if name in layers else weight).to(self.precision)
-        merged = without_numbers(part)
-        merged.load_state_dict(weights, strict=False, assign=True)  # all are there: the files were checked
-        return merged
 
     @property
     def _networks(self) -> dict[str, Any]:
@@ -398,30 +368,6 @@ class PipelinePolicy:
     def check_frames(self) -> None:
         """Raises InputError for a number of frames (more than one) that the model can't make."""
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
-
-
-def agreed_modules(adapted: torch.nn.Module, settings: LoraSettings) -> list[str]:
-    """The layers of a LoRA that is trained further. Raises InputError if `settings` are of another LoRA."""
-    rank, alpha, modules = lora_of(adapted)
-    if (rank, alpha) != (settings.rank, settings.alpha):
-        raise InputError(
-            f"learner.lora has rank {settings.rank} and alpha {settings.alpha:g}, and the LoRA to be trained further "
-            f"rank {rank} and alpha {alpha:g}; give learner.lora.rank={rank} learner.lora.alpha={alpha:g}, or merge it"
-        )
-    if (given := settings.target_modules) is not None:
-        raise InputError(
-            f"learner.lora.target_modules is {given}, and the LoRA to be trained further has {len(modules)} layers of "
-            "its own; leave it out, or merge the LoRA"
-        )
-    return modules
-
-
-@torch.no_grad()
-def _copy_adapters(adapted: torch.nn.Module, network: torch.nn.Module) -> None:
-    given = {name: value for name, value in adapted.named_parameters() if f".{ADAPTER}" in name}
-    for name, parameter in network.named_parameters():
-        if name in given:
-            parameter.copy_(given[name])
 
 
 def compile_network(network: Any) -> None:
