@@ -6,7 +6,9 @@ where it does: `branchgrpo status` needs only to know what runs here, and has li
 
 import os
 import socket
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 import psutil
@@ -88,15 +90,7 @@ def find_ray(address: str | None) -> str:
     _must_listen(address, address)
     if os.environ.get(AUTH_MODE) not in (None, "disabled", "token"):  # one of Ray's other ways
         return address
-    if _refused(address, None):
-        source, token = _token()
-        if token is None:
-            raise InputError(_no_token(address))
-        if _refused(address, token):
-            raise InputError(
-                f"the Ray cluster at '{address}' rejects the token in {source}; it must be that of its head"
-            )
-        os.environ[AUTH_MODE] = "token"
+    _authenticate(address, partial(_refused, address))
     return address
 
 
@@ -110,20 +104,16 @@ def use_dashboard(url: str) -> None:
     wrong = f"no Ray cluster can be reached at '{url}'; name its dashboard with --address, http://HEAD:8265"
     if not url.startswith(("http://", "https://")):
         raise InputError(wrong)
-    source, token = _token()
-    statuses = []
-    for headers in ({}, {"Authorization": f"Bearer {token}"}):
+
+    def refused(token: str | None) -> bool:
+        headers = {"Authorization": f"Bearer {token}"} if token else {}
         try:
             answer = requests.get(f"{url.rstrip('/')}/api/version", headers=headers, timeout=SECONDS)
         except (requests.RequestException, ValueError) as error:
             raise InputError(wrong) from error
-        statuses.append(answer.status_code)
-    if statuses[0] in (401, 403):
-        if token is None:
-            raise InputError(_no_token(url))
-        if statuses[1] in (401, 403):
-            raise InputError(f"the Ray cluster at '{url}' rejects the token in {source}; it must be that of its head")
-        os.environ[AUTH_MODE] = "token"
+        return answer.status_code in (401, 403)
+
+    _authenticate(url, refused)
 
 
 def token_path() -> Path:
@@ -144,11 +134,20 @@ def _token() -> tuple[str, str | None]:
         raise InputError(f"Ray's token in {path} can't be read: {_reason(error)}") from error
 
 
-def _no_token(address: str) -> str:
-    return (
-        f"the Ray cluster at '{address}' requires a token, and {token_path()} doesn't exist; copy it from the machine "
-        f"of its head, or set {TOKEN}"
-    )
+def _authenticate(address: str, refused: Callable[[str | None], bool]) -> None:
+    """Have this process use the token that it knows, if a Ray is `refused` without one. Raises InputError if there is
+    none, or if that is refused too."""
+    if not refused(None):
+        return
+    source, token = _token()
+    if token is None:
+        raise InputError(
+            f"the Ray cluster at '{address}' requires a token, and {token_path()} doesn't exist; copy it from the "
+            f"machine of its head, or set {TOKEN}"
+        )
+    if refused(token):
+        raise InputError(f"the Ray cluster at '{address}' rejects the token in {source}; it must be that of its head")
+    os.environ[AUTH_MODE] = "token"
 
 
 def _reason(error: Exception) -> str:

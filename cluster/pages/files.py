@@ -20,7 +20,7 @@ ROOMS = {
     "cluster/observability": "What can be seen of a run. Dashboards and alerts lie here too.",
     "cluster/commands": "What stands behind the command line.",
     "cluster/pages": "What `make docs` writes. Not part of an installation.",
-    "benchmarks": "Measurements, each a command.",
+    "benchmarks/chaos": "What faults cost in real runs, and that they leave nothing: `make chaos`.",
     "benchmarks/speed": "How fast one thing is, beside another.",
     "benchmarks/scaling": "What limits a run on many GPUs.",
     "benchmarks/support": "Stand-ins and local clusters for benchmarks and tests.",
@@ -32,21 +32,13 @@ OTHERS = {
         "grafana/dashboards/": "Grafana's dashboards, written by `make docs`.",
         "grafana/provisioning/": "Where Grafana finds them and its data.",
     },
-    "cluster/pages": {"dashboards.yaml": "The Grafana dashboards: rows, panels, texts and queries."},
+    "cluster/pages": {
+        "dashboards.yaml": "The Grafana dashboards: rows, panels, texts and queries.",
+        "metrics.md": "How docs/metrics.md begins; `recipe.md` and `files.md` likewise.",
+    },
     "cluster": {"kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them."},
 }
 """Folder -> its files that aren't Python, with what they hold."""
-HEADER = """# Files
-
-Every file, with the first line of its text. Start at `cluster/train.py`, the story of a run.
-
-To change
-- how a method's advantages are computed: `learner/advantages.py`; how leaf rewards become values: `learner/fusion.py`
-- how a worker that died is replaced: `cluster/on_ray/worker_pool.py`; how a whole run is: `cluster/train.py`
-- an alert: `cluster/observability/prometheus/alerts.yaml`; a panel: `cluster/pages/dashboards.yaml`
-- the text of an error of a recipe: `proto/recipe.py`; the bounds and texts of settings: `proto/settings.py`
-- the form of a checkpoint: `cluster/run/checkpoints.py`, and what the learner writes into it: `learner/learner.py`
-"""
 
 
 def first_line(file: Path) -> str:
@@ -66,7 +58,7 @@ def _lines() -> Iterator[str]:
 
 def page() -> str:
     """The page as Markdown."""
-    return HEADER + "".join(_lines())
+    return Path(__file__).with_suffix(".md").read_text() + "".join(_lines())
 
 
 if __name__ == "__main__":

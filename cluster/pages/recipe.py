@@ -5,6 +5,7 @@ import re
 import sys
 import types
 from collections.abc import Iterable
+from pathlib import Path
 from typing import Annotated, Any, Literal, Union, get_args, get_origin
 
 from pydantic.fields import FieldInfo
@@ -13,21 +14,6 @@ from pydantic_core import PydanticUndefined
 from ...proto.methods import METHODS
 from ...proto.recipe import setting_paths, settings_classes
 from ...proto.settings import MAX_COUNT, ScheduleSettings
-
-HEADER = """# Recipe reference
-
-A recipe is a YAML 1.2 file of the settings below. An unknown key, a key that stands twice and a value of another type
-are errors: `yes` is a text, not `true`. A recipe that comes with the package goes by its name (`branchgrpo train
-glyphs`).
-
-`branchgrpo train recipe.yaml key=value ...` replaces settings by their dotted name. Where a setting is a text or a
-path, the value is what was typed (`name=042`, `'policy.negative_prompt=blurry: bad'`), and `null` for none where there
-may be none. Any other value is read as YAML (`'schedule.splits={0: 2, 3: 2}'`). Every path may begin with `~`.
-
-With `base: other.yaml` (or `base: glyphs`) a recipe starts from another one: it says only what differs, but `schedule`
-and `rewards` replace the whole section, and what the base says in `pools.rewards` of rewards that are gone is
-forgotten. Keys may be dotted (`policy.height: 48`). This page is made from `proto/settings.py` by `make docs`.
-"""
 
 
 def reference() -> str:
@@ -42,7 +28,7 @@ def reference() -> str:
         else:
             text = " ".join((field.description or "").split()).replace("|", "\\|")
             sections[section].append(f"| `{name}` | {_type(field)} | {_default(field)} | {text} |")
-    parts = [HEADER]
+    parts = [Path(__file__).with_suffix(".md").read_text()]
     for section, rows in sections.items():
         heading = f"## `{section}`\n\n{titles[section]}" if section else "## The run"
         parts.append(
