@@ -22,5 +22,6 @@ class WeightAverage:
 
     @torch.no_grad()
     def update(self, weights: Iterable[tuple[str, torch.Tensor]]) -> None:
+        """Move the average towards the present weights."""
         for name, value in weights:
             self.weights[name].lerp_(value.to("cpu", torch.float32), 1 - self.decay)

@@ -109,6 +109,7 @@ class Engine:
 
     @property
     def learning_rate(self) -> float:
+        """The optimizer's present learning rate."""
         return float(self.module.get_lr()[0])
 
     @contextmanager

@@ -39,6 +39,7 @@ class MicroBatch:
     """Share of each edge in its tree's objective, float32 [E]."""
 
     def to(self, device: torch.device) -> "MicroBatch":
+        """The same on a device."""
         fields = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         conditioning = {name: value.to(device) for name, value in self.conditioning.items()}
         return MicroBatch(conditioning=conditioning, **{name: value.to(device) for name, value in fields.items()})

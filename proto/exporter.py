@@ -70,6 +70,7 @@ class ExporterDirectory:
         return max(0.0, time.monotonic() - heard)
 
     def forget(self, address: str) -> None:
+        """Drop an exporter whose process has ended."""
         self._heard.pop(address, None)
 
     def targets(self) -> list[dict[str, object]]:

@@ -27,6 +27,7 @@ class PackedTensor:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> PackedTensor:
+        """The bits of a tensor, copied to the CPU if they aren't there."""
         import torch
 
         tensor = tensor.detach().cpu().contiguous()
@@ -62,6 +63,7 @@ class ForwardCache:
         self._forwards: list[KeptForward] = []
 
     def put(self, forward: KeptForward) -> None:
+        """Keep a forward pass until it is drained."""
         self._forwards.append(forward)
 
     def drain(self) -> Iterator[KeptForward]:

@@ -45,6 +45,7 @@ class PartHeader:
 
     @classmethod
     def of(cls, part: TreePart, forwards: Sequence[tuple[float, int]] = ()) -> PartHeader:
+        """The header of a part, with the forward passes that it took."""
         names = tuple(part.conditioning or ())
         logprobs = part.logprobs.cpu().numpy()
         return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, tuple(forwards))

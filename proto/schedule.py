@@ -40,6 +40,7 @@ class Step:
 
     @property
     def stochastic(self) -> bool:
+        """Whether it adds noise."""
         return self.kernel not in DETERMINISTIC
 
     def __post_init__(self) -> None:

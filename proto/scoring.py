@@ -79,6 +79,7 @@ class ScoreRequest:
             raise ValueError("rewards is empty; a request asks for at least one")
 
     def to_bytes(self) -> bytes:
+        """The request as safetensors, from which `from_bytes` makes it again."""
         facts: dict[str, Any] = {"id": self.id, "prompts": list(self.prompts), "rewards": list(self.rewards)}
         if any(fields := [dict(fields_of(prompt)) for prompt in self.prompts]):
             facts["fields"] = fields
@@ -120,6 +121,7 @@ class ScoreReply:
         return self
 
     def to_bytes(self) -> bytes:
+        """The reply as safetensors, from which `from_bytes` makes it again."""
         return encode(self.scores, {"id": self.id})
 
     @classmethod

@@ -11,6 +11,7 @@ if TYPE_CHECKING:
 
 
 def bfloat16_needs_float32_gradients(run: "RunSettings") -> str | None:
+    """In bfloat16, gradients are added up in float32, which ZeRO does from stage 1 on."""
     if run.policy.precision == "bfloat16" and run.learner.zero_stage == 0:
         return (
             "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
@@ -20,6 +21,7 @@ def bfloat16_needs_float32_gradients(run: "RunSettings") -> str | None:
 
 
 def compiling_needs_whole_layers(run: "RunSettings") -> str | None:
+    """A network whose ranks gather it layer by layer (ZeRO 3) can't be compiled."""
     if run.policy.compile and run.learner.zero_stage == 3:
         return (
             "policy.compile is true with learner.zero_stage 3, whose hooks on every layer can't be compiled, and a "
@@ -29,6 +31,7 @@ def compiling_needs_whole_layers(run: "RunSettings") -> str | None:
 
 
 def offloading_needs_partitions(run: "RunSettings") -> str | None:
+    """Only what ZeRO divides among the ranks can be offloaded."""
     for part, stage in {"optimizer": 1, "parameters": 3}.items():
         if getattr(run.learner.offload, part) and run.learner.zero_stage < stage:
             return (
@@ -39,6 +42,7 @@ def offloading_needs_partitions(run: "RunSettings") -> str | None:
 
 
 def updates_divide_an_iteration(run: "RunSettings") -> str | None:
+    """Every update of an iteration has as many trees as the others."""
     if run.prompts.per_iteration % run.learner.updates_per_iteration:
         return (
             f"learner.updates_per_iteration is {run.learner.updates_per_iteration}; it must divide "
@@ -48,6 +52,7 @@ def updates_divide_an_iteration(run: "RunSettings") -> str | None:
 
 
 def evaluations_score_held_out_rewards(run: "RunSettings") -> str | None:
+    """Rewards for evaluations only are rewards of the recipe that aren't trained on."""
     for name in run.evaluation.rewards:
         if name not in run.rewards or run.rewards[name].weight:
             return (
@@ -58,6 +63,7 @@ def evaluations_score_held_out_rewards(run: "RunSettings") -> str | None:
 
 
 def the_best_is_known(run: "RunSettings") -> str | None:
+    """The best checkpoints are chosen by evaluations of a reward that the recipe has."""
     best = run.checkpoint.keep_best
     if best and best.reward is not None and best.reward not in run.rewards:
         return f"checkpoint.keep_best.reward is '{best.reward}'; it must be one of {', '.join(run.rewards)}"
@@ -70,6 +76,7 @@ def the_best_is_known(run: "RunSettings") -> str | None:
 
 
 def a_lora_is_trained_as_one(run: "RunSettings") -> str | None:
+    """A LoRA that is trained further needs the settings of one."""
     start = run.policy.start_from
     if start and start.lora == "train" and run.learner.lora is None:
         return "policy.start_from.lora is 'train' and learner.lora is null; give its rank and alpha"
@@ -99,12 +106,14 @@ def graphs_stay_in_one_process(run: "RunSettings") -> str | None:
 
 
 def some_step_is_trained(run: "RunSettings") -> str | None:
+    """At least one edge of a tree is trained."""
     if not run.schedule.build().trained_edges:
         return "schedule trains no step: give more steps, or splits, or sde_steps"
     return None
 
 
 def pruning_leaves_some_depths(run: "RunSettings") -> str | None:
+    """The window of depth pruning lies among the trained depths, leaves some of them, and has room to slide."""
     if not (depth := run.pruning.depth):
         return None
     schedule = run.schedule.build()
@@ -127,6 +136,7 @@ def pruning_leaves_some_depths(run: "RunSettings") -> str | None:
 
 
 def sampling_ahead_needs_workers(run: "RunSettings") -> str | None:
+    """Sampling an iteration ahead needs workers beside the learner."""
     if run.staleness and (run.execution, run.placement) != ("ray", "separate"):
         return (
             f"staleness is 1 with execution '{run.execution}' and placement '{run.placement}'; sampling ahead needs "
@@ -136,6 +146,7 @@ def sampling_ahead_needs_workers(run: "RunSettings") -> str | None:
 
 
 def partitioned_ranks_do_not_sample(run: "RunSettings") -> str | None:
+    """Ranks that share a network (ZeRO 3) don't sample trees of their own."""
     if run.placement == "colocated" and run.learner.zero_stage == 3 and run.pools.learner.count > 1:
         return (
             f"learner.zero_stage is 3 with placement 'colocated' and {run.pools.learner.count} ranks, which would have "
@@ -145,6 +156,7 @@ def partitioned_ranks_do_not_sample(run: "RunSettings") -> str | None:
 
 
 def a_tree_has_leaves_to_compare(run: "RunSettings") -> str | None:
+    """A tree has at least two leaves, and an advantage compares some of them."""
     schedule = run.schedule.build()
     if schedule.leaves < 2:
         return "schedule has one leaf; a tree needs at least two leaves (give roots, splits or a group)"

@@ -40,6 +40,7 @@ class Run:
         self.submit()
 
     def submit(self) -> None:
+        """Start its driver, again after it was killed."""
         with self.log.open("ab") as log:
             self.driver = subprocess.Popen(
                 self.command, stdout=log, stderr=log, start_new_session=True, env=_environment()
@@ -92,12 +93,14 @@ class Run:
                 raise RunFailed(f"{self.name}: monitor has ended with {ended}: {told}")
 
     def lines(self) -> list[dict[str, Any]]:
+        """The figures of its finished iterations."""
         with suppress(FileNotFoundError):
             return RunFolder(self.folder).lines("metrics")
         return []
 
     @property
     def done(self) -> int:
+        """The newest finished iteration; 0 before the first has ended."""
         return max((int(line["iteration"]) for line in self.lines()), default=0)
 
     def made_again(self, before: int, since: float) -> bool:

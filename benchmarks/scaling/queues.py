@@ -25,6 +25,7 @@ class Line:
         return self._free
 
     def serve(self, seconds: float) -> simpy.Event:
+        """Succeeds when it has been served."""
         return self._env.timeout(self.book(seconds) - self._env.now)
 
 
@@ -37,6 +38,7 @@ class Network:
         self.bytes = 0.0
 
     def send(self, source: int, target: int, size: float) -> simpy.Event:
+        """Succeeds when so many bytes have arrived at another node."""
         if source == target:
             return self._env.timeout(0)
         self.bytes += size

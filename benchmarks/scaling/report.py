@@ -227,6 +227,7 @@ def measure(console: Console) -> tuple[Counted, dict[str, float]]:
 
 
 def show(results: Sequence[Simulated], console: Console) -> None:
+    """Print the results as a table."""
     busy = ("rollout", "learner", "rewards", "controller", "network")
     waits = ("weights", "states", "publishing")
     table = Table(

@@ -47,6 +47,7 @@ class Variant:
         return self.settings.schedule.build()
 
     def median(self, phase: str) -> float:
+        """Median seconds of a phase per tree."""
         return statistics.median(self.seconds(phase))
 
     def ratio(self, other: "Variant", *phases: str) -> float:

@@ -73,6 +73,7 @@ class Subject:
     """File of the trained weights; None for a policy as its recipe has it."""
 
     def load(self) -> Policy:
+        """The policy with its weights; a LoRA that it starts from is merged."""
         if self.weights is None:
             return load_policy(find_start(self.settings).policy.merged)
         return policy_with(self.settings, self.weights)

@@ -76,6 +76,7 @@ class RunStatus:
 
     @property
     def live(self) -> bool:
+        """Whether its driver is at work."""
         return self.state in ("starting", "running", "recovering", "stopping")
 
 

@@ -28,6 +28,7 @@ class RunAddress:
     """Ray's authentication (`token` for a Ray that was started for the run)."""
 
     def write(self, folder: Path) -> None:
+        """Record the address in a run folder."""
         write_text(folder / FILE, json.dumps(asdict(self), indent=2) + "\n")
 
     @classmethod

@@ -114,6 +114,7 @@ class RunDisplay:
             self._progress.update(self._task, phase=f"{phase} {share:.0%}")
 
     def iteration(self, report: IterationReport, seconds: float) -> None:
+        """Print the rewards and seconds of a finished iteration."""
         rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
         phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
         self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}")
@@ -121,6 +122,7 @@ class RunDisplay:
             self._progress.advance(self._task)
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
+        """Print the means of an evaluation."""
         rewards = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         self._say(f"evaluation after iteration {iteration}: {rewards}", style="bold")
 

@@ -40,6 +40,7 @@ class Driver:
 
     @classmethod
     def here(cls) -> "Driver":
+        """This process."""
         return cls(socket.gethostname(), os.getpid(), time.time(), _boot())
 
     def __str__(self) -> str:

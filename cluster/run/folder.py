@@ -152,6 +152,7 @@ class RunFolder:
 
     @property
     def settings(self) -> RunSettings:
+        """The settings in its recipe.yaml."""
         return load_recipe(self.path / "recipe.yaml")
 
     @property
@@ -167,6 +168,7 @@ class RunFolder:
     # Checkpoints ------------------------------------------------------------------------------------------------
 
     def checkpoint(self, iteration: int) -> Path:
+        """The folder of an iteration's checkpoint, whether it is there or not."""
         return self.path / "checkpoints" / f"iteration-{iteration:06d}"
 
     def checkpoints(self) -> list[int]:
@@ -282,6 +284,7 @@ class RunFolder:
         write_text(path, before + json.dumps(line) + "\n")
 
     def lines(self, name: str) -> list[dict[str, Any]]:
+        """The lines of `name`.jsonl; none if there is no file."""
         path = self.path / f"{name}.jsonl"
         return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
 

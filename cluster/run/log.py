@@ -44,9 +44,11 @@ class RunLog:
         self._folder.append("metrics", line)
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
+        """Log the means of an evaluation; evaluations.jsonl isn't written here."""
         self._scalars(iteration, {f"evaluation/{name}": value for name, value in means.items()})
 
     def close(self) -> None:
+        """Close the event file, and end the run at Weights & Biases."""
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:

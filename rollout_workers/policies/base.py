@@ -25,7 +25,8 @@ class Policy(Protocol):
     """The denoising network, the part that is trained."""
 
     @property
-    def device(self) -> torch.device: ...
+    def device(self) -> torch.device:
+        """The device of the network."""
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

@@ -21,13 +21,16 @@ class FluxPolicy(PipelinePolicy):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """[tokens, channels]: a token is a patch of latents."""
         rows, columns = self.latent_size
         return rows * columns // self._patch**2, self.network.config.in_channels
 
     def even_levels(self, steps: int) -> Any:
+        """Evenly spaced noise levels from 1 to 1 / steps, unless the scheduler spaces its own."""
         return None if self.pipeline.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """T5's embedding of every token, and CLIP's of the whole prompt."""
         embeds, pooled, _ = self.pipeline.encode_prompt(
             prompt, device=self.device, max_sequence_length=self.settings.max_sequence_length
         )
@@ -36,6 +39,7 @@ class FluxPolicy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        """Velocity, with the guidance scale as an input where the network was distilled with one."""
         embeds, device = conditioning["prompt_embeds"], latents.device
         guidance = None
         if self.network.config.guidance_embeds:
@@ -54,5 +58,6 @@ class FluxPolicy(PipelinePolicy):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of unpacked latents."""
         z = FluxPipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
         return self.draw(z / self.vae.config.scaling_factor + self.vae.config.shift_factor)

@@ -189,6 +189,7 @@ class PipelinePolicy:
         return policy
 
     def sigmas(self, steps: int) -> list[float]:
+        """The scheduler's noise levels, shifted by the number of tokens where it asks for that."""
         scheduler = self.pipeline.scheduler
         config, mu = scheduler.config, None
         if config.use_dynamic_shifting:
@@ -205,6 +206,7 @@ class PipelinePolicy:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Conditioning:
+        """The conditioning on a prompt and, with guidance, on the negative prompt. Moves the encoders to the device."""
         for tensor, kept in self._encoder_weights:
             if tensor.device.type != self.device.type:
                 tensor.data = kept.to(self.device)
@@ -214,6 +216,7 @@ class PipelinePolicy:
         return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
 
     def release_encoders(self) -> None:
+        """Free the device of the text encoders."""
         for tensor, kept in self._encoder_weights:  # which are still there: nothing is copied back
             tensor.data = kept
 
@@ -273,6 +276,7 @@ class PipelinePolicy:
     def velocity(
         self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning, network: Network | None = None
     ) -> torch.Tensor:
+        """Predicted velocity, with guidance from one pass of twice the rows."""
         network = network or self.network
         if not self.guided:
             return self.predict(network, latents, sigma, conditioning)
@@ -326,10 +330,12 @@ class PipelinePolicy:
                         weights[own].copy_(read())
 
     def checkpoint_gradients(self) -> None:
+        """Have the networks recompute activations in the backward pass."""
         for network in self._networks.values():
             network.enable_gradient_checkpointing()
 
     def add_lora(self, settings: LoraSettings) -> None:
+        """Freeze the networks and give each its adapters. Raises InputError as `add_adapters` does."""
         for name, network in self._networks.items():
             add_adapters(network, settings, self.lora_modules, (self.start.adapters or {}).get(name))
 

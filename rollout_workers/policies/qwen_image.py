@@ -26,25 +26,31 @@ class QwenImagePolicy(PipelinePolicy):
 
     @property
     def prompt_template(self) -> str:
+        """Qwen's instruction around a prompt."""
         return str(self.pipeline.prompt_template_encode)
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
+        """The tokenizer, and the maximum length together with the instruction's tokens."""
         return "tokenizer", self.pipeline.prompt_template_encode_start_idx + self.settings.max_sequence_length
 
     @property
     def scale(self) -> int:
+        """Pixels along the side of a latent, by the number of the autoencoder's halvings."""
         return int(2 ** len(self.autoencoder["temperal_downsample"]))
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """[tokens, channels]: a token is a patch of latents."""
         rows, columns = self.latent_size
         return rows * columns // self._patch**2, self.network.config.in_channels
 
     def even_levels(self, steps: int) -> Any:
+        """Evenly spaced noise levels from 1 to 1 / steps."""
         return np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The embedding of every token, padded to `max_sequence_length`, and a mask of what is no padding."""
         most = self.settings.max_sequence_length
         embeds, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=most)
         tokens = embeds.shape[1]
@@ -56,6 +62,7 @@ class QwenImagePolicy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        """Velocity; the mask hides the padding of a prompt."""
         height, width = (size // self._patch for size in self.latent_size)
         return network(
             hidden_states=latents.to(self.precision),
@@ -73,5 +80,6 @@ class QwenImagePolicy(PipelinePolicy):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures: the autoencoder makes clips of one frame."""
         z = QwenImagePipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
         return self.draw(self.denormalised(z))[:, 0]  # a clip of one frame

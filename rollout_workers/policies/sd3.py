@@ -20,15 +20,18 @@ class StableDiffusion3Policy(PipelinePolicy):
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
+        """T5's tokenizer and the maximum length; without T5, CLIP's."""
         if self.pipeline.tokenizer_3 is None:  # without T5 a prompt is what CLIP takes of it
             return "tokenizer", self.pipeline.tokenizer.model_max_length
         return "tokenizer_3", self.settings.max_sequence_length
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """[channels, rows, columns]."""
         return self.network.config.in_channels, *self.latent_size
 
     def check_size(self) -> None:
+        """Raises InputError also for a size beyond the network's table of positions."""
         super().check_size()
         most = self.network.config.pos_embed_max_size * self.grid
         for name, size in (("height", self.settings.height), ("width", self.settings.width)):
@@ -36,6 +39,7 @@ class StableDiffusion3Policy(PipelinePolicy):
                 raise InputError(f"policy.{name} is {size}; this model draws at most {most}")
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The joined embeddings of both CLIP encoders and T5, token by token, and CLIP's of the whole prompt."""
         embeds, _, pooled, _ = self.pipeline.encode_prompt(
             prompt,
             None,
@@ -49,6 +53,7 @@ class StableDiffusion3Policy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        """Velocity, with noise levels counted in training steps."""
         return network(
             hidden_states=latents.to(self.precision),
             timestep=sigma * self.pipeline.scheduler.config.num_train_timesteps,
@@ -59,4 +64,5 @@ class StableDiffusion3Policy(PipelinePolicy):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of latents that the autoencoder scales and shifts."""
         return self.draw(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor)

@@ -26,6 +26,7 @@ class StableDiffusionPolicy(PipelinePolicy):
     _patch = 1
 
     def scheduler(self, published: Any) -> Any:
+        """DDIM over the published noise levels. Raises InputError for a shift, and for a model of other predictions."""
         if self.settings.shift is not None:
             raise InputError(f"policy.shift is {self.settings.shift}; this model has fixed noise levels: use null")
         scheduler = DDIMScheduler.from_config(published.config, clip_sample=False)
@@ -38,13 +39,16 @@ class StableDiffusionPolicy(PipelinePolicy):
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
+        """CLIP's tokenizer and its fixed length."""
         return "tokenizer", self.pipeline.tokenizer.model_max_length
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """[channels, rows, columns]."""
         return self.network.config.in_channels, *self.latent_size
 
     def sigmas(self, steps: int) -> list[float]:
+        """Noise levels of DDIM's timesteps, as those of rectified flow. Raises InputError for too many steps."""
         scheduler, levels = self.pipeline.scheduler, self._levels
         # With all of them, an offset of the timesteps, as SD 1.5 has one, would lead beyond the last.
         if steps >= len(levels):
@@ -65,15 +69,16 @@ class StableDiffusionPolicy(PipelinePolicy):
         return _level(self.pipeline.scheduler.final_alpha_cumprod.double())
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """CLIP's embedding of every token."""
         embeds, _ = self.pipeline.encode_prompt(prompt, self.device, 1, False)
         return {"prompt_embeds": embeds[0]}
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        """Velocity of the rectified flow, from the noise or v that the UNet predicts in diffusers' coordinates."""
         s = sigma.reshape(-1, 1, 1, 1)
-        size = torch.sqrt((1 - s) ** 2 + s**2)
-        a, b, x = (1 - s) / size, s / size, latents.float() / size
+        a, b, x = (1 - s) / _state_std(s), s / _state_std(s), latents.float() / _state_std(s)
         predicted = network(
             x.to(self.precision),
             self._timesteps(sigma),
@@ -91,8 +96,14 @@ class StableDiffusionPolicy(PipelinePolicy):
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of leaves, which are taken back to diffusers' coordinates."""
         s = self._last_level.to(latents)
-        return self.draw(latents / torch.sqrt((1 - s) ** 2 + s**2) / self.vae.config.scaling_factor)
+        return self.draw(latents / _state_std(s) / self.vae.config.scaling_factor)
+
+
+def _state_std(s: torch.Tensor) -> torch.Tensor:
+    """`kernels.state_std` of noise levels."""
+    return torch.sqrt((1 - s) ** 2 + s**2)
 
 
 def _level(alphas_cumprod: torch.Tensor) -> torch.Tensor:

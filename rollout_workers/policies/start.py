@@ -46,9 +46,11 @@ class Start:
         """The LoRA that is trained further."""
 
     def replace(self, network: str, stored: Mapping[str, tuple[Path, str]]) -> None:
+        """Start a network from stored weights: name -> file, and name in it."""
         self._stored[network] = dict(stored)
 
     def merge(self, adapted: Adapted) -> None:
+        """Add a LoRA to the weights."""
         self._added.append({network: dict(adapted_layers(module)) for network, module in adapted.items()})
 
     def changed(self, network: str) -> set[str]:
@@ -57,6 +59,7 @@ class Start:
 
     @property
     def changes_any(self) -> bool:
+        """Whether any weight isn't the published one."""
         return bool(self._stored or self._added)
 
     def weight(self, network: str, name: str, read: Callable[[], torch.Tensor]) -> torch.Tensor:

@@ -25,6 +25,7 @@ class WanPolicy(PipelinePolicy):
     lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def find_network(self) -> torch.nn.Module:
+        """The loaded network, or Wan 2.2's two networks as one."""
         first, second = self.pipeline.transformer, self.pipeline.transformer_2
         if second is None:
             return first
@@ -36,12 +37,14 @@ class WanPolicy(PipelinePolicy):
         return float(self.pipeline.config.boundary_ratio * self._timesteps)
 
     def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
+        """The scale of the network that is used at each noise level."""
         first, second = self.settings.guidance_scale, self.settings.guidance_scale_2
         if second is None:
             return first
         return torch.where(sigma * self._timesteps >= self._boundary, first, second).reshape(-1, 1, 1, 1, 1)
 
     def scheduler(self, published: Any) -> Any:
+        """Euler's scheduler, with the recipe's shift or the published one."""
         own = published.config.get("flow_shift", published.config.get("shift", 1.0))
         shift = own if self.settings.shift is None else self.settings.shift
         return FlowMatchEulerDiscreteScheduler(shift=shift)
@@ -52,6 +55,7 @@ class WanPolicy(PipelinePolicy):
 
     @property
     def scale(self) -> int:
+        """Pixels along the side of a latent."""
         return int(self.autoencoder.get("scale_factor_spatial", 8))
 
     @property
@@ -60,6 +64,7 @@ class WanPolicy(PipelinePolicy):
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
+        """[channels, frames, rows, columns] of latents."""
         frames = (self.settings.frames - 1) // self._frame_scale + 1
         return self.pipeline.transformer.config.in_channels, frames, *self.latent_size
 
@@ -68,6 +73,7 @@ class WanPolicy(PipelinePolicy):
         return int(self.autoencoder.get("scale_factor_temporal", 4))
 
     def check_frames(self) -> None:
+        """Raises InputError unless the frames after the first fill whole latents."""
         if (self.settings.frames - 1) % self._frame_scale:
             raise InputError(
                 f"policy.frames is {self.settings.frames}; this model makes one frame more than a multiple of "
@@ -75,6 +81,7 @@ class WanPolicy(PipelinePolicy):
             )
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """UMT5's embedding of every token."""
         embeds, _ = self.pipeline.encode_prompt(
             prompt,
             do_classifier_free_guidance=False,
@@ -86,6 +93,7 @@ class WanPolicy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
+        """Velocity, with noise levels counted in training steps: one per row, or in Wan 2.2 5B one per token."""
         timestep = sigma * self._timesteps
         if self.pipeline.config.expand_timesteps:  # Wan 2.2 5B: one for every token
             tokens = latents[0, 0].numel() // self._patch**2
@@ -117,6 +125,7 @@ class Experts(torch.nn.Module):
     def forward(
         self, hidden_states: torch.Tensor, timestep: torch.Tensor, encoder_hidden_states: torch.Tensor, **more: Any
     ) -> tuple[torch.Tensor]:
+        """Each row through its network, as diffusers calls one."""
         above = timestep.reshape(len(timestep), -1)[:, 0] >= self.boundary
         velocity = torch.zeros_like(hidden_states)
         for network, own in ((self.high, above), (self.low, ~above)):
@@ -137,9 +146,11 @@ class Experts(torch.nn.Module):
         return trained or hasattr(next(self.parameters()), "ds_id")
 
     def enable_adapters(self) -> None:
+        """Use the adapters of both networks."""
         for network in (self.high, self.low):
             network.enable_adapters()  # type: ignore[operator]
 
     def disable_adapters(self) -> None:
+        """Compute without the adapters of both networks."""
         for network in (self.high, self.low):
             network.disable_adapters()  # type: ignore[operator]

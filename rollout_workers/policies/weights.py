@@ -137,6 +137,7 @@ def _sides(shape: Any) -> str:
 
 
 def one_line(error: BaseException) -> str:
+    """The message of an error on one line; its class if it has none."""
     return " ".join(str(error).split()) or type(error).__name__
 
 
