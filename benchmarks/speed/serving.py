@@ -31,12 +31,14 @@ from rich.table import Table
 from ...cluster.on_ray.connect import connected
 from ...cluster.on_ray.names import service_name
 from ...cluster.on_ray.reward_client import RewardClient
+from ...proto.errors import RunFailed
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RewardSettings
 from ...reward_service.http_server import listen
 from ...reward_service.openapi import BINARY
 from ...reward_service.scorers import Scorers, reward_models
 from ..support.demo import RECIPE, demo
+from ..support.local_cluster import wait_until
 from ..support.report import OUT, Out, Rounds, report_path, write_report
 
 REWARDS = ("ocr",)
@@ -75,17 +77,17 @@ def served(name: str, token: str) -> Iterator[str]:
     )
     url = f"http://127.0.0.1:{port}"
     try:
-        while not reachable(url):
-            if process.poll() is not None:
-                raise RuntimeError(f"branchgrpo serve-rewards ended with {process.returncode}")
-            time.sleep(0.5)
+        wait_until(lambda: process.poll() is not None or healthy(url), 300, lambda: "serve-rewards gives no answer")
+        if process.poll() is not None:
+            raise RunFailed(f"branchgrpo serve-rewards ended with {process.returncode}")
         yield url
     finally:
         process.terminate()
         process.wait(60)
 
 
-def reachable(url: str) -> bool:
+def healthy(url: str) -> bool:
+    """Whether the service at a URL answers."""
     try:
         return httpx.get(f"{url}/healthz").is_success
     except httpx.TransportError:

@@ -1,11 +1,9 @@
 """A policy whose data are Gaussian, so that its velocity, and the law of its samples, are known exactly."""
 
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 
-from ...proto.settings import LoraSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.base import Network
 
@@ -25,7 +23,7 @@ class Perturbation(torch.nn.Module):
 class GaussianPolicy:
     """Data ~ N(mean, covariance); prompts are numbers, and tell apart whose parameters are used.
 
-    The velocity is linear, so a step_coefficients of a linear kernel is a Gaussian one, and moments follow a recursion.
+    The velocity is linear, so a step of a linear kernel is a Gaussian one, and moments follow a recursion.
     """
 
     device = torch.device("cpu")
@@ -72,15 +70,6 @@ class GaussianPolicy:
 
     def release_encoders(self) -> None:
         """There are none."""
-
-    def checkpoint_gradients(self) -> None:
-        raise NotImplementedError
-
-    def add_lora(self, settings: LoraSettings) -> None:
-        raise NotImplementedError
-
-    def save(self, folder: Path) -> Path:
-        raise NotImplementedError
 
 
 def moments(

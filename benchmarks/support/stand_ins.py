@@ -5,8 +5,7 @@ Named in a recipe: `policy.adapter: branchgrpo.benchmarks.support.stand_ins:Slee
 """
 
 import time
-from collections.abc import Callable, Sequence
-from functools import partial
+from collections.abc import Callable, Iterable, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -18,6 +17,8 @@ from ...rollout_workers.policies.flux import FluxPolicy
 
 Scores = dict[str, npt.NDArray[np.float64]]
 Score = Callable[[npt.NDArray[np.uint8], Sequence[str]], Scores]
+Load = Callable[[int | None], Score]
+"""A `scorer` of a recipe: called with a number of threads."""
 PICTURE_SECONDS = 0.04
 """Seconds that `picture_scorer` sleeps per picture."""
 
@@ -64,43 +65,27 @@ class RowPolicy(InstantPolicy):
         return 0 * torch.stack([p.sum() for p in self.network.parameters() if p.requires_grad]).sum() - latents.float()
 
 
-def _constant(
-    media: npt.NDArray[np.uint8], prompts: Sequence[str], seconds: float
-) -> dict[str, npt.NDArray[np.float64]]:
+def _loads(
+    reward: str, values: Callable[[int], Iterable[float]], seconds: float = 0.0, per_picture: float = 0.0
+) -> Load:
+    """What loads a scorer of one reward, which sleeps for `seconds` and for each picture."""
+
+    def score(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
+        time.sleep(seconds + per_picture * len(media))
+        return {reward: np.fromiter(values(len(media)), float)}
+
+    return lambda threads: score
+
+
+def _alike(count: int) -> list[float]:
     """The same score for everything, so that no edge has an advantage and the learner has nothing to do."""
-    time.sleep(seconds)
-    return {"constant": np.full(len(media), 0.5)}
+    return [0.5] * count
 
 
-def counting_scorer(threads: int | None) -> Score:
-    """Gives the reward `counting` at once, whose scores differ, so that every edge has an advantage."""
-    return lambda media, prompts: {"counting": np.arange(len(media)) / len(media)}
-
-
-def _by_picture(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-    return _constant(media, prompts, PICTURE_SECONDS * len(media))
-
-
-def picture_scorer(threads: int | None) -> Score:
-    """Gives the reward `constant`, after `PICTURE_SECONDS` for every picture."""
-    return _by_picture
-
-
-def another_scorer(threads: int | None) -> Score:
-    """Gives the reward `another` at once."""
-    return lambda media, prompts: {"another": np.full(len(media), 0.5)}
-
-
-def instant_scorer(threads: int | None) -> Score:
-    """Gives the reward `constant` at once."""
-    return partial(_constant, seconds=0.0)
-
-
-def sleeping_scorer(threads: int | None) -> Score:
-    """Gives the reward `constant` after a twentieth of a second."""
-    return partial(_constant, seconds=0.05)
-
-
-def slow_scorer(threads: int | None) -> Score:
-    """Gives the reward `constant` after a second."""
-    return partial(_constant, seconds=1.0)
+counting_scorer = _loads("counting", lambda count: (i / count for i in range(count)))
+"""Scores that differ, so that every edge has an advantage."""
+picture_scorer = _loads("constant", _alike, per_picture=PICTURE_SECONDS)
+another_scorer = _loads("another", _alike)
+instant_scorer = _loads("constant", _alike)
+sleeping_scorer = _loads("constant", _alike, seconds=0.05)
+slow_scorer = _loads("constant", _alike, seconds=1.0)

@@ -27,6 +27,8 @@ NOTHING = "none"
 GRAFANA_COLORS = {"light-blue": "lightskyblue", "text": "gray"}
 """Names that matplotlib doesn't know."""
 
+UNITS = {"percentunit": (100, "{:.3g} %"), "s": (1, "{:.3g} s"), "bytes": (2**-20, "{:.0f} MiB"), "sci": (1, "{:.1e}")}
+"""Grafana's unit -> factor and format."""
 Variables = Mapping[str, str]
 Series = tuple[str, list[float], list[float]]
 """Legend, times and values."""
@@ -171,22 +173,8 @@ def _draw_curves(axes: Axes, panel: Mapping[str, Any], found: Sequence[Series], 
 
 def _format(panel: Mapping[str, Any]) -> FuncFormatter:
     """A function that writes values in the panel's unit."""
-    unit = panel["fieldConfig"]["defaults"]["unit"]
-
-    def write(value: float, _: object) -> str:
-        match unit:
-            case "percentunit":
-                return f"{100 * value:.3g} %"
-            case "s":
-                return f"{value:.3g} s"
-            case "bytes":
-                return f"{value / 2**20:.0f} MiB"
-            case "sci":
-                return f"{value:.1e}"
-            case _:
-                return f"{value:.4g}"
-
-    return FuncFormatter(write)
+    factor, form = UNITS.get(panel["fieldConfig"]["defaults"]["unit"], (1, "{:.4g}"))
+    return FuncFormatter(lambda value, _: form.format(factor * value))
 
 
 def _axis_format(panel: Mapping[str, Any]) -> Formatter:

@@ -4,8 +4,7 @@ import asyncio
 import errno
 import socket
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import nullcontext
 from typing import Any, Protocol
 
 import prometheus_client
@@ -56,7 +55,7 @@ async def serve_http(
     except OSError as error:
         raise _port_refused(host, port, error) from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    server.capture_signals = _no_signals  # type: ignore[method-assign]  # they are Ray's in an actor
+    server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are Ray's in an actor
     controller.server = asyncio.create_task(server.serve(sockets=[listener]))
     address = f"{reached_at}:{listener.getsockname()[1]}"
     controller.exporters.keep(address, "controller")
@@ -88,8 +87,3 @@ def _port_refused(host: str, port: int, error: OSError) -> InputError:
     return InputError(
         f"logging.metrics_port is {port} and logging.metrics_host '{host}', which can't be used: {error.strerror}"
     )
-
-
-@contextmanager
-def _no_signals() -> Iterator[None]:
-    yield
