@@ -175,7 +175,7 @@ def draw_dashboards(
 ) -> None:
     """Draw the dashboards of a run as pictures, without Grafana.
 
-    Example: [bold]branchgrpo draw-dashboards runs/glyphs --out pictures[/bold]
+    Example: [bold]branchgrpo draw-dashboards runs/glyphs --out dashboards[/bold]
     """
     import time
 
