@@ -7,6 +7,8 @@ import inspect
 import math
 import os
 import re
+from collections.abc import Callable
+from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -107,6 +109,18 @@ class Settings(BaseModel):
             if isinstance(value, float) and MAX_NUMBER < abs(value) < math.inf:
                 raise ValueError(f"{name} is {value}; numbers go up to {MAX_NUMBER:g}")
         return self
+
+
+def _ascending(low: str, high: str) -> Callable[[Any], Any]:
+    """A validator of a section whose setting `high`, if it isn't null, must be at least `low`."""
+
+    def check(section: Any) -> Any:
+        least, most = getattr(section, low), getattr(section, high)
+        if most is not None and most < least:
+            raise ValueError(f"{high} is {most}; it must be at least {low}, {least}")
+        return section
+
+    return check
 
 
 class StartSettings(Settings):
@@ -394,13 +408,7 @@ class PrunedIterations(Settings):
     last_iteration: PositiveInt | None = None
     """The last iteration with pruning. null: the run's last."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> Self:
-        if self.last_iteration is not None and self.last_iteration < self.first_iteration:
-            raise ValueError(
-                f"last_iteration is {self.last_iteration}; it must be at least first_iteration, {self.first_iteration}"
-            )
-        return self
+    _ordered = model_validator(mode="after")(_ascending("first_iteration", "last_iteration"))
 
     def applies(self, iteration: int) -> bool:
         """Whether an iteration, counted from 1, is pruned."""
@@ -633,11 +641,7 @@ class RolloutPoolSettings(PoolSettings):
     """Maximum number of processes. After every iteration the run chooses the fewest, between `count` and this, with
     which an iteration takes hardly longer. null: the number stays."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "RolloutPoolSettings":
-        if self.max_count is not None and self.max_count < self.count:
-            raise ValueError(f"max_count is {self.max_count}; it must be at least count, {self.count}")
-        return self
+    _ordered = model_validator(mode="after")(_ascending("count", "max_count"))
 
 
 class RewardPoolSettings(PoolSettings):
@@ -662,11 +666,7 @@ class RewardPoolSettings(PoolSettings):
     """Score each request by itself. Results then don't depend on the order of arrival, also for models whose scores
     depend on the batch. It is slower."""
 
-    @model_validator(mode="after")
-    def _ordered(self) -> "RewardPoolSettings":
-        if self.max_replicas is not None and self.max_replicas < self.replicas:
-            raise ValueError(f"max_replicas is {self.max_replicas}; it must be at least replicas, {self.replicas}")
-        return self
+    _ordered = model_validator(mode="after")(_ascending("replicas", "max_replicas"))
 
 
 class PoolsSettings(Settings):
@@ -756,9 +756,8 @@ class RunSettings(Settings):
 
     @model_validator(mode="after")
     def _fits_together(self) -> "RunSettings":
-        for rule in RULES:
-            if misfit := rule(self):
-                raise ValueError(misfit)
+        for misfit in chain.from_iterable(rule(self) for rule in RULES):
+            raise ValueError(misfit)
         return self
 
     @property

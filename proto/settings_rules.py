@@ -1,93 +1,88 @@
 """Rules between settings: combinations that a recipe can't have.
 
-Each rule says what doesn't fit and what would, or None. The first that speaks is the recipe's error.
+Each rule yields what doesn't fit, and what would. The first misfit is the recipe's error.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .settings import RunSettings
 
+Misfit = Iterator[str]
 
-def bfloat16_needs_float32_gradients(run: "RunSettings") -> str | None:
+
+def bfloat16_needs_float32_gradients(run: "RunSettings") -> Misfit:
     """In bfloat16, gradients are added up in float32, which ZeRO does from stage 1 on."""
     if run.policy.precision == "bfloat16" and run.learner.zero_stage == 0:
-        return (
+        yield (
             "learner.zero_stage is 0 with policy.precision 'bfloat16'; use stage 1, 2 or 3 "
             "(stage 0 would add up gradients in bfloat16 and lose most of them)"
         )
-    return None
 
 
-def compiling_needs_whole_layers(run: "RunSettings") -> str | None:
+def compiling_needs_whole_layers(run: "RunSettings") -> Misfit:
     """A network whose ranks gather it layer by layer (ZeRO 3) can't be compiled."""
     if run.policy.compile and run.learner.zero_stage == 3:
-        return (
+        yield (
             "policy.compile is true with learner.zero_stage 3, whose hooks on every layer can't be compiled, and a "
             "learner that rounds otherwise than the rollouts would be off; use stage 0, 1 or 2, or compile false"
         )
-    return None
 
 
-def offloading_needs_partitions(run: "RunSettings") -> str | None:
+def offloading_needs_partitions(run: "RunSettings") -> Misfit:
     """Only what ZeRO divides among the ranks can be offloaded."""
     for part, stage in {"optimizer": 1, "parameters": 3}.items():
         if getattr(run.learner.offload, part) and run.learner.zero_stage < stage:
-            return (
+            yield (
                 f"learner.offload.{part} is on with learner.zero_stage {run.learner.zero_stage}; it needs stage "
                 f"{stage}" + (" or more" if stage < 3 else "")
             )
-    return None
 
 
-def updates_divide_an_iteration(run: "RunSettings") -> str | None:
+def updates_divide_an_iteration(run: "RunSettings") -> Misfit:
     """Every update of an iteration has as many trees as the others."""
     if run.prompts.per_iteration % run.learner.updates_per_iteration:
-        return (
+        yield (
             f"learner.updates_per_iteration is {run.learner.updates_per_iteration}; it must divide "
             f"prompts.per_iteration, which is {run.prompts.per_iteration}"
         )
-    return None
 
 
-def evaluations_score_held_out_rewards(run: "RunSettings") -> str | None:
+def evaluations_score_held_out_rewards(run: "RunSettings") -> Misfit:
     """Rewards for evaluations only are rewards of the recipe that aren't trained on."""
     for name in run.evaluation.rewards:
         if name not in run.rewards or run.rewards[name].weight:
-            return (
+            yield (
                 f"evaluation.rewards has '{name}'; what evaluations alone score must be one of the rewards, with "
                 f"weight 0 ({', '.join(n for n, own in run.rewards.items() if not own.weight) or 'none has it'})"
             )
-    return None
 
 
-def the_best_is_known(run: "RunSettings") -> str | None:
+def the_best_is_known(run: "RunSettings") -> Misfit:
     """The best checkpoints are chosen by evaluations of a reward that the recipe has."""
     best = run.checkpoint.keep_best
     if best and best.reward is not None and best.reward not in run.rewards:
-        return f"checkpoint.keep_best.reward is '{best.reward}'; it must be one of {', '.join(run.rewards)}"
+        yield f"checkpoint.keep_best.reward is '{best.reward}'; it must be one of {', '.join(run.rewards)}"
     if best and (not run.evaluation.every or not (run.prompts.held_out or run.prompts.held_out_count)):
-        return (
+        yield (
             "checkpoint.keep_best chooses by evaluations; give evaluation.every (now "
             f"{run.evaluation.every}) and held-out prompts (prompts.held_out or prompts.held_out_count)"
         )
-    return None
 
 
-def a_lora_is_trained_as_one(run: "RunSettings") -> str | None:
+def a_lora_is_trained_as_one(run: "RunSettings") -> Misfit:
     """A LoRA that is trained further needs the settings of one."""
     start = run.policy.start_from
     if start and start.lora == "train" and run.learner.lora is None:
-        return "policy.start_from.lora is 'train' and learner.lora is null; give its rank and alpha"
-    return None
+        yield "policy.start_from.lora is 'train' and learner.lora is null; give its rank and alpha"
 
 
-def graphs_stay_in_one_process(run: "RunSettings") -> str | None:
+def graphs_stay_in_one_process(run: "RunSettings") -> Misfit:
     """Kept graphs need one process that samples and learns, and one pass of each over every edge."""
     learner, in_process = run.learner, run.execution == "in_process"
     if not learner.keep_graph:
-        return None
+        return
     needs = (
         (learner.updates_per_iteration == 1, f"learner.updates_per_iteration is {learner.updates_per_iteration}"),
         (in_process or run.placement == "colocated", f"placement is '{run.placement}'"),
@@ -98,77 +93,71 @@ def graphs_stay_in_one_process(run: "RunSettings") -> str | None:
     )
     for fits, misfit in needs:
         if not fits:
-            return (
+            yield (
                 "learner.keep_graph needs one process that samples and learns (execution 'in_process', or 'colocated' "
                 f"with one rank), one update per iteration, ZeRO below 3, no checkpointing, no pruning; {misfit}"
             )
-    return None
 
 
-def some_step_is_trained(run: "RunSettings") -> str | None:
+def some_step_is_trained(run: "RunSettings") -> Misfit:
     """At least one edge of a tree is trained."""
     if not run.schedule.build().trained_edges:
-        return "schedule trains no step: give more steps, or splits, or sde_steps"
-    return None
+        yield "schedule trains no step: give more steps, or splits, or sde_steps"
 
 
-def pruning_leaves_some_depths(run: "RunSettings") -> str | None:
+def pruning_leaves_some_depths(run: "RunSettings") -> Misfit:
     """The window of depth pruning lies among the trained depths, leaves some of them, and has room to slide."""
     if not (depth := run.pruning.depth):
-        return None
+        return
     schedule = run.schedule.build()
     if depth.window >= len(schedule.trained_depths):
-        return (
+        yield (
             f"pruning.depth.window is {depth.window} of {len(schedule.trained_depths)} trained depths; it must leave "
             "some"
         )
     if depth.start is not None and depth.start >= schedule.grid_steps:
-        return (
+        yield (
             f"pruning.depth.start is {depth.start}; of {schedule.grid_steps} steps the deepest edge that can be "
             f"trained leads to depth {schedule.grid_steps - 1}"
         )
     if depth.mode == "sliding" and depth.stop >= depth.deepest(schedule):
-        return (
+        yield (
             f"pruning.depth.stop is {depth.stop}, and the window begins at depth {depth.deepest(schedule)} at its "
             "deepest: it couldn't slide"
         )
-    return None
 
 
-def sampling_ahead_needs_workers(run: "RunSettings") -> str | None:
+def sampling_ahead_needs_workers(run: "RunSettings") -> Misfit:
     """Sampling an iteration ahead needs workers beside the learner."""
     if run.staleness and (run.execution, run.placement) != ("ray", "separate"):
-        return (
+        yield (
             f"staleness is 1 with execution '{run.execution}' and placement '{run.placement}'; sampling ahead needs "
             "execution 'ray' and placement 'separate'"
         )
-    return None
 
 
-def partitioned_ranks_do_not_sample(run: "RunSettings") -> str | None:
+def partitioned_ranks_do_not_sample(run: "RunSettings") -> Misfit:
     """Ranks that share a network (ZeRO 3) don't sample trees of their own."""
     if run.placement == "colocated" and run.learner.zero_stage == 3 and run.pools.learner.count > 1:
-        return (
+        yield (
             f"learner.zero_stage is 3 with placement 'colocated' and {run.pools.learner.count} ranks, which would have "
             "to sample in step; use stage 0, 1 or 2, or placement 'separate'"
         )
-    return None
 
 
-def a_tree_has_leaves_to_compare(run: "RunSettings") -> str | None:
+def a_tree_has_leaves_to_compare(run: "RunSettings") -> Misfit:
     """A tree has at least two leaves, and an advantage compares some of them."""
     schedule = run.schedule.build()
     if schedule.leaves < 2:
-        return "schedule has one leaf; a tree needs at least two leaves (give roots, splits or a group)"
+        yield "schedule has one leaf; a tree needs at least two leaves (give roots, splits or a group)"
     if run.advantage.normaliser != "group" and schedule.leaves == schedule.roots:
-        return (
+        yield (
             f"advantage.normaliser is '{run.advantage.normaliser}' and the schedule doesn't split: every advantage "
             "would be 0; use 'group' or split somewhere"
         )
-    return None
 
 
-RULES: tuple[Callable[["RunSettings"], str | None], ...] = (
+RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     bfloat16_needs_float32_gradients,
     compiling_needs_whole_layers,
     offloading_needs_partitions,

@@ -31,7 +31,7 @@ from .changes import Change
 from .checkpoints import DAMAGED
 from .folder import RunFolder
 from .loop import IterationReport
-from .state import RunState
+from .state import RunState, State
 from .stop import Stopped
 from .text_log import TextLog, logged_output
 
@@ -78,21 +78,18 @@ class RunDisplay:
     @contextmanager
     def waiting(self, what: str) -> Iterator[None]:
         """A spinner during `what`."""
-        if self._state:
-            self._state.does(what)
+        self._does(what)
         idle = self._progress is None and self.console.is_terminal
         columns = (SpinnerColumn(), TextColumn("{task.description}"))
         with Progress(*columns, console=self.console, transient=True, disable=not idle, **KEEP_OUT) as spinner:
             spinner.add_task(what, total=None)
             yield
-        if self._state:
-            self._state.does("")
+        self._does("")
 
     @contextmanager
     def iterating(self, done: int, total: int) -> Iterator[None]:
         """The bar over all iterations."""
-        if self._state:
-            self._state.change("running")
+        self._become("running")
         columns = (
             TextColumn("iteration"),
             MofNCompleteColumn(),
@@ -139,15 +136,13 @@ class RunDisplay:
 
     def lost(self, error: Exception, done: int) -> None:
         """A process was lost, and the run continues from the checkpoint of iteration `done`."""
-        if self._state:
-            self._state.change("recovering", error=brief(error))
+        self._become("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
         self._warn(f"{brief(error)}; restarting all processes from {where}")
 
     def stopping(self, iteration: int, seconds: float | None) -> None:
         """Somebody has asked the run to stop; `seconds` are what is left of the iteration, if that is known."""
-        if self._state:
-            self._state.change("stopping")
+        self._become("stopping")
         about = "" if seconds is None else f" (in about {seconds:.0f} s)"
         self._warn(f"stopping after iteration {iteration}{about}, with a checkpoint; ask again to stop at once")
 
@@ -160,8 +155,7 @@ class RunDisplay:
 
     def full(self, error: BaseException) -> None:
         """The disk is full, and the run waits."""
-        if self._state:
-            self._state.does("waiting for room on the disk")
+        self._does("waiting for room on the disk")
         self._warn(f"the disk is full, waiting for room: {error}")
 
     def advise(self, lines: Sequence[str]) -> None:
@@ -171,9 +165,18 @@ class RunDisplay:
 
     def room(self) -> None:
         """The disk has room again, and the write has succeeded."""
-        if self._state:
-            self._state.does("")
+        self._does("")
         self._say("there is room on the disk again")
+
+    def _become(self, state: State, **more: str) -> None:
+        """Write a new state into the run folder, if this records one."""
+        if self._state:
+            self._state.change(state, **more)
+
+    def _does(self, what: str) -> None:
+        """Write what is at work into the run folder, if this records one."""
+        if self._state:
+            self._state.does(what)
 
     def _warn(self, text: str) -> None:
         self._say(text, style="yellow", level=logging.WARNING)
