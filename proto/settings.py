@@ -97,15 +97,10 @@ class Settings(BaseModel):
     )
 
     @model_validator(mode="after")
-    def _texts_can_be_sent(self) -> Self:
+    def _can_be_sent_and_computed(self) -> Self:
         for name, value in self:
             if isinstance(value, str) and any("\ud800" <= sign <= "\udfff" for sign in value):
                 raise ValueError(f"{name} is {value!r}, which has half a character (a lone surrogate)")
-        return self
-
-    @model_validator(mode="after")
-    def _not_beyond_float32(self) -> Self:
-        for name, value in self:
             if isinstance(value, float) and MAX_NUMBER < abs(value) < math.inf:
                 raise ValueError(f"{name} is {value}; numbers go up to {MAX_NUMBER:g}")
         return self

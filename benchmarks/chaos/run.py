@@ -115,7 +115,8 @@ class Run:
             return f"{self.name}: {what}: exit status {self.driver.poll()}\n{self.log.read_text()[-3000:]}"
 
         def checked() -> bool:
-            if not (so := reached()) and self.driver.poll() is not None:
+            ended = self.driver.poll() is not None  # before what it has reached at last is looked at
+            if not (so := reached()) and ended:
                 raise RunFailed(failure())
             return so
 

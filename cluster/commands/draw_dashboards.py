@@ -94,7 +94,7 @@ def _draw_board(
         left, bottom = place["x"] / 24, 1 - (0.6 + (place["y"] + place["h"]) * UNIT_INCHES[1]) / height
         size = place["w"] / 24, place["h"] * UNIT_INCHES[1] / height
         if panel["type"] == "row":
-            figure.text(0.01, bottom, panel["title"], fontsize=13, weight="bold")
+            figure.text(0.01, bottom + 0.3 * size[1], panel["title"], fontsize=13, weight="bold")
             continue
         # Room for title, ticks and legend within the panel's cell.
         box = (left + 0.1 * size[0], bottom + 0.28 * size[1], 0.86 * size[0], 0.56 * size[1])
