@@ -44,7 +44,7 @@ def train(
 ) -> Path:
     """Run the recipe, or continue it (from the checkpoint `back_to`, or the newest), and return the run folder.
 
-    With `execution: ray` on the cluster at `address`, or on a Ray that is started for this run and ended with it. What
+    With `execution: ray` on the cluster at `address`, or on one that is started for this run and ended with it. What
     can be checked is checked before anything is written. Raises InputError for settings that can't be used, Stopped
     after SIGTERM or Ctrl-C.
     """

@@ -35,7 +35,7 @@ class OwnScorer:
 
 
 def as_failure(what: str, error: Exception) -> Exception:
-    """What an exception of the user's own code is told as: NotScored with its place and traceback, unless it is an
+    """How an exception of the user's own code is reported: as NotScored with its place and traceback, unless it is an
     InputError or NotScored itself."""
     if isinstance(error, (InputError, NotScored)):
         return error

@@ -272,7 +272,7 @@ def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
 
 
 def ratios(measured: Mapping[str, Mapping[str, float]], row_flops: float, rows: int, peak: float) -> dict[str, float]:
-    """What is to be reached on an H100: 1.5 for rollouts, 0.45 of the peak, 5 for iterations."""
+    """The claims: on an H100, 1.5 for rollouts, 0.45 of the peak and 5 for iterations are to be reached."""
     best = min(measured[name]["iteration"] for name in ("tree", "tree, pruned", "mix"))
     reached = {"forward: share of the peak": row_flops * rows / measured[f"batch of {rows}"]["forward"] / (peak * 1e12)}
     for batching in ("", ", one row per pass"):
@@ -284,7 +284,7 @@ def ratios(measured: Mapping[str, Mapping[str, float]], row_flops: float, rows: 
 
 @contextmanager
 def _bench(scale: Scale, device: torch.device, *, rows: int, compiled: bool) -> Iterator[Bench]:
-    """Warmed up: kernels are chosen and compiled."""
+    """A bench that is warmed up: kernels are chosen and compiled."""
     bench = Bench(scale, device, compiled=compiled)
     short = branch_grpo(steps=4, splits={0: 2, 1: 2})
     for size in (1, rows):
@@ -313,8 +313,8 @@ def main(
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure with torch.compile too.")] = True,
     peak: Annotated[float, typer.Option(help="The card's bfloat16 peak, TFLOP/s.")] = PEAK_TFLOPS,
 ) -> None:
-    """Measure, and write gpu.json after each part. Parts that it holds already, of the same options, are left out: a
-    second call goes on where the first was stopped.
+    """Measure, and write gpu.json after each part. Parts that it already holds, with the same options, are skipped: a
+    second call continues where the first was stopped.
 
     Example: python -m branchgrpo.benchmarks.speed.gpu --no-compile --times 1
     """

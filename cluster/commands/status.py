@@ -72,7 +72,7 @@ class RunStatus:
     controller: dict[str, Any] | None = None
     """The report of the run's controller on Ray about its processes."""
     unreachable: str | None = None
-    """Why it tells nothing."""
+    """Why the controller gives no report."""
 
     @property
     def live(self) -> bool:
@@ -85,7 +85,7 @@ def status_of(folder: Path) -> RunStatus:
     recorded, seen = read_state(folder), driver_of(folder)
     run = RunStatus(str(recorded.get("name", folder.name)), str(folder), "unknown")
     if seen and seen.alive:
-        # What an earlier driver wrote tells nothing of this one.
+        # What an earlier driver wrote isn't about this one.
         mine = recorded.get("pid") == seen.driver.pid and recorded.get("state") not in ENDED
         run.state, run.since = (recorded["state"], recorded["since"]) if mine else ("starting", seen.driver.since)
         run.driver = str(seen.driver)

@@ -63,7 +63,7 @@ def find_cluster(address: str | None) -> str | None:
 
 
 def sockets_must_fit() -> None:
-    """Raises InputError if a Ray that is started here couldn't have its sockets where it would put them."""
+    """Raises InputError if the folder for Ray's sockets has too long a path for a Ray cluster that is started here."""
     name = next((name for name in TEMPORARY if name in os.environ), None)
     folder = os.environ[name] if name else "/tmp"
     longest = f"{folder}/ray/session_0000-00-00_00-00-00_000000_{os.getpid()}/sockets/plasma_store"

@@ -11,7 +11,7 @@ from .worker_pool import Worker
 
 
 class ArrivedPart(NamedTuple):
-    """A part whose pictures and states lie elsewhere, in the order in which a worker hands over its objects."""
+    """A part whose pictures and states lie elsewhere, in the order in which a worker sends its objects."""
 
     media: Any
     states: Any

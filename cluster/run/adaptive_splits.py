@@ -102,7 +102,7 @@ class SplitChooser:
             (folder / FILE).write_text(json.dumps(state))
 
     def load(self, folder: Path) -> None:
-        """Go on from a checkpoint. One without `adapt`, or with other steps, leaves everything to be learned."""
+        """Continue from a checkpoint. One without `adapt`, or with other steps, changes nothing."""
         if self._adapt and (folder / FILE).is_file():
             state: dict[str, Any] = json.loads((folder / FILE).read_text())
             if state.get("steps", self._steps) != self._steps:

@@ -109,5 +109,5 @@ def _of_evaluation(settings: RunSettings) -> Iterator[str]:
 
 
 def _changed(section: Settings, name: str) -> bool:
-    """Whether a setting isn't its default. Recipes in run folders name all settings, so that tells nothing."""
+    """Whether a setting isn't its default. Recipes in run folders name all settings, so being named is no sign."""
     return bool(getattr(section, name) != type(section).model_fields[name].default)

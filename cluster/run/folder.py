@@ -3,12 +3,12 @@
 recipe.yaml            all settings, as the run used them
 prompts/               copies of its prompt files
 versions.json          of Python and the packages that matter
-fingerprints.json      by which the policy is known, wherever it lies
-changes.jsonl          one line per setting that was changed when the run went on, and per return to a checkpoint
-set-aside/             what returns and changes have put out of use
+fingerprints.json      a digest of the policy, which is the same in any folder
+changes.jsonl          one line per setting that was changed when the run continued, and per return to a checkpoint
+set-aside/             files that a return or a change has made obsolete
 driver.lock            locked by the driver, of which there is one
 state.json             what the run is doing, or how it has ended
-log.txt                what the run tells, with times
+log.txt                messages of the run, with times
 metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each

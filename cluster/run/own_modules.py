@@ -90,7 +90,7 @@ def _imported(file: Path) -> set[str]:
     """First parts of the names of the modules that a file imports."""
     try:
         tree = ast.parse(file.read_bytes())
-    except (OSError, SyntaxError, ValueError):  # whoever imports it is told
+    except (OSError, SyntaxError, ValueError):  # reported when it is imported
         return set()
     names: set[str] = set()
     for node in ast.walk(tree):

@@ -47,7 +47,7 @@ class Timeline:
         return length([span for name in names for span in self.spans.get(name, [])], time.time())
 
     def hidden(self, name: str, behind: str) -> float:
-        """Share of phase `name` during which phase `behind` went on too; 0 for a phase that never was."""
+        """Share of phase `name` during which phase `behind` was running too; 0 for a phase that never was."""
         total = self.seconds(name)
         return (total + self.seconds(behind) - self.seconds(name, behind)) / total if total else 0.0
 
