@@ -10,6 +10,7 @@ from typing import Any
 
 # Tests start other processes beside them, and threads that spin while they wait would slow both 20 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
+os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are small, and two processes run tests
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of their own, on this host alone
@@ -195,3 +196,12 @@ def service() -> Iterator[Any]:
 
     with served() as service:
         yield service
+
+
+@pytest.fixture
+def small() -> Iterator[Any]:
+    """A client of a reward service with tight limits, which must still score when a test is done with it."""
+    import score_requests
+
+    with score_requests.small_client() as client:
+        yield client

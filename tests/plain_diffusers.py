@@ -13,11 +13,10 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families import saved
-from support import Settings
+from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
-COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}}
 
 
 def plain(folder: str) -> Any:
@@ -28,7 +27,8 @@ def plain(folder: str) -> Any:
 
 def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.ndarray:
     """What plain diffusers draws from the starts, in [0, 1]."""
-    config, video = pipeline.scheduler.config, settings.frames > 1
+    published, video = pipeline.scheduler, settings.frames > 1
+    config = published.config
     if hasattr(pipeline, "unet"):
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     elif video:
@@ -52,6 +52,7 @@ def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.
         **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
         **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
     )
+    pipeline.scheduler = published
     return np.asarray(drawn.frames if video else drawn.images)
 
 

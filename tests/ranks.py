@@ -149,7 +149,8 @@ def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = N
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
             policy = load_policy(settings.policy, network_only=True, build=build)
             assert_shared(policy.network, ranks)
-            assert_same_network(settings)
+            if not (settings.learner.lora or settings.learner.kl_weight or settings.policy.start_from):
+                assert_same_network(settings)  # once per family
         learner = Learner(policy, settings)
         if settings.name == "partitioned" and learner.reference and not settings.learner.lora:
             assert_shared(learner.reference.network.module, ranks)

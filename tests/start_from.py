@@ -13,11 +13,11 @@ from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from rich.console import Console
-from support import Settings
+from support import COUNTING, Settings
 
 LORA = {"rank": 2, "alpha": 8}
 SMALL = {
-    "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},
+    "rewards": COUNTING,
     "prompts.per_iteration": 2,
     "learner.updates_per_iteration": 1,
     "learner.optimizer": {"learning_rate": 5e-2},

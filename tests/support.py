@@ -32,8 +32,10 @@ SMALL = {"cpus": 0.5, "threads": 1}
 LITTLE = {"cpus": 0.1, "threads": 1}
 ALONE = {name: value for name, value in os.environ.items() if not name.startswith("RAY_A")}
 """The environment of a user without a Ray cluster: Ray is started with its own defaults."""
-# Advantages need rewards that differ; the tiny policy's pictures hold no text, so these runs use the embedded policy.
+COUNTING = {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}}
+"""A reward whose scores differ in every batch."""
 GLYPHS = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1}
+"""The embedded policy, whose pictures hold text: advantages need rewards that differ."""
 
 
 def command(*arguments: str | Path) -> list[str]:

@@ -1,22 +1,18 @@
 """The docs say what the code does."""
 
 import re
+from collections.abc import Callable
 
-from branchgrpo.cluster.pages import files, metrics
-from branchgrpo.cluster.pages.recipe import reference
+import pytest
+from branchgrpo.cluster.pages import files, metrics, recipe
 from support import ROOT
 
 
-def test_the_recipe_reference_is_that_of_the_settings() -> None:
-    assert (ROOT / "docs" / "recipe.md").read_text() == reference(), "run `make docs`"
-
-
-def test_the_metrics_page_is_that_of_the_series() -> None:
-    assert (ROOT / "docs" / "metrics.md").read_text() == metrics.page(), "run `make docs`"
-
-
-def test_the_file_map_is_that_of_the_files() -> None:
-    assert (ROOT / "docs" / "files.md").read_text() == files.page(), "run `make docs`"
+@pytest.mark.parametrize(
+    ("name", "page"), [("recipe", recipe.reference), ("metrics", metrics.page), ("files", files.page)]
+)
+def test_written_pages_are_those_of_the_code(name: str, page: Callable[[], str]) -> None:
+    assert (ROOT / "docs" / f"{name}.md").read_text() == page(), "run `make docs`"
 
 
 def test_every_file_is_on_the_map_with_its_purpose() -> None:

@@ -1,6 +1,7 @@
 """The folders import downwards only, and hide nobody else's package."""
 
 import ast
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -36,6 +37,7 @@ FORBIDDEN = {  # pure algorithm code knows nothing of these
 KNOW_RAY = ("cluster/on_ray/", "cluster/commands/")
 
 
+@cache
 def imported(path: Path) -> set[str]:
     """Dotted names of the modules that a file imports; ours start with `branchgrpo.`."""
     package = ("branchgrpo", *path.relative_to(ROOT).parent.parts)

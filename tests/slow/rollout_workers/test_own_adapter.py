@@ -7,7 +7,7 @@ from pathlib import Path
 import own_adapters
 import pytest
 from branchgrpo.proto.recipe import save_recipe
-from support import LITTLE, Settings, command
+from support import COUNTING, LITTLE, Settings, command
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,7 @@ def test_a_run_on_ray_ends_with_it_at_its_first_failure(
     changes = {
         "execution": "ray",
         "policy.adapter": f"own_adapters:{adapter}",
-        "rewards": {"counting": {"scorer": "branchgrpo.benchmarks.support.stand_ins:counting_scorer"}},
+        "rewards": COUNTING,
         "prompts.held_out": None,
         "pools": {"rollout_workers": LITTLE, "learner": LITTLE, "rewards": {"counting": LITTLE}},
     }

@@ -7,10 +7,8 @@ import pickle
 import re
 import struct
 import zlib
-from collections.abc import Iterator
 from typing import Any
 
-import httpx
 import numpy as np
 import pytest
 from branchgrpo.proto.safetensors_codec import encode
@@ -22,32 +20,8 @@ from branchgrpo.reward_service.parsing import Limits
 from branchgrpo.reward_service.scorers import Scorers
 from fastapi import FastAPI
 from fastapi.testclient import TestClient
-from hypothesis import given, settings
-from hypothesis import strategies as st
-from PIL import Image, ImageDraw, ImageFont
-
-TEXTS = ["123", "128", "OPEN"]
-PROMPTS = ["123", "123", 'a sign that says "OPEN"']
-HEIGHT, WIDTH = 40, 96
-
-
-def picture(text: str) -> np.ndarray:
-    image = Image.new("RGB", (WIDTH, HEIGHT), "white")
-    ImageDraw.Draw(image).text((8, 4), text, fill="black", font=ImageFont.load_default(size=28))
-    return np.asarray(image)
-
-
-MEDIA = np.stack([picture(text) for text in TEXTS])
-
-
-def stored(pixels: np.ndarray | Image.Image, kind: str = "PNG") -> bytes:
-    file = io.BytesIO()
-    if kind == "npy":
-        np.save(file, np.asarray(pixels))
-    else:
-        image = pixels if isinstance(pixels, Image.Image) else Image.fromarray(pixels)
-        image.save(file, kind, **({"quality": 100, "subsampling": 0} if kind == "JPEG" else {}))
-    return file.getvalue()
+from PIL import Image
+from score_requests import MEDIA, PROMPTS, mean, post_bytes, post_form, refused, stored
 
 
 def npy(shape: tuple[int, ...], descr: str = "|u1", data: bytes = b"") -> bytes:
@@ -76,22 +50,6 @@ def facts(**changed: Any) -> dict[str, str]:
     return {"request": json.dumps({"id": "x", "prompts": ["1"], "rewards": ["mean"], **changed})}
 
 
-def post_form(client: TestClient, files: list[bytes], prompts: list[str], **fields: Any) -> Any:
-    parts: list[Any] = [("media", (f"{place}.png", data)) for place, data in enumerate(files)]
-    for name, values in {"prompt": prompts, **fields}.items():
-        parts += [(name, (None, value)) for value in ([values] if isinstance(values, str) else values)]
-    return client.post("/v1/score", files=parts)
-
-
-def post_bytes(client: TestClient, body: Any, kind: str = BINARY[0], **headers: str) -> Any:
-    return client.post("/v1/score", content=body, headers={"content-type": kind, **headers})
-
-
-async def mean(request: ScoreRequest) -> ScoreReply:
-    """A reward that depends on every pixel."""
-    return ScoreReply(scores={"mean": request.media.mean(axis=(1, 2, 3), dtype=np.float64)}, id=request.id)
-
-
 @pytest.fixture(scope="module")
 def scorers() -> Scorers:
     return Scorers({"ocr": RewardSettings(), "ocr_exact": RewardSettings()})
@@ -103,27 +61,6 @@ def ocr(scorers: Scorers) -> TestClient:
         return await asyncio.to_thread(scorers.score, request)
 
     return TestClient(create_app(score, ["ocr", "ocr_exact"]))
-
-
-@pytest.fixture(scope="module")
-def small_client() -> TestClient:
-    return TestClient(create_app(mean, ["mean"], Limits(pictures=4, bytes=50_000, pixels=64 * 64)))
-
-
-@pytest.fixture
-def small(small_client: TestClient) -> Iterator[TestClient]:
-    """A service with tight limits, that must still score when a test is done with it."""
-    yield small_client
-    pixels = np.arange(48, dtype=np.uint8).reshape(4, 4, 3)
-    answer = post_form(small_client, [stored(pixels)], ["p"])
-    assert (answer.status_code, answer.json()) == (200, {"id": "", "scores": {"mean": [23.5]}})
-
-
-def refused(answer: Any, status: int, *named: str) -> None:
-    assert answer.status_code == status, answer.text
-    assert list(answer.json()) == ["error"]
-    for name in named:
-        assert name in answer.json()["error"]
 
 
 @pytest.mark.parametrize("kind", ["PNG", "npy"])
@@ -304,53 +241,6 @@ def test_bad_requests_in_safetensors_are_refused(
     refused(post_bytes(small, encode({"media": media}, header)), status, *named)
 
 
-@pytest.mark.parametrize("kind", [BINARY[0], f"{FORM}; boundary=b"])
-@pytest.mark.parametrize("length", [None, "10"])
-def test_a_body_that_lies_about_its_size_is_read_to_the_limit(small: TestClient, kind: str, length: str | None) -> None:
-    sent = 0
-
-    async def receive() -> dict[str, Any]:
-        nonlocal sent
-        sent += 10_000
-        body = b'--b\r\nContent-Disposition: form-data; name="media"; filename="a"\r\n\r\n' if sent == 10_000 else b""
-        return {"type": "http.request", "body": body.ljust(10_000, b"x"), "more_body": True}
-
-    status, error = call(small.app, receive, {"content-type": kind, **({"content-length": length} if length else {})})
-    assert (status, sent) == (413, 60_000)
-    assert "50000 bytes" in error
-
-
-def test_a_body_that_is_announced_as_too_large_is_not_read(small: TestClient) -> None:
-    async def receive() -> dict[str, Any]:
-        raise AssertionError("read")
-
-    status, error = call(small.app, receive, {"content-type": BINARY[0], "content-length": "50001"})
-    assert status == 413
-    assert "50000 bytes" in error
-    assert call(small.app, receive, {"content-type": BINARY[0], "content-length": "many"})[0] == 400
-
-
-def test_a_client_that_leaves_is_no_failure(small: TestClient) -> None:
-    async def receive() -> dict[str, Any]:
-        return {"type": "http.disconnect"}
-
-    for kind in (BINARY[0], f"{FORM}; boundary=b"):
-        assert call(small.app, receive, {"content-type": kind})[0] == 400
-
-
-def call(app: Any, receive: Any, headers: dict[str, str]) -> tuple[int, str]:
-    """Status and error of a POST /v1/score whose body comes from `receive`."""
-    sent: list[Any] = []
-
-    async def send(message: Any) -> None:
-        sent.append(message)
-
-    raw = [(name.encode(), value.encode()) for name, value in headers.items()]
-    scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b"", "headers": raw}
-    asyncio.run(app(scope, receive, send))
-    return sent[0]["status"], json.loads(sent[1]["body"])["error"]
-
-
 @pytest.mark.parametrize(
     ("outcome", "named"),
     [
@@ -375,36 +265,6 @@ def test_no_score_is_made_up_when_the_models_fail(
         assert named not in answer.text
         assert answer.json()["error"].split()[-1] in caplog.text
         assert named in caplog.text
-
-
-@settings(deadline=None, max_examples=300)
-@given(body=st.binary(max_size=300), cut=st.integers(0, 300), header=st.booleans())
-def test_no_bytes_as_safetensors_break_it(small_client: TestClient, body: bytes, cut: int, header: bool) -> None:
-    whole = encode({"media": ONE[:, :2, :2]}, facts())
-    mixed = whole[:cut] + body + whole[cut + len(body) :]
-    assert post_bytes(small_client, mixed if header else body).status_code in {200, 400, 413, 422}
-
-
-SEEDS = [stored(NOISE[:8, :8], kind) for kind in ("PNG", "JPEG", "npy")] + [b""]
-
-
-@settings(deadline=None, max_examples=300)
-@given(seed=st.sampled_from(SEEDS), place=st.integers(0, 400), patch=st.binary(max_size=40))
-def test_no_bytes_as_media_break_it(small_client: TestClient, seed: bytes, place: int, patch: bytes) -> None:
-    data = seed[:place] + patch + seed[place + len(patch) :]
-    assert post_form(small_client, [data], ["p"]).status_code in {200, 413, 422}
-
-
-@settings(deadline=None, max_examples=200)
-@given(place=st.integers(0, 300), patch=st.binary(max_size=20), kind=st.text(st.characters(max_codepoint=255)))
-def test_no_bytes_as_a_form_break_it(small_client: TestClient, place: int, patch: bytes, kind: str) -> None:
-    head = b'--b\r\nContent-Disposition: form-data; name="%s"%s\r\n\r\n%s\r\n'
-    whole = head % (b"media", b'; filename="a"', PNG) + head % (b"prompt", b"", b"p") + b"--b--\r\n"
-    data = whole[:place] + patch + whole[place + len(patch) :]
-    for name in (f"{FORM}; boundary=b", f"{FORM}; {kind}"):
-        headers = {"content-type": name.encode("latin-1")}
-        answer = small_client.post("/v1/score", content=data, headers=headers)  # type: ignore[arg-type]
-        assert answer.status_code in {200, 400, 413, 422}
 
 
 def test_what_is_served_and_documented(ocr: TestClient) -> None:
@@ -434,125 +294,6 @@ def test_validation_errors_of_added_paths_have_the_same_shape() -> None:
         return number
 
     refused(TestClient(app).get("/added?number=x"), 422, "number", "'x'", "integer")
-
-
-def test_only_those_with_the_token_are_answered() -> None:
-    client = TestClient(create_app(mean, ["mean"], token="secret"))
-    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
-    assert client.get("/healthz").status_code == 200
-    for headers in (
-        {},
-        {"authorization": "Bearer wrong"},
-        {"authorization": "Basic secret"},
-        {"authorization": b"Bearer \xe9"},
-    ):
-        for answer in (post_bytes(client, body, **headers), client.get("/v1/rewards", headers=headers)):
-            assert (answer.status_code, answer.headers["www-authenticate"]) == (401, "Bearer")
-            assert "Authorization: Bearer TOKEN" in answer.json()["error"]
-    known = {"authorization": "Bearer secret"}
-    assert post_bytes(client, body, **known).status_code == 200
-    assert client.get("/v1/rewards", headers=known).json() == ["mean"]
-
-
-def test_more_requests_than_there_is_room_for_are_refused() -> None:
-    async def ask() -> None:
-        inside, go = asyncio.Semaphore(0), asyncio.Event()
-
-        async def slow(request: ScoreRequest) -> ScoreReply:
-            inside.release()
-            await go.wait()
-            return await mean(request)
-
-        transport = httpx.ASGITransport(create_app(slow, ["mean"], Limits(requests=3)))
-        body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-
-            async def post() -> httpx.Response:
-                return await client.post("/v1/score", content=body, headers={"content-type": BINARY[0]})
-
-            first = [asyncio.create_task(post()) for _ in range(3)]
-            for _ in first:
-                await inside.acquire()
-            refused = await asyncio.gather(*(post() for _ in range(20)))
-            assert {(answer.status_code, answer.headers["retry-after"]) for answer in refused} == {(429, "1")}
-            assert "3 requests are in progress" in refused[0].json()["error"]
-            go.set()
-            assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
-            assert (await post()).status_code == 200
-
-    asyncio.run(ask())
-
-
-def test_requests_of_too_many_bytes_together_are_refused() -> None:
-    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
-
-    async def ask() -> None:
-        inside, go = asyncio.Semaphore(0), asyncio.Event()
-
-        async def slow(request: ScoreRequest) -> ScoreReply:
-            inside.release()
-            await go.wait()
-            return await mean(request)
-
-        # A body in safetensors counts twice, as it came and as an array: the third request gets no further than that.
-        transport = httpx.ASGITransport(create_app(slow, ["mean"], Limits(held=5 * len(body))))
-        async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
-
-            async def post() -> httpx.Response:
-                return await client.post("/v1/score", content=body, headers={"content-type": BINARY[0]})
-
-            for _ in range(2):  # what was held is free again
-                go.clear()
-                first = [asyncio.create_task(post()) for _ in range(2)]
-                for _ in first:
-                    await inside.acquire()
-                refused = await post()
-                assert (refused.status_code, refused.headers["retry-after"]) == (429, "1")
-                assert f"hold {5 * len(body)} bytes" in refused.json()["error"]
-                go.set()
-                assert {answer.status_code for answer in await asyncio.gather(*first)} == {200}
-
-    asyncio.run(ask())
-
-
-def test_bodies_are_read_in_turns() -> None:
-    """A body that is there at once, as from a proxy's queue, keeps no other request waiting until all is parsed."""
-    turns: list[int] = []
-
-    async def scenario() -> None:
-        messages = 0
-
-        async def receive() -> dict[str, Any]:
-            nonlocal messages
-            messages += 1
-            return {"type": "http.request", "body": b"x" * 1000, "more_body": messages < 50}
-
-        async def others() -> None:
-            while messages < 50:
-                turns.append(messages)
-                await asyncio.sleep(0)
-
-        scope = {"type": "http", "method": "POST", "path": "/v1/score", "query_string": b""}
-        scope["headers"] = [(b"content-type", BINARY[0].encode())]
-
-        async def send(message: Any) -> None:
-            pass
-
-        await asyncio.gather(create_app(mean, ["mean"])(scope, receive, send), others())
-
-    asyncio.run(scenario())
-    assert len(set(turns)) > 40
-
-
-def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
-    async def never(request: ScoreRequest) -> ScoreReply:
-        await asyncio.Event().wait()
-        raise AssertionError
-
-    client = TestClient(create_app(never, ["mean"], Limits(seconds=0.05)))
-    answer = post_bytes(client, ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes())
-    assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
-    assert "0.05 seconds" in answer.json()["error"]
 
 
 def test_the_documentation_page_needs_no_internet(small: TestClient) -> None:

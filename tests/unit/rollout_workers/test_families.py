@@ -22,8 +22,8 @@ from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import FAMILIES
-from plain_diffusers import COUNTING, PROMPTS, STEPS, plain, policy_of, starts, theirs, two_iterations
-from support import Settings
+from plain_diffusers import PROMPTS, STEPS, plain, policy_of, starts, theirs, two_iterations
+from support import COUNTING, Settings
 
 
 @pytest.fixture(scope="session")
@@ -31,9 +31,14 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PolicySettin
     return {name: policy_of(name, tmp_path_factory.mktemp("family") / "pipeline") for name in FAMILIES}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=FAMILIES, scope="module")
 def settings(request: pytest.FixtureRequest, policies: dict[str, PolicySettings]) -> PolicySettings:
     return policies[request.param]
+
+
+@pytest.fixture(scope="module")
+def pipeline(settings: PolicySettings) -> Any:
+    return plain(settings.pretrained)
 
 
 @pytest.mark.parametrize(
@@ -41,9 +46,8 @@ def settings(request: pytest.FixtureRequest, policies: dict[str, PolicySettings]
     [{}, {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
     ids=["guided", "plain", "scale 0", "shift", "second scale"],
 )
-def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str, Any]) -> None:
+def test_ode_equals_plain_diffusers(settings: PolicySettings, pipeline: Any, changes: dict[str, Any]) -> None:
     settings = settings.model_copy(update=changes)
-    pipeline = plain(settings.pretrained)
     if "shift" in changes and hasattr(pipeline, "unet"):
         pytest.skip("its noise levels are not shifted")
     if "guidance_scale_2" in changes and getattr(pipeline, "transformer_2", None) is None:
@@ -57,7 +61,7 @@ def test_ode_equals_plain_diffusers(settings: PolicySettings, changes: dict[str,
     reference = theirs(pipeline, settings, starts(policy, 5))
     assert reference.std() > 0.01
     np.testing.assert_allclose(ours, reference, atol=1e-4)
-    if policy.guided:
+    if policy.guided and not changes:
         without = settings.model_copy(update={"negative_prompt": "0"})
         other = list(RolloutWorker(load_policy(without), RolloutSettings()).sample(task))
         assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])

@@ -12,7 +12,6 @@ from branchgrpo.proto.schedule import Kernel, Schedule, Step, tree_schedule
 from branchgrpo.rollout_workers.kernels import CoefficientTable, relative_noise
 from diffusers import DDIMScheduler, FlowMatchEulerDiscreteScheduler
 
-SHIFTS = [number / 100 for number in range(1, 1201)]
 ETAS = {"dance": (0.3, 1.0), "flow": (0.7, 1.0), "cps": (0.5, 1.0), "ddim": (0.5, 1.0)}
 
 
@@ -21,6 +20,10 @@ def flow_levels(shift: float, steps: int, own: bool) -> list[float]:
     scheduler = FlowMatchEulerDiscreteScheduler(shift=shift)
     scheduler.set_timesteps(steps, sigmas=np.linspace(1.0, 1 / steps, steps) if own else None)
     return [float(level) for level in scheduler.sigmas]
+
+
+SHIFTS = [n / 100 for n in range(1, 1201) if n % 25 == 0 or flow_levels(n / 100, 2, own=True)[0] != 1]
+"""Those where float32 makes the first level 0.9999999 or 1.0000001, and some others."""
 
 
 def ideal_levels(shift: float, steps: int) -> np.ndarray:
@@ -59,7 +62,7 @@ def assert_finite(table: CoefficientTable) -> None:
 
 @pytest.mark.parametrize("steps", [2, 16])
 def test_every_shift_gives_the_noise_of_exact_levels(steps: int) -> None:
-    """Also where float32 makes the first level 0.9999999 or 1.0000001, as for 128 of these shifts."""
+    assert len(SHIFTS) > 128
     for shift in SHIFTS:
         rounded, ideal = flow_levels(shift, steps, own=True), ideal_levels(shift, steps)
         for kernel, eta in every_kernel():
@@ -81,7 +84,7 @@ def test_schedulers_that_shift_twice_give_finite_steps_too() -> None:
 @pytest.mark.parametrize("spacing", ["leading", "trailing", "linspace"])
 @pytest.mark.parametrize("zero_snr", [False, True])
 def test_ddim_with_all_its_noise_is_defined(spacing: str, zero_snr: bool) -> None:
-    for steps in range(2, 1000, 19):
+    for steps in (2, 3, 10, 21, 50, 128, 333, 499, 999):
         scheduler = DDIMScheduler(timestep_spacing=spacing, rescale_betas_zero_snr=zero_snr, set_alpha_to_one=False)
         scheduler.set_timesteps(steps)
         if len(scheduler.timesteps) != steps:  # diffusers' own rounding
@@ -104,7 +107,7 @@ def test_new_and_old_noise_of_cps_and_ddim_add_up() -> None:
 
 
 def test_multistep_solver_is_finite_for_every_shift() -> None:
-    for shift, steps, own in product(SHIFTS[::7], (4, 20), (True, False)):
+    for shift, steps, own in product(SHIFTS, (4, 20), (True, False)):
         schedule = Schedule((Step("dance", 0.3, children=2, trained=True), *[Step("dpm")] * (steps - 1)))
         assert_finite(CoefficientTable.of(schedule, flow_levels(shift, steps, own)))
         whole = Schedule(tuple([Step("dpm")] * steps))

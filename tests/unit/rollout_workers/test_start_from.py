@@ -25,7 +25,7 @@ def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     return {name: saved(name, tmp_path_factory.mktemp("family") / "pipeline") for name in FAMILIES}
 
 
-@pytest.fixture(params=FAMILIES)
+@pytest.fixture(params=FAMILIES, scope="module")
 def settings(request: pytest.FixtureRequest, folders: dict[str, Path]) -> PolicySettings:
     return policy_settings(request.param, folders[request.param])
 
@@ -69,14 +69,19 @@ def drawn(policy: Any) -> np.ndarray:
     return policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
 
 
+@pytest.fixture(scope="module")
+def published(settings: PolicySettings) -> np.ndarray:
+    """What is drawn without a start."""
+    return drawn(load_policy(settings))
+
+
 @pytest.mark.parametrize("given", [as_lora, as_peft, as_networks])
 def test_ode_from_a_start_equals_plain_diffusers_with_it(
-    settings: PolicySettings, given: Callable[[Any, Path], Path], tmp_path: Path
+    settings: PolicySettings, published: np.ndarray, given: Callable[[Any, Path], Path], tmp_path: Path
 ) -> None:
     pipeline = plain(settings.pretrained)
     if given is as_peft and len(networks(pipeline)) > 1:
         pytest.skip("PEFT's folders hold one network's LoRA")
-    published = drawn(load_policy(settings))
     path = given(pipeline, tmp_path)
     policy = load_policy(PolicySettings(**{**settings.model_dump(), "start_from": str(path)}))
     ours = drawn(policy)

@@ -52,12 +52,13 @@ def test_a_second_call_goes_on_where_the_first_was_stopped(folder: Path, tmp_pat
     assert found["ratios"].keys() == whole["eager"]["ratios"].keys()
 
 
-def test_figures_of_other_options_are_not_taken(tmp_path: Path) -> None:
-    facts = {"device": "CPU", "steps": 6}
-    path = tmp_path / "gpu.json"
-    path.write_text(json.dumps({**facts, "eager": {}}))
-    assert gpu._earlier(path, facts) == {**facts, "eager": {}}
-    assert gpu._earlier(path, {**facts, "steps": 20}) == {**facts, "steps": 20}
+def test_figures_of_other_options_are_not_taken(folder: Path, tmp_path: Path) -> None:
+    other = {**json.loads((folder / "gpu.json").read_text()), "steps": 20, "eager": {"seconds": {"tree": {}}}}
+    (tmp_path / "gpu.json").write_text(json.dumps(other))
+    gpu.main(out=tmp_path, **SMALL)
+    found = json.loads((tmp_path / "gpu.json").read_text())
+    assert found["steps"] == 6
+    assert found["eager"]["seconds"]["tree"]
 
 
 def test_a_gpu_is_asked_for(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

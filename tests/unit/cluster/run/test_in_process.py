@@ -1,19 +1,8 @@
 """The four calls in one process, where worker and learner share a policy, at every ZeRO stage."""
 
-import numpy as np
 import pytest
 from branchgrpo.cluster.run.in_process import InProcessLoop
-from support import Settings
-
-
-class RandomScores:
-    """The tiny policy's pictures hold no text; scores that differ keep every edge in the gradient."""
-
-    def __init__(self) -> None:
-        self.rng = np.random.default_rng(0)
-
-    def __call__(self, media: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
-        return {"ocr": self.rng.random(len(media)), "ocr_exact": self.rng.random(len(media))}
+from support import COUNTING, Settings
 
 
 @pytest.mark.parametrize(
@@ -29,10 +18,10 @@ def test_the_worker_samples_with_the_weights_just_learned(
             "policy.precision": precision,
             "learner.lora": {"rank": 2} if lora else None,
             "learner.optimizer.learning_rate": 1e-2,
+            "rewards": COUNTING,
         }
     )
     loop = InProcessLoop(settings, ["1", "2", "3", "4"])
-    loop.scorers._models = [({"ocr", "ocr_exact"}, RandomScores())]
     told: list[tuple[str, float]] = []
     before = {name: value.clone() for name, value in loop.learner.engine.weights().items()}
     bound = 1e-5 if precision == "float32" else 1e-3
@@ -42,7 +31,7 @@ def test_the_worker_samples_with_the_weights_just_learned(
         assert first.edges == 2 * settings.schedule.build().trained_edges
         assert first.logprob_abs_diff < bound
         assert second.logprob_abs_diff > 0
-        assert report.rewards["ocr"].shape == (4 * settings.schedule.build().leaves,)
+        assert report.rewards["counting"].shape == (4 * settings.schedule.build().leaves,)
     assert loop.worker.version == loop.learner.version == 3
     assert any((value != before[name]).any() for name, value in loop.learner.engine.weights().items())
     assert ("rollout", 1.0) in told
