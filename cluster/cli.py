@@ -5,7 +5,7 @@ import signal
 import sys
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 from rich.console import Console
@@ -309,19 +309,22 @@ def study(
 
 
 @app.command()
-def pretrain_glyphs(
+def pretrain(
+    policy: Annotated[Literal["glyphs", "shapes"], typer.Argument(help="One of the embedded policies.")],
     out: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, pictures and batches.")] = 0,
 ) -> None:
-    """Train the embedded policy `glyphs` from scratch (under 20 minutes on two cores).
+    """Train an embedded policy from scratch (20 to 40 minutes on two cores).
 
-    Example: [bold]branchgrpo pretrain-glyphs glyphs && branchgrpo evaluate recipes/glyphs.yaml[/bold]
+    Example: [bold]branchgrpo pretrain shapes mine && branchgrpo train shapes policy.pretrained=mine[/bold]
     """
     from ..proto.atomic_files import must_be_new
 
     must_be_new(out)
-    from ..rollout_workers.glyphs.pretrain import pretrain
-
+    if policy == "glyphs":
+        from ..rollout_workers.glyphs.pretrain import pretrain
+    else:
+        from ..rollout_workers.shapes.pretrain import pretrain
     typer.echo(f"pipeline: {pretrain(out, seed=seed)}")
 
 

@@ -137,8 +137,8 @@ class PolicySettings(Settings):
     """The model to train."""
 
     pretrained: HomeText
-    """Folder of a diffusers pipeline, such as a local FLUX.1-dev, or `glyphs` for the embedded one. A relative path
-    starts in the current folder."""
+    """Folder of a diffusers pipeline, such as a local FLUX.1-dev, or `glyphs` or `shapes` for an embedded one. A
+    relative path starts in the current folder."""
     height: Pixels = 720
     """Height of the pictures, pixels."""
     width: Pixels = 720

@@ -38,6 +38,9 @@ SCORERS = {
     "ocr": f"{__package__}.ocr:load_ocr",
     "ocr_exact": f"{__package__}.ocr:load_ocr",
     "pick_score": f"{__package__}.clip:load_pick_score",
+    "shapes": f"{__package__}.shapes:load_shapes",
+    "shapes_clean": f"{__package__}.shapes:load_shapes",
+    "shapes_exact": f"{__package__}.shapes:load_shapes",
 }
 """Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer, new_pipeline
+from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer, new_pipeline
 from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
@@ -83,9 +83,9 @@ def stable_diffusion_3(*, t5: bool = True) -> DiffusionPipeline:
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
         vae=_vae(4, scaling_factor=1.5305, shift_factor=0.0609, use_quant_conv=False, use_post_quant_conv=False),
         text_encoder=CLIPTextModelWithProjection(_clip(16)),
-        tokenizer=_character_tokenizer(),
+        tokenizer=character_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(_clip(16)),
-        tokenizer_2=_character_tokenizer(),
+        tokenizer_2=character_tokenizer(),
         text_encoder_3=T5EncoderModel(config) if t5 else None,
         tokenizer_3=ByT5Tokenizer(extra_ids=0) if t5 else None,
     )
@@ -115,7 +115,7 @@ def stable_diffusion(*, prediction: str) -> DiffusionPipeline:
         ),
         vae=_vae(4, scaling_factor=0.18215),
         text_encoder=CLIPTextModel(_clip(16)),
-        tokenizer=_character_tokenizer(),
+        tokenizer=character_tokenizer(),
         safety_checker=None,
         feature_extractor=None,
         requires_safety_checker=False,
@@ -215,7 +215,7 @@ def _vae(channels: int, **more: Any) -> AutoencoderKL:
 
 
 def _clip(width: int) -> CLIPTextConfig:
-    tokenizer = _character_tokenizer()
+    tokenizer = character_tokenizer()
     return CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=width,

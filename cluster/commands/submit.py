@@ -47,6 +47,7 @@ SHIPPED = (
     "reward_service/*.py",
     "rollout_workers/**/*.py",
     "rollout_workers/glyphs/pipeline/**/*",
+    "rollout_workers/shapes/pipeline/**/*",
 )
 """The package's files. A checkout holds more, such as tests and runs."""
 STOP_WAIT_SECONDS = 3600

@@ -1,4 +1,4 @@
-"""The Flux family: FLUX.1-dev, FLUX.1-schnell and the embedded `glyphs`."""
+"""The Flux family: FLUX.1-dev, FLUX.1-schnell and the embedded policies."""
 
 from typing import Any
 

@@ -36,7 +36,8 @@ FAMILIES = {
 }
 """diffusers' pipeline class -> its family. A new family is one file and one line here."""
 
-EMBEDDED = {"glyphs": Path(__file__).parents[1] / "glyphs" / "pipeline"}
+EMBEDDED = {name: Path(__file__).parents[1] / name / "pipeline" for name in ("glyphs", "shapes")}
+"""Name in a recipe -> folder of the policies that are shipped."""
 
 
 def load_policy(settings: PolicySettings, *, network_only: bool = False, build: Builder | None = None) -> Policy:

@@ -88,7 +88,7 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
         "serve-rewards",
         "evaluate",
         "export",
-        "pretrain-glyphs",
+        "pretrain",
         "drain",
         "node",
         "clean",
@@ -128,7 +128,7 @@ def test_evaluate_writes_pictures_and_scores(
         ["export", "run"],
         ["trace", "run", "--out"],
         ["draw-dashboards", "run", "--out"],
-        ["pretrain-glyphs"],
+        ["pretrain", "glyphs"],
     ],
     ids=lambda arguments: arguments[0],
 )

@@ -16,7 +16,7 @@ from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service import clip, image_reward
 from branchgrpo.reward_service import preprocessing as images
 from branchgrpo.reward_service.scorers import Scorers
-from branchgrpo.rollout_workers.glyphs.pretrain import _character_tokenizer
+from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
 from PIL import Image
 from published import PROMPTS, pictures, tokens, weights
 from support import scores
@@ -70,7 +70,7 @@ def test_scores_are_those_of_the_published_package(
 @pytest.fixture(scope="session")
 def clip_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     torch.manual_seed(2)
-    tokenizer = _character_tokenizer()
+    tokenizer = character_tokenizer()
     small = {"hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2, "num_attention_heads": 2}
     model = CLIPModel(
         CLIPConfig(
@@ -148,7 +148,7 @@ def test_pictures_are_padded_as_the_hpsv2_package_does(shape: tuple[int, int]) -
 @torch.no_grad()
 def features(folder: Path, media: np.ndarray) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Of pictures and prompts, not normalised, and the scale: by transformers and Pillow."""
-    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), _character_tokenizer()
+    model, tokenizer = CLIPModel.from_pretrained(folder).eval(), character_tokenizer()
     processor = CLIPImageProcessorPil(size={"shortest_edge": 28}, crop_size={"height": 28, "width": 28})
     pixels = processor([Image.fromarray(picture) for picture in media], return_tensors="pt").pixel_values
     out = model(**tokenizer(list(PROMPTS), padding="max_length", return_tensors="pt"), pixel_values=pixels)

@@ -199,11 +199,11 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "nothing": (
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
-        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json) or one of ['glyphs']",
+        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json) or one of ['glyphs', 'shapes']",
     ),
     "a file": (
         lambda folder: (shutil.rmtree(folder), folder.touch()),
-        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json) or one of ['glyphs']",
+        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json) or one of ['glyphs', 'shapes']",
     ),
     "an index that is a link to nowhere": (
         linked("model_index.json"),

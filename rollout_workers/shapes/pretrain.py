@@ -1,0 +1,72 @@
+"""How the embedded policy `shapes` was made: a whole FluxPipeline, trained from scratch.
+
+Three phases: the autoencoder on pictures; the text encoders and the transformer on pictures of what their prompts say,
+until most are right; then on pictures for which each word of the prompt was misread with some probability. What comes
+out draws clean shapes, and about a third of its pictures are wholly right: a failure that a reward can mend.
+
+Everything is seeded: the same seed on the same machine and number of threads gives the same weights.
+"""
+
+import json
+from pathlib import Path
+
+import torch
+from tokenizers import Tokenizer
+from tokenizers.models import BPE
+from tokenizers.pre_tokenizers import Whitespace
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTokenizer, T5Tokenizer
+
+from ..pretraining import as_tensor, encode, phases, save, small_flux, train_flow, train_vae
+from .scenes import SIZE, draw_all, scenes
+
+MAX_SEQUENCE_LENGTH = 8
+MISREAD = 0.2
+
+
+def _clip_tokenizer(prompts: list[str]) -> CLIPTokenizer:
+    """CLIP's tokenizer, with merges that make one token of every word in the prompts."""
+    end = "</w>"
+    learned = Tokenizer(BPE(end_of_word_suffix=end))
+    learned.pre_tokenizer = Whitespace()
+    learned.train_from_iterator(prompts, BpeTrainer(vocab_size=400, end_of_word_suffix=end, show_progress=False))
+    model = json.loads(learned.to_str())["model"]
+    vocabulary = {token: i for i, token in enumerate([*model["vocab"], "<|startoftext|>", "<|endoftext|>"])}
+    return CLIPTokenizer(vocab=vocabulary, merges=[tuple(pair) for pair in model["merges"]], model_max_length=9)
+
+
+def _t5_tokenizer(prompts: list[str]) -> T5Tokenizer:
+    """T5's tokenizer, with one token per word of the prompts."""
+    words = sorted({word for prompt in prompts for word in prompt.split()})
+    vocabulary = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", -10.0), ("▁", -9.0), *((f"▁{word}", -1.0) for word in words)]
+    return T5Tokenizer(vocab=vocabulary, extra_ids=0)
+
+
+def pretrain(
+    out: Path,
+    *,
+    seed: int = 0,
+    vae_steps: int = 1200,
+    clean_steps: int = 3000,
+    misread_steps: int = 600,
+    pictures_per_scene: int = 6,
+) -> Path:
+    """Train `shapes` from scratch and save it to `out` as a diffusers folder of fp16 safetensors.
+
+    Takes under 40 minutes on two cores. The scenes for validation and those held out are never drawn.
+    """
+    torch.manual_seed(seed)
+    train_scenes, _, _ = scenes()
+    drawn = [scene for scene in train_scenes for _ in range(pictures_per_scene)]
+    prompts = [str(scene) for scene in drawn]
+    words = _t5_tokenizer(prompts)
+    pipeline = small_flux(_clip_tokenizer(prompts), words, len(words))
+    clean = as_tensor(draw_all(drawn, seed + 1))
+    misread = as_tensor(draw_all(drawn, seed + 2, misread_share=MISREAD))
+    form = {"size": (SIZE, SIZE), "max_sequence_length": MAX_SEQUENCE_LENGTH}
+    with phases() as progress:
+        train_vae(pipeline.vae, torch.cat([clean, misread]), vae_steps, progress)
+        clean, misread = encode(pipeline, clean), encode(pipeline, misread)
+        train_flow(pipeline, prompts, clean, clean_steps, 2e-3, progress, "clean scenes", **form)
+        train_flow(pipeline, prompts, misread, misread_steps, 7e-4, progress, "misread scenes", **form)
+    return save(pipeline, out)
