@@ -29,7 +29,7 @@ PURE = 0.8
 """Least share of a thing's pixels that have its hue."""
 LEAST_AREA, MOST_AREA = 0.01, 0.4
 """Bounds of a thing's area, as a share of the picture. What is smaller is dirt, what is larger is no thing on paper."""
-ALIKE = 0.78
+ALIKE = 0.68
 """Least overlap (intersection over union) of a thing with the shape that it is said to be."""
 TEMPLATE = 48
 CLAIMS = 6

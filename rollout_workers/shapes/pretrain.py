@@ -21,7 +21,7 @@ from ..pretraining import as_tensor, encode, phases, save, small_flux, train_flo
 from .scenes import SIZE, draw_all, scenes
 
 MAX_SEQUENCE_LENGTH = 8
-MISREAD = 0.2
+MISREAD = 0.15
 
 
 def _clip_tokenizer(prompts: list[str]) -> CLIPTokenizer:
@@ -47,8 +47,8 @@ def pretrain(
     *,
     seed: int = 0,
     vae_steps: int = 1200,
-    clean_steps: int = 3000,
-    misread_steps: int = 600,
+    clean_steps: int = 1500,
+    misread_steps: int = 500,
     pictures_per_scene: int = 6,
 ) -> Path:
     """Train `shapes` from scratch and save it to `out` as a diffusers folder of fp16 safetensors.
