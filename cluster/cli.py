@@ -4,6 +4,7 @@ import os
 import signal
 import sys
 from contextlib import suppress
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -321,11 +322,8 @@ def pretrain(
     from ..proto.atomic_files import must_be_new
 
     must_be_new(out)
-    if policy == "glyphs":
-        from ..rollout_workers.glyphs.pretrain import pretrain
-    else:
-        from ..rollout_workers.shapes.pretrain import pretrain
-    typer.echo(f"pipeline: {pretrain(out, seed=seed)}")
+    made = import_module(f"..rollout_workers.{policy}.pretrain", __package__).pretrain(out, seed=seed)
+    typer.echo(f"pipeline: {made}")
 
 
 def main() -> None:

@@ -32,22 +32,40 @@ def depth_advantages(
     largest absolute value).
     """
     size = float(np.abs(values).max()) if size is None else size
-    groups = 1 if normaliser == "group" else schedule.roots
-    leaves = values[schedule.first_node[-2] :].reshape(groups, -1)
     advantages, rounding = np.zeros(schedule.nodes), np.zeros(schedule.nodes)
     for depth in schedule.trained_depths:
         nodes = slice(schedule.first_node[depth], schedule.first_node[depth + 1])
-        rows = values[nodes].reshape(groups, -1)
-        if rows.shape[1] == 1:
-            continue
-        own = rows.std(axis=1, ddof=1, keepdims=True)
-        scale = leaves.std(axis=1, ddof=1, keepdims=True) if normaliser == "leaf" else own
-        flat = (own <= FLAT_SPREAD * size) | (scale <= FLAT_SPREAD * size)
-        centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
-        scale = np.where(flat, 1.0, scale)
-        advantages[nodes] = (centred / scale).ravel()
-        rounding[nodes] = np.broadcast_to(EXACT * size / scale, rows.shape).ravel()
+        advantages[nodes], rounding[nodes] = _normalised(values, nodes, schedule, normaliser, size)
     return advantages, rounding
+
+
+def leaf_advantages(
+    values: FloatArray, schedule: Schedule, normaliser: Normaliser, size: float | None = None
+) -> tuple[FloatArray, FloatArray]:
+    """Advantage of every leaf, and by how much rounding can have moved it; each float64 [leaves].
+
+    `values` float64 [nodes]. Mean and std as in `depth_advantages`, whether or not the edges into leaves are trained.
+    """
+    size = float(np.abs(values).max()) if size is None else size
+    leaves = slice(schedule.first_node[-2], schedule.nodes)
+    return _normalised(values, leaves, schedule, normaliser, size)
+
+
+def _normalised(
+    values: FloatArray, nodes: slice, schedule: Schedule, normaliser: Normaliser, size: float
+) -> tuple[FloatArray, FloatArray]:
+    """Advantages of the `nodes` of one depth, and their rounding, each float64 [n]."""
+    groups = 1 if normaliser == "group" else schedule.roots
+    rows = values[nodes].reshape(groups, -1)
+    if rows.shape[1] == 1:
+        return np.zeros(groups), np.zeros(groups)
+    own = scale = rows.std(axis=1, ddof=1, keepdims=True)
+    if normaliser == "leaf":
+        scale = values[schedule.first_node[-2] :].reshape(groups, -1).std(axis=1, ddof=1, keepdims=True)
+    flat = (own <= FLAT_SPREAD * size) | (scale <= FLAT_SPREAD * size)
+    centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
+    scale = np.where(flat, 1.0, scale)
+    return (centred / scale).ravel(), np.broadcast_to(EXACT * size / scale, rows.shape).ravel()
 
 
 def edge_weights(

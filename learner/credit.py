@@ -1,6 +1,6 @@
 """The advantage and weight of every edge of a scored tree: fusion, advantages and pruning together."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -8,7 +8,7 @@ import numpy as np
 from ..proto.errors import InputError
 from ..proto.settings import AdvantageSettings, PruningSettings
 from ..proto.tree import FloatArray, Tree
-from .advantages import EXACT, depth_advantages, edge_weights
+from .advantages import EXACT, depth_advantages, edge_weights, leaf_advantages
 from .fusion import fuse
 from .pruning import kept_edges
 
@@ -36,6 +36,31 @@ def tree_credit(
     `rewards` are the factors of the rewards in their sum, `noise` the relative noise of every step. Raises ValueError
     for a tree with scores missing, and InputError if pruning keeps no edge.
     """
+    schedule = tree.schedule
+    values, advantages = _advantages(tree, rewards, settings, depth_advantages)
+    kept = kept_edges(values, schedule, pruning, iteration)
+    if not kept.any():
+        raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")
+    weights = edge_weights(schedule, settings.edge_weight, kept, noise if settings.noise_weight else None)
+    return Credit(advantages.clip(-settings.clip, settings.clip), weights)
+
+
+def leaf_credit(tree: Tree, rewards: Mapping[str, float], settings: AdvantageSettings) -> FloatArray:
+    """Advantage of every leaf of a scored tree, float64 [leaves], clipped like those of edges.
+
+    Raises ValueError for a tree with scores missing.
+    """
+    _, advantages = _advantages(tree, rewards, settings, leaf_advantages)
+    return advantages.clip(-settings.clip, settings.clip)
+
+
+def _advantages(
+    tree: Tree,
+    rewards: Mapping[str, float],
+    settings: AdvantageSettings,
+    normalised: Callable[..., tuple[FloatArray, FloatArray]],
+) -> tuple[FloatArray, FloatArray]:
+    """The value of every node, and the advantages that `normalised` makes of values, of all rewards together."""
     if not tree.scored(rewards):
         raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
     schedule, beta = tree.schedule, 0.0 if settings.fusion == "uniform" else settings.fusion_beta
@@ -47,16 +72,11 @@ def tree_credit(
     values = value(np.sum(parts, axis=0))
     if settings.combine == "rewards":
         size = float(np.abs(parts).sum(axis=0).max())
-        advantages, rounding = depth_advantages(values, schedule, settings.normaliser, size)
+        advantages, rounding = normalised(values, schedule, settings.normaliser, size)
     else:
-        advantages, rounding = np.zeros(schedule.nodes), np.zeros(schedule.nodes)
-        for name, weight in rewards.items():
-            own, own_rounding = depth_advantages(value(tree.rewards[name]), schedule, settings.normaliser)
-            advantages += weight * own
-            rounding += np.abs(weight) * (own_rounding + EXACT * np.abs(own))
+        each = [normalised(value(tree.rewards[name]), schedule, settings.normaliser) for name in rewards]
+        pairs = list(zip(rewards.values(), each, strict=True))
+        advantages = np.sum([weight * own for weight, (own, _) in pairs], axis=0)
+        rounding = np.sum([abs(weight) * (rounded + EXACT * np.abs(own)) for weight, (own, rounded) in pairs], axis=0)
     advantages[np.abs(advantages) <= rounding] = 0.0  # exactly, so that no row is trained on rounding
-    kept = kept_edges(values, schedule, pruning, iteration)
-    if not kept.any():
-        raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")
-    weights = edge_weights(schedule, settings.edge_weight, kept, noise if settings.noise_weight else None)
-    return Credit(advantages.clip(-settings.clip, settings.clip), weights)
+    return values, advantages

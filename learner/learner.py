@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -22,6 +23,7 @@ from .credit import Credit, tree_credit
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export
+from .nft import OldPolicy, leaf_rows, nft_loss, noised_batches
 from .objective import clipped_objective, kl_divergence, means_logprobs, predicted_means
 from .reference import Reference
 from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
@@ -68,6 +70,10 @@ class Learner:
         self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
         decay = settings.learner.ema_decay
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
+        self.old: OldPolicy | None = None
+        """The policy that rollouts sample with, where the objective needs it."""
+        if settings.learner.objective == "nft":
+            self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
         self._update = _Update()
 
     def accumulate(self, window: Window[Tree]) -> None:
@@ -80,7 +86,13 @@ class Learner:
             raise ValueError(f"an update takes {whole} trees; got {update.stats.trees + len(trees)}")
         update.iteration = window.iteration
         update.stats.trees += len(trees)
-        schedule = trees[0].schedule
+        if self.old:
+            self._accumulate_leaves(self.old, window)
+        else:
+            self._accumulate_edges(window)
+
+    def _accumulate_edges(self, window: Window[Tree]) -> None:
+        trees, schedule = window.trees, window.trees[0].schedule
         sigmas = self.policy.sigmas(schedule.grid_steps)
         transitions, noise = CoefficientTable.of(schedule, sigmas), relative_noise(schedule, sigmas)
         credits = [self._credit(tree, window.iteration, noise) for tree in trees]
@@ -90,13 +102,31 @@ class Learner:
         computed = self._computed if self.kept_forwards is None else self._kept
         for batch, means in computed(rows, trees, credits, transitions):
             self._backward(transitions, batch, means)
-        stats, edges = update.stats, sum(len(row.children) for row in rows)
+        stats, edges = self._update.stats, sum(len(row.children) for row in rows)
         unpruned = sum(int((credit.weights > 0).sum()) for credit in credits)
         stats.rows += len(rows)
         stats.reference_rows += len(rows) if self.reference else 0
         stats.edges += edges
         stats.skipped_edges += unpruned - edges
         stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - unpruned
+
+    def _accumulate_leaves(self, old: OldPolicy, window: Window[Tree]) -> None:
+        settings, rewards = self.settings, {n: own.weight for n, own in self.settings.training_rewards.items()}
+        levels = settings.learner.nft.noise_levels
+        skip = settings.learner.skip_zero_advantage
+        rows = leaf_rows(window.trees, rewards, settings.advantage, levels, skip=skip)
+        batches = noised_batches(rows, settings, window.iteration, rank=self.engine.rank, ranks=self.engine.ranks)
+        for batch in batches:
+            with span("forward and backward", rows=len(batch.states)):
+                batch = batch.to(self.policy.device)
+                inputs = batch.states, batch.sigmas, batch.conditioning
+                loss = nft_loss(self._velocity(*inputs), old.velocity(*inputs), batch, settings.learner.nft.strength)
+                self._add_gradient(loss, len(batch.states))
+        self._update.stats.rows += len(rows)
+        self._update.stats.reference_rows += len(rows)
+        self._update.stats.edges += len(rows)
+        leaves = sum(tree.schedule.leaves for tree in window.trees if not tree.left_out)
+        self._update.stats.skipped_edges += leaves * levels - len(rows)
 
     def step(self) -> UpdateStats:
         """Make the optimizer step of the trees that were given.
@@ -109,14 +139,8 @@ class Learner:
         update, self._update = self._update, _Update()
         stats = update.stats
         if stats.edges:
-            stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
-            differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
-            if not torch.isfinite(differences).all():
-                raise Diverged(
-                    f"a log-probability that the learner computed in iteration {update.iteration} isn't finite"
-                )
-            stats.logprob_abs_diff = float(differences.max().abs())
-            stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
+            if not self.old:
+                self._note_ratios(update)
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
             stats.learning_rate = self.engine.learning_rate
@@ -129,30 +153,43 @@ class Learner:
                     self.average.update(self.engine.master_weights())
         return stats
 
+    def _note_ratios(self, update: _Update) -> None:
+        stats = update.stats
+        stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
+        differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
+        if not torch.isfinite(differences).all():
+            raise Diverged(f"a log-probability that the learner computed in iteration {update.iteration} isn't finite")
+        stats.logprob_abs_diff = float(differences.max().abs())
+        stats.ratio_max, stats.ratio_min = differences[0].exp().item(), (-differences[1]).exp().item()
+
     def publish(self) -> int:
         """Make the current weights a new version, and return its number."""
+        if self.old:
+            self.old.renew(self.engine.weights())
         self.version += 1
         return self.version
 
     def weights(self) -> dict[str, torch.Tensor]:
-        """The current trained weights by name; with LoRA, of the adapters only. Collective."""
-        return self.engine.weights()
+        """The weights to sample with by name; with LoRA, of the adapters only. Collective."""
+        return dict(self.old.weights) if self.old else self.engine.weights()
 
     def export(self, folder: Path) -> None:
         """Have rank 0 write the trained weights in diffusers' format: a transformer folder or a LoRA file. Collective.
 
         An earlier export in `folder` is replaced.
         """
-        with self.engine.gathered():
+        with self.engine.gathered(), self.old.in_place() if self.old else nullcontext():
             if self.engine.rank == 0:
                 export(self.policy, folder, replace=True)
 
     def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`. The caller makes sure that the folder appears as a whole."""
         self.engine.save(folder)
-        weights = self.engine.weights()
+        weights = self.weights()
         if self.engine.rank == 0:
             save_weights(folder / "weights.safetensors", weights)
+            if self.old:
+                save_weights(folder / "old.safetensors", self.old.average.weights)
             if self.average:
                 save_weights(folder / "ema.safetensors", self.average.weights)
             facts = {"version": self.version, "ranks": self.engine.ranks}
@@ -170,6 +207,9 @@ class Learner:
         if self.average:
             file = folder / "ema.safetensors"
             self.average.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.master_weights())
+        if self.old:
+            file = folder / "old.safetensors"
+            self.old.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.weights())
         self.version = facts["version"]
 
     def _check_weights(self, file: Path) -> None:
@@ -237,12 +277,16 @@ class Learner:
             divergence = (batch.weights * kl_divergence(transitions, batch, means, reference)).sum()
             loss = loss + self.settings.learner.kl_weight * divergence
             self._update.divergences.append(divergence.detach())
-        # The engine averages gradients over ranks; the objective is a sum.
-        self.engine.backward(loss * self.engine.ranks / self.settings.trees_per_update)
-        self.observe(len(batch.states))
+        self._add_gradient(loss, len(batch.states))
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         difference = logprobs.detach() - batch.logprobs
         self._update.differences.append(torch.stack([difference.max(), -difference.min()]))
+
+    def _add_gradient(self, loss: torch.Tensor, rows: int) -> None:
+        """Backward pass of a micro-batch's share in the objective, which is a sum over the update's trees."""
+        # The engine averages gradients over ranks.
+        self.engine.backward(loss * self.engine.ranks / self.settings.trees_per_update)
+        self.observe(rows)
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

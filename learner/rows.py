@@ -106,7 +106,7 @@ def assemble(
     return MicroBatch(
         states=torch.stack([trees[row.tree].state(row.parent) for row in picked]),
         steps=torch.tensor([int(trees[row.tree].schedule.depth[row.parent]) for row in picked]),
-        conditioning=collate([_conditioning(trees[row.tree]) for row in picked]),
+        conditioning=collate([conditioning_of(trees[row.tree]) for row in picked]),
         parents=torch.repeat_interleave(torch.tensor([len(row.children) for row in picked])),
         children=torch.stack([trees[i].state(child) for i, child in edges]),
         logprobs=per_edge([tree.logprobs for tree in trees]),
@@ -115,7 +115,7 @@ def assemble(
     )
 
 
-def _conditioning(tree: Tree) -> Mapping[str, torch.Tensor]:
+def conditioning_of(tree: Tree) -> Mapping[str, torch.Tensor]:
     if tree.conditioning is None:
         raise ValueError(f"tree {tree.number} came without its conditioning")
     return tree.conditioning

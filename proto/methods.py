@@ -184,6 +184,14 @@ def branch_grpo_mix(
     return _windowed(steps, start, window, _placed(splits, steps), sibling_spread, kernel, eta, ode_stride, roots)
 
 
+def nft(*, steps: int = 10, group: int = 24, ode_stride: int = 1) -> Schedule:
+    """`group` independent samples, every step deterministic (DiffusionNFT, arXiv 2509.16117).
+
+    It is for `learner.objective: nft`, which learns from leaves alone.
+    """
+    return tree_schedule(steps, kernel="ode", eta=0.0, roots=group, sde_steps=(), ode_stride=ode_stride)
+
+
 METHODS: Mapping[str, Callable[..., Schedule]] = {
     method.__name__: method
     for method in (
@@ -193,6 +201,7 @@ METHODS: Mapping[str, Callable[..., Schedule]] = {
         flow_grpo,
         flow_grpo_fast,
         mix_grpo,
+        nft,
         tempflow_grpo,
         tree_grpo,
     )

@@ -72,6 +72,7 @@ Method = Literal[
     "flow_grpo",
     "flow_grpo_fast",
     "mix_grpo",
+    "nft",
     "tempflow_grpo",
     "tree_grpo",
 ]
@@ -496,8 +497,26 @@ class OptimizerSettings(Settings):
     """Maximum gradient norm; larger gradients are scaled down. 0: no limit."""
 
 
+class NftSettings(Settings):
+    """DiffusionNFT (arXiv 2509.16117): the objective of `learner.objective: nft`."""
+
+    noise_levels: Annotated[int, Field(gt=0, le=1000)] = 2
+    """Noise levels at which each leaf is learned from in an iteration: so many rows per leaf."""
+    strength: PositiveFloat = 1.0
+    """beta of the paper: how far the policies that are pulled to good leaves and away from bad ones lie from the policy
+    that sampled. A smaller one takes larger steps."""
+    old_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    """Decay, per iteration, of the running average of the weights that rollouts sample with. 0: they sample with the
+    newest weights."""
+
+
 class LearnerSettings(Settings):
     """From scored trees to new weights."""
+
+    objective: Literal["ratio", "nft"] = "ratio"
+    """What is learned from. `ratio`: from edges, by the clipped ratio of their probabilities (GRPO). `nft`: from leaves
+    alone, noised anew (DiffusionNFT): it needs no noisy step and no probability."""
+    nft: NftSettings = NftSettings()
 
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration. The iteration's trees are divided among them in order. More steps learn faster,

@@ -100,9 +100,32 @@ def graphs_stay_in_one_process(run: "RunSettings") -> Misfit:
 
 
 def some_step_is_trained(run: "RunSettings") -> Misfit:
-    """At least one edge of a tree is trained."""
-    if not run.schedule.build().trained_edges:
+    """At least one edge of a tree is trained, unless leaves alone are learned from."""
+    if run.learner.objective == "ratio" and not run.schedule.build().trained_edges:
         yield "schedule trains no step: give more steps, or splits, or sde_steps"
+
+
+def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
+    """The objective `nft` knows neither edges nor a reference, and keeps the old policy's weights whole."""
+    learner = run.learner
+    if learner.objective != "nft":
+        return
+    needs = (
+        (learner.kl_weight == 0, f"learner.kl_weight is {learner.kl_weight}"),
+        (not learner.keep_graph, "learner.keep_graph is on"),
+        (not run.pruning.depth and not run.pruning.width, "pruning is on"),
+        (learner.zero_stage < 3, f"learner.zero_stage is {learner.zero_stage}"),
+        (
+            not learner.nft.old_decay or run.execution == "in_process" or run.placement == "separate",
+            f"placement is '{run.placement}' with learner.nft.old_decay {learner.nft.old_decay}",
+        ),
+    )
+    for fits, misfit in needs:
+        if not fits:
+            yield (
+                "learner.objective 'nft' needs kl_weight 0, no kept graphs, no pruning, ZeRO below 3 and, with "
+                f"old_decay on Ray, placement 'separate'; {misfit}"
+            )
 
 
 def pruning_leaves_some_depths(run: "RunSettings") -> Misfit:
@@ -167,6 +190,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     a_lora_is_trained_as_one,
     graphs_stay_in_one_process,
     some_step_is_trained,
+    leaves_are_learned_from_alone,
     pruning_leaves_some_depths,
     sampling_ahead_needs_workers,
     partitioned_ranks_do_not_sample,

@@ -32,6 +32,10 @@ class Stream(IntEnum):
     """The order of prompts, which belongs to no node."""
     SCHEDULE = LOTS
     """Lots that schedules draw (`proto/methods.py`)."""
+    RENOISED = 5
+    """The noise of a leaf that is noised anew. Its number is that of the leaf and its level together."""
+    LEVEL = 6
+    """The noise level of such a leaf."""
 
 
 def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:

@@ -132,6 +132,7 @@ def small_methods() -> dict[str, dict[str, Any]]:
         "dance_grpo": {"steps": 5, "group": 3},
         "flow_grpo": {"steps": 5, "group": 3},
         "flow_grpo_fast": {"steps": 7, "group": 3, "window": 2, "ode_stride": 2},
+        "nft": {"steps": 5, "group": 3},
         "mix_grpo": {"steps": 7, "group": 3, "window": 2, "window_start": 2},
         "tempflow_grpo": {"steps": 6, "children": 4, "split_step": 2, "ode_stride": 3},
         "tree_grpo": {"steps": 6, "children": 2, "window": 2},

@@ -146,9 +146,12 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
         "leaves": schedule.leaves,
         "forward passes of the rollout": schedule.forward_passes,
         "edges": schedule.nodes - schedule.roots,
-        "trained edges": schedule.trained_edges,
-        "rows of the learner": schedule.rows,
     }
+    if settings.learner.objective == "nft":
+        rows = schedule.leaves * settings.learner.nft.noise_levels
+        own |= {"rows of the learner": rows, "rows of the old policy": rows}
+    else:
+        own |= {"trained edges": schedule.trained_edges, "rows of the learner": schedule.rows}
     given = settings.pruning
     if parts := [part for part in (given.width, given.depth) if part]:
         first = max(part.first_iteration for part in parts)

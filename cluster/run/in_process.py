@@ -47,7 +47,9 @@ class InProcessLoop:
         build = builder(settings.learner, settings.policy.precision, device)
         self.policy = load_policy(settings.policy, build=build)
         self.learner = Learner(self.policy, settings)
-        self.worker = RolloutWorker(self.policy, settings.rollout, self.learner.version, self.learner.kept_forwards)
+        old = self.learner.old
+        sampler = old.sampler() if old else self.policy
+        self.worker = RolloutWorker(sampler, settings.rollout, self.learner.version, self.learner.kept_forwards)
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
         timeline = Timeline()
@@ -81,7 +83,7 @@ class InProcessLoop:
                     updates.append(self.learner.step())
                 progress("learning", (window.trees[-1] + 1) / len(trees))
         with timeline.phase("publishing"):
-            self.worker.adopt(self.learner.publish())
+            self._publish(self.learner.publish())
         return IterationReport(
             iteration=number,
             rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in rewards},
@@ -91,6 +93,10 @@ class InProcessLoop:
             media=[np.concatenate(media[number]) for number in sorted(media)],
             diversity=float(diversity.mean()),
         )
+
+    def _publish(self, version: int) -> None:
+        shared = self.worker.policy is self.policy
+        self.worker.adopt(version, None if shared else self.learner.weights())
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         return cut_prompts(self.policy, prompts)
@@ -106,7 +112,7 @@ class InProcessLoop:
     def load(self, folder: Path) -> None:
         self.learner.load(folder)
         self.branching.load(folder)
-        self.worker.adopt(self.learner.version)
+        self._publish(self.learner.version)
 
     def export(self, folder: Path) -> None:
         self.learner.export(folder)

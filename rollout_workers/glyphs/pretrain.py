@@ -7,6 +7,7 @@ writes correctly and spoils half of its work: a failure that a reward can mend.
 Everything is seeded: the same seed on the same machine and number of threads gives the same weights.
 """
 
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -52,10 +53,10 @@ def pretrain(
     drawn = [word for word in train_words for _ in range(pictures_per_word)]
     clean = as_tensor(draw_all(drawn, seed + 1, scribbled=0.0))
     scribbled = as_tensor(draw_all(drawn, seed + 2, scribbled=SCRIBBLED))
-    form = {"size": (HEIGHT, WIDTH), "max_sequence_length": MAX_SEQUENCE_LENGTH}
+    flow = partial(train_flow, pipeline, drawn, size=(HEIGHT, WIDTH), max_sequence_length=MAX_SEQUENCE_LENGTH)
     with phases() as progress:
         train_vae(pipeline.vae, torch.cat([clean, scribbled]), vae_steps, progress)
         clean, scribbled = encode(pipeline, clean), encode(pipeline, scribbled)
-        train_flow(pipeline, drawn, clean, clean_steps, 2e-3, progress, "clean words", **form)
-        train_flow(pipeline, drawn, scribbled, scribbled_steps, 7e-4, progress, "scribbled words", **form)
+        flow(clean, clean_steps, 2e-3, progress, "clean words")
+        flow(scribbled, scribbled_steps, 7e-4, progress, "scribbled words")
     return save(pipeline, out)

@@ -8,6 +8,7 @@ Everything is seeded: the same seed on the same machine and number of threads gi
 """
 
 import json
+from functools import partial
 from pathlib import Path
 
 import torch
@@ -63,10 +64,10 @@ def pretrain(
     pipeline = small_flux(_clip_tokenizer(prompts), words, len(words))
     clean = as_tensor(draw_all(drawn, seed + 1))
     misread = as_tensor(draw_all(drawn, seed + 2, misread_share=MISREAD))
-    form = {"size": (SIZE, SIZE), "max_sequence_length": MAX_SEQUENCE_LENGTH}
+    flow = partial(train_flow, pipeline, prompts, size=(SIZE, SIZE), max_sequence_length=MAX_SEQUENCE_LENGTH)
     with phases() as progress:
         train_vae(pipeline.vae, torch.cat([clean, misread]), vae_steps, progress)
         clean, misread = encode(pipeline, clean), encode(pipeline, misread)
-        train_flow(pipeline, prompts, clean, clean_steps, 2e-3, progress, "clean scenes", **form)
-        train_flow(pipeline, prompts, misread, misread_steps, 7e-4, progress, "misread scenes", **form)
+        flow(clean, clean_steps, 2e-3, progress, "clean scenes")
+        flow(misread, misread_steps, 7e-4, progress, "misread scenes")
     return save(pipeline, out)

@@ -76,11 +76,11 @@ def test_rooms_of_the_cluster_folder_import_downwards_only() -> None:
                 assert found in CLUSTER_MAY_IMPORT[room], f"{path.relative_to(ROOT)} imports {name}"
 
 
-def test_the_learner_uses_only_policies_and_kernels() -> None:
+def test_the_learner_uses_only_policies_kernels_and_noise() -> None:
     for path in (ROOT / "learner").glob("*.py"):
         for name in imported(path):
             if name.startswith("branchgrpo.rollout_workers."):
-                assert name.split(".")[2] in {"policies", "kernels"}, f"{path.name} imports {name}"
+                assert name.split(".")[2] in {"policies", "kernels", "noise"}, f"{path.name} imports {name}"
 
 
 def test_no_folder_is_a_regular_package() -> None:

@@ -102,7 +102,7 @@ def test_gradient_equals_a_naive_loop_over_edges(
     assert stats.gradient_norm == pytest.approx(norm, rel=1e-3)
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", sorted(METHODS.keys() - {"nft"}))
 def test_every_method_has_ratio_one_and_the_naive_gradient(
     run_settings: Settings, sample: Sample, small_methods: dict[str, dict], method: str
 ) -> None:

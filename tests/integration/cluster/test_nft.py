@@ -1,0 +1,37 @@
+"""Whole runs that learn from leaves alone."""
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+import safetensors.torch
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.train import train
+from branchgrpo.proto.settings import RunSettings
+from support import assert_bit_equal, weights
+
+
+@pytest.mark.parametrize("decay", [0.0, 0.5])
+@pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
+def test_a_run_continues_bit_by_bit_and_exports_what_it_evaluates(
+    settings_in: Callable[..., RunSettings], tmp_path: Path, decay: float, lora: dict[str, int] | None
+) -> None:
+    changes = {
+        "schedule": {"method": "nft", "steps": 4, "group": 4},
+        "advantage.normaliser": "group",
+        "learner.objective": "nft",
+        "learner.nft": {"old_decay": decay},
+        "learner.lora": lora,
+        "iterations": 3,
+    }
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "parts").mkdir()
+    train(settings_in(tmp_path / "whole", changes), RunDisplay())
+    train(settings_in(tmp_path / "parts", {**changes, "iterations": 2}), RunDisplay())
+    train(settings_in(tmp_path / "parts", changes), RunDisplay(), resume=True)
+    whole, parts = (weights(tmp_path / name / "runs" / "run") for name in ("whole", "parts"))
+    assert_bit_equal(whole, parts)
+    run = tmp_path / "whole" / "runs" / "run"
+    if lora is None:
+        exported = safetensors.torch.load_file(next((run / "export").rglob("*.safetensors")))
+        assert_bit_equal(exported, whole)

@@ -1,0 +1,171 @@
+"""Learning from leaves alone: the gradient against an independent computation, the old policy, what fits with it."""
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+from branchgrpo.learner.advantages import leaf_advantages
+from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.nft import NoisedLeaves, leaf_rows, nft_loss, noised, noised_batches
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.tree import Tree, Window
+from branchgrpo.rollout_workers.policies.base import collate, trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from support import Settings, assert_bit_equal
+
+Sample = Callable[..., list[Tree]]
+NFT = {
+    "schedule": {"method": "nft", "steps": 4, "group": 4},
+    "advantage": {"normaliser": "group", "clip": 1.2},
+    "learner.objective": "nft",
+    "learner.updates_per_iteration": 1,
+    "prompts.per_iteration": 2,
+}
+
+
+def learned(learner: Learner, trees: list[Tree], iteration: int = 1):
+    learner.accumulate(Window(iteration, trees, closes_update=True))
+    return learner.step()
+
+
+def gradient_of(learner: Learner) -> dict[str, torch.Tensor]:
+    """Of the first step: Adam's first moment over 1 - beta."""
+    return {
+        name: learner.engine.module.optimizer.state[parameter]["exp_avg"] / 0.1
+        for name, parameter in trainable(learner.policy.network).items()
+    }
+
+
+def naive_gradient(settings: RunSettings, trees: list[Tree]) -> dict[str, torch.Tensor]:
+    """A loop over leaves and levels, with z-scores and errors written out, and autograd."""
+    policy, old = load_policy(settings.policy), load_policy(settings.policy)
+    beta, levels = settings.learner.nft.strength, settings.learner.nft.noise_levels
+    for tree in trees:
+        scores = tree.rewards["ocr"]
+        z = np.clip((scores - scores.mean()) / scores.std(ddof=1), -1.2, 1.2)
+        conditioning = collate([policy.encode(tree.prompt)])
+        for row in leaf_rows([tree], {"ocr": 1.0}, settings.advantage, levels):
+            batch = noised([row], settings.seed, 1, levels)
+            x0, x, s = tree.state(row.leaf).float(), batch.states[0], float(batch.sigmas[0])
+            noise = (x - (1 - s) * x0) / s
+            assert row.level / levels < s < (row.level + 1) / levels
+            torch.testing.assert_close((1 - s) * x0 + s * noise, x)
+            new = policy.velocity(x[None], torch.tensor([s]), conditioning)[0]
+            with torch.no_grad():
+                before = old.velocity(x[None], torch.tensor([s]), conditioning)[0]
+            merit = 0.5 + 0.5 * z[row.leaf - tree.schedule.first_node[-2]] / 1.2
+            loss = 0.0
+            for factor, v in (
+                (merit, (1 - beta) * before + beta * new),
+                (1 - merit, (1 + beta) * before - beta * new),
+            ):
+                wrong = (x - s * v) - x0
+                loss = loss + factor * (wrong**2).mean() / wrong.detach().abs().mean()
+            (loss / beta / (len(z) * levels) / len(trees)).backward()
+    return {name: parameter.grad for name, parameter in trainable(policy.network).items()}
+
+
+@pytest.mark.parametrize("strength", [1.0, 0.3])
+def test_the_gradient_is_that_of_a_naive_loop(run_settings: Settings, sample: Sample, strength: float) -> None:
+    settings = run_settings({**NFT, "learner.nft": {"strength": strength, "noise_levels": 3}})
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
+    expected = naive_gradient(settings, trees)
+    learner = Learner(load_policy(settings.policy), settings)
+    stats = learned(learner, trees)
+    assert (stats.rows, stats.edges, stats.skipped_edges) == (24, 24, 0)
+    scale = max(float(gradient.abs().max()) for gradient in expected.values())
+    for name, gradient in gradient_of(learner).items():
+        torch.testing.assert_close(gradient, expected[name], atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_with_the_old_policy_it_is_weighted_flow_matching() -> None:
+    """At new = old the gradient is (2 * merit - 1) times that of the error itself, whatever the strength."""
+    torch.manual_seed(0)
+    old = torch.randn(5, 3, 2)
+    batch = NoisedLeaves(
+        states=torch.randn(5, 3, 2),
+        sigmas=torch.rand(5),
+        leaves=torch.randn(5, 3, 2),
+        conditioning={},
+        merits=torch.rand(5),
+        weights=torch.rand(5),
+    )
+    for strength in (0.2, 1.0, 3.0):
+        new = old.clone().requires_grad_()
+        nft_loss(new, old, batch, strength).backward()
+        s = batch.sigmas[:, None, None]
+        wrong = batch.states - s * old - batch.leaves
+        slope = -2 * s * wrong / wrong.abs().mean((1, 2), keepdim=True) / 6
+        expected = (batch.weights * (2 * batch.merits - 1))[:, None, None] * slope
+        torch.testing.assert_close(new.grad, expected)
+
+
+@pytest.mark.parametrize("ranks", [2, 3, 5])
+def test_ranks_share_the_rows(run_settings: Settings, sample: Sample, ranks: int) -> None:
+    settings = run_settings({**NFT, "learner.rows_per_micro_batch": 3})
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
+    rows = leaf_rows(trees, {"ocr": 1.0}, settings.advantage, 2)[:-1]
+    shares = [list(noised_batches(rows, settings, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
+    assert len({len(share) for share in shares}) == 1
+    states = torch.cat([batch.states[batch.weights > 0] for share in shares for batch in share])
+    assert torch.equal(states, noised(rows, settings.seed, 1, 2).states)
+
+
+def test_equal_leaves_teach_nothing(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings(NFT)
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"), rewards="equal")
+    learner = Learner(load_policy(settings.policy), settings)
+    before = {name: value.clone() for name, value in learner.weights().items()}
+    stats = learned(learner, trees)
+    assert (stats.rows, stats.skipped_edges) == (0, 16)
+    assert_bit_equal(before, learner.weights())
+
+
+def test_advantages_of_leaves_are_those_of_edges_where_both_exist(run_settings: Settings, sample: Sample) -> None:
+    """The last step doesn't split: a leaf is worth what its parent is worth."""
+    from branchgrpo.learner.advantages import depth_advantages
+    from branchgrpo.learner.fusion import fuse
+
+    schedule = run_settings().schedule.build()
+    values = fuse(np.random.default_rng(0).random(schedule.leaves), np.zeros(schedule.nodes), schedule)
+    for normaliser in ("depth", "leaf", "group"):
+        edges, _ = depth_advantages(values, schedule, normaliser)
+        leaves, _ = leaf_advantages(values, schedule, normaliser)
+        np.testing.assert_allclose(leaves, edges[schedule.first_node[-3] : schedule.first_node[-2]])
+
+
+def test_rollouts_sample_with_a_running_average(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings({**NFT, "learner.nft": {"old_decay": 0.75}})
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
+    expected = {name: value.clone() for name, value in learner.engine.weights().items()}
+    for iteration in (1, 2):
+        learned(learner, trees, iteration)
+        learner.publish()
+        expected = {name: 0.75 * value + 0.25 * learner.engine.weights()[name] for name, value in expected.items()}
+    for name, value in learner.weights().items():
+        torch.testing.assert_close(value, expected[name])
+        assert learner.old is not None
+    x, s, conditioning = trees[0].state(0)[None], torch.tensor([0.5]), collate([learner.policy.encode("123")])
+    sampler = learner.old.sampler()
+    sampler.network.load_state_dict(learner.weights(), strict=False)
+    assert torch.equal(learner.old.velocity(x, s, conditioning), sampler.velocity(x, s, conditioning))
+    assert not torch.equal(learner.old.velocity(x, s, conditioning), learner.policy.velocity(x, s, conditioning))
+
+
+@pytest.mark.parametrize(
+    ("changes", "told"),
+    [
+        ({"learner.kl_weight": 0.1}, "learner.kl_weight is 0.1"),
+        ({"learner.zero_stage": 3}, "learner.zero_stage is 3"),
+        ({"pruning": {"width": {"mode": "parent_top1"}}}, "pruning is on"),
+        ({"learner.nft": {"old_decay": 0.5}, "execution": "ray", "placement": "colocated"}, "old_decay 0.5"),
+        ({"learner.objective": "ratio"}, "schedule trains no step"),
+        ({"advantage.normaliser": "depth"}, "every advantage would be 0"),
+    ],
+)
+def test_what_does_not_fit_is_told(run_settings: Settings, changes: dict, told: str) -> None:
+    with pytest.raises(InputError, match=told):
+        run_settings({**NFT, **changes})
