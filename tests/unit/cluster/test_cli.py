@@ -78,24 +78,10 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-@pytest.mark.parametrize(
-    "name",
-    [
-        "train",
-        "submit",
-        "status",
-        "scale",
-        "serve-rewards",
-        "evaluate",
-        "export",
-        "pretrain",
-        "drain",
-        "node",
-        "clean",
-        "monitor",
-        "trace",
-    ],
-)
+COMMANDS = "train submit status scale serve-rewards evaluate export pretrain drain node clean monitor trace"
+
+
+@pytest.mark.parametrize("name", COMMANDS.split())
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert "Example: branchgrpo" in CliRunner().invoke(cli.app, [name, "--help"]).output
 

@@ -3,7 +3,6 @@
 import json
 import re
 
-import pytest
 from branchgrpo.cluster.pages.dashboards import DASHBOARDS, dashboard
 from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_of
 from support import ROOT
@@ -34,13 +33,3 @@ def test_every_series_is_shown() -> None:
     queries = " ".join(query for _, query in QUERIES)
     hidden = {name for name in SERIES if not re.search(rf"\b{name}(_bucket|_sum|_count)?\{{", queries)}
     assert hidden == LEFT_OUT
-
-
-@pytest.mark.parametrize("name", DASHBOARDS)
-def test_panels_have_places_and_names_of_their_own(name: str) -> None:
-    panels = FILES[name]["panels"]
-    places = [panel["gridPos"] for panel in panels]
-    cells = [(p["x"] + x, p["y"] + y) for p in places for x in range(p["w"]) for y in range(p["h"])]
-    assert len(cells) == len(set(cells))
-    assert max(x for x, _ in cells) < 24
-    assert len({panel["title"] for panel in panels}) == len(panels)
