@@ -12,9 +12,8 @@ from pathlib import Path
 from typing import Any
 
 import yaml
-from support import ROOT
 
-KUBERNETES = ROOT / "cluster" / "kubernetes"
+KUBERNETES = Path(__file__).parents[5] / "cluster" / "kubernetes"
 RENDERED = Path(__file__).with_name("rendered.json.gz")
 FOLDERS = sorted(
     str(file.parent.relative_to(KUBERNETES))
