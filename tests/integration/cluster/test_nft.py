@@ -13,7 +13,7 @@ from support import assert_bit_equal, weights
 
 @pytest.mark.parametrize("decay", [0.0, 0.5])
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
-def test_a_run_continues_bit_by_bit_and_exports_what_it_evaluates(
+def test_a_run_continues_and_exports_what_it_evaluates(
     settings_in: Callable[..., RunSettings], tmp_path: Path, decay: float, lora: dict[str, int] | None
 ) -> None:
     changes = {

@@ -123,7 +123,7 @@ def test_equal_leaves_teach_nothing(run_settings: Settings, sample: Sample) -> N
     assert_bit_equal(before, learner.weights())
 
 
-def test_advantages_of_leaves_are_those_of_edges_where_both_exist(run_settings: Settings, sample: Sample) -> None:
+def test_advantages_of_leaves_are_those_of_their_edges(run_settings: Settings, sample: Sample) -> None:
     """The last step doesn't split: a leaf is worth what its parent is worth."""
     from branchgrpo.learner.advantages import depth_advantages
     from branchgrpo.learner.fusion import fuse

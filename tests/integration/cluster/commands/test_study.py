@@ -45,7 +45,7 @@ def study(run_settings: Callable[..., RunSettings], tmp_path: Path) -> Path:
     return path
 
 
-def test_killed_study_continues_and_its_report_counts_what_the_runs_do(study: Path) -> None:
+def test_a_killed_study_continues_and_reports_what_runs_do(study: Path) -> None:
     folder = study.parent / "out"
     runs = {name: RunFolder(folder / "runs" / f"{name}-seed0") for name in ("flat", "wild", "tree")}
     arguments = command("study", study, "--out", folder)
