@@ -1,11 +1,13 @@
 """Study files: what they mean, and one clear line per mistake."""
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.study.file import Study
+from branchgrpo.cluster.study.file import Study, load_study
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import SHIPPED
 
 Load = Callable[..., Study]
 TUNED: dict[str, Any] = {"tune": {"learner.optimizer.learning_rate": [1e-4, 2e-4]}}
@@ -70,8 +72,14 @@ def test_mistakes_are_told_in_one_line(study_in: Load, changes: dict[str, Any], 
     assert len(str(caught.value).splitlines()) == 1
 
 
-def test_validation_prompts_are_not_held_out_ones(study_in: Load, tmp_path: Any) -> None:
+def test_validation_prompts_are_not_held_out_ones(study_in: Load) -> None:
     held_out = study_in().variants["tree"][0].settings.prompts.held_out
     assert held_out
     with pytest.raises(InputError, match=r"tuning.prompts has 150 of the held-out prompts"):
         study_in(common={**IN_PROCESS, **TUNED}, tuning={"prompts": str(held_out)})
+
+
+@pytest.mark.skipif(not (SHIPPED / "shapes.yaml").is_file(), reason="the recipe of these studies isn't there")
+@pytest.mark.parametrize("path", sorted((SHIPPED.parent / "studies").glob("*.yaml")), ids=lambda path: path.stem)
+def test_shipped_studies_are_valid(path: Path) -> None:
+    assert load_study(path).file.baseline == "dance_grpo"
