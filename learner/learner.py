@@ -1,7 +1,7 @@
 """The learner: gets scored trees, makes updates, publishes weights."""
 
 import json
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -19,6 +19,7 @@ from ..proto.tree import Conditioning, Tree, Window
 from ..proto.update_stats import UpdateStats
 from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
+from . import metrics
 from .credit import Credit, tree_credit
 from .ema import WeightAverage
 from .engine import Engine
@@ -34,6 +35,8 @@ class _Update:
     """An update whose gradients are being added up."""
 
     iteration: int = 0
+    first: bool = False
+    """Whether it is its iteration's first update, the one with tree 0."""
     stats: UpdateStats = field(default_factory=UpdateStats)
     clipped: list[torch.Tensor] = field(default_factory=list)
     """Number of clipped edges of each micro-batch, on the device."""
@@ -53,11 +56,8 @@ class Learner:
     its share of the rows.
     """
 
-    def __init__(
-        self, policy: Policy, settings: RunSettings, observe: Callable[[int], None] = lambda rows: None
-    ) -> None:
-        """`observe(rows)` is called after every micro-batch of this rank."""
-        self.settings, self.policy, self.observe = settings, policy, observe
+    def __init__(self, policy: Policy, settings: RunSettings) -> None:
+        self.settings, self.policy = settings, policy
         self.kept_forwards = ForwardCache() if settings.learner.keep_graph else None
         """Forward passes of this process' own rollouts, which take the place of the learner's."""
         self.version = 0
@@ -84,7 +84,7 @@ class Learner:
         update, trees, whole = self._update, window.trees, self.settings.trees_per_update
         if update.stats.trees + len(trees) > whole:
             raise ValueError(f"an update takes {whole} trees; got {update.stats.trees + len(trees)}")
-        update.iteration = window.iteration
+        update.iteration, update.first = window.iteration, update.first or trees[0].number == 0
         update.stats.trees += len(trees)
         if self.old:
             self._accumulate_leaves(self.old, window)
@@ -151,6 +151,10 @@ class Learner:
                     raise Diverged(f"in iteration {update.iteration} {error}") from error
                 if self.average:
                     self.average.update(self.engine.master_weights())
+        if self.engine.rank == 0:
+            metrics.note_update(stats, first=update.first)
+        if self.policy.device.type == "cuda":
+            metrics.DEVICE_MEMORY.set(torch.cuda.max_memory_allocated(self.policy.device))
         return stats
 
     def _note_ratios(self, update: _Update) -> None:
@@ -167,6 +171,7 @@ class Learner:
         if self.old:
             self.old.renew(self.engine.weights())
         self.version += 1
+        metrics.WEIGHTS_VERSION.set(self.version)
         return self.version
 
     def weights(self) -> dict[str, torch.Tensor]:
@@ -211,6 +216,7 @@ class Learner:
             file = folder / "old.safetensors"
             self.old.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.weights())
         self.version = facts["version"]
+        metrics.WEIGHTS_VERSION.set(self.version)
 
     def _check_weights(self, file: Path) -> None:
         trained = self.engine.shapes()
@@ -286,7 +292,8 @@ class Learner:
         """Backward pass of a micro-batch's share in the objective, which is a sum over the update's trees."""
         # The engine averages gradients over ranks.
         self.engine.backward(loss * self.engine.ranks / self.settings.trees_per_update)
-        self.observe(rows)
+        metrics.ROWS_TRAINED.inc(rows)
+        metrics.MICRO_BATCH_ROWS.observe(rows)
 
 
 def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:

@@ -2,6 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
+from ..proto.update_stats import UpdateStats
+
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
 EDGES_TRAINED = Counter("branchgrpo_edges_trained", "Edges in the gradient (counted by rank 0 for all ranks).")
 EDGES_SKIPPED = Counter(
@@ -34,3 +36,22 @@ DEVICE_MEMORY = Gauge(
 )
 LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")
+
+
+def note_update(stats: UpdateStats, first: bool) -> None:
+    """Export the figures of an update. They are equal on all ranks, and rank 0 exports them.
+
+    `first`: whether it is the first update of its iteration.
+    """
+    UPDATES.inc()
+    EDGES_TRAINED.inc(stats.edges)
+    EDGES_SKIPPED.inc(stats.skipped_edges)
+    EDGES_PRUNED.inc(stats.pruned_edges)
+    GRADIENT_NORM.set(stats.gradient_norm)
+    CLIP_FRACTION.set(stats.clip_fraction)
+    RATIO.labels("min").set(stats.ratio_min)
+    RATIO.labels("max").set(stats.ratio_max)
+    KL.set(stats.kl)
+    LEARNING_RATE.set(stats.learning_rate)
+    if first:
+        LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)

@@ -40,15 +40,12 @@ class PartHeader:
     """Names of the conditioning tensors that come with the states."""
     diversity: float | None
     """Diversity of all the tree's leaves; in the tree's last part only."""
-    forwards: tuple[tuple[float, int], ...] = ()
-    """Forward passes since the last part: when each ended (Unix seconds) and its rows."""
 
     @classmethod
-    def of(cls, part: TreePart, forwards: Sequence[tuple[float, int]] = ()) -> PartHeader:
-        """The header of a part, with the forward passes that it took."""
+    def of(cls, part: TreePart) -> PartHeader:
+        """The header of a part."""
         names = tuple(part.conditioning or ())
-        logprobs = part.logprobs.cpu().numpy()
-        return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, tuple(forwards))
+        return cls(part.tree, part.nodes, part.logprobs.cpu().numpy(), part.leaves, names, part.diversity)
 
 
 def part_id(iteration: int, tree: int, leaves: IntArray) -> str:

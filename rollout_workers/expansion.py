@@ -5,7 +5,7 @@ that are finished one after the other, depth first, so that the first leaves are
 started. Neither the noise nor the numbering of nodes depends on the cut.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -17,6 +17,7 @@ from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Task, TreePart
+from . import metrics
 from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
 from .noise import Stream, gaussian, sibling_noise
@@ -28,16 +29,14 @@ def expand(
     task: Task,
     conditionings: list[Conditioning],
     settings: RolloutSettings,
-    observe: Callable[[int], None] = lambda rows: None,
     kept_forwards: ForwardCache | None = None,
 ) -> Iterator[TreePart]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
-    `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. `observe` is
-    told the number of rows after every forward pass. Forward passes whose rows are trained are put into
-    `kept_forwards`, if it is given.
+    `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. Forward passes
+    whose rows are trained are put into `kept_forwards`, if it is given.
     """
-    growth = _Growth(policy, task, conditionings, settings, observe, kept_forwards)
+    growth = _Growth(policy, task, conditionings, settings, kept_forwards)
     return growth.grow(growth.start())
 
 
@@ -78,11 +77,10 @@ class _Growth:
         task: Task,
         conditionings: list[Conditioning],
         settings: RolloutSettings,
-        observe: Callable[[int], None],
         kept_forwards: ForwardCache | None,
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
-        self.observe, self.kept_forwards = observe, kept_forwards
+        self.kept_forwards = kept_forwards
         self.transitions = CoefficientTable.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
@@ -107,7 +105,7 @@ class _Growth:
             for begin in range(0, rows, limit):
                 yield from self.grow(frontier.part(begin, begin + limit))
         else:
-            with span("forward", rows=rows, depth=frontier.depth):
+            with span("forward", rows=rows, depth=frontier.depth, iteration=self.task.iteration):
                 children = self._step(frontier)
             yield from self.grow(children)
 
@@ -128,7 +126,9 @@ class _Growth:
             nodes = self.schedule.first_node[depth] + parents.index
             cache.put(KeptForward(np.array(self.task.trees)[parents.tree], nodes, velocity))
             velocity = velocity.detach()
-        self.observe(len(rows))
+        if self.task.iteration:  # evaluations aren't counted
+            metrics.FORWARD_PASSES.inc(len(rows))
+            metrics.FORWARD_ROWS.observe(len(rows))
         mean = self.transitions.mean(depth, parents.states, velocity)
         if parents.clean is not None:
             mean += self.transitions.c[depth].to(mean.device) * parents.clean

@@ -1,12 +1,13 @@
 """The rollout worker: a policy, and one task at a time."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 
 import torch
 
 from ..proto.packed_tensor import ForwardCache
 from ..proto.settings import RolloutSettings
 from ..proto.tree import Task, TreePart
+from . import metrics
 from .expansion import expand
 from .policies.base import Policy, load_weights, with_guidance
 from .policies.embeddings import Embeddings
@@ -26,8 +27,8 @@ class RolloutWorker:
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
         """Guidance scale -> embeddings: without guidance, a conditioning has no negative prompt."""
 
-    def sample(self, task: Task, observe: Callable[[int], None] = lambda rows: None) -> Iterator[TreePart]:
-        """Parts of the task's trees as they finish; `observe(rows)` is called after every forward pass.
+    def sample(self, task: Task) -> Iterator[TreePart]:
+        """Parts of the task's trees as they finish.
 
         Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.
         """
@@ -38,7 +39,8 @@ class RolloutWorker:
         if scale not in self._embeddings:
             self._embeddings[scale] = Embeddings(policy, self.settings.embeddings)
         conditionings = self._embeddings[scale].of(task.prompts)
-        return expand(policy, task, conditionings, self.settings, observe, self.kept_forwards)
+        parts = expand(policy, task, conditionings, self.settings, self.kept_forwards)
+        return _counted(parts, task) if task.iteration else parts  # evaluations aren't counted
 
     def adopt(self, version: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Sample with a published version from now on: with `weights`, or, as they are, with those of the learner that
@@ -46,3 +48,14 @@ class RolloutWorker:
         if weights is not None:
             load_weights(self.policy.network, weights)
         self.version = version
+        metrics.WEIGHTS_VERSION.set(version)
+
+
+def _counted(parts: Iterator[TreePart], task: Task) -> Iterator[TreePart]:
+    """`parts` of a task, whose edges and leaves are counted as they are handed out, and its trees at their end."""
+    for part in parts:
+        metrics.EDGES_SAMPLED.inc(int((part.nodes >= task.schedule.roots).sum()))
+        metrics.LEAVES_SAMPLED.inc(len(part.leaves))
+        yield part
+    metrics.TASKS.inc()
+    metrics.TREES_SAMPLED.inc(len(task.trees))

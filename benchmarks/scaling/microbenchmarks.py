@@ -40,7 +40,7 @@ def controller_seconds(models: int, rounds: int = 4) -> float:
     parts = recipe.prompts.per_iteration * recipe.schedule.build().leaves
     seconds = []
     with on_ray(recipe) as loop:
-        process = psutil.Process(ray.get(loop._controller.status.remote())["pid"])
+        process = psutil.Process(loop.status()["pid"])
         for iteration in range(1, rounds + 2):
             before = sum(process.cpu_times()[:2])
             loop.iterate(iteration)

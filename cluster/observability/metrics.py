@@ -77,9 +77,6 @@ DISK_USED = gauge("branchgrpo_disk_used_ratio", "Share of the disk that the run 
 SCORING_HIDDEN = gauge(
     "branchgrpo_scoring_hidden_ratio", "Share of the last iteration's scoring time during which trees were sampled."
 )
-FIRST_SCORE = gauge(
-    "branchgrpo_first_score_ratio", "Share of the last iteration's forward passes that were done at its first score."
-)
 PUBLISHED_VERSION = gauge("branchgrpo_published_weights_version", "Newest version of the weights that was published.")
 RETRIES = counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"])
 LEFT_OUT = counter("branchgrpo_trees_left_out", "Trees that were skipped because a reward failed.")
@@ -116,5 +113,4 @@ def note_iteration(
             REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))
     DIVERSITY.set(report.diversity)
     SCORING_HIDDEN.set(report.scoring_hidden)
-    FIRST_SCORE.set(report.first_score)
     PUBLISHED_VERSION.set(version)

@@ -79,6 +79,8 @@ class IterationTrace:
     spans: Sequence[Span]
     processes: Mapping[str, int] = field(default_factory=dict)
     """Pool -> its number of processes, including idle ones."""
+    first_score: float | None = None
+    """Fraction of the iteration's forward passes that were done when its first leaf was scored."""
 
     @property
     def seconds(self) -> float:
@@ -109,7 +111,18 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
     mark = marks[number]
     inside = [span for span in spans if span.end > mark.start and span.start < mark.end]
     processes = mark.attributes.get("processes", {})
-    return IterationTrace(number, mark.start, mark.end, sorted(inside, key=attrgetter("start", "end")), processes)
+    begin = min(mark.start, marks.get(number - 1, mark).start)  # when the first tree may have been sampled ahead
+    first = _first_score([span for span in spans if begin <= span.start < mark.end], number)
+    inside.sort(key=attrgetter("start", "end"))
+    return IterationTrace(number, mark.start, mark.end, inside, processes, first)
+
+
+def _first_score(spans: Sequence[Span], number: int) -> float | None:
+    """`IterationTrace.first_score` of iteration `number`; None if nothing of it was scored."""
+    passes = [span for span in _named(spans, "forward") if span.attributes.get("iteration") == number]
+    scored = [one.end for one in _named(spans, "scoring") if one.attributes.get("part", "").startswith(f"{number}/")]
+    rows = sum(span.attributes["rows"] for span in passes if span.end <= min(scored, default=0))
+    return rows / sum(span.attributes["rows"] for span in passes) if rows else None
 
 
 def _lines(folder: Path) -> Iterable[Span]:
@@ -253,6 +266,8 @@ def show(trace: IterationTrace, console: Console) -> None:
         share = use.idle / (use.processes * trace.seconds)
         table.add_row(use.pool, str(use.processes), f"{use.idle:.2f}", f"{share:.0%}", f"{use.waited:.2f} s")
     console.print(table)
+    if trace.first_score:
+        console.print(f"first leaf scored after {trace.first_score:.0%} of the forward passes")
     console.print("a → b: on the way from one process to the other, or waiting for its turn there")
 
 

@@ -9,13 +9,12 @@ import asyncio
 import logging
 import time
 from collections import deque
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 import ray
 from ray.exceptions import ObjectLostError
 
@@ -25,15 +24,15 @@ from ...proto.logs import mark_warnings
 from ...proto.remote_tree import part_id
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
-from ...proto.tree import Task
+from ...proto.tree import FloatArray, Task
 from ...proto.update_stats import UpdateStats
 from ..observability import metrics
 from ..run.adaptive_splits import SplitChooser
+from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
-from ..run.evaluation import evaluation_tasks
+from ..run.evaluation import evaluation_tasks, means_of
 from ..run.loop import IterationReport
 from ..run.prompt_order import prompts_of
-from .actors import PREVIOUS
 from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Sizes, WeightsRef
 from .part_reader import ArrivedPart, read_parts
@@ -42,8 +41,6 @@ from .reward_client import ScoringFailed
 from .status_server import serve_http
 from .watch import Watch, phase_seconds
 from .worker_pool import ATTEMPTS, Worker
-
-Scores = dict[str, npt.NDArray[np.float64]]
 
 
 class Controller:
@@ -129,12 +126,10 @@ class Controller:
         The worker is free when all parts are there. Pictures that are lost before they are scored are noted in `lost`.
         """
         trees, attempts = iteration.growing(task), []
-        forwards: list[tuple[float, int]] = []
         start, held_up = time.monotonic(), 0.0
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
                 async for part in read_parts(worker, task, iteration.weights, self.published[-1].version):
-                    forwards += part.header.forwards
                     if tree := trees.get(part.header.tree):
                         tree.add(part, shown=tree.number < iteration.shown)
                         asked, begun = time.monotonic(), asyncio.Event()
@@ -146,7 +141,6 @@ class Controller:
                 attempt.cancel()
             raise
         iteration.task_seconds[task.trees] = time.monotonic() - start - held_up
-        iteration.forwards[task.trees] = forwards
 
     async def _score(
         self,
@@ -172,7 +166,6 @@ class Controller:
                     if iteration.leave_out(tree.number, error):
                         return
                     raise
-        iteration.first_score_time = min(iteration.first_score_time, time.time())
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
         iteration.leaves_scored += len(header.leaves)
@@ -216,13 +209,12 @@ class Controller:
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in iteration.scored()]) for name in names},
             seconds=phase_seconds(timeline),
-            forward_passes=sum(rows for _, rows in iteration.every_forward()),
+            forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
             media=[],
             left_out=len(iteration.left_out),
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
-            first_score=iteration.first_score_share(),
             learner_draining=self.watch.learner_draining,
         )
         self.watch.done(iteration)
@@ -252,21 +244,23 @@ class Controller:
         """The prompts among `prompts` that the policy cuts because they are too long."""
         return await self.pools.learner.cut_prompts(prompts)
 
-    async def evaluate(self, prompts: Sequence[str]) -> list[tuple[Any, Scores]]:
-        """References to pictures, and their scores, task by task, sampled with the newest weights."""
-        weights = self.published[-1]
+    async def evaluate(self, prompts: Sequence[str]) -> tuple[dict[str, FloatArray], list[Any]]:
+        """The scores, by reward, of pictures that are sampled with the newest weights, and references to the pictures,
+        task by task."""
+        weights, names = self.published[-1], list(self.settings.rewards)
 
-        async def one(task: Task) -> tuple[Any, Scores]:
+        async def one(task: Task) -> tuple[Any, Mapping[str, FloatArray]]:
             media = await self.pools.workers.run(partial(self._draw, task, weights))
             request = f"{self.settings.name}/evaluation-{weights.version}/{task.trees[0]}"
-            reply = await self.pools.rewards.score(media, task.prompts, list(self.settings.rewards), request)
-            return media, dict(reply.scores)
+            return media, (await self.pools.rewards.score(media, task.prompts, names, request)).scores
 
-        return list(await asyncio.gather(*map(one, evaluation_tasks(self.settings, prompts, weights.version))))
-
-    def note_evaluation(self, means: dict[str, float]) -> None:
-        """Export the mean rewards of an evaluation as metrics."""
-        metrics.note_evaluation(means, self.settings.rewards)
+        done = await asyncio.gather(*map(one, evaluation_tasks(self.settings, prompts, weights.version)))
+        references = [media for media, _ in done]
+        rewards = {name: np.concatenate([scores[name] for _, scores in done]) for name in names}
+        # Read where they lie, in this node's store, from which the driver reads them too.
+        pictures = [picture for media in references for picture in await media]
+        metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, pictures, rewards), self.settings.rewards)
+        return rewards, references
 
     async def _draw(self, task: Task, weights: WeightsRef, worker: Worker) -> Any:
         """A reference to the pictures of an evaluation's task."""

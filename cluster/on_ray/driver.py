@@ -189,12 +189,18 @@ class RayLoop:
 
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         prompts = sampled_prompts(prompts, self.settings)
-        parts = self._call(self._controller.evaluate.remote(prompts))
-        media = np.concatenate(unwrapped(lambda: ray.get([reference for reference, _ in parts])))
-        rewards = {name: np.concatenate([scores[name] for _, scores in parts]) for name in self.settings.rewards}
-        evaluation = Evaluation(prompts, media, rewards)
-        self._controller.note_evaluation.remote(evaluation.means())  # which exports them; nobody waits for that
-        return evaluation
+        rewards, references = self._call(self._controller.evaluate.remote(prompts))
+        return Evaluation(prompts, np.concatenate(unwrapped(lambda: ray.get(references))), rewards)
+
+    def status(self) -> dict[str, Any]:
+        """Finished iterations, the current phase, and every process, as plain data."""
+        status: dict[str, Any] = self._call(self._controller.status.remote())
+        return status
+
+    def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
+        """Change the size of pools; returns how many workers wait for room. Raises InputError for one that can't be
+        changed."""
+        return int(self._call(self._controller.scale.remote(rollout_workers, rewards)))
 
     def save(self, folder: Path) -> None:
         try:

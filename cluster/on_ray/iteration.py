@@ -6,10 +6,9 @@ ends the others and the iteration.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from itertools import chain
 from typing import Any
 
 import numpy as np
@@ -91,11 +90,8 @@ class Iteration:
         self._may_leave_out = settings.rollout.trees_to_leave_out(len(prompts))
         self.left_out: set[int] = set()
         """Numbers of the trees that are skipped because a reward failed."""
-        self.forwards: dict[tuple[int, ...], list[tuple[float, int]]] = {}
-        """Trees of a task -> its forward passes: the time when each ended, and its rows."""
         self.task_seconds: dict[tuple[int, ...], float] = {}
         """Trees of a task -> the seconds of sampling them, without the time for which scoring held it up."""
-        self.first_score_time = float("inf")
         self.leaves_scored = 0
         self._trees: dict[int, asyncio.Future[RemoteTree[Any]]] = {
             number: asyncio.get_running_loop().create_future() for number in range(len(prompts))
@@ -159,21 +155,11 @@ class Iteration:
         self._trees[tree.number].set_result(tree)
         metrics.QUEUE_LENGTH.labels("trees").inc()
 
-    def every_forward(self) -> Iterator[tuple[float, int]]:
-        """All forward passes, each once, though a task may have been sampled twice."""
-        return chain.from_iterable(self.forwards.values())
-
     def observed(self, workers: int, seconds: float) -> IterationTiming:
         """How this iteration, of `seconds`, used its `workers`."""
         waited = self.timeline.seconds("waiting") * self.timeline.hidden("waiting", behind="rollout")
         task_seconds = float(np.mean(list(self.task_seconds.values())))
         return IterationTiming(workers, len(self.tasks), task_seconds, seconds, waited)
-
-    def first_score_share(self) -> float:
-        """Share of the forward passes that had ended when the first leaf was scored."""
-        total = sum(rows for _, rows in self.every_forward())
-        done = sum(rows for ended, rows in self.every_forward() if ended <= self.first_score_time)
-        return done / total if total else 1.0
 
 
 @asynccontextmanager

@@ -4,6 +4,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
+from ...proto.settings import RunSettings
+
 
 @dataclass(frozen=True)
 class WeightsRef:
@@ -12,6 +14,20 @@ class WeightsRef:
     version: int
     reference: Any
     """To `PackedTensor` tensors by name, or to None where learner and sampler share one copy."""
+
+
+@dataclass(frozen=True)
+class Launch:
+    """What a process of a run is launched with."""
+
+    settings: RunSettings
+    directory: tuple[str, str]
+    """Name and namespace of the run's controller, which keeps the list of metrics exporters."""
+    pool: str
+    threads: int
+    """CPU threads."""
+    rank: int = 0
+    ranks: int = 1
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import asyncio
 import logging
 from collections.abc import Callable, Collection
+from dataclasses import replace
 from typing import Any
 
 import ray
@@ -16,7 +17,7 @@ from ..observability import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .learner_group import LearnerGroup
-from .messages import Sizes
+from .messages import Launch, Sizes
 from .names import application_name
 from .placement import reward_pools, threads_of
 from .reward_client import RewardClient
@@ -48,20 +49,16 @@ class Pools:
     def _launch_learner(self) -> LearnerGroup:
         pool = self.settings.pools.learner
         actor = self._remote(ColocatedActor if self._colocated else LearnerActor, pool)
-        threads = threads_of(pool, self.settings)
-        return LearnerGroup(
-            [
-                actor.remote(self.settings, self._directory, "learner", threads, rank, pool.count)
-                for rank in range(pool.count)
-            ]
-        )
+        launch = Launch(self.settings, self._directory, "learner", threads_of(pool, self.settings), ranks=pool.count)
+        return LearnerGroup([actor.remote(replace(launch, rank=rank)) for rank in range(pool.count)])
 
     def _worker_pool(self) -> WorkerPool:
         pool = self.settings.pools.rollout_workers
-        actor, threads = self._remote(RolloutActor, pool), threads_of(pool, self.settings)
+        actor = self._remote(RolloutActor, pool)
+        launch = Launch(self.settings, self._directory, "rollout_workers", threads_of(pool, self.settings))
         return WorkerPool(
             "rollout_workers",
-            launch=lambda: actor.remote(self.settings, self._directory, "rollout_workers", threads),
+            launch=lambda: actor.remote(launch),
             setup=lambda worker: worker.setup.remote(),
             may_be_replaced=not self._colocated,
         )

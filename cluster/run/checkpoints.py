@@ -13,6 +13,8 @@ from ...proto.atomic_files import remove, whole
 
 MANIFEST = "manifest.json"
 """Size in bytes and digest of every other file of a checkpoint, by name. Those of earlier versions hold sizes alone."""
+PREVIOUS = "previous.safetensors"
+"""File with the weights of the version before, which a run with `staleness: 1` samples with."""
 DAMAGED = "damaged-"
 """Prefix of a damaged checkpoint's name. It is kept for inspection, and never loaded."""
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
@@ -16,7 +16,7 @@ from ...proto.prompts import fields_of
 from ...proto.schedule import ode_schedule
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import PolicySettings, RunSettings
-from ...proto.tree import Task
+from ...proto.tree import FloatArray, Task
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.diversity import Diversity
 from .cuts import tasks
@@ -40,18 +40,25 @@ class Evaluation:
     """The prompt of each picture."""
     media: npt.NDArray[np.uint8]
     """uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
-    rewards: dict[str, npt.NDArray[np.float64]]
+    rewards: dict[str, FloatArray]
     """Reward -> its scores, float64 [n]."""
 
     def means(self) -> dict[str, float]:
         """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
-        means = {name: float(values.mean()) for name, values in self.rewards.items()}
-        samples: dict[str, Diversity] = defaultdict(Diversity)
-        for prompt, picture in zip(self.prompts, self.media, strict=True):
-            samples[prompt].add(picture[None])
-        if several := [own.value() for own in samples.values() if own.pictures > 1]:
-            means["diversity"] = float(np.mean(several))
-        return means
+        return means_of(self.prompts, self.media, self.rewards)
+
+
+def means_of(
+    prompts: Sequence[str], pictures: Iterable[npt.NDArray[np.uint8]], rewards: Mapping[str, FloatArray]
+) -> dict[str, float]:
+    """`Evaluation.means` of pictures that are not in one array."""
+    means = {name: float(values.mean()) for name, values in rewards.items()}
+    samples: dict[str, Diversity] = defaultdict(Diversity)
+    for prompt, picture in zip(prompts, pictures, strict=True):
+        samples[prompt].add(picture[None])
+    if several := [own.value() for own in samples.values() if own.pictures > 1]:
+        means["diversity"] = float(np.mean(several))
+    return means
 
 
 def sampled_prompts(prompts: Sequence[str], settings: RunSettings) -> list[str]:
@@ -122,7 +129,7 @@ def evaluate(
     """Sample the prompts with the `ode` kernel and score them by all rewards of the run."""
     prompts = sampled_prompts(prompts, settings)
     media: list[npt.NDArray[np.uint8]] = []
-    rewards: dict[str, list[npt.NDArray[np.float64]]] = {name: [] for name in settings.rewards}
+    rewards: dict[str, list[FloatArray]] = {name: [] for name in settings.rewards}
     for task in evaluation_tasks(settings, prompts, worker.version):
         pictures = np.concatenate([part.media for part in worker.sample(task)])
         reply = scorers.score(ScoreRequest(pictures, task.prompts, list(rewards)))

@@ -13,6 +13,7 @@ import torch
 
 from ...learner.learner import Learner
 from ...learner.partitioned import builder
+from ...proto.remote_tree import part_id
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
 from ...proto.tree import Tree
@@ -67,7 +68,7 @@ class InProcessLoop:
                 tree.add(part)
                 if part.diversity is not None:
                     diversity[part.tree] = part.diversity
-                with timeline.phase("scoring"):
+                with timeline.phase("scoring", part=part_id(number, part.tree, part.leaves)):
                     request = ScoreRequest(part.media, [tree.prompt] * len(part.media), rewards)
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
                 if part.tree < SHOWN_TREES:

@@ -110,7 +110,6 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "left_out_trees": report.left_out,
         "forward_passes": report.forward_passes,
         "scoring_hidden": report.scoring_hidden,
-        "first_score": report.first_score,
         "rows": sum(update.rows for update in report.updates),
         "edges": sum(update.edges for update in report.updates),
         "skipped_edges": sum(update.skipped_edges for update in report.updates),

@@ -39,8 +39,6 @@ class IterationReport:
     """Whether a learner rank's node is about to be taken away, so that the rank must restart elsewhere."""
     left_out: int = 0
     """Number of trees that were skipped because a reward failed."""
-    first_score: float = 1.0
-    """Share of the iteration's forward passes that were done when the first leaf was scored."""
 
 
 class Loop(Protocol):

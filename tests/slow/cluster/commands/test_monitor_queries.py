@@ -17,7 +17,6 @@ from urllib.parse import urlencode
 
 import matplotlib.pyplot as plt
 import pytest
-import ray
 import requests
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster.commands import draw_dashboards
@@ -134,7 +133,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
         assert prometheus.now("branchgrpo_diversity")[0] == pytest.approx(reports[-1].diversity)
 
         evaluation = loop.evaluate(prompts[:3])
-        ray.get(loop._controller.scale.remote(3, {"ocr": 1}))
+        loop.scale(3, {"ocr": 1})
         scaled = {"controller": 1, "rollout": 3, "learner": 1, "reward": 1}
         until(lambda: components(prometheus) == scaled)
         for number in range(ITERATIONS + 1, 2 * ITERATIONS + 1):

@@ -76,7 +76,7 @@ def test_the_autoscaler_brings_what_the_run_waits_for_and_more(run_settings: Set
         with closing(RayLoop(settings, tmp_path / "run", ["1"], address)) as loop:
 
             def workers() -> list[str]:
-                status = ray.get(loop._controller.status.remote())
+                status = loop.status()
                 return [worker["state"] for worker in status["pools"]["rollout_workers"]]
 
             assert len(workers()) == 1

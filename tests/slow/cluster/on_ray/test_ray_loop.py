@@ -5,13 +5,13 @@ import signal
 import subprocess
 import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-import ray
 import safetensors.torch
 import torch
 from branchgrpo.cluster.on_ray.driver import RayLoop
@@ -59,14 +59,14 @@ def test_weights_are_bit_equal_though_a_worker_is_killed(
     seen: list[list[int]] = []
 
     def workers() -> list[dict[str, Any]]:
-        return ray.get(loop._controller.status.remote())["pools"]["rollout_workers"]
+        return loop.status()["pools"]["rollout_workers"]
 
     def disturb(iteration: int) -> None:
         seen.append([worker["pid"] for worker in workers()])
         if iteration == 2:
             threading.Thread(target=kill_a_busy_one).start()
         if iteration == 3:
-            ray.get(loop._controller.scale.remote(1, {"ocr": 2}))
+            loop.scale(1, {"ocr": 2})
 
     def kill_a_busy_one() -> None:
         while not (busy := [worker["pid"] for worker in workers() if worker["state"] == "busy"]):
@@ -109,29 +109,29 @@ def test_what_changes_with_iterations_is_the_same_on_ray(
 def test_scaling_down_drains_and_scaling_up_adds(run_settings: Settings, tmp_path: Path, head: str) -> None:
     """Workers that leave finish their task: no task runs twice, though it would change nothing but the time."""
     settings = run_settings(stand_in({"pools.rollout_workers": {**SMALL, "count": 2}}, "SleepingPolicy"))
-    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+    with closing(on_ray(settings, tmp_path / "run", head)) as loop, ThreadPoolExecutor() as thread:
 
         def status() -> dict[str, Any]:
-            return ray.get(loop._controller.status.remote())["pools"]
+            return loop.status()["pools"]
 
-        answer = loop._controller.iterate.remote(1)
+        report = thread.submit(loop.iterate, 1)
         while sum(worker["state"] == "busy" for worker in status()["rollout_workers"]) < 2:
             time.sleep(0.01)
         before = status()["rollout_workers"]
-        ray.get(loop._controller.scale.remote(1, {}))
+        loop.scale(1, {})
         assert [worker["state"] for worker in status()["rollout_workers"]] == ["busy", "draining"]
         while len(status()["rollout_workers"]) > 1:
             time.sleep(0.01)
-        ray.get(loop._controller.scale.remote(3, {"constant": 2}))
+        loop.scale(3, {"constant": 2})
         pids = [worker["pid"] for worker in status()["rollout_workers"]]
         assert len(pids) == 3
         assert before[0]["pid"] in pids
         assert before[1]["pid"] not in pids
-        assert ray.get(answer)[0].forward_passes == 24 * settings.schedule.build().forward_passes
+        assert report.result().rewards["constant"].size == 24 * settings.schedule.build().leaves
         while status()["rewards"]["constant"].get("RUNNING") != 2:
             time.sleep(0.1)
         with pytest.raises(InputError, match="--reward names 'beauty'; this run has constant"):
-            loop._call(loop._controller.scale.remote(None, {"beauty": 2}))
+            loop.scale(None, {"beauty": 2})
 
 
 def test_a_reward_model_that_dies_or_raises_is_asked_again(

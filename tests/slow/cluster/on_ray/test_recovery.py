@@ -43,24 +43,20 @@ def test_port_and_sizes_outlive_the_controller(fixed: bool, run_settings: Settin
     with closing(RayLoop(settings, folder, ["1"], head)) as loop:
         before = http_port(folder)
         assert before == (settings.logging.metrics_port or before)
-
-        def status() -> dict[str, Any]:
-            return ray.get(loop._controller.status.remote())
-
-        ray.get(loop._controller.scale.remote(2, {"constant": 2}))
+        loop.scale(2, {"constant": 2})
         loop.iterate(1)
-        os.kill(status()["pid"], signal.SIGKILL)
+        os.kill(loop.status()["pid"], signal.SIGKILL)
         with pytest.raises(ProcessLost):
             loop.iterate(2)
         loop.restart()
         assert http_port(folder) == before
-        until(lambda: len(status()["pools"]["rollout_workers"]) == 2)
-        until(lambda: status()["pools"]["rewards"]["constant"].get("RUNNING") == 2)
+        until(lambda: len(loop.status()["pools"]["rollout_workers"]) == 2)
+        until(lambda: loop.status()["pools"]["rewards"]["constant"].get("RUNNING") == 2)
 
         (tmp_path / "second").mkdir()
         with pytest.raises(InputError, match="a run named 'run' is running on this cluster"):
             RayLoop(settings, tmp_path / "second", ["1"], head)
-        assert status()["pools"]["rewards"]["constant"].get("RUNNING") == 2
+        assert loop.status()["pools"]["rewards"]["constant"].get("RUNNING") == 2
         assert (folder / "ray.json").exists()
 
 

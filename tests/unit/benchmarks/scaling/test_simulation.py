@@ -67,7 +67,8 @@ def test_trees_are_cut_up_as_a_worker_does(max_batch_rows: int, trees: int, root
     rollout = recipe(rollout__max_batch_rows=max_batch_rows).rollout
     task = Task(1, tuple(range(trees)), tuple(map(str, range(trees))), schedule, seed=0)
     forwards: list[int] = []
-    parts = list(RolloutWorker(policy, rollout).sample(task, forwards.append))
+    policy.network.register_forward_pre_hook(lambda module, given: forwards.append(len(given[0])))
+    parts = list(RolloutWorker(policy, rollout).sample(task))
     work = stretches(schedule, trees, max_batch_rows)
     assert [rows for stretch in work for rows in stretch.forwards] == forwards
     planned = [part for stretch in work for part in stretch.parts]

@@ -33,11 +33,11 @@ SPANS = [
     made("c", "scoring", 3, 7, part="3/0/14"),
     made("w0", "load weights", 0.5, 1, version=2),
     made("w0", "task", 1, 4, iteration=3, trees=[0]),
-    made("w0", "forward", 1, 2, rows=4),
+    made("w0", "forward", 1, 2, rows=4, iteration=3),
     made("w0", "decode", 2, 3, leaves=4),
     made("w0", "hand over", 3, 4, part="3/0/14"),
     made("w1", "task", 1, 2.5, iteration=3, trees=[1]),
-    made("w1", "forward", 1, 2, rows=4),
+    made("w1", "forward", 1, 2, rows=4, iteration=3),
     made("w1", "hand over", 2, 2.5, part="3/1/14"),
     made("ocr", "score", 2.6, 4.5, requests=["run/3/1/14"]),
     made("ocr", "score", 4.5, 7, requests=["run/3/0/14"]),
@@ -90,6 +90,19 @@ def test_lines_that_are_cut_off_or_broken_are_left_out(tmp_path: Path) -> None:
     with next((tmp_path / "trace").iterdir()).open("ab") as file:
         file.write(b'{"process": "c"}\n[1]\n\xff\x00\x00\n{"process": "c", "compo')
     assert len(read(tmp_path, None).spans) == len(SPANS)
+
+
+def test_the_first_score_is_placed_among_forward_passes(tmp_path: Path) -> None:
+    """Also where they were sampled ahead, in the iteration before."""
+    others = [
+        made("c", "iteration", -9, 0, iteration=2),
+        made("w1", "forward", -8, -7, rows=8, iteration=3),
+        made("w1", "forward", 7.5, 8, rows=4, iteration=3),
+        made("w1", "forward", 8, 9, rows=5, iteration=4),
+        made("c", "scoring", 5, 6, part="4/0/14"),
+    ]
+    write(tmp_path / "trace", [*SPANS, *others])
+    assert read(tmp_path, 3).first_score == 16 / 20
 
 
 def test_idle_time_is_what_no_span_covers(found: trace.IterationTrace) -> None:

@@ -2,6 +2,7 @@
 
 import signal
 import subprocess
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
 from pathlib import Path
 
@@ -82,10 +83,11 @@ def test_reward_models_scale_with_the_queue(run_settings: Settings, tmp_path: Pa
     with ray_head() as address, closing(RayLoop(settings, tmp_path / "run", ["1"], address)) as loop:
 
         def replicas() -> int:
-            rewards = ray.get(loop._controller.status.remote())["pools"]["rewards"]
+            rewards = loop.status()["pools"]["rewards"]
             return int(rewards["constant"].get("RUNNING", 0))
 
         assert replicas() == 1
-        answer = loop._controller.iterate.remote(1)
-        until(lambda: replicas() == 2)
-        assert ray.get(answer)[0].forward_passes == 120 * settings.schedule.build().forward_passes
+        with ThreadPoolExecutor() as thread:
+            report = thread.submit(loop.iterate, 1)
+            until(lambda: replicas() == 2)
+            assert report.result().rewards["constant"].size == 120 * settings.schedule.build().leaves

@@ -9,6 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
+from branchgrpo.cluster.observability.trace import read
 from branchgrpo.proto.errors import RunFailed
 from ray import serve
 from ray_runs import BASE, on_ray, stand_in
@@ -24,8 +25,7 @@ def test_the_first_leaf_is_scored_before_half_of_the_passes(run_settings: Settin
     assert schedule.leaves == 256
     with closing(on_ray(settings, tmp_path / "run", head)) as loop:
         report = loop.iterate(1)
-    assert report.forward_passes == schedule.forward_passes
-    assert 0.2 < report.first_score < 0.5  # not before the first chunk is done, either
+    assert 0.2 < (read(settings.runs / "run", 1).first_score or 0) < 0.5  # not before the first chunk is done, either
     assert 0 < report.scoring_hidden <= 1
     assert report.updates[0].skipped_edges == schedule.trained_edges
 
@@ -55,7 +55,7 @@ def test_memory_does_not_grow_with_the_trees(
         schedule = settings.schedule.build()
         assert schedule.leaves == leaves
         with closing(on_ray(settings, tmp_path / f"run{leaves}", head)) as loop:
-            pid = ray.get(loop._controller.status.remote())["pid"]
+            pid = loop.status()["pid"]
             latents = 32 * 32 * 16 * 4
             tree_bytes[leaves] = schedule.nodes * latents + leaves * 128 * 128 * 3
             before, peak, done = store_bytes(), 0, threading.Event()

@@ -1,0 +1,29 @@
+"""The work of a learner rank that samples too. Apart, so that other ranks don't export the metrics of sampling."""
+
+from typing import Any
+
+from ...rollout_workers.worker import RolloutWorker
+from .learner_process import LearnerProcess
+from .messages import Launch, WeightsRef
+from .rollout_process import Sampler
+
+
+class ColocatedProcess(LearnerProcess, Sampler):
+    """A learner rank that samples with its own copy of the policy, in turns with learning."""
+
+    network_only = False
+
+    def __init__(self, launch: Launch, meeting: tuple[str, int] | None, store: Any) -> None:
+        super().__init__(launch, meeting, store)
+        own = self.learner
+        self.worker = RolloutWorker(own.policy, launch.settings.rollout, own.version, own.kept_forwards)
+
+    def weights(self) -> tuple[int, None]:
+        """The current version's number. No weights are sent."""
+        return self.learner.version, None
+
+    def _use(self, weights: WeightsRef) -> None:
+        """Do nothing: the worker samples with the learner's parameters."""
+        if weights.version != self.learner.version:
+            raise ValueError(f"task wants weights version {weights.version}; this learner has {self.learner.version}")
+        self.worker.adopt(weights.version)

@@ -1,0 +1,94 @@
+"""The work of a learner rank on Ray: windows of trees are fetched and learned from, weights packed for publishing."""
+
+import os
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import ray
+import safetensors.torch
+import torch
+from torch.distributed import TCPStore  # type: ignore[attr-defined]
+
+from ...learner import metrics
+from ...learner.deepspeed_setup import join_ranks
+from ...learner.learner import Learner, save_weights
+from ...learner.partitioned import builder
+from ...proto.packed_tensor import PackedTensor
+from ...proto.remote_tree import RemoteTree, States
+from ...proto.tracing import span
+from ...proto.tree import Window
+from ...proto.update_stats import UpdateStats
+from ...rollout_workers.policies.base import cut_prompts
+from ...rollout_workers.policies.load import find_device, load_policy
+from ..run.checkpoints import PREVIOUS
+from .messages import Launch, WeightsRef
+
+Weights = dict[str, PackedTensor]
+
+
+class LearnerProcess:
+    """A learner rank. All ranks get the same calls."""
+
+    network_only = True
+    """Whether the process needs no autoencoder and no text encoders."""
+
+    def __init__(self, launch: Launch, meeting: tuple[str, int] | None, store: Any) -> None:
+        """Joins the other ranks at `meeting`, if there are any, and loads; rank 0 has opened the `store` there."""
+        torch.set_num_threads(launch.threads)
+        settings, self.rank = launch.settings, launch.rank
+        device = find_device(settings.policy)
+        os.environ["DS_ACCELERATOR"] = device.type
+        if meeting:
+            store = store or TCPStore(*meeting, launch.ranks, False)
+            join_ranks(store, device, rank=launch.rank, ranks=launch.ranks)
+        build = builder(settings.learner, settings.policy.precision, device)
+        policy = load_policy(settings.policy, network_only=self.network_only, build=build)
+        self.learner = Learner(policy, settings)
+
+    def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
+        """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update."""
+        start = time.perf_counter()
+        with span("learn", iteration=window.iteration, trees=[tree.number for tree in window.trees]):
+            self.learner.accumulate(window.of(lambda tree: tree.tree(_fetched)))
+            stats = self.learner.step() if window.closes_update else None
+        metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
+        return stats
+
+    def publish(self) -> tuple[int, Weights | None]:
+        """Make a new version. Returns its number and, on rank 0, its weights."""
+        with span("publish", version=self.learner.version + 1):
+            self.learner.publish()
+            return self.weights()
+
+    def weights(self) -> tuple[int, Weights | None]:
+        """The current version's number and, on rank 0, its weights."""
+        weights = self.learner.weights()  # of all ranks together
+        return self.learner.version, None if self.rank else _packed(weights)
+
+    def previous(self, folder: Path) -> tuple[int, Weights | None]:
+        """The number of the version before a checkpoint's and, on rank 0, its weights."""
+        version = self.learner.version - 1
+        return version, None if self.rank else _packed(safetensors.torch.load_file(folder / PREVIOUS))
+
+    def save(self, folder: Path, previous: WeightsRef | None) -> None:
+        """Write a checkpoint into `folder`, and with it the weights of the version before."""
+        self.learner.save(folder)
+        if previous and self.rank == 0:
+            packed: Weights = ray.get(previous.reference)
+            save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in packed.items()})
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """The prompts among `prompts` that the policy cuts because they are too long."""
+        return cut_prompts(self.learner.policy, prompts)
+
+
+def _packed(weights: dict[str, torch.Tensor]) -> Weights:
+    return {name: PackedTensor.of(value) for name, value in weights.items()}
+
+
+def _fetched(states: Any) -> States:
+    with span("fetch"):
+        fetched: States = ray.get(states)
+        return fetched

@@ -1,0 +1,74 @@
+"""The work of a rollout worker on Ray: tasks are sampled with published weights, and their parts handed over."""
+
+import time
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import ray
+import torch
+
+from ...proto.remote_tree import PartHeader, States, part_id, states_of
+from ...proto.tracing import span
+from ...proto.tree import Task
+from ...rollout_workers import metrics
+from ...rollout_workers.policies.base import add_adapters
+from ...rollout_workers.policies.load import load_policy
+from ...rollout_workers.worker import RolloutWorker
+from .messages import Launch, WeightsRef
+
+
+class Sampler:
+    """Samples tasks, one at a time, with the weights that each wants."""
+
+    worker: RolloutWorker
+
+    def sample(
+        self, task: Task, weights: WeightsRef, newest: int
+    ) -> Iterator[PartHeader | npt.NDArray[np.uint8] | States]:
+        """The parts of a task, each as three objects: pictures, states, header.
+
+        `newest` is the version that the learner has reached.
+        """
+        self._use(weights)
+        metrics.WEIGHTS_STALENESS.set(newest - weights.version)
+        counted = time.perf_counter()
+        with span("task", iteration=task.iteration, trees=task.trees):
+            for part in self.worker.sample(task):
+                given = time.perf_counter()
+                with span("hand over", part=part_id(task.iteration, part.tree, part.leaves)):
+                    yield part.media
+                    yield states_of(part)
+                    yield PartHeader.of(part)
+                now = time.perf_counter()
+                metrics.HANDING_OVER_SECONDS.inc(now - given)
+                metrics.SAMPLING_SECONDS.inc(now - counted)
+                counted = now
+
+    def draw(self, task: Task, weights: WeightsRef) -> Iterator[npt.NDArray[np.uint8] | int]:
+        """The pictures of an evaluation's task, uint8 [n, height, width, 3], and their number."""
+        self._use(weights)
+        yield np.concatenate([part.media for part in self.worker.sample(task)])
+        yield len(task.prompts)
+
+    def _use(self, weights: WeightsRef) -> None:
+        """Load a version of the weights, unless it is the current one."""
+        if weights.version != self.worker.version:
+            with span("load weights", version=weights.version):
+                packed: Any = ray.get(weights.reference)
+                self.worker.adopt(weights.version, {name: value.tensor() for name, value in packed.items()})
+
+
+class RolloutProcess(Sampler):
+    """A rollout worker with a policy of its own."""
+
+    def __init__(self, launch: Launch) -> None:
+        """Loads the policy. Raises InputError if it can't be loaded."""
+        torch.set_num_threads(launch.threads)
+        settings = launch.settings
+        policy = load_policy(settings.policy)
+        if settings.learner.lora:
+            add_adapters(policy, settings.learner.lora, settings.seed)
+        # What was loaded from disk is no published version.
+        self.worker = RolloutWorker(policy, settings.rollout, version=-1)
