@@ -220,7 +220,8 @@ def serve_rewards(
 
         address = find_cluster(address)  # before Ray is imported
         from .commands.serve_rewards import serve
-    serve(settings, host, port, _token(token_file), max_mib * 2**20, address, console)
+    token = _token(token_file)
+    serve(settings, console, host=host, port=port, token=token, max_bytes=max_mib * 2**20, address=address)
 
 
 def _token(file: Path | None) -> str | None:

@@ -19,13 +19,12 @@ from ...proto.settings import RunSettings
 from ...reward_service.app import create_app
 from ...reward_service.http_server import listen, server
 from ...reward_service.parsing import Limits
-from ...reward_service.scorers import reward_models
 from ..on_ray.calls import unwrapped
 from ..on_ray.connect import NAMESPACE, connected
 from ..on_ray.names import service_name
-from ..on_ray.placement import check_room, free_nodes, reward_demands, reward_pools, threads_of
+from ..on_ray.placement import check_room, free_nodes, reward_demands
 from ..on_ray.reward_client import RewardClient
-from ..on_ray.reward_deployment import QUIET_OPTIONS, application, start_serve
+from ..on_ray.reward_deployment import RewardDeployment, start_serve
 from ..on_ray.status_server import serve_http
 from ..run.own_modules import travelling
 from ..run.stop import StopRequest
@@ -53,12 +52,13 @@ class RewardDirectory:
 
 def serve(
     settings: RunSettings,
+    console: Console,
+    *,
     host: str,
     port: int,
     token: str | None,
     max_bytes: int,
     address: str | None,
-    console: Console,
 ) -> None:
     """Serve the recipe's rewards until SIGTERM, SIGHUP or Ctrl-C, to those who know the `token`, in requests of at most
     `max_bytes` and a proportional number of pictures.
@@ -92,23 +92,18 @@ def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tup
     Raises what loading a model raised.
     """
     directory = _start_directory(name)
-    pools = reward_pools(settings)
-    threads = {model: threads_of(pool, settings) for model, pool in pools.items()}
+    deployment = RewardDeployment(settings, name, (name, NAMESPACE))
     try:
         with console.status("loading reward models"):
             log, node = settings.logging, ray.util.get_node_ip_address()
             where = unwrapped(lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0)))
             start_serve()
-            target = application(
-                name, settings.rewards, pools, (name, NAMESPACE), threads, metrics_host=log.metrics_host
-            )
-            ray_serve.run(target, name=name, route_prefix=None, logging_config=QUIET_OPTIONS)
-            timeouts = {model: pool.timeout_seconds for model, pool in pools.items()}
-            client = RewardClient(name, reward_models(settings.rewards), timeouts)
+            deployment.start()
+            client = deployment.client()
             asyncio.run(client.check())
         yield client, f"http://{where}/sd"
     finally:
-        ray_serve.delete(name)
+        deployment.delete()
         ray.kill(directory)
 
 

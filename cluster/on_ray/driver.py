@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 import ray
 import tenacity
-from ray import serve
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from ...proto.atomic_files import is_full
@@ -34,7 +33,7 @@ from .controller import Controller
 from .messages import ControllerState, Sizes
 from .names import application_name, controller_name
 from .placement import check_room, demands, free_nodes, wait_for_room
-from .reward_deployment import serves_here, start_serve
+from .reward_deployment import RewardDeployment, serves_here, start_serve
 from .run_address import FILE, RunAddress
 from .status_server import reserve_port
 
@@ -65,7 +64,9 @@ class RayLoop:
         # Whole paths: a run doesn't need the directory that it was started in.
         self.settings = settings.model_copy(update={"runs": settings.runs.resolve()})
         self._folder, self._prompts = folder.resolve(), prompts
-        self._application = application_name(settings.name)
+        self._rewards = RewardDeployment(
+            settings, application_name(settings.name), (controller_name(settings.name), NAMESPACE)
+        )
         self._connects = not ray.is_initialized()
         if self._connects:
             connect(address, travelling(settings))
@@ -106,10 +107,7 @@ class RayLoop:
         if not serves_here():
             return left
         start_serve()  # else Serve would ask the cluster that this process was connected to before
-        if self._application in serve.status().applications:
-            serve.delete(self._application)
-            left = True
-        return left
+        return self._rewards.delete() or left
 
     def _find_room(self, left: bool) -> None:
         """Wait for room for the pools. Raises InputError if there is none in the time that the recipe allows.
@@ -224,9 +222,7 @@ class RayLoop:
             if self._started:
                 (self._folder / FILE).unlink(missing_ok=True)
                 self._end_controller()
-                # What was never started is not ours: another run may have the name.
-                if self._application in serve.status().applications:
-                    serve.delete(self._application)
+                self._rewards.delete()  # what was never started is not ours: another run may have the name
             elif self._controller is not None:
                 ray.kill(self._controller)
         except (ray.exceptions.RayError, TimeoutError) as error:

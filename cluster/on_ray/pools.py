@@ -7,21 +7,18 @@ from dataclasses import replace
 from typing import Any
 
 import ray
-from ray import serve
 
 from ...proto.errors import InputError
 from ...proto.exporter import ExporterDirectory
 from ...proto.settings import PoolSettings, RunSettings
-from ...reward_service.scorers import reward_models
 from ..observability import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .learner_group import LearnerGroup
 from .messages import Launch, Sizes
 from .names import application_name
-from .placement import reward_pools, threads_of
-from .reward_client import RewardClient
-from .reward_deployment import QUIET_OPTIONS, application
+from .placement import threads_of
+from .reward_deployment import RewardDeployment
 from .worker_pool import WorkerPool
 
 SCALING_SECONDS = 60
@@ -42,6 +39,7 @@ class Pools:
         before the run was set up again."""
         self.settings, self._directory, self._exporters, self.sizes = settings, directory, exporters, sizes
         self._colocated = settings.placement == "colocated"
+        self._deployment = RewardDeployment(settings, application_name(settings.name), directory, settings.trace_folder)
         self.learner = LearnerGroup([])
         self.workers = self._worker_pool()
         self.workers.gone = lambda info: exporters.forget(info.exporter)
@@ -76,15 +74,9 @@ class Pools:
         if self._colocated:
             for actor, info in zip(self.learner.actors, self.learner.infos, strict=True):
                 self.workers.adopt(actor, info)
-        models = reward_models(self.settings.rewards)
-        for model in models:
+        for model in self._deployment.models:
             metrics.RETRIES.labels(model)
-        self.rewards = RewardClient(
-            self._application,
-            models,
-            {model: pool.timeout_seconds for model, pool in reward_pools(self.settings).items()},
-            retried=lambda model: metrics.RETRIES.labels(model).inc(),
-        )
+        self.rewards = self._deployment.client(retried=lambda model: metrics.RETRIES.labels(model).inc())
         await self.rewards.check()
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
@@ -93,7 +85,7 @@ class Pools:
         Returns how many workers haven't come up in a minute, for lack of room. Raises InputError for what can't be
         changed.
         """
-        names = {reward: model for model, given in reward_models(self.settings.rewards).items() for reward in given}
+        names = {reward: model for model, given in self._deployment.models.items() for reward in given}
         for reward, count in rewards.items():
             if reward not in names:
                 raise InputError(f"--reward names '{reward}'; this run has {', '.join(names)}")
@@ -141,8 +133,6 @@ class Pools:
 
     async def status(self) -> dict[str, Any]:
         """Every process, by pool."""
-        applications = (await asyncio.to_thread(serve.status)).applications
-        deployments = applications[self._application].deployments if self._application in applications else {}
         return {
             "rollout_workers": [
                 {
@@ -154,11 +144,7 @@ class Pools:
             ]
             + [{"pid": "", "node": "", "state": "starting"}] * self.workers.starting,
             "learner": [{"pid": info.pid, "node": info.node, "state": "up"} for info in self.learner.infos],
-            "rewards": {
-                model: {str(state): count for state, count in deployments[model].replica_states.items()}
-                for model in reward_models(self.settings.rewards)
-                if model in deployments
-            },
+            "rewards": await asyncio.to_thread(self._deployment.replicas),
         }
 
     async def close(self) -> None:
@@ -167,31 +153,9 @@ class Pools:
         for actor in self.learner.actors:
             ray.kill(actor)
 
-    @property
-    def _application(self) -> str:
-        return application_name(self.settings.name)
-
     async def _deploy(self) -> None:
-        """Bring the Serve application to the sizes that are wanted."""
-        pools = {
-            model: pool.model_copy(update={"replicas": self.sizes.rewards[model], "max_replicas": None})
-            if model in self.sizes.rewards
-            else pool
-            for model, pool in reward_pools(self.settings).items()
-        }
-        threads = {model: threads_of(pool, self.settings) for model, pool in pools.items()}
-        target = application(
-            self._application,
-            self.settings.rewards,
-            pools,
-            self._directory,
-            threads,
-            self.settings.trace_folder,
-            self.settings.logging.metrics_host,
-        )
-        await asyncio.to_thread(
-            serve.run, target, name=self._application, route_prefix=None, logging_config=QUIET_OPTIONS
-        )
+        """Bring the reward models to the sizes that are wanted."""
+        await asyncio.to_thread(self._deployment.start, self.sizes.rewards)
 
     def _remote(self, plain: type, pool: PoolSettings) -> Any:
         """`plain` as an actor with what the pool sets aside for it."""

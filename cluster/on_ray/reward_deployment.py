@@ -7,8 +7,9 @@ others may use it. If the run ends without deleting the application, it deletes 
 import logging
 import threading
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -17,7 +18,6 @@ import ray
 import tenacity
 from ray import serve
 from ray.exceptions import ActorAlreadyExistsError, RayError
-from ray.serve import Application
 
 from ... import __version__
 from ...proto.atomic_files import leave_lost_directory
@@ -25,11 +25,13 @@ from ...proto.errors import InputError
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
 from ...proto.scoring import NotScored, ScoreReply, is_final
-from ...proto.settings import RewardPoolSettings, RewardSettings
+from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...proto.tracing import start_tracing
 from ...reward_service import metrics
 from ...reward_service.replica import Replica, pictures_in
 from ...reward_service.scorers import reward_models
+from .placement import reward_pools, threads_of
+from .reward_client import RewardClient
 
 SERVE_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
 """The actor by which Serve is known on a cluster."""
@@ -116,33 +118,52 @@ class ServedReplica:
             return await self.score_batch(media, prompts, id)
 
 
-def application(
-    run: str,
-    rewards: Mapping[str, RewardSettings],
-    pools: Mapping[str, RewardPoolSettings],
-    directory: tuple[str, str],
-    threads: Mapping[str, int],
-    trace: Path | None = None,
-    metrics_host: str | None = None,
-) -> Application:
-    """The Serve application `run`: every reward model of `rewards`. `trace` is a folder for spans.
+class RewardDeployment:
+    """The reward models of some settings as one Serve application."""
 
-    `metrics_host` is where metrics are served, if not at the address of each node.
-    Its processes get the environment (packages, variables) of the caller's.
-    """
-    # Serve's controller, which starts them, may be another user's and have another environment.
-    runtime_env = dict(ray.get_runtime_context().runtime_env)
-    models = reward_models(rewards)
-    replicas = {
-        model: _deployment(model, pools[model], runtime_env).bind(
-            model, given, pools[model].model_copy(update={"threads": threads[model]}), directory, trace, metrics_host
+    def __init__(self, settings: RunSettings, name: str, directory: tuple[str, str], trace: Path | None = None) -> None:
+        """`name` is the application's; `directory`, name and namespace of the actor that it belongs to, which keeps the
+        list of exporters; `trace`, a folder for spans."""
+        self.settings, self.name, self._directory, self._trace = settings, name, directory, trace
+        self.models, self._pools = reward_models(settings.rewards), reward_pools(settings)
+
+    def start(self, replicas: Mapping[str, int] = MappingProxyType({})) -> None:
+        """Deploy the models, or bring them to other sizes, and wait until they are up.
+
+        `replicas` has the sizes that aren't the settings'. Processes get the caller's environment: packages, variables.
+        """
+        # Serve's controller, which starts them, may be another user's and have another environment.
+        runtime_env = dict(ray.get_runtime_context().runtime_env)
+        deployments = []
+        for model, rewards in self.models.items():
+            pool = self._pools[model].model_copy(update={"threads": threads_of(self._pools[model], self.settings)})
+            if model in replicas:
+                pool = pool.model_copy(update={"replicas": replicas[model], "max_replicas": None})
+            host = self.settings.logging.metrics_host
+            deployment = _deployment(model, pool, runtime_env)
+            deployments.append(deployment.bind(model, rewards, pool, self._directory, self._trace, host))
+        root = serve.deployment(Models).options(
+            version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
         )
-        for model, given in models.items()
-    }
-    root = serve.deployment(Models).options(
-        version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
-    )
-    return root.bind(list(replicas.values()), run, directory)
+        application = root.bind(deployments, self.name, self._directory)
+        serve.run(application, name=self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
+
+    def client(self, retried: Callable[[str], None] = lambda model: None) -> RewardClient:
+        """A client of the models. `retried` is called with the model at each retry."""
+        return RewardClient(self.name, self.models, {m: p.timeout_seconds for m, p in self._pools.items()}, retried)
+
+    def replicas(self) -> dict[str, dict[str, int]]:
+        """Model -> state -> number of its replicas in it."""
+        application = serve.status().applications.get(self.name)
+        found = application.deployments if application else {}
+        return {m: {str(k): n for k, n in found[m].replica_states.items()} for m in self.models if m in found}
+
+    def delete(self) -> bool:
+        """End the models. Returns whether there was such an application."""
+        if self.name not in serve.status().applications:
+            return False
+        serve.delete(self.name)
+        return True
 
 
 class Models:
