@@ -1,4 +1,4 @@
-"""The command line: the commands about runs, those of `cluster_cli.py`, and what all of them share."""
+"""The command line: the commands about runs, those of `commands/cluster_cli.py`, and what all of them share."""
 
 import os
 import signal
@@ -14,8 +14,8 @@ from rich.console import Console
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
-from .cluster_cli import Cluster, Overrides
-from .cluster_cli import app as cluster_commands
+from .commands.cluster_cli import Cluster, Overrides
+from .commands.cluster_cli import app as cluster_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
 
@@ -265,7 +265,7 @@ def trace(
     Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
     """
     from ..proto.atomic_files import must_be_new
-    from .observability import trace as traces
+    from .commands import trace as traces
     from .run.folder import RunFolder
 
     if out:

@@ -17,7 +17,6 @@ from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room
 from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
-from .preflight import check_here
 from .run import pictures
 from .run.advice import advice
 from .run.checkpoints import size
@@ -26,6 +25,7 @@ from .run.evaluation import MADE_WITH, comparable, made_with, sampled_prompts
 from .run.folder import RunFolder, has_begun
 from .run.log import RunLog
 from .run.loop import Loop
+from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
 from .run.start_point import find_start, same_start, without_start
 from .run.stop import Stopped, StopRequest

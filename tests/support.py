@@ -14,7 +14,7 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
-from branchgrpo.cluster.observability.trace import IterationTrace, critical_path
+from branchgrpo.cluster.commands.trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest

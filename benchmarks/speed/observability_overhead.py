@@ -20,7 +20,7 @@ import requests
 import typer
 from rich.console import Console
 
-from ...cluster.observability.trace import read
+from ...cluster.commands.trace import read
 from ...cluster.on_ray.driver import RayLoop
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing, stop_tracing

@@ -32,9 +32,9 @@ from ...proto.settings import RunSettings
 from ..on_ray.calls import unwrapped
 from ..on_ray.connect import connected
 from ..on_ray.placement import demands
-from ..preflight import check_here
 from ..run.driver_lock import driver_lock, driver_of
 from ..run.own_modules import travelling
+from ..run.preflight import check_here
 from ..run.stop import Stopped, StopRequest
 from ..study.curves import BROKEN
 from ..study.file import Study

@@ -24,8 +24,8 @@ from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ...rollout_workers.policies.load import EMBEDDED, find_policy
 from ..on_ray.address import AUTH_MODE
-from ..preflight import check_recipe
 from ..run.own_modules import own_modules
+from ..run.preflight import check_recipe
 from ..run.prompt_order import training_and_held_out
 
 PACKAGE = Path(__file__).parents[2]

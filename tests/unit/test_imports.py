@@ -19,12 +19,10 @@ CLUSTER_MAY_IMPORT = {
     "observability": {"observability", "run"},
     "on_ray": {"on_ray", "observability", "run"},
     "study": {"study", "run"},
-    "preflight": {"run"},
-    "commands": {"commands", "preflight", "on_ray", "run", "study"},
+    "commands": {"commands", "on_ray", "run", "study"},
     "pages": {"pages", "observability"},
-    "train": {"preflight", "on_ray", "run"},
-    "cluster_cli": {"commands", "on_ray", "run"},
-    "cli": {"cluster_cli", "train", "commands", "observability", "on_ray", "run", "study"},
+    "train": {"on_ray", "run"},
+    "cli": {"train", "commands", "on_ray", "run", "study"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""
 FORBIDDEN = {  # pure algorithm code knows nothing of these

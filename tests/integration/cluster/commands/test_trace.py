@@ -4,7 +4,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.observability.trace import read
+from branchgrpo.cluster.commands.trace import read
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train

@@ -5,8 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.observability import trace
-from branchgrpo.cluster.observability.trace import Span, chrome, critical_path, idle, innermost, lanes, read
+from branchgrpo.cluster.commands import trace
+from branchgrpo.cluster.commands.trace import Span, chrome, critical_path, idle, innermost, lanes, read
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.tracing import span, start_tracing, stop_tracing
 from hypothesis import given

@@ -1,4 +1,4 @@
-"""The commands about clusters, nodes and services; `cli.py` has those about runs, and takes these in."""
+"""The commands about clusters, nodes and services; `cluster/cli.py` has those about runs, and takes these in."""
 
 import os
 from contextlib import nullcontext
@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 from rich.console import Console
 
-from ..proto.errors import InputError
+from ...proto.errors import InputError
 
 app = typer.Typer()
 
@@ -41,8 +41,8 @@ def scale(
 
     Example: [bold]branchgrpo scale runs/mine --rollout-workers 4 --reward ocr=2[/bold]
     """
-    from .commands import scale
-    from .on_ray.run_address import RunAddress
+    from ..on_ray.run_address import RunAddress
+    from . import scale
 
     where, counts = RunAddress.find(run, address), scale.replica_counts(reward or [])
     with Console().status("scaling"):
@@ -82,10 +82,10 @@ def drain(
 
     Example: [bold]branchgrpo drain --seconds 90[/bold]
     """
-    from .on_ray.address import find_ray
+    from ..on_ray.address import find_ray
 
     found = find_ray(address)
-    from .commands.node import drain as empty
+    from .node import drain as empty
 
     name, left = empty(found, node_name, seconds)
     state = f"is still used by {', '.join(left)}" if left else "is drained"
@@ -104,10 +104,10 @@ def node(
 
     Example: [bold]branchgrpo node head:6379 --num-gpus=8 --labels=pool=rollout[/bold]
     """
-    from .on_ray.address import find_ray
+    from ..on_ray.address import find_ray
 
     found = find_ray(address)
-    from .commands.node import join
+    from .node import join
 
     raise typer.Exit(join(found, seconds, context.args))
 
@@ -126,11 +126,11 @@ def clean(
 
     Example: [bold]branchgrpo clean --address head:6379 --yes[/bold]
     """
-    from .on_ray.address import RAY_ADDRESS, find_ray, nodes_here
+    from ..on_ray.address import RAY_ADDRESS, find_ray, nodes_here
 
     cluster = find_ray(address) if address or os.environ.get(RAY_ADDRESS) or nodes_here() else None
-    from .commands.clean import orphans, stale_notes
-    from .on_ray.connect import visiting
+    from ..on_ray.connect import visiting
+    from .clean import orphans, stale_notes
 
     with visiting(cluster) if cluster else nullcontext():
         left = [*(orphans() if cluster else []), *stale_notes(runs)]
@@ -160,8 +160,8 @@ def monitor(
 
     Example: [bold]branchgrpo monitor runs/glyphs[/bold]
     """
-    from .commands.monitor import monitor as watch
-    from .run.folder import RunFolder
+    from ..run.folder import RunFolder
+    from .monitor import monitor as watch
 
     watch(RunFolder.open(run).path, port, grafana_port, ray_dashboard, Console())
 
@@ -179,8 +179,8 @@ def draw_dashboards(
     """
     import time
 
-    from ..proto.atomic_files import must_be_new
-    from .commands.draw_dashboards import Prometheus, draw
+    from ...proto.atomic_files import must_be_new
+    from .draw_dashboards import Prometheus, draw
 
     must_be_new(out)
 
@@ -211,22 +211,22 @@ def serve_rewards(
     Example: [bold]branchgrpo serve-rewards recipes/glyphs.yaml --port 8000[/bold], then
     http://127.0.0.1:8000/docs
     """
-    from ..proto.recipe import load_recipe
+    from ...proto.recipe import load_recipe
 
     settings = load_recipe(recipe, overrides or [])
     console = Console()
     with console.status("starting"):
-        from .on_ray.address import find_cluster
+        from ..on_ray.address import find_cluster
 
         address = find_cluster(address)  # before Ray is imported
-        from .commands.serve_rewards import serve
+        from .serve_rewards import serve
     token = _token(token_file)
     serve(settings, console, host=host, port=port, token=token, max_bytes=max_mib * 2**20, address=address)
 
 
 def _token(file: Path | None) -> str | None:
     """The token of a file or of the environment. Raises InputError if it isn't valid."""
-    from ..proto.scoring import checked_token
+    from ...proto.scoring import checked_token
 
     if file is None:
         return checked_token(os.environ.get("BRANCHGRPO_TOKEN"), "BRANCHGRPO_TOKEN")

@@ -2,12 +2,12 @@
 
 from importlib.util import find_spec
 
-from ..proto.errors import InputError
-from ..proto.settings import RunSettings
-from ..reward_service.scorers import reward_models
-from ..rollout_workers.policies.load import find_policy
-from .run.adaptive_splits import SplitChooser
-from .run.own_modules import check_modules
+from ...proto.errors import InputError
+from ...proto.settings import RunSettings
+from ...reward_service.scorers import reward_models
+from ...rollout_workers.policies.load import find_policy
+from .adaptive_splits import SplitChooser
+from .own_modules import check_modules
 
 
 def check_recipe(settings: RunSettings) -> None:
