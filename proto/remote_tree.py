@@ -76,13 +76,13 @@ class RemoteTree(Generic[Reference]):
         """The tree; `fetch` is called for a part when one of its states is asked for."""
         tree = Tree(self.number, self.prompt, self.schedule, left_out=self.left_out)
         for header, reference in self.parts:
-            tree.add(received(header, np.empty((0, 0, 0, 3), np.uint8), partial(fetch, reference)))
+            tree.add(received(header, partial(fetch, reference)))
         tree.rewards = dict(self.rewards)
         return tree
 
 
-def received(header: PartHeader, media: npt.NDArray[np.uint8], fetch: Callable[[], States]) -> TreePart:
-    """The `TreePart` of a header, its pictures, and states that `fetch` gets when they are asked for."""
+def received(header: PartHeader, fetch: Callable[[], States]) -> TreePart:
+    """The `TreePart` of a header, and of states that `fetch` gets when they are asked for."""
     import torch
 
     states = _Fetched(fetch)
@@ -92,7 +92,6 @@ def received(header: PartHeader, media: npt.NDArray[np.uint8], fetch: Callable[[
         logprobs=torch.from_numpy(header.logprobs.copy()),
         latents=_Latents(states, len(header.nodes)),
         leaves=header.leaves,
-        media=media,
         conditioning=_Conditioning(states, header.conditioning) if header.conditioning else None,
         diversity=header.diversity,
     )

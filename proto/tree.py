@@ -67,12 +67,18 @@ class TreePart:
     """State of each node, n tensors of the policy's latent shape, in the storage dtype."""
     leaves: IntArray
     """Numbers of the finished leaves, int64 [m]; a subset of `nodes`."""
-    media: npt.NDArray[np.uint8]
-    """Decoded leaves, uint8 [m, height, width, 3], or clips [m, frames, height, width, 3]."""
     conditioning: Conditioning | None = None
     """The prompt's conditioning, in the first part of a tree only."""
     diversity: float | None = None
     """Diversity of all the tree's leaves; in its last part only."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class SampledPart(TreePart):
+    """A part where it is sampled: with its pictures, which the learner doesn't get."""
+
+    media: npt.NDArray[np.uint8]
+    """Decoded leaves, uint8 [m, height, width, 3], or clips [m, frames, height, width, 3]."""
 
 
 @dataclass

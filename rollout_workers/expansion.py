@@ -16,7 +16,7 @@ from ..proto.packed_tensor import ForwardCache, KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
-from ..proto.tree import Conditioning, Task, TreePart
+from ..proto.tree import Conditioning, SampledPart, Task
 from . import metrics
 from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
@@ -30,7 +30,7 @@ def expand(
     conditionings: list[Conditioning],
     settings: RolloutSettings,
     kept_forwards: ForwardCache | None = None,
-) -> Iterator[TreePart]:
+) -> Iterator[SampledPart]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. Forward passes
@@ -98,7 +98,7 @@ class _Growth:
         self._note(frontier, torch.zeros(len(tree)))
         return frontier
 
-    def grow(self, frontier: _Frontier) -> Iterator[TreePart]:
+    def grow(self, frontier: _Frontier) -> Iterator[SampledPart]:
         if frontier.depth == len(self.schedule.steps):
             yield from self._finish(frontier)
         elif (rows := len(frontier.states)) > (limit := self.settings.max_batch_rows):
@@ -194,7 +194,7 @@ class _Growth:
         raise error
 
     @torch.no_grad()
-    def _finish(self, leaves: _Frontier) -> Iterator[TreePart]:
+    def _finish(self, leaves: _Frontier) -> Iterator[SampledPart]:
         """Decode the leaves and hand out all that is pending of their trees."""
         with span("decode", leaves=len(leaves.states)):
             pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
@@ -208,7 +208,7 @@ class _Growth:
             diversity.add(media[begin:end])
             nodes = np.concatenate(pending.nodes)
             order = np.argsort(nodes)
-            yield TreePart(
+            yield SampledPart(
                 tree=self.task.trees[tree],
                 nodes=nodes[order],
                 logprobs=torch.cat(pending.logprobs)[torch.as_tensor(order)],

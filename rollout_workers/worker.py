@@ -6,7 +6,7 @@ import torch
 
 from ..proto.packed_tensor import ForwardCache
 from ..proto.settings import RolloutSettings
-from ..proto.tree import Task, TreePart
+from ..proto.tree import SampledPart, Task
 from . import metrics
 from .expansion import expand
 from .policies.base import Policy, load_weights, with_guidance
@@ -27,7 +27,7 @@ class RolloutWorker:
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
         """Guidance scale -> embeddings: without guidance, a conditioning has no negative prompt."""
 
-    def sample(self, task: Task) -> Iterator[TreePart]:
+    def sample(self, task: Task) -> Iterator[SampledPart]:
         """Parts of the task's trees as they finish.
 
         Raises ValueError if the task wants other weights, InputError if it wants a guidance that the policy can't have.
@@ -51,7 +51,7 @@ class RolloutWorker:
         metrics.WEIGHTS_VERSION.set(version)
 
 
-def _counted(parts: Iterator[TreePart], task: Task) -> Iterator[TreePart]:
+def _counted(parts: Iterator[SampledPart], task: Task) -> Iterator[SampledPart]:
     """`parts` of a task, whose edges and leaves are counted as they are handed out, and its trees at their end."""
     for part in parts:
         metrics.EDGES_SAMPLED.inc(int((part.nodes >= task.schedule.roots).sum()))

@@ -2,7 +2,7 @@
 
 import statistics
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
@@ -53,7 +53,7 @@ class _Rank:
         """The message to a learner rank."""
 
 
-def on_one_node(parts: list[TreePart], states: States, task: Task, window: int) -> dict[str, float]:
+def on_one_node(parts: Sequence[TreePart], states: States, task: Task, window: int) -> dict[str, float]:
     """Bytes per second into and out of the object store; seconds to write a tree, and to hand a window to a rank."""
     ray.init(address="local", num_cpus=2, include_dashboard=False, object_store_memory=STORE, logging_level="error")
     try:

@@ -12,7 +12,7 @@ from transformers import CLIPVisionConfig, CLIPVisionModel
 
 from ...proto.remote_tree import PartHeader, states_of
 from ...proto.settings import LoraSettings, RolloutSettings
-from ...proto.tree import Conditioning, Task, TreePart
+from ...proto.tree import Conditioning, SampledPart, Task
 from ...rollout_workers.policies.base import Network
 from ...rollout_workers.policies.flux import FluxPolicy
 from ...rollout_workers.worker import RolloutWorker
@@ -136,12 +136,12 @@ class ShapedPolicy:
         return torch.full((len(latents), PIXELS, PIXELS, 3), 0.5)
 
 
-def sampled_tree(task: Task, rollout: RolloutSettings) -> list[TreePart]:
+def sampled_tree(task: Task, rollout: RolloutSettings) -> list[SampledPart]:
     """The parts of a task as a worker with FLUX.1-dev hands them over."""
     return list(RolloutWorker(ShapedPolicy(), rollout).sample(task))  # type: ignore[arg-type]
 
 
-def sizes(part: TreePart) -> dict[str, int]:
+def sizes(part: SampledPart) -> dict[str, int]:
     """Bytes of a tree's first part as it travels: header, pictures, states and what is constant among them."""
     states = states_of(part)
     conditioning = sum(packed.bits.nbytes for name, packed in states.items() if name != "latents")

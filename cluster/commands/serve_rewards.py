@@ -35,11 +35,11 @@ class RewardDirectory:
 
     def __init__(self, name: str) -> None:
         self.exporters = ExporterDirectory(name)
-        self.server: asyncio.Task[None] | None = None
 
     async def start(self, metrics_host: str | None, node: str, port: int) -> str:
         """Serve `/sd`; returns `host:port`."""
-        return await serve_http(self, metrics_host, node, port)
+        address, self._server = await serve_http(self.status, self.exporters, metrics_host, node, port)
+        return address
 
     def register(self, address: str, component: str, pool: str) -> None:
         self.exporters.register(address, component, pool)

@@ -56,7 +56,6 @@ class Controller:
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[WeightsRef] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
-        self.server: asyncio.Task[None] | None = None
         self._ahead: Iteration | None = None
         self._in_flight = 0
         self._learned = asyncio.Condition()
@@ -231,7 +230,8 @@ class Controller:
         mark_warnings()
         start_tracing(self.settings.trace_folder, "controller", "controller")
         log, node = self.settings.logging, ray.util.get_node_ip_address()
-        address = await serve_http(self, log.metrics_host, node, port, metrics.REGISTRY)
+        serving = serve_http(self.status, self.exporters, log.metrics_host, node, port, metrics.REGISTRY)
+        address, self._server = await serving
         metrics.RECOVERIES.set(recoveries)
         metrics.LAST_PROGRESS.set_to_current_time()
         self._watching = asyncio.create_task(self.watch.every_second())

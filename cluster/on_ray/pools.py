@@ -98,14 +98,12 @@ class Pools:
                 )
             if rollout_workers < 1:
                 raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
+            self.workers.resize(rollout_workers)
         scaled = {names[reward]: count for reward, count in rewards.items()}
         self.sizes = Sizes(rollout_workers or self.sizes.rollout_workers, {**self.sizes.rewards, **scaled})
-        if rollout_workers is not None:
-            self.workers.resize(rollout_workers)
         if rewards:
             await self._deploy()
-        if rollout_workers is not None:
-            await self.workers.up(rollout_workers, SCALING_SECONDS)
+        await self.workers.up(rollout_workers or 0, SCALING_SECONDS)
         return self.workers.starting
 
     def adapt(self, observed: IterationTiming) -> None:

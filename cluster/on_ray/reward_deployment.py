@@ -125,7 +125,11 @@ class RewardDeployment:
         """`name` is the application's; `directory`, name and namespace of the actor that it belongs to, which keeps the
         list of exporters; `trace`, a folder for spans."""
         self.settings, self.name, self._directory, self._trace = settings, name, directory, trace
-        self.models, self._pools = reward_models(settings.rewards), reward_pools(settings)
+
+    @property
+    def models(self) -> dict[str, dict[str, RewardSettings]]:
+        """Model -> the rewards that it gives."""
+        return reward_models(self.settings.rewards)
 
     def start(self, replicas: Mapping[str, int] = MappingProxyType({})) -> None:
         """Deploy the models, or bring them to other sizes, and wait until they are up.
@@ -134,14 +138,14 @@ class RewardDeployment:
         """
         # Serve's controller, which starts them, may be another user's and have another environment.
         runtime_env = dict(ray.get_runtime_context().runtime_env)
-        deployments = []
-        for model, rewards in self.models.items():
-            pool = self._pools[model].model_copy(update={"threads": threads_of(self._pools[model], self.settings)})
+        models, deployments = self.models, []
+        for model, pool in reward_pools(self.settings).items():
+            changes: dict[str, Any] = {"threads": threads_of(pool, self.settings)}
             if model in replicas:
-                pool = pool.model_copy(update={"replicas": replicas[model], "max_replicas": None})
-            host = self.settings.logging.metrics_host
+                changes |= {"replicas": replicas[model], "max_replicas": None}
+            pool, host = pool.model_copy(update=changes), self.settings.logging.metrics_host
             deployment = _deployment(model, pool, runtime_env)
-            deployments.append(deployment.bind(model, rewards, pool, self._directory, self._trace, host))
+            deployments.append(deployment.bind(model, models[model], pool, self._directory, self._trace, host))
         root = serve.deployment(Models).options(
             version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
         )
@@ -150,7 +154,8 @@ class RewardDeployment:
 
     def client(self, retried: Callable[[str], None] = lambda model: None) -> RewardClient:
         """A client of the models. `retried` is called with the model at each retry."""
-        return RewardClient(self.name, self.models, {m: p.timeout_seconds for m, p in self._pools.items()}, retried)
+        timeouts = {model: pool.timeout_seconds for model, pool in reward_pools(self.settings).items()}
+        return RewardClient(self.name, self.models, timeouts, retried)
 
     def replicas(self) -> dict[str, dict[str, int]]:
         """Model -> state -> number of its replicas in it."""

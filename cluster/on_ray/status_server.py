@@ -4,8 +4,9 @@ import asyncio
 import errno
 import socket
 import time
+from collections.abc import Awaitable, Callable
 from contextlib import nullcontext
-from typing import Any, Protocol
+from typing import Any
 
 import prometheus_client
 import uvicorn
@@ -15,23 +16,16 @@ from ...proto.errors import InputError
 from ...proto.exporter import ExporterDirectory, listening
 
 
-class StatusSource(Protocol):
-    """Something whose status an HTTP server shows."""
-
-    exporters: ExporterDirectory
-    server: "asyncio.Task[None] | None"
-
-    async def status(self) -> dict[str, Any]: ...
-
-
 async def serve_http(
-    controller: StatusSource,
+    current: Callable[[], Awaitable[dict[str, Any]]],
+    exporters: ExporterDirectory,
     metrics_host: str | None,
     node: str,
     port: int,
     registry: prometheus_client.CollectorRegistry = prometheus_client.REGISTRY,
-) -> str:
-    """Serve `/sd` (Prometheus' HTTP service discovery), `/metrics` and `/status`; returns `host:port`.
+) -> tuple[str, asyncio.Task[None]]:
+    """Serve `/sd` (Prometheus' HTTP service discovery) with `exporters`, and this server among them, `/metrics`, and
+    `/status` with what `current` returns. Returns `host:port`, and the task that serves.
 
     It listens on the address `node`, or on `metrics_host`. With port 0 a free one is taken. Raises InputError if the
     port can't be had.
@@ -42,12 +36,12 @@ async def serve_http(
     @app.get("/sd")
     async def discovery() -> list[dict[str, object]]:
         """Every live metrics exporter of the run."""
-        return controller.exporters.targets()
+        return exporters.targets()
 
     @app.get("/status")
     async def status() -> dict[str, Any]:
         """Iterations, phase and processes."""
-        return await controller.status()
+        return await current()
 
     app.mount("/metrics", prometheus_client.make_asgi_app(registry))
     try:
@@ -56,10 +50,9 @@ async def serve_http(
         raise _port_refused(host, port, error) from error
     server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
     server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are Ray's in an actor
-    controller.server = asyncio.create_task(server.serve(sockets=[listener]))
     address = f"{reached_at}:{listener.getsockname()[1]}"
-    controller.exporters.keep(address, "controller")
-    return address
+    exporters.keep(address, "controller")
+    return address, asyncio.create_task(server.serve(sockets=[listener]))
 
 
 def reserve_port(host: str, port: int, seconds: float) -> socket.socket:

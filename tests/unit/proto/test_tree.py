@@ -16,7 +16,6 @@ def part(nodes: list[int]) -> TreePart:
         logprobs=torch.ones(len(nodes)),
         latents=[torch.full((2,), float(node)) for node in nodes],
         leaves=np.array([5, 6]),
-        media=np.zeros((2, 4, 4, 3), np.uint8),
     )
 
 
