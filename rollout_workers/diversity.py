@@ -7,8 +7,8 @@ import numpy.typing as npt
 
 
 class Diversity:
-    """Of the pictures added so far: the standard deviation of a pixel's channel over them, root mean square over the
-    picture, with channels from 0 to 1.
+    """The diversity of the pictures added so far: the standard deviation of a pixel's channel over them, root mean
+    square over the picture, with channels from 0 to 1.
 
     It falls where a policy comes to draw one picture for a prompt, whatever reward that gets. Sums are whole numbers,
     so it doesn't matter in which parts the pictures come.

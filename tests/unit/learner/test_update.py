@@ -16,6 +16,7 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from deepspeed.utils import safe_get_full_optimizer_state
 from gradients import Sample, update
+from prometheus_client import REGISTRY
 from support import Settings
 
 
@@ -185,6 +186,18 @@ def test_published_weights_make_another_worker_the_same(
     far = update(learner, stale)
     assert far.logprob_abs_diff > 10 * bound
     assert far.logprob_abs_diff == pytest.approx(max(math.log(far.ratio_max), -math.log(far.ratio_min)), rel=1e-4)
+
+
+def test_updates_are_counted_and_an_iteration_s_first_is_gauged(run_settings: Settings, sample: Sample) -> None:
+    settings = run_settings({})
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2", "3", "4"))
+    exported = REGISTRY.get_sample_value
+    before = exported("branchgrpo_updates_total")
+    first, second = update(learner, trees[:2]), update(learner, trees[2:])
+    assert exported("branchgrpo_updates_total") == before + 2
+    assert exported("branchgrpo_gradient_norm") == second.gradient_norm
+    assert exported("branchgrpo_logprob_abs_diff") == first.logprob_abs_diff < second.logprob_abs_diff
 
 
 def test_ema_follows_its_formula(run_settings: Settings, sample: Sample) -> None:
