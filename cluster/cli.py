@@ -276,40 +276,6 @@ def trace(
 
 
 @app.command()
-def study(
-    file: Annotated[Path, typer.Argument(help="YAML file of a study (docs/studies.md).")],
-    report: Annotated[bool, typer.Option("--report", help="Only write the report of what there is so far.")] = False,
-    out: Annotated[Path | None, typer.Option("--out", help="Folder of the study. Default: runs/NAME.")] = None,
-    address: Cluster = None,
-) -> None:
-    """Compare variants of a recipe over several seeds, each equally tuned, and write a report.
-
-    Stopped or killed, the same command continues. The exit status is 1 if a run broke; the others come to their end.
-
-    Example: [bold]branchgrpo study studies/methods.yaml[/bold], and meanwhile
-    [bold]branchgrpo study studies/methods.yaml --report[/bold]
-    """
-    with Console().status("starting"):
-        from .study.file import load_study
-        from .study.report import write_report
-
-        loaded = load_study(file, out)
-    if not report:
-        with Console().status("starting"):
-            from .on_ray.address import find_cluster
-
-            address = find_cluster(address)  # before Ray is imported
-            from .commands.study import run_study
-        run_study(loaded, address, Console())
-    written = write_report(loaded)
-    typer.echo(f"report: {written.path}")
-    for folder in written.broken:
-        typer.echo(f"broken: {folder}", err=True)
-    if written.broken:
-        raise typer.Exit(1)
-
-
-@app.command()
 def pretrain(
     policy: Annotated[Literal["glyphs", "shapes"], typer.Argument(help="One of the embedded policies.")],
     out: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],

@@ -1,4 +1,4 @@
-"""The commands about clusters, nodes and services; `cluster/cli.py` has those about runs, and takes these in."""
+"""The commands about studies, clusters, nodes and services. `cluster/cli.py`, with those about runs, takes them in."""
 
 import os
 from contextlib import nullcontext
@@ -26,6 +26,40 @@ RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run in progre
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
 ]
+
+
+@app.command()
+def study(
+    file: Annotated[Path, typer.Argument(help="YAML file of a study (docs/studies.md).")],
+    report: Annotated[bool, typer.Option("--report", help="Only write the report of what there is so far.")] = False,
+    out: Annotated[Path | None, typer.Option("--out", help="Folder of the study. Default: runs/NAME.")] = None,
+    address: Cluster = None,
+) -> None:
+    """Compare variants of a recipe over several seeds, each equally tuned, and write a report.
+
+    Stopped or killed, the same command continues. The exit status is 1 if a run broke; the others come to their end.
+
+    Example: [bold]branchgrpo study studies/methods.yaml[/bold], and meanwhile
+    [bold]branchgrpo study studies/methods.yaml --report[/bold]
+    """
+    with Console().status("starting"):
+        from ..study.file import load_study
+        from ..study.report import write_report
+
+        loaded = load_study(file, out)
+    if not report:
+        with Console().status("starting"):
+            from ..on_ray.address import find_cluster
+
+            address = find_cluster(address)  # before Ray is imported
+            from .study import run_study
+        run_study(loaded, address, Console())
+    written = write_report(loaded)
+    typer.echo(f"report: {written.path}")
+    for folder in written.broken:
+        typer.echo(f"broken: {folder}", err=True)
+    if written.broken:
+        raise typer.Exit(1)
 
 
 @app.command()

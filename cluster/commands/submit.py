@@ -34,7 +34,6 @@ SHIPPED = (
     "benchmarks/**/*.py",
     "cluster/*.py",
     "cluster/commands/*.py",
-    "cluster/observability/*.py",
     "cluster/observability/grafana/**/*",
     "cluster/observability/prometheus/*.yaml",
     "cluster/on_ray/*.py",

@@ -26,13 +26,13 @@ from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
 from ...proto.tree import FloatArray, Task
 from ...proto.update_stats import UpdateStats
-from ..observability import metrics
 from ..run.adaptive_splits import SplitChooser
 from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks, means_of
 from ..run.loop import IterationReport
 from ..run.prompt_order import prompts_of
+from . import metrics
 from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Sizes, WeightsRef
 from .part_reader import ArrivedPart, read_parts

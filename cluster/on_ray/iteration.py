@@ -19,10 +19,10 @@ from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray, Task, fill_scores
-from ..observability import metrics
 from ..run.cuts import training_tasks
 from ..run.loop import SHOWN_TREES
 from ..run.phases import Timeline
+from . import metrics
 from .autoscaling import IterationTiming
 from .messages import WeightsRef
 from .part_reader import ArrivedPart

@@ -11,7 +11,7 @@ import ray
 from ...proto.errors import InputError
 from ...proto.exporter import ExporterDirectory
 from ...proto.settings import PoolSettings, RunSettings
-from ..observability import metrics
+from . import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .learner_group import LearnerGroup

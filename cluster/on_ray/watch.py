@@ -11,8 +11,8 @@ import ray
 
 from ...proto.exporter import ExporterDirectory
 from ...proto.settings import RunSettings
-from ..observability import metrics
 from ..run.phases import Timeline
+from . import metrics
 from .internals import draining_nodes, free_resources
 from .iteration import Iteration
 from .messages import ControllerState

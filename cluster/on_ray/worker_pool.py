@@ -15,7 +15,7 @@ import ray
 from ray.exceptions import RayActorError
 
 from ...proto.errors import ProcessLost, RunFailed, brief
-from ..observability import metrics
+from . import metrics
 from .messages import ProcessInfo
 
 Result = TypeVar("Result")

@@ -18,7 +18,6 @@ ROOMS = {
     "cluster/run": "One run, whatever executes it.",
     "cluster/study": "Studies: variants of a recipe over several seeds, and the report on their runs.",
     "cluster/on_ray": "A run's processes on a Ray cluster.",
-    "cluster/observability": "What can be seen of a run. Dashboards and alerts lie here too.",
     "cluster/commands": "What stands behind the command line.",
     "cluster/pages": "What `make docs` writes. Not part of an installation.",
     "benchmarks/chaos": "What faults cost in real runs, and that they leave nothing: `make chaos`.",
@@ -28,16 +27,16 @@ ROOMS = {
 }
 """Folder -> what it is for."""
 OTHERS = {
-    "cluster/observability": {
-        "prometheus/alerts.yaml": "Alert rules for Prometheus.",
-        "grafana/dashboards/": "Grafana's dashboards, written by `make docs`.",
-        "grafana/provisioning/": "Where Grafana finds them and its data.",
-    },
     "cluster/pages": {
         "dashboards.yaml": "The Grafana dashboards: rows, panels, texts and queries.",
         "metrics.md": "How docs/metrics.md begins; `recipe.md` and `files.md` likewise.",
     },
-    "cluster": {"kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them."},
+    "cluster": {
+        "kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them.",
+        "observability/prometheus/alerts.yaml": "Alert rules for Prometheus.",
+        "observability/grafana/dashboards/": "Grafana's dashboards, written by `make docs`.",
+        "observability/grafana/provisioning/": "Where Grafana finds them and its data.",
+    },
 }
 """Folder -> its files that aren't Python, with what they hold."""
 

@@ -13,9 +13,9 @@ from ...learner import metrics as learner
 from ...proto.yaml12 import read_yaml
 from ...reward_service import metrics as scoring
 from ...rollout_workers import metrics as sampling
-from ..observability import metrics as run
+from ..on_ray import metrics as run
 
-ALERTS = Path(run.__file__).with_name("prometheus") / "alerts.yaml"
+ALERTS = Path(__file__).parents[1] / "observability" / "prometheus" / "alerts.yaml"
 EXPORTED_BY = {"controller": run, "rollout": sampling, "learner": learner, "reward": scoring}
 """Component -> the metrics of such processes."""
 

@@ -16,13 +16,12 @@ MAY_IMPORT = {
 }
 CLUSTER_MAY_IMPORT = {
     "run": {"run"},
-    "observability": {"observability", "run"},
-    "on_ray": {"on_ray", "observability", "run"},
+    "on_ray": {"on_ray", "run"},
     "study": {"study", "run"},
     "commands": {"commands", "on_ray", "run", "study"},
-    "pages": {"pages", "observability"},
+    "pages": {"pages", "on_ray"},
     "train": {"on_ray", "run"},
-    "cli": {"train", "commands", "on_ray", "run", "study"},
+    "cli": {"train", "commands", "on_ray", "run"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""
 FORBIDDEN = {  # pure algorithm code knows nothing of these

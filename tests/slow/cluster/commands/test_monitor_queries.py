@@ -27,7 +27,7 @@ from branchgrpo.cluster.commands.monitor import (
     write_config,
 )
 from branchgrpo.cluster.commands.trace import critical_path, read
-from branchgrpo.cluster.observability import metrics as run
+from branchgrpo.cluster.on_ray import metrics as run
 from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.pages.dashboards import DASHBOARDS, dashboard
 from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_name, series_of
