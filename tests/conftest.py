@@ -10,7 +10,8 @@ from typing import Any
 
 # Tests start other processes beside them, and threads that spin while they wait would slow both 20 times.
 os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-os.environ.setdefault("OMP_NUM_THREADS", "1")  # networks are small, and two processes run tests
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # there is another process of tests for the other core
 os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of their own, on this host alone
