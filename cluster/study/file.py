@@ -48,7 +48,7 @@ class Tuning(Settings):
     prompts: HomePath
     """Source of the validation prompts, which the runs that are tuned evaluate on, in place of `prompts.held_out`."""
     seeds: list[Seed] = Field(default=[1000], min_length=1)
-    """Seeds of the runs for each value. Give others than those of the study."""
+    """Seeds of the runs for each value, none of them one of the study's."""
     budget: Budget | None = None
     """Budget of these runs. null: the study's."""
 
@@ -83,9 +83,12 @@ class StudyFile(Settings):
     def _consistent(self) -> Self:
         if self.baseline not in self.variants:
             raise ValueError(f"baseline is '{self.baseline}'; it must be one of {', '.join(self.variants)}")
-        for name, seeds in (("seeds", self.seeds), ("tuning.seeds", self.tuning.seeds if self.tuning else [])):
+        tuned = self.tuning.seeds if self.tuning else []
+        for name, seeds in (("seeds", self.seeds), ("tuning.seeds", tuned)):
             if len(set(seeds)) < len(seeds):
                 raise ValueError(f"{name} is {seeds}; a seed is given twice")
+        if both := set(self.seeds) & set(tuned):
+            raise ValueError(f"tuning.seeds has {min(both)}, one of seeds; give others to the runs that are tuned")
         return self
 
 

@@ -36,7 +36,7 @@ class Report:
     path: Path
     """Its Markdown file."""
     broken: Sequence[Path]
-    """Folders of the runs that have ended before their time, of tuning too."""
+    """Folders of the runs that have ended before their time, of tuning too where nothing could be chosen."""
 
 
 def write_report(study: Study) -> Report:
@@ -52,7 +52,8 @@ def write_report(study: Study) -> Report:
         write_text(folder / f"{table.name}.csv", _csv(table))
     write_text(folder / "report.md", text)
     write_text(folder / "report.html", _html(study.name, text, folder))
-    tuned = [run for variant in study.variants for _, runs in tuning_trials(study, variant) for run in runs]
+    untuned = [variant for variant in study.variants if not chosen(study, variant)]
+    tuned = [run for variant in untuned for _, runs in tuning_trials(study, variant) for run in runs]
     broken = [run.folder.path for run in tuned if run.state in BROKEN]
     broken += [curve.trial.folder.path for curve in every if curve.state in BROKEN]
     return Report(folder / "report.md", broken)
@@ -128,11 +129,11 @@ def _unfinished(study: Study, every: Sequence[Curve]) -> Iterator[str]:
             state = "broken, " * (curve.state in BROKEN) + curve.state
             lines.append(f"- `{curve.name}` is {state}{reached}{why}")
     for variant in study.variants:
-        runs = [run for _, own in tuning_trials(study, variant) for run in own]
         if not chosen(study, variant):
+            runs = [run for _, own in tuning_trials(study, variant) for run in own]
             waits = any(run.state not in ("finished", "failed") for run in runs)
             lines.append(f"- `{variant}` " + ("isn't tuned yet" if waits else "can't be tuned: all its values failed"))
-        lines += [f"- `tuning/{run.settings.name}` is broken, {run.state}" for run in runs if run.state in BROKEN]
+            lines += [f"- `tuning/{run.settings.name}` is broken, {run.state}" for run in runs if run.state in BROKEN]
     if any("seconds" not in curve.effort for curve in every if len(curve.reward)):
         lines.append("- seconds per iteration aren't measured yet")
     if lines:

@@ -45,6 +45,7 @@ def test_a_tuned_variant_has_a_candidate_per_value(study_in: Load) -> None:
         ({"budget": {"iterations": 3, "seconds": 2.0}}, "budget: give one of"),
         ({"baseline": "flatt"}, "baseline is 'flatt'; it must be one of flat, tree"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; a seed is given twice"),
+        ({"tuning": {"prompts": "v.txt", "seeds": [5, 1]}}, "tuning.seeds has 1, one of seeds"),
         ({"base": "glyfs"}, "variants.flat,tree: recipe .*glyfs doesn't exist; did you mean 'glyphs'"),
         ({"reward": "orc"}, "variants.flat,tree: reward is 'orc'; the rewards of this recipe are ocr, ocr_exact"),
         ({"common": {**IN_PROCESS, "evaluation.every": 0}}, "variants.flat,tree: evaluation.every is 0"),

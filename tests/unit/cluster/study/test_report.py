@@ -7,9 +7,10 @@ from pathlib import Path
 import pytest
 from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.report import write_report
-from branchgrpo.cluster.study.trials import trials
+from branchgrpo.cluster.study.trials import trials, tuning_trials
 from PIL import Image
 
+FLAT = {"schedule": {"method": "dance_grpo", "steps": 16, "group": 16}, "advantage.normaliser": "group"}
 Load = Callable[..., Study]
 MadeUp = Callable[..., None]
 
@@ -98,3 +99,19 @@ def test_a_report_of_nothing(study_in: Load) -> None:
     study = study_in()
     assert "- `flat-seed0` is not started" in write_report(study).path.read_text()
     assert list(Path(study.folder / "report").glob("*.png")) == []
+
+
+def test_a_tuned_value_that_failed_is_no_broken_run(study_in: Load, made_up: MadeUp) -> None:
+    variants = {"flat": FLAT, "tree": {"tune": {"learner.optimizer.learning_rate": [1e-4, 1.0]}}}
+    study = study_in(variants=variants, tuning={"prompts": "validation.txt"})
+    good, bad = (runs[0] for _, runs in tuning_trials(study, "tree"))
+    made_up(bad, [0, 0.1], "failed", "the gradient isn't finite")
+    report = write_report(study)
+    assert report.broken == [bad.folder.path]
+    assert "- `tree` isn't tuned yet" in report.path.read_text()
+    made_up(good, [0, 0.5, 0.5, 0.5, 0.5])
+    report = write_report(study)
+    assert report.broken == []
+    text = report.path.read_text()
+    assert "| `tree` | `learner.optimizer.learning_rate=0.0001` | 0.500 | chosen (an end of its list) |" in text
+    assert "| `tree` | `learner.optimizer.learning_rate=1.0` | failed |  |" in text
