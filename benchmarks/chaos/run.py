@@ -81,16 +81,22 @@ class Run:
             yield
             return
         command = [*BRANCHGRPO, "monitor", str(self.folder), "--port", str(free_port())]
-        with self.log.with_suffix(".monitor").open("w+") as log:
+        told = self.log.with_suffix(".monitor")
+        with told.open("w") as log:
             monitor = subprocess.Popen(command, stdout=log, stderr=log, start_new_session=True)
-            try:
-                yield
-                ended = monitor.wait(60)
-            finally:
-                monitor.terminate()
-            log.seek(0)
-            if ended or "the run has ended" not in (told := log.read()):
-                raise RunFailed(f"{self.name}: monitor has ended with {ended}: {told}")
+        try:
+            with self.held():  # a fault that ends the run mustn't come before the monitor has found it
+                wait_until(
+                    lambda: "Prometheus:" in told.read_text() or monitor.poll() is not None,
+                    RECOVERY_SECONDS,
+                    lambda: f"{self.name}: monitor hasn't started: {told.read_text()}",
+                )
+            yield
+            ended = monitor.wait(60)
+        finally:
+            monitor.terminate()
+        if ended or "the run has ended" not in told.read_text():
+            raise RunFailed(f"{self.name}: monitor has ended with {ended}: {told.read_text()}")
 
     def lines(self) -> list[dict[str, Any]]:
         """The figures of its finished iterations."""
