@@ -18,14 +18,15 @@ from support import Settings, until
 LEAVES_256 = {"schedule": {"steps": 16, "splits": dict.fromkeys(range(8), 2), "eta": 0.7}, "rollout.max_batch_rows": 64}
 
 
-def test_the_first_leaf_is_scored_before_half_of_the_passes(run_settings: Settings, tmp_path: Path, head: str) -> None:
+def test_the_first_leaf_is_scored_before_half_of_the_passes(run_settings: Settings, head: str) -> None:
     changes = {**LEAVES_256, "prompts.per_iteration": 1, "learner.updates_per_iteration": 1}
     settings = run_settings(stand_in({**changes, "rollout.trees_per_task": 1}, "SleepingPolicy"))
     schedule = settings.schedule.build()
     assert schedule.leaves == 256
-    with closing(on_ray(settings, tmp_path / "run", head)) as loop:
+    folder = settings.runs / settings.name
+    with closing(on_ray(settings, folder, head)) as loop:
         report = loop.iterate(1)
-    assert 0.2 < (read(settings.runs / "run", 1).first_score or 0) < 0.5  # not before the first chunk is done, either
+    assert 0.2 < (read(folder, 1).first_score or 0) < 0.5  # not before the first chunk is done, either
     assert 0 < report.scoring_hidden <= 1
     assert report.updates[0].skipped_edges == schedule.trained_edges
 
