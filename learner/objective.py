@@ -6,13 +6,7 @@ from dataclasses import dataclass
 import torch
 
 from ..rollout_workers.kernels import CoefficientTable
-from ..rollout_workers.policies.base import Policy
 from .rows import MicroBatch
-
-
-def edge_logprobs(policy: Policy, transitions: CoefficientTable, batch: MicroBatch) -> torch.Tensor:
-    """Log-probability of each edge under the present weights, float32 [E]; one network row per parent state."""
-    return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch))
 
 
 def predicted_means(

@@ -6,8 +6,11 @@ from collections.abc import Callable
 import numpy as np
 import torch
 from branchgrpo.learner.learner import Learner
+from branchgrpo.learner.objective import means_logprobs, predicted_means
+from branchgrpo.learner.rows import MicroBatch
 from branchgrpo.proto.schedule import Kernel
 from branchgrpo.proto.tree import Tree, Window
+from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, trainable
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch.distributions import Normal, kl_divergence
@@ -18,6 +21,11 @@ Sample = Callable[..., list[Tree]]
 def update(learner: Learner, trees: list[Tree]):
     learner.accumulate(Window(1, trees, closes_update=True))
     return learner.step()
+
+
+def edge_logprobs(policy: Policy, transitions: CoefficientTable, batch: MicroBatch) -> torch.Tensor:
+    """Log-probability of each edge under the policy's weights, float32 [E]."""
+    return means_logprobs(transitions, batch, predicted_means(policy.velocity, transitions, batch))
 
 
 def naive_mean(kernel: Kernel, eta: float, x: torch.Tensor, v: torch.Tensor, s: float, s_next: float, s_1: float):

@@ -16,10 +16,12 @@ import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster.commands.trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.trained import policy_with, trained_weights
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.rollout_workers.policies.base import Policy
 from published import PROMPTS
 
 ROOT = Path(__file__).parents[1]
@@ -109,6 +111,12 @@ def weights(run: Path, iteration: int | None = None, file: str = "weights") -> W
     folder = RunFolder(run)
     checkpoint = folder.newest_checkpoint() if iteration is None else folder.checkpoint(iteration)
     return safetensors.torch.load_file(checkpoint / f"{file}.safetensors")
+
+
+def trained_policy(folder: RunFolder, *, ema: bool = False) -> Policy:
+    """The policy of a run with the weights of its newest checkpoint, as commands load it."""
+    _, weights = trained_weights(folder, ema=ema)
+    return policy_with(folder.settings, weights)
 
 
 def assert_bit_equal(one: Weights, other: Weights) -> None:

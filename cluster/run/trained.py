@@ -31,12 +31,6 @@ def _tell_damage(checkpoint: Path, why: str) -> None:
     Console(stderr=True).print(warning, style="yellow", markup=False, highlight=False, soft_wrap=True)
 
 
-def trained_policy(folder: RunFolder, which: WhichCheckpoint = "newest", *, ema: bool = False) -> Policy:
-    """The policy of a run with the weights that `trained_weights` finds."""
-    _, weights = trained_weights(folder, which, ema=ema)
-    return policy_with(folder.settings, weights)
-
-
 def policy_with(settings: RunSettings, weights: Path) -> Policy:
     """The policy of a recipe with the trained weights in a file."""
     own = settings.policy if settings.learner.lora else settings.policy.model_copy(update={"start_from": None})

@@ -9,12 +9,11 @@ import pytest
 import safetensors.torch
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.start_point import find_start
-from branchgrpo.cluster.run.trained import trained_policy
 from branchgrpo.proto.errors import InputError
 from branchgrpo.rollout_workers.policies.load import load_policy
 from families import saved
 from start_from import LORA, SMALL, begin_where_another_ended, run, train_lora_further
-from support import Settings
+from support import Settings, trained_policy
 
 
 @pytest.mark.parametrize(

@@ -17,7 +17,7 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder, has_begun
 from branchgrpo.cluster.run.state import read_state
-from branchgrpo.cluster.run.trained import trained_policy, trained_weights
+from branchgrpo.cluster.run.trained import trained_weights
 from branchgrpo.cluster.train import train
 from branchgrpo.learner.export import export
 from branchgrpo.proto.atomic_files import PARTIAL
@@ -31,7 +31,7 @@ from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import FluxPipeline, FluxTransformer2DModel
 from PIL import Image
-from support import GLYPHS, Settings, assert_bit_equal, run_train, start_train, weights
+from support import GLYPHS, Settings, assert_bit_equal, run_train, start_train, trained_policy, weights
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from typer.testing import CliRunner
 

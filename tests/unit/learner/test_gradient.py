@@ -8,7 +8,7 @@ import torch
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
-from branchgrpo.learner.objective import clipped_objective, edge_logprobs
+from branchgrpo.learner.objective import clipped_objective
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.packed_tensor import ForwardCache
@@ -17,7 +17,7 @@ from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
-from gradients import Sample, assert_same_gradient, first_moments, naive_gradient, update
+from gradients import Sample, assert_same_gradient, edge_logprobs, first_moments, naive_gradient, update
 from support import RECIPES, Settings
 
 

@@ -5,7 +5,6 @@ import pytest
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
-from branchgrpo.learner.objective import edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, flow_grpo, mix_grpo, tempflow_grpo
 from branchgrpo.proto.schedule import Schedule, ode_schedule
@@ -13,6 +12,7 @@ from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from gradients import edge_logprobs
 
 
 @pytest.mark.parametrize(

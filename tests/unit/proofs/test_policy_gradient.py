@@ -20,13 +20,13 @@ from branchgrpo.benchmarks.support.gaussian import GaussianPolicy, moments
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.fusion import fuse
-from branchgrpo.learner.objective import edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.schedule import Kernel, Schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from gradients import edge_logprobs
 
 MEAN, COVARIANCE = (0.5, -0.3), ((1.0, 0.3), (0.3, 0.5))
 STEPS, D, Z = 6, 2, 5.0

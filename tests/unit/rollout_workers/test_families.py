@@ -11,7 +11,6 @@ import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
-from branchgrpo.learner.objective import edge_logprobs
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
@@ -22,6 +21,7 @@ from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import FAMILIES
+from gradients import edge_logprobs
 from plain_diffusers import PROMPTS, STEPS, plain, policy_of, starts, theirs, two_iterations
 from support import COUNTING, Settings
 
