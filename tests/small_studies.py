@@ -8,19 +8,31 @@ from ray._private.utils import get_num_cpus
 from support import Settings, recipe_in
 
 FLAT = {"schedule": {"method": "dance_grpo", "steps": 5, "group": 4}, "advantage.normaliser": "group"}
-REWARD = "jpeg_incompressibility"
+HELD = """
+import time
+from pathlib import Path
+
+
+def score(media, prompts):
+    while Path(__file__).with_name("hold").exists():
+        time.sleep(0.05)
+    return media.reshape(len(media), -1).std(axis=1)
+"""
+"""A module with a reward that waits as long as there is a file `hold` beside it."""
 
 
 def small_study(folder: Path, run_settings: Settings, variants: dict[str, Any], iterations: int) -> Path:
-    """The file of a study in a folder. Its runs come one after the other; the first variant is the baseline."""
-    evaluation = {"prompts": 2, "every": 1}
-    recipe_in(folder, run_settings({"rewards": {REWARD: {"weight": 1.0}}, "name": "small", "evaluation": evaluation}))
+    """The file of a study, to be run in its folder. Its runs come one after the other, and wait where there is a file
+    `hold`; the first variant is the baseline."""
+    (folder / "held.py").write_text(HELD)
+    rewards, evaluation = {"spread": {"function": "held:score"}}, {"prompts": 2, "every": 1}
+    recipe_in(folder, run_settings({"rewards": rewards, "name": "small", "evaluation": evaluation}))
     content = {
         "base": "small.yaml",
         "variants": variants,
         "seeds": [0],
         "budget": {"iterations": iterations},
-        "reward": REWARD,
+        "reward": "spread",
         "targets": [-1e9, 1e9],
         "baseline": next(iter(variants)),
         "timing_rounds": 1,

@@ -47,7 +47,7 @@ LIGHT_CPUS = 0.001
 """CPUs of the process that drives a run on Ray."""
 TRAIN = """
 import ctypes, signal, sys
-ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the process above dies: the run then stops with a checkpoint
+ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the process above dies, should Ray leave it alone
 sys.argv[0] = "branchgrpo"
 from branchgrpo.cluster.cli import main
 main()
