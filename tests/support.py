@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
-from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
+from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_up, reachable, started
 from branchgrpo.cluster.commands.trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
@@ -90,7 +90,11 @@ def ray_head(
     port = port or free_port()
     size = (f"--num-cpus={cpus}", f"--object-store-memory={store_bytes}", "--include-dashboard=false")
     at = ("--head", "--node-ip-address=127.0.0.1", f"--port={port}")
-    process = started(*at, *size, *options, environment=os.environ | environment)
+    for _ in range(3):
+        process = started(*at, *size, *options, environment=os.environ | environment)
+        if node_is_up(process):
+            break
+        end(process)
     try:
         assert reachable(port)
         yield f"127.0.0.1:{port}"

@@ -38,6 +38,25 @@ def started(*arguments: str, environment: Mapping[str, str] | None = None) -> su
     )
 
 
+def node_is_up(process: subprocess.Popen[bytes], seconds: float = 90) -> bool:
+    """Whether the node that `started` began has all its agents, or has within so many seconds.
+
+    Ray gives up a node whose agents don't tell their ports within 15 seconds, as on a busy machine.
+    """
+    temporary = Path(os.environ.get("RAY_TMPDIR") or os.environ.get("TMPDIR") or "/tmp")
+
+    def told(agent: str) -> bool:
+        return any(temporary.glob(f"ray/session_*_{process.pid}/{agent}_port_*"))
+
+    with suppress(RunFailed):
+        wait_until(
+            lambda: process.poll() is not None or (told("metrics_agent") and told("runtime_env_agent")),
+            seconds,
+            lambda: "its agents don't start",
+        )
+    return process.poll() is None
+
+
 def end(process: subprocess.Popen[bytes]) -> None:
     """End a `ray start --block` and what it has started, which alone takes it half a minute."""
     with suppress(psutil.NoSuchProcess):

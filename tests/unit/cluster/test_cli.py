@@ -90,9 +90,7 @@ def test_evaluate_writes_pictures_and_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     recipe = tmp_path / "recipe.yaml"
-    recipe.write_text(
-        Path(GLYPHS).read_text().replace("glyphs_", f"{Path(GLYPHS).parent}/glyphs_") + "evaluation: {prompts: 10}\n"
-    )
+    recipe.write_text(f"base: {GLYPHS}\nevaluation: {{prompts: 10}}\n")
     status, _ = call("evaluate", str(recipe), "--out", str(tmp_path / "out"), capsys=capsys, monkeypatch=monkeypatch)
     assert status == 0
     lines = [json.loads(line) for line in (tmp_path / "out" / "scores.jsonl").read_text().splitlines()]
