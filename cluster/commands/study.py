@@ -48,6 +48,7 @@ LIGHT_CPUS = 0.001
 TRAIN = """
 import ctypes, signal, sys
 ctypes.CDLL(None).prctl(1, signal.SIGTERM)  # when the process above dies, should Ray leave it alone
+signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGTERM})  # Ray's processes block it, and pass that on
 sys.argv[0] = "branchgrpo"
 from branchgrpo.cluster.cli import main
 main()
