@@ -19,7 +19,7 @@ import torch
 
 from ..proto.settings import AdvantageSettings, NftSettings, RunSettings
 from ..proto.tree import Conditioning, Tree
-from ..rollout_workers.noise import Stream, gaussian
+from ..rollout_workers.noise import Stream, gaussian, generator
 from ..rollout_workers.policies.base import Policy, collate, trainable
 from .credit import leaf_credit
 from .ema import WeightAverage
@@ -104,12 +104,9 @@ def noised(rows: Sequence[LeafRow], seed: int, iteration: int, levels: int) -> N
     leaves = torch.stack([row.tree.state(row.leaf).float() for row in rows])
     noise, sigmas = [], []
     for row, leaf in zip(rows, leaves, strict=True):
-        lots = np.random.Philox(
-            key=[seed, iteration], counter=[0, row.leaf * levels + row.level, row.tree.number, Stream.LEVEL]
-        )
-        sigmas.append((row.level + np.random.Generator(lots).uniform(0.01, 0.99)) / levels)
-        place = row.leaf * levels + row.level
-        noise.append(gaussian(seed, iteration, row.tree.number, place, Stream.RENOISED, leaf.shape))
+        place = seed, iteration, row.tree.number, row.leaf * levels + row.level
+        sigmas.append((row.level + generator(*place, Stream.LEVEL).uniform(0.01, 0.99)) / levels)
+        noise.append(gaussian(*place, Stream.RENOISED, leaf.shape))
     levels_of = torch.tensor(sigmas, dtype=torch.float32)
     wide = levels_of.reshape(-1, *[1] * (leaves.ndim - 1))
     return NoisedLeaves(

@@ -38,12 +38,17 @@ class Stream(IntEnum):
     """The noise level of such a leaf."""
 
 
+def generator(seed: int, iteration: int, tree: int, node: int, stream: Stream) -> np.random.Generator:
+    """The random numbers of one node for one purpose, from their beginning."""
+    return np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, node, tree, int(stream)]))
+
+
 def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, shape: Sequence[int]) -> torch.Tensor:
     """Standard normal noise of one node, float32 [*shape] on the CPU."""
     import torch
 
-    generator = np.random.Generator(np.random.Philox(key=[seed, iteration], counter=[0, node, tree, int(stream)]))
-    return torch.from_numpy(generator.standard_normal(tuple(shape), dtype=np.float32))
+    drawn = generator(seed, iteration, tree, node, stream).standard_normal(tuple(shape), dtype=np.float32)
+    return torch.from_numpy(drawn)
 
 
 def sibling_noise(shared: torch.Tensor, own: torch.Tensor, spread: float) -> torch.Tensor:

@@ -84,7 +84,32 @@ def small_flux(tokenizer: CLIPTokenizer, tokenizer_2: PreTrainedTokenizerBase, t
     )
 
 
-def phases() -> Progress:
+def train_in_phases(
+    pipeline: FluxPipeline,
+    prompts: list[str],
+    clean: np.ndarray,
+    spoilt: np.ndarray,
+    steps: tuple[int, int, int],
+    max_sequence_length: int,
+    out: Path,
+) -> Path:
+    """Train the autoencoder on all pictures, then the rest on clean ones, then on spoilt ones; save the pipeline.
+
+    `clean` and `spoilt` are uint8 [N, H, W, 3], one picture per prompt; `steps` are those of the three phases.
+    """
+    size = clean.shape[1:3]
+    pictures = as_tensor(clean), as_tensor(spoilt)
+    with _progress() as progress:
+        train_vae(pipeline.vae, torch.cat(pictures), steps[0], progress)
+        latents = [encode(pipeline, images) for images in pictures]
+        for what, own, count, lr in zip(("clean", "spoilt"), latents, steps[1:], (2e-3, 7e-4), strict=True):
+            train_flow(
+                pipeline, prompts, own, count, lr, progress, what, size=size, max_sequence_length=max_sequence_length
+            )
+    return save(pipeline, out)
+
+
+def _progress() -> Progress:
     """The progress of a training's phases in the terminal, to be used as a context."""
     return Progress(
         TextColumn("{task.description}"),

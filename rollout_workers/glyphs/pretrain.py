@@ -7,15 +7,14 @@ writes correctly and spoils half of its work: a failure that a reward can mend.
 Everything is seeded: the same seed on the same machine and number of threads gives the same weights.
 """
 
-from functools import partial
 from pathlib import Path
 
 import torch
 from diffusers import FluxPipeline
 from transformers import ByT5Tokenizer, CLIPTokenizer
 
-from ..pretraining import as_tensor, encode, phases, save, small_flux, train_flow, train_vae
-from .words import HEIGHT, WIDTH, draw_all, words
+from ..pretraining import small_flux, train_in_phases
+from .words import draw_all, words
 
 MAX_SEQUENCE_LENGTH = 6
 SCRIBBLED = 0.48
@@ -51,12 +50,6 @@ def pretrain(
     pipeline = new_pipeline()
     train_words, _ = words()
     drawn = [word for word in train_words for _ in range(pictures_per_word)]
-    clean = as_tensor(draw_all(drawn, seed + 1, scribbled=0.0))
-    scribbled = as_tensor(draw_all(drawn, seed + 2, scribbled=SCRIBBLED))
-    flow = partial(train_flow, pipeline, drawn, size=(HEIGHT, WIDTH), max_sequence_length=MAX_SEQUENCE_LENGTH)
-    with phases() as progress:
-        train_vae(pipeline.vae, torch.cat([clean, scribbled]), vae_steps, progress)
-        clean, scribbled = encode(pipeline, clean), encode(pipeline, scribbled)
-        flow(clean, clean_steps, 2e-3, progress, "clean words")
-        flow(scribbled, scribbled_steps, 7e-4, progress, "scribbled words")
-    return save(pipeline, out)
+    clean, scribbled = draw_all(drawn, seed + 1, scribbled=0.0), draw_all(drawn, seed + 2, scribbled=SCRIBBLED)
+    steps = vae_steps, clean_steps, scribbled_steps
+    return train_in_phases(pipeline, drawn, clean, scribbled, steps, MAX_SEQUENCE_LENGTH, out)

@@ -8,7 +8,6 @@ Everything is seeded: the same seed on the same machine and number of threads gi
 """
 
 import json
-from functools import partial
 from pathlib import Path
 
 import torch
@@ -18,8 +17,8 @@ from tokenizers.pre_tokenizers import Whitespace
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer, T5Tokenizer
 
-from ..pretraining import as_tensor, encode, phases, save, small_flux, train_flow, train_vae
-from .scenes import SIZE, draw_all, scenes
+from ..pretraining import small_flux, train_in_phases
+from .scenes import draw_all, scenes
 
 MAX_SEQUENCE_LENGTH = 8
 MISREAD = 0.15
@@ -62,12 +61,6 @@ def pretrain(
     prompts = [str(scene) for scene in drawn]
     words = _t5_tokenizer(prompts)
     pipeline = small_flux(_clip_tokenizer(prompts), words, len(words))
-    clean = as_tensor(draw_all(drawn, seed + 1))
-    misread = as_tensor(draw_all(drawn, seed + 2, misread_share=MISREAD))
-    flow = partial(train_flow, pipeline, prompts, size=(SIZE, SIZE), max_sequence_length=MAX_SEQUENCE_LENGTH)
-    with phases() as progress:
-        train_vae(pipeline.vae, torch.cat([clean, misread]), vae_steps, progress)
-        clean, misread = encode(pipeline, clean), encode(pipeline, misread)
-        flow(clean, clean_steps, 2e-3, progress, "clean scenes")
-        flow(misread, misread_steps, 7e-4, progress, "misread scenes")
-    return save(pipeline, out)
+    clean, misread = draw_all(drawn, seed + 1), draw_all(drawn, seed + 2, misread_share=MISREAD)
+    steps = vae_steps, clean_steps, misread_steps
+    return train_in_phases(pipeline, prompts, clean, misread, steps, MAX_SEQUENCE_LENGTH, out)
