@@ -82,4 +82,4 @@ def test_validation_prompts_are_not_held_out_ones(study_in: Load) -> None:
 
 @pytest.mark.parametrize("path", sorted((SHIPPED.parent / "studies").glob("*.yaml")), ids=lambda path: path.stem)
 def test_shipped_studies_are_valid(path: Path) -> None:
-    assert load_study(path).file.baseline == "dance_grpo"
+    assert len(load_study(path).file.seeds) >= 3, "an interval needs some"
