@@ -26,7 +26,7 @@ studies: setup
 	status=0; for study in studies/*.yaml; do $(RUN)/branchgrpo study $$study $(ARGS) || status=1; done; exit $$status
 
 test: setup
-	$(RUN)/pytest --numprocesses=2 --dist=loadfile $(ARGS)
+	$(RUN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
 	$(RUN)/pytest tests/slow $(ARGS)
