@@ -88,7 +88,7 @@ def _measure(study: Study, console: Console) -> None:
     with Progress(console=console, disable=not console.is_terminal) as progress:
         bar = progress.add_task("measuring seconds per iteration", total=len(todo) * study.file.timing_rounds)
         while not ray.wait([result], timeout=1)[0]:
-            progress.update(bar, completed=sum(len(measured(study.folder, settings)) for settings in todo))
+            progress.update(bar, completed=sum(len(measured(study, settings)) for settings in todo))
     unwrapped(lambda: ray.get(result))
 
 

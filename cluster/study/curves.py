@@ -77,7 +77,7 @@ def _read(study: Study, trial: Trial) -> Curve:
     for axis in ("forward_passes", "rows"):
         spent = np.cumsum([0.0, *(line[axis] for line in metrics)])
         effort[axis] = spent[done]
-    each = seconds_per_iteration(study.folder, trial.settings)
+    each = seconds_per_iteration(study, trial.settings)
     if each is not None:
         effort["seconds"] = done * each
     error = read_state(folder.path).get("error")

@@ -12,7 +12,7 @@ from ...proto.settings import RunSettings
 from ..run.in_process import InProcessLoop
 from ..run.prompt_order import training_and_held_out
 from .file import Study
-from .timing import FILE, measured, timing_name
+from .timing import FILE, measured, timed_together, timing_name
 
 MIN_LEARNING_RATE = 1e-30
 
@@ -27,7 +27,7 @@ def measure(study: Study, todo: Sequence[RunSettings]) -> None:
     rounds = study.file.timing_rounds
     for number in range(-1, rounds):
         for settings, loop in loops:
-            if number >= 0 and len(measured(study.folder, settings)) > number:
+            if number >= 0 and len(measured(study, settings)) > number:
                 continue
             torch.set_num_threads(settings.threads or 1)
             iteration = 1 + max(number, 0) * (study.file.budget.iterations or settings.iterations) // rounds
@@ -38,6 +38,7 @@ def measure(study: Study, todo: Sequence[RunSettings]) -> None:
             if number >= 0:
                 line = {
                     "settings": timing_name(settings),
+                    "together": sorted(timed_together(study)),
                     "variant": settings.name,
                     "round": number,
                     "iteration": iteration,

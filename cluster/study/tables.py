@@ -172,7 +172,7 @@ def points(curves: Curves) -> Table:
 
 def _measurements(study: Study, variant: str, own: Sequence[Curve]) -> list[dict[str, Any]]:
     settings = own[0].trial.settings if own else study.variants[variant][0].settings
-    return measurements(study.folder, settings)
+    return measurements(study, settings)
 
 
 def _apart(until: Sequence[tuple[float, bool]]) -> tuple[list[float], list[bool]]:

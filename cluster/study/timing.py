@@ -3,7 +3,6 @@
 import json
 import statistics
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 from ...proto.settings import RunSettings
@@ -33,23 +32,32 @@ def timing_name(settings: RunSettings) -> str:
     return short_name(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE))
 
 
-def measured(study: Path, settings: RunSettings) -> list[dict[str, Any]]:
-    """The measurements of these settings: `round`, `iteration`, `seconds` and `phase_seconds` of each."""
-    file = study / FILE
+def timed_together(study: Study) -> dict[str, RunSettings]:
+    """Timing name -> settings of all variants that take seconds of their own."""
+    every = [candidate.settings for candidates in study.variants.values() for candidate in candidates]
+    return {timing_name(settings): settings for settings in every if settings.execution == "in_process"}
+
+
+def measured(study: Study, settings: RunSettings) -> list[dict[str, Any]]:
+    """The measurements of these settings: `round`, `iteration`, `seconds` and `phase_seconds` of each.
+
+    Only those that were made in turns with all other variants, and of these the newest: seconds of another hour can't
+    be compared.
+    """
+    file, needed = study.folder / FILE, set(timed_together(study))
     lines = [json.loads(line) for line in file.read_text().splitlines()] if file.exists() else []
+    lines = [line for line in lines if needed <= set(line["together"])]
     name = timing_name(settings)
-    return [line for line in lines if line["settings"] == name]
+    return [line for line in lines if line["together"] == lines[-1]["together"] and line["settings"] == name]
 
 
 def to_measure(study: Study) -> list[RunSettings]:
     """The settings of all variants that take seconds of their own, and for which rounds are missing."""
-    every = [candidate.settings for candidates in study.variants.values() for candidate in candidates]
-    apart = {timing_name(settings): settings for settings in every if settings.execution == "in_process"}
     rounds = study.file.timing_rounds
-    return [settings for settings in apart.values() if len(measured(study.folder, settings)) < rounds]
+    return [settings for settings in timed_together(study).values() if len(measured(study, settings)) < rounds]
 
 
-def seconds_per_iteration(study: Path, settings: RunSettings) -> float | None:
+def seconds_per_iteration(study: Study, settings: RunSettings) -> float | None:
     """The seconds of an iteration; None if they aren't known yet.
 
     With execution `in_process`, those that were measured for the study. On Ray, those that its own runs took: their
@@ -58,12 +66,12 @@ def seconds_per_iteration(study: Path, settings: RunSettings) -> float | None:
     return typical([line["seconds"] for line in measurements(study, settings)])
 
 
-def measurements(study: Path, settings: RunSettings) -> list[dict[str, Any]]:
+def measurements(study: Study, settings: RunSettings) -> list[dict[str, Any]]:
     """What `seconds_per_iteration` is computed from: measurements of the study, or iterations of its runs on Ray."""
     if settings.execution == "in_process":
         return measured(study, settings)
     name = timing_name(settings)
-    folders = [RunFolder(path.parent) for path in sorted(study.glob("runs/*/recipe.yaml"))]
+    folders = [RunFolder(path.parent) for path in sorted(study.folder.glob("runs/*/recipe.yaml"))]
     return [line for run in folders if timing_name(run.settings) == name for line in run.lines("metrics")]
 
 

@@ -135,7 +135,7 @@ def _iterations(study: Study, settings: RunSettings, budget: Budget) -> int:
             spent += settings.prompts.per_iteration * schedule.forward_passes
             if spent > budget.forward_passes:
                 return max(1, iteration - 1)
-    seconds = seconds_per_iteration(study.folder, settings)
+    seconds = seconds_per_iteration(study, settings)
     if seconds is None:
         raise InputError("budget.seconds needs the measured seconds per iteration; run the study without --report")
     return max(1, int((budget.seconds or 0.0) / seconds))

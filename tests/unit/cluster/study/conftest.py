@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from branchgrpo.cluster.study.file import Study, load_study
-from branchgrpo.cluster.study.timing import FILE, timing_name
+from branchgrpo.cluster.study.timing import FILE, timed_together, timing_name
 from branchgrpo.cluster.study.trials import Trial
 from branchgrpo.proto.yaml12 import write_yaml
 
@@ -73,6 +73,7 @@ def timed() -> Callable[..., None]:
         lines = [
             {
                 "settings": timing_name(study.variants[variant][0].settings),
+                "together": sorted(timed_together(study)),
                 "seconds": each,
                 "phase_seconds": {"rollout": 0.75 * each, "learning": 0.25 * each},
             }

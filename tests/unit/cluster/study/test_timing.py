@@ -1,0 +1,24 @@
+"""The seconds of a study: variants are compared by what was measured of all of them in turns."""
+
+from collections.abc import Callable
+
+from branchgrpo.cluster.study.file import Study
+from branchgrpo.cluster.study.timing import seconds_per_iteration, to_measure
+
+Load = Callable[..., Study]
+VARIANTS = {
+    "flat": {"schedule": {"method": "dance_grpo", "steps": 16, "group": 16}, "advantage.normaliser": "group"},
+    "tree": {},
+}
+
+
+def test_a_new_variant_has_all_measured_anew(study_in: Load, timed: Callable[..., None]) -> None:
+    study = study_in(timing_rounds=1)
+    timed(study, flat=3.0, tree=0.5)
+    assert to_measure(study) == []
+    wider = study_in(timing_rounds=1, variants={**VARIANTS, "wide": {"schedule.roots": 2}})
+    assert len(to_measure(wider)) == 3, "the others' seconds are of another hour"
+    timed(wider, flat=6.0, tree=1.0, wide=2.0)
+    flat = wider.variants["flat"][0].settings
+    assert [seconds_per_iteration(wider, flat), seconds_per_iteration(study, flat)] == [6.0, 6.0]
+    assert to_measure(study) == [], "those who are left were measured together"
