@@ -203,6 +203,19 @@ class PromptSettings(Settings):
     per_iteration: Annotated[int, Field(gt=0, le=100_000)] = 8
     """Prompts, and so trees, per iteration. Their order is shuffled anew in each pass through the prompts. More give a
     steadier gradient and a longer iteration."""
+    focus: Fraction = 0.0
+    """Share of an iteration's prompts that are drawn by what they still teach: in proportion to the spread (standard
+    deviation) of the training reward within their trees when last seen. The rest comes in the shuffled order and finds
+    out what other prompts teach. A larger share wastes fewer trees on prompts that are always right or always wrong,
+    and repeats the others more often. 0: all come in the shuffled order."""
+    focus_decay: Fraction = 0.9
+    """Decay of a prompt's spread with every iteration since it was last seen. A larger one draws from more prompts, by
+    older figures."""
+
+    @property
+    def focused(self) -> int:
+        """Number of prompts of an iteration that are drawn by what they teach; at least one comes in order."""
+        return min(round(self.focus * self.per_iteration), self.per_iteration - 1)
 
 
 class AdaptSettings(Settings):

@@ -36,6 +36,8 @@ class Stream(IntEnum):
     """The noise of a leaf that is noised anew. Its number is that of the leaf and its level together."""
     LEVEL = 6
     """The noise level of such a leaf."""
+    FOCUS = 7
+    """Which prompts are drawn by what they teach; it belongs to no node."""
 
 
 def generator(seed: int, iteration: int, tree: int, node: int, stream: Stream) -> np.random.Generator:

@@ -26,12 +26,11 @@ from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
 from ...proto.tree import FloatArray, Task
 from ...proto.update_stats import UpdateStats
-from ..run.adaptive_splits import SplitChooser
 from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks, means_of
 from ..run.loop import IterationReport
-from ..run.prompt_order import prompts_of
+from ..run.planner import Planner
 from . import metrics
 from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Sizes, WeightsRef
@@ -50,9 +49,9 @@ class Controller:
         """`prompts` are those to train on, `name` and `namespace` this actor's own; `sizes` is what was scaled before
         the run was set up again."""
         logging.getLogger("ray.serve").setLevel(logging.WARNING)
-        self.settings, self._prompts = settings, prompts
+        self.settings = settings
         self.exporters = ExporterDirectory(settings.name)
-        self.branching = SplitChooser(settings)
+        self.planner = Planner(settings, prompts)
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[WeightsRef] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
@@ -85,16 +84,14 @@ class Controller:
         async with task_group() as group:  # what breaks sampling off ends the wait for it too
             group.create_task(iteration.sampled())
             updates = await self._learn(iteration)
-        self.branching.record(number, iteration.schedule, iteration.scored())
+        self.planner.record(iteration.plan, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
             self.published.append(await self.pools.learner.publish())
         return iteration, updates
 
     def _sample(self, number: int, weights: WeightsRef) -> Iteration:
         """Start all tasks of an iteration. They wait for the learner, for a free worker and for their turn."""
-        prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
-        schedule = self.branching.schedule(number)
-        iteration = Iteration(number, prompts, self.settings, schedule, weights, self._sample_task)
+        iteration = Iteration(self.planner.plan(number), self.settings, weights, self._sample_task)
         self.watch.iterations.append(iteration)
         return iteration
 
@@ -204,9 +201,10 @@ class Controller:
 
     def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> IterationReport:
         names, timeline = list(self.settings.training_rewards), iteration.timeline
+        scored = iteration.scored().values()
         report = IterationReport(
             iteration=iteration.number,
-            rewards={name: np.concatenate([rewards[name] for rewards in iteration.scored()]) for name in names},
+            rewards={name: np.concatenate([rewards[name] for rewards in scored]) for name in names},
             seconds=phase_seconds(timeline),
             forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
@@ -273,12 +271,12 @@ class Controller:
         """Write a checkpoint into `folder`."""
         sampled_with = self.published[0] if self.settings.staleness else None
         await self.pools.learner.save(folder, sampled_with)
-        self.branching.save(folder)
+        self.planner.save(folder)
 
     async def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""
         await self.pools.learner.load(folder)
-        self.branching.load(folder)
+        self.planner.load(folder)
         self.published.clear()
         if self.settings.staleness and (folder / PREVIOUS).is_file():  # else none was needed when it was made
             self.published.append(await self.pools.learner.previous(folder))

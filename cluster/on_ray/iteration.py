@@ -6,7 +6,7 @@ ends the others and the iteration.
 
 import asyncio
 import logging
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -22,6 +22,7 @@ from ...proto.tree import FloatArray, Task, fill_scores
 from ..run.cuts import training_tasks
 from ..run.loop import SHOWN_TREES
 from ..run.phases import Timeline
+from ..run.planner import Plan
 from . import metrics
 from .autoscaling import IterationTiming
 from .messages import WeightsRef
@@ -67,16 +68,15 @@ class Iteration:
 
     def __init__(
         self,
-        number: int,
-        prompts: Sequence[str],
+        plan: Plan,
         settings: RunSettings,
-        schedule: Schedule,
         weights: WeightsRef,
         sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]],
     ) -> None:
         """`sample` is started for all tasks at once."""
-        self.number, self.prompts, self.schedule, self.weights = number, prompts, schedule, weights
-        self.tasks = training_tasks(settings, number, prompts, self.schedule, weights.version)
+        self.plan, self.weights = plan, weights
+        self.number, self.prompts, self.schedule = number, prompts, schedule = plan.number, plan.prompts, plan.schedule
+        self.tasks = training_tasks(settings, number, prompts, schedule, weights.version)
         self.timeline = Timeline()
         self.counted: dict[Counter, float] = {}
         """Seconds of this iteration that are already in the counters."""
@@ -135,9 +135,9 @@ class Iteration:
             self._finish(RemoteTree(number, self.prompts[number], self.schedule, (), {}, left_out=True))
         return True
 
-    def scored(self) -> list[dict[str, FloatArray]]:
-        """The rewards of the leaves of each tree, without the skipped trees."""
-        return [rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out]
+    def scored(self) -> dict[int, dict[str, FloatArray]]:
+        """The rewards of the leaves of each tree by its number, without the skipped trees."""
+        return {number: rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out}
 
     async def ready(self, numbers: Iterable[int]) -> None:
         """Wait until these trees are sampled and scored, or left out."""

@@ -91,9 +91,8 @@ class SplitChooser:
     def record(self, iteration: int, schedule: Schedule, trees: Sequence[Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves, tree by tree."""
         if self._adapt:
-            weights = {name: reward.weight for name, reward in self.settings.training_rewards.items()}
-            totals = [sum(weight * np.asarray(tree[name]) for name, weight in weights.items()) for tree in trees]
-            self._pending.append((iteration, sibling_variance(schedule, [np.asarray(total) for total in totals])))
+            totals = [training_reward(self.settings, tree) for tree in trees]
+            self._pending.append((iteration, sibling_variance(schedule, totals)))
 
     def save(self, folder: Path) -> None:
         """Write what has been learned into a checkpoint, if anything is."""
@@ -132,6 +131,12 @@ class SplitChooser:
         # The budget of forward passes bounds its nodes.
         changed = self.settings.schedule.model_copy(update={"splits": splits, "max_nodes": sys.maxsize})
         return changed.build(iteration, self.settings.seed)
+
+
+def training_reward(settings: RunSettings, rewards: Rewards) -> npt.NDArray[np.float64]:
+    """The weighted sum of the rewards of a tree's leaves, float64 [leaves]."""
+    weights = {name: reward.weight for name, reward in settings.training_rewards.items()}
+    return np.asarray(sum(weight * np.asarray(rewards[name]) for name, weight in weights.items()))
 
 
 def sibling_variance(schedule: Schedule, trees: Sequence[npt.NDArray[np.float64]]) -> dict[int, float]:

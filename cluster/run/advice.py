@@ -13,8 +13,16 @@ from .adaptive_splits import SplitChooser
 
 def advice(settings: RunSettings) -> list[str]:
     """One line for each setting that doesn't do what it seems to; `check`, `train` and `submit` show them."""
-    parts = (_of_schedule, _of_pruning, _of_learning, _of_evaluation)
+    parts = (_of_prompts, _of_schedule, _of_pruning, _of_learning, _of_evaluation)
     return [line for part in parts for line in part(settings)]
+
+
+def _of_prompts(settings: RunSettings) -> Iterator[str]:
+    prompts = settings.prompts
+    if prompts.focus and not prompts.focused:
+        yield f"prompts.focus has no effect: {prompts.focus:g} of {prompts.per_iteration} prompts is less than one"
+    if not prompts.focus and _changed(prompts, "focus_decay"):
+        yield "prompts.focus_decay has no effect: prompts.focus is 0"
 
 
 def _of_schedule(settings: RunSettings) -> Iterator[str]:
@@ -83,6 +91,8 @@ def _of_learning(settings: RunSettings) -> Iterator[str]:
         yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
     if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
         yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
+    if settings.learner.objective == "nft" and _changed(settings.learner, "clip_range"):
+        yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
     updates = settings.iterations * settings.learner.updates_per_iteration
     if optimizer.warmup_updates >= updates:
         yield (

@@ -22,12 +22,11 @@ from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
 from ...rollout_workers.worker import RolloutWorker
 from . import checkpoints
-from .adaptive_splits import SplitChooser
 from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
 from .loop import SHOWN_TREES, IterationReport, Progress
 from .phases import Timeline
-from .prompt_order import prompts_of
+from .planner import Planner
 
 
 class InProcessLoop:
@@ -42,7 +41,7 @@ class InProcessLoop:
         settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)
-        self.branching = SplitChooser(settings)
+        self.planner = Planner(settings, self._prompts)
         self.scorers = Scorers(settings.rewards, settings.threads)
         device = find_device(settings.policy)
         build = builder(settings.learner, settings.policy.precision, device)
@@ -54,8 +53,8 @@ class InProcessLoop:
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
         timeline = Timeline()
-        schedule, rewards = self.branching.schedule(number), list(self.settings.training_rewards)
-        prompts = prompts_of(number, self._prompts, self.settings.prompts.per_iteration, self.settings.seed)
+        plan, rewards = self.planner.plan(number), list(self.settings.training_rewards)
+        schedule, prompts = plan.schedule, plan.prompts
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
         media: dict[int, list[npt.NDArray[np.uint8]]] = {}
         diversity = np.zeros(len(trees))
@@ -75,7 +74,7 @@ class InProcessLoop:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
                 progress("rollout", leaves_done / (len(trees) * schedule.leaves))
-        self.branching.record(number, schedule, [tree.rewards for tree in trees])
+        self.planner.record(plan, {tree.number: tree.rewards for tree in trees})
         updates = []
         with timeline.phase("learning"):
             for window in windows(self.settings, number):
@@ -108,11 +107,11 @@ class InProcessLoop:
     def save(self, folder: Path) -> None:
         with checkpoints.written(folder) as temporary:
             self.learner.save(temporary)
-            self.branching.save(temporary)
+            self.planner.save(temporary)
 
     def load(self, folder: Path) -> None:
         self.learner.load(folder)
-        self.branching.load(folder)
+        self.planner.load(folder)
         self._publish(self.learner.version)
 
     def export(self, folder: Path) -> None:

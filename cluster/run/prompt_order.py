@@ -4,6 +4,7 @@ import json
 import logging
 from collections.abc import Sequence
 from functools import lru_cache
+from itertools import count
 
 import numpy as np
 
@@ -48,6 +49,11 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
         kept = {texts[i] for i in _shuffled(HELD_OUT_PASS, len(texts), settings.seed)[: given.held_out_count]}
         held_out = [prompt for prompt in texts if prompt in kept]
         train = [prompt for prompt in train if prompt not in kept]
+    if given.focused and given.per_iteration > len(train):
+        raise InputError(
+            f"prompts.per_iteration is {given.per_iteration} of {len(train)} prompts; with prompts.focus no prompt is "
+            "twice in an iteration, so give more prompts, or fewer per iteration"
+        )
     return train, held_out[: settings.evaluation.prompts]
 
 
@@ -56,9 +62,34 @@ def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed:
 
     A pure function of its arguments, so that a resumed run continues in the same order.
     """
+    return [prompts[place] for place in places_of(iteration, len(prompts), per_iteration, seed)]
+
+
+def places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
+    """The places of these prompts in the list of all."""
     first = (iteration - 1) * per_iteration
-    places = [divmod(i, len(prompts)) for i in range(first, first + per_iteration)]
-    return [prompts[_shuffled(which, len(prompts), seed)[place]] for which, place in places]
+    return [_place(number, prompts, seed) for number in range(first, first + per_iteration)]
+
+
+def distinct_places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
+    """The same with each prompt once: where a pass ends within the iteration, others of the next one follow.
+
+    Raises ValueError for fewer prompts than an iteration has.
+    """
+    if per_iteration > prompts:
+        raise ValueError(f"an iteration has {per_iteration} prompts; there are {prompts}")
+    found: dict[int, None] = {}
+    for number in count((iteration - 1) * per_iteration):
+        found[_place(number, prompts, seed)] = None
+        if len(found) == per_iteration:
+            break
+    return list(found)
+
+
+def _place(number: int, prompts: int, seed: int) -> int:
+    """The place of a prompt that is `number` in the order of all passes."""
+    which, place = divmod(number, prompts)
+    return int(_shuffled(which, prompts, seed)[place])
 
 
 @lru_cache(maxsize=2)  # prompts are drawn pass after pass

@@ -1,5 +1,6 @@
 """The loop on Ray gives what the plain loop gives, bit by bit, whatever happens to its workers."""
 
+import json
 import os
 import signal
 import subprocess
@@ -16,6 +17,8 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.in_process import InProcessLoop
+from branchgrpo.cluster.run.prompt_focus import FILE
 from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.proto.errors import InputError, RunFailed
 from ray_runs import BASE, ITERATIONS, assert_as_plain, on_ray, stand_in, trained
@@ -170,8 +173,20 @@ def test_trees_without_scores_are_left_out_up_to_a_limit(run_settings: Settings,
             loop.iterate(2)
 
 
+def test_prompts_that_teach_are_drawn_alike(run_settings: Settings, tmp_path: Path, head: str) -> None:
+    """However the scores of an iteration come in, the next one has the same prompts."""
+    settings = run_settings({**BASE, "prompts.focus": 0.5})
+    prompts = [f"{number:03d}" for number in range(60)]
+    expected = trained(InProcessLoop(settings, prompts), settings, tmp_path / "plain")
+    on_workers = settings.model_copy(update={"execution": "ray"})
+    loop = on_ray(on_workers, tmp_path / "run", head, prompts)
+    assert_bit_equal(trained(loop, on_workers, tmp_path / "checkpoint"), expected)
+    plain, ray_s = (json.loads((tmp_path / name / FILE).read_text()) for name in ("plain", "checkpoint"))
+    assert {(place, number) for place, number, _ in plain["seen"]} == {(p, n) for p, n, _ in ray_s["seen"]}
+
+
 def test_a_run_that_samples_ahead_goes_on_bit_by_bit(run_settings: Settings, tmp_path: Path, head: str) -> None:
-    settings = run_settings({**BASE, "execution": "ray", "staleness": 1, "iterations": 3})
+    settings = run_settings({**BASE, "execution": "ray", "staleness": 1, "iterations": 3, "prompts.focus": 0.5})
     prompts = [f"{k:03d}" for k in range(100)]
 
     def iterate(loop: RayLoop, iterations: range) -> list[float]:

@@ -9,6 +9,7 @@ import pytest
 from branchgrpo.cluster.on_ray.iteration import GrowingTree, Iteration
 from branchgrpo.cluster.on_ray.messages import WeightsRef
 from branchgrpo.cluster.on_ray.part_reader import ArrivedPart
+from branchgrpo.cluster.run.planner import Plan
 from branchgrpo.proto.errors import RunFailed
 from branchgrpo.proto.remote_tree import PartHeader
 from branchgrpo.proto.scoring import ScoreReply
@@ -24,7 +25,8 @@ async def nothing(iteration: Iteration, task: Task) -> None:
 
 def begun(settings: RunSettings, sample: Callable[[Iteration, Task], Any] = nothing) -> Iteration:
     """An iteration of two tasks with two trees each."""
-    return Iteration(1, ["a", "b", "c", "d"], settings, settings.schedule.build(), WeightsRef(0, None), sample)
+    plan = Plan(1, settings.schedule.build(), ["a", "b", "c", "d"], [0, 1, 2, 3])
+    return Iteration(plan, settings, WeightsRef(0, None), sample)
 
 
 def whole(tree: GrowingTree) -> GrowingTree:

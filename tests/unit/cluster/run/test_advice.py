@@ -48,6 +48,12 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
         ),
         ({"prompts.held_out_count": 2}, "prompts.held_out_count has no effect"),
         ({"prompts.held_out": None, "evaluation": {"every": 2}}, "evaluation.every has no effect"),
+        ({"prompts.focus": 0.1}, "prompts.focus has no effect: 0.1 of 4 prompts is less than one"),
+        ({"prompts.focus_decay": 0.5}, "prompts.focus_decay has no effect: prompts.focus is 0"),
+        (
+            {"learner.objective": "nft", "learner.clip_range": 2e-4},
+            "learner.clip_range has no effect: learner.objective is 'nft'",
+        ),
         ({"policy.negative_prompt": "fog", "policy.guidance_scale": 1.0}, "policy.negative_prompt has no effect"),
     ],
 )
