@@ -267,10 +267,11 @@ def trace(
     from ..proto.atomic_files import must_be_new
     from .commands import trace as traces
     from .run.folder import RunFolder
+    from .run.iteration_trace import read
 
     if out:
         must_be_new(out)
-    found = traces.read(RunFolder.open(run).path, iteration)
+    found = read(RunFolder.open(run).path, iteration)
     traces.show(found, Console())
     typer.echo(f"for https://ui.perfetto.dev: {traces.write_chrome(found, run, out)}")
 

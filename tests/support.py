@@ -14,8 +14,8 @@ import numpy.typing as npt
 import safetensors.torch
 import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_up, reachable, started
-from branchgrpo.cluster.commands.trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest

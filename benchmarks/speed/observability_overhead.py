@@ -20,8 +20,8 @@ import requests
 import typer
 from rich.console import Console
 
-from ...cluster.commands.trace import read
 from ...cluster.on_ray.driver import RayLoop
+from ...cluster.run.iteration_trace import read
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing, stop_tracing
 from ..support.demo import PROMPTS, demo

@@ -13,7 +13,7 @@ from rich.markup import escape
 from rich.table import Table
 from rich.text import Text
 
-from .status import RunStatus
+from ..run.status import RunStatus
 
 LITTLE_BYTES = 2**30
 """Free disk below which a status tells of it."""

@@ -18,11 +18,12 @@ import pytest
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.commands import status
-from branchgrpo.cluster.commands.status import find, find_all, look, status_of
+from branchgrpo.cluster.commands.status import find, find_all, look
 from branchgrpo.cluster.commands.status_tables import duration
 from branchgrpo.cluster.on_ray.run_address import RunAddress
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.state import RunState
+from branchgrpo.cluster.run.status import status_of
 from branchgrpo.proto.errors import InputError
 from support import Settings
 

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.commands.trace import read
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.iteration_trace import read
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.settings import LoggingSettings
 from rich.console import Console

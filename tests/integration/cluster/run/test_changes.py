@@ -6,10 +6,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.commands.status import status_of
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.evaluation import comparable, made_with
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.status import status_of
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.settings import RunSettings
 from rich.console import Console

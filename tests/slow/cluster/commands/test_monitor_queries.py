@@ -26,11 +26,11 @@ from branchgrpo.cluster.commands.monitor import (
     prometheus_command,
     write_config,
 )
-from branchgrpo.cluster.commands.trace import critical_path, read
 from branchgrpo.cluster.on_ray import metrics as run
 from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.pages.dashboards import DASHBOARDS, dashboard
 from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_name, series_of
+from branchgrpo.cluster.run.iteration_trace import critical_path, read
 from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.learner import metrics as learner
 from branchgrpo.proto.prompts import read_prompts

@@ -5,8 +5,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.commands import trace
-from branchgrpo.cluster.commands.trace import Span, chrome, critical_path, idle, innermost, lanes, read
+from branchgrpo.cluster.commands.trace import chrome
+from branchgrpo.cluster.run.iteration_trace import (
+    IterationTrace,
+    Span,
+    critical_path,
+    idle,
+    innermost,
+    lanes,
+    read,
+)
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.tracing import span, start_tracing, stop_tracing
 from hypothesis import given
@@ -56,12 +64,12 @@ def write(folder: Path, spans: list[Span]) -> None:
 
 
 @pytest.fixture
-def found(tmp_path: Path) -> trace.IterationTrace:
+def found(tmp_path: Path) -> IterationTrace:
     write(tmp_path / "trace", SPANS)
     return read(tmp_path, None)
 
 
-def test_the_critical_path_leads_through_what_spans_wait_for(found: trace.IterationTrace) -> None:
+def test_the_critical_path_leads_through_what_spans_wait_for(found: IterationTrace) -> None:
     steps = [(step.name, round(step.start - START, 6), round(step.end - START, 6)) for step in critical_path(found)]
     assert steps == [
         ("start → rollout_workers: forward", 0, 1),
@@ -105,7 +113,7 @@ def test_the_first_score_is_placed_among_forward_passes(tmp_path: Path) -> None:
     assert read(tmp_path, 3).first_score == 16 / 20
 
 
-def test_idle_time_is_what_no_span_covers(found: trace.IterationTrace) -> None:
+def test_idle_time_is_what_no_span_covers(found: IterationTrace) -> None:
     uses = {use.pool: (use.processes, round(use.idle, 6), round(use.waited, 6)) for use in idle(found)}
     assert uses == {
         "rollout_workers": (3, (10 - 3.5 + 1) + (10 - 1.5 + 0.5) + 10, 1.5),
@@ -115,7 +123,7 @@ def test_idle_time_is_what_no_span_covers(found: trace.IterationTrace) -> None:
     }
 
 
-def test_perfetto_gets_every_span_and_an_arrow_for_every_need(found: trace.IterationTrace) -> None:
+def test_perfetto_gets_every_span_and_an_arrow_for_every_need(found: IterationTrace) -> None:
     events = chrome(found)["traceEvents"]
     names = {event["pid"]: event["args"]["name"] for event in events if event["ph"] == "M"}
     drawn = [(names[event["pid"]], event["name"], event["ts"], event["dur"]) for event in events if event["ph"] == "X"]
@@ -194,5 +202,5 @@ def test_an_iteration_that_is_not_there_is_named(tmp_path: Path) -> None:
         read(tmp_path, 7)
 
 
-def test_the_path_covers_the_iteration(found: trace.IterationTrace) -> None:
+def test_the_path_covers_the_iteration(found: IterationTrace) -> None:
     assert follows(found)

@@ -9,7 +9,7 @@ from pathlib import Path
 import psutil
 import pytest
 import ray
-from branchgrpo.cluster.commands.trace import read
+from branchgrpo.cluster.run.iteration_trace import read
 from branchgrpo.proto.errors import RunFailed
 from ray import serve
 from ray_runs import BASE, on_ray, stand_in
