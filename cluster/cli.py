@@ -14,7 +14,7 @@ from rich.console import Console
 from .. import __version__
 from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
-from .commands.cluster_cli import Cluster, Overrides
+from .commands.cluster_cli import Cluster, Overrides, TokenFile, token_of
 from .commands.cluster_cli import app as cluster_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
@@ -248,6 +248,23 @@ def status(
     with asking:
         one = status.find(run, runs, address)
     typer.echo(status.as_json(one)) if as_json else status_tables.show(one, Console())
+
+
+@app.command()
+def view(
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or of one run.", metavar="[RUNS]")] = Path("runs"),
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8080,
+    open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
+    token_file: TokenFile = None,
+) -> None:
+    """Serve web pages about runs: curves, pictures, trees, time. They follow runs in progress, and change nothing.
+
+    Example: [bold]branchgrpo view runs --open[/bold]
+    """
+    from .commands.view import view as serve
+
+    serve(runs, Console(), host=host, port=port, token=token_of(token_file), open_browser=open_)
 
 
 @app.command()

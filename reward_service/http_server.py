@@ -5,6 +5,9 @@ Ray Serve's proxy has no such limits: a header of 200 MB from any client kept it
 
 import asyncio
 import socket
+from collections.abc import Callable
+from contextlib import nullcontext
+from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
@@ -35,6 +38,19 @@ class Connection(H11Protocol):
             self.loop.call_later(IDLE_SECONDS, self._look, (self.cycle, idle))
 
 
+def check_reach(host: str, token: str | None) -> None:
+    """Raises InputError for a host that others reach, if there is no token that they would have to know."""
+    try:
+        private = host == "localhost" or ip_address(host).is_loopback
+    except ValueError:
+        private = False
+    if token is None and not private:
+        raise InputError(
+            f"--host is '{host}', which others can reach; set BRANCHGRPO_TOKEN (or --token-file) so that only those "
+            "who know the token are answered, or listen on 127.0.0.1"
+        )
+
+
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Raises InputError if it can't be had."""
     try:
@@ -46,6 +62,22 @@ def listen(host: str, port: int) -> socket.socket:
     # Connections inherit it. Without it the body of an answer waits 40 ms for the client to acknowledge its head.
     listener.setsockopt(socket.IPPROTO_TCP, socket.TCP_NODELAY, 1)
     return listener
+
+
+def url_of(host: str, listener: socket.socket) -> str:
+    """The address of what listens on a host."""
+    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+
+
+async def answer(app: FastAPI, listener: socket.socket, stopped: Callable[[], bool]) -> None:
+    """Answer HTTP with `app` until `stopped` is true, which the caller's handlers of signals see to."""
+    answering = server(app)
+    answering.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are the caller's
+    serving = asyncio.create_task(answering.serve(sockets=[listener]))
+    while not stopped() and not serving.done():
+        await asyncio.sleep(0.2)
+    answering.should_exit = True
+    await serving
 
 
 def server(app: FastAPI) -> uvicorn.Server:

@@ -22,6 +22,9 @@ Cluster = Annotated[
         help="Ray cluster to run on (host:port, or auto). Default: $RAY_ADDRESS, or a new one on this machine."
     ),
 ]
+TokenFile = Annotated[
+    Path | None, typer.Option(help="File with the token that requests must have. Default: $BRANCHGRPO_TOKEN.")
+]
 RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
@@ -231,10 +234,7 @@ def serve_rewards(
     overrides: Overrides = None,
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8000,
-    token_file: Annotated[
-        Path | None,
-        typer.Option(help="File with the bearer token that requests must have. Default: $BRANCHGRPO_TOKEN."),
-    ] = None,
+    token_file: TokenFile = None,
     max_mib: Annotated[int, typer.Option(min=1, help="Maximum MiB of a request, and of its pictures.")] = 64,
     address: Cluster = None,
 ) -> None:
@@ -254,11 +254,11 @@ def serve_rewards(
 
         address = find_cluster(address)  # before Ray is imported
         from .serve_rewards import serve
-    token = _token(token_file)
+    token = token_of(token_file)
     serve(settings, console, host=host, port=port, token=token, max_bytes=max_mib * 2**20, address=address)
 
 
-def _token(file: Path | None) -> str | None:
+def token_of(file: Path | None) -> str | None:
     """The token of a file or of the environment. Raises InputError if it isn't valid."""
     from ...proto.scoring import checked_token
 

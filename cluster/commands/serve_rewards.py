@@ -4,8 +4,7 @@ import asyncio
 import signal
 import socket
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
-from ipaddress import ip_address
+from contextlib import contextmanager
 from typing import Any
 
 import ray
@@ -17,7 +16,7 @@ from ...proto.exporter import ExporterDirectory
 from ...proto.scoring import MAX_BYTES, MAX_PICTURES, ScoreReply, ScoreRequest
 from ...proto.settings import RunSettings
 from ...reward_service.app import create_app
-from ...reward_service.http_server import listen, server
+from ...reward_service.http_server import answer, check_reach, listen, url_of
 from ...reward_service.parsing import Limits
 from ..on_ray.calls import unwrapped
 from ..on_ray.connect import NAMESPACE, connected
@@ -66,16 +65,12 @@ def serve(
     Raises InputError for models that can't be placed, when the port can't be had, or for a `host` that others reach
     without a token.
     """
-    if token is None and not _is_loopback(host):
-        raise InputError(
-            f"--host is '{host}', which others can reach; set BRANCHGRPO_TOKEN (or --token-file) so that only those "
-            "who know the token are answered, or listen on 127.0.0.1"
-        )
+    check_reach(host, token)
     modules = travelling(settings)
     with StopRequest().listening(signal.SIGHUP) as stop, listen(host, port) as listener, connected(address, modules):
         check_room(reward_demands(settings), free_nodes())
         with deployed(settings, service_name(settings.name), console) as (client, discovery):
-            url = f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+            url = url_of(host, listener)
             console.print(f"rewards {', '.join(settings.rewards)} at {url}/v1/score", highlight=False, soft_wrap=True)
             console.print(
                 f"documentation at {url}/docs, metrics' service discovery at {discovery}",
@@ -119,20 +114,8 @@ async def _answer(
         return await client.score(request.media, request.prompts, request.rewards, request.id)
 
     pictures, held = max(1, MAX_PICTURES * max_bytes // MAX_BYTES), max(512 * 2**20, 4 * max_bytes)
-    answering = server(create_app(score, rewards, Limits(pictures=pictures, bytes=max_bytes, held=held), token=token))
-    answering.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are for `stop`
-    serving = asyncio.create_task(answering.serve(sockets=[listener]))
-    while stop.signum is None and not serving.done():
-        await asyncio.sleep(0.2)
-    answering.should_exit = True
-    await serving
-
-
-def _is_loopback(host: str) -> bool:
-    try:
-        return host == "localhost" or ip_address(host).is_loopback
-    except ValueError:
-        return False
+    app = create_app(score, rewards, Limits(pictures=pictures, bytes=max_bytes, held=held), token=token)
+    await answer(app, listener, lambda: stop.signum is not None)
 
 
 def _start_directory(name: str) -> Any:

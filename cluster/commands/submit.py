@@ -39,6 +39,7 @@ SHIPPED = (
     "cluster/on_ray/*.py",
     "cluster/run/*.py",
     "cluster/study/*.py",
+    "cluster/view/**/*",
     "learner/*.py",
     "proto/*.py",
     "recipes/*.txt",

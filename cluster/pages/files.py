@@ -17,6 +17,7 @@ ROOMS = {
     "cluster": "From a recipe to a run. Only `on_ray` and `commands` know Ray.",
     "cluster/run": "One run, whatever executes it.",
     "cluster/study": "Studies: variants of a recipe over several seeds, and the report on their runs.",
+    "cluster/view": "The web pages about runs: `branchgrpo view`.",
     "cluster/on_ray": "A run's processes on a Ray cluster.",
     "cluster/commands": "What stands behind the command line.",
     "cluster/pages": "What `make docs` writes. Not part of an installation.",
@@ -30,6 +31,10 @@ OTHERS = {
     "cluster/pages": {
         "dashboards.yaml": "The Grafana dashboards: rows, panels, texts and queries.",
         "metrics.md": "How docs/metrics.md begins; `recipe.md` and `files.md` likewise.",
+    },
+    "cluster/view": {
+        "templates/": "The pages' HTML.",
+        "static/": "Their style and script.",
     },
     "cluster": {
         "kubernetes/": "Manifests for KubeRay; [Kubernetes](kubernetes.md) explains them.",

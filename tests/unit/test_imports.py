@@ -18,7 +18,8 @@ CLUSTER_MAY_IMPORT = {
     "run": {"run"},
     "on_ray": {"on_ray", "run"},
     "study": {"study", "run"},
-    "commands": {"commands", "on_ray", "run", "study"},
+    "view": {"view", "run"},
+    "commands": {"commands", "on_ray", "run", "study", "view"},
     "pages": {"pages", "on_ray"},
     "train": {"on_ray", "run"},
     "cli": {"train", "commands", "on_ray", "run"},
@@ -78,6 +79,12 @@ def test_the_learner_uses_only_policies_kernels_and_noise() -> None:
         for name in imported(path):
             if name.startswith("branchgrpo.rollout_workers."):
                 assert name.split(".")[2] in {"policies", "kernels", "noise"}, f"{path.name} imports {name}"
+
+
+def test_the_pages_about_runs_know_run_folders_alone() -> None:
+    for path in (ROOT / "cluster" / "view").rglob("*.py"):
+        ours = [name.split(".")[1] for name in imported(path) if name.startswith("branchgrpo.")]
+        assert {*ours} <= {"proto", "cluster"}, path.name
 
 
 def test_no_folder_is_a_regular_package() -> None:

@@ -1,0 +1,31 @@
+"""`branchgrpo view`: the server of the pages about runs, until Ctrl-C."""
+
+import asyncio
+import signal
+import webbrowser
+from pathlib import Path
+
+from rich.console import Console
+
+from ...reward_service.http_server import answer, check_reach, listen, url_of
+from ..run.stop import StopRequest
+from ..view.runs import Runs
+from ..view.server import create_app
+
+
+def view(runs: Path, console: Console, *, host: str, port: int, token: str | None, open_browser: bool) -> None:
+    """Serve the pages about the runs in a folder until SIGTERM, SIGHUP or Ctrl-C.
+
+    Raises InputError if there is no such folder, if the port can't be had, or for a `host` that others reach without a
+    token.
+    """
+    check_reach(host, token)
+    app = create_app(Runs(runs), token)
+    with StopRequest().listening(signal.SIGHUP) as stop, listen(host, port) as listener:
+        url = url_of(host, listener)
+        console.print(f"runs in {runs}: {url}", markup=False, highlight=False, soft_wrap=True)
+        if token:
+            console.print("the browser asks for a password: it is the token; any name will do")
+        if open_browser:
+            webbrowser.open(url)
+        asyncio.run(answer(app, listener, lambda: stop.signum is not None))
