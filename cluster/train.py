@@ -10,6 +10,7 @@ import logging
 import signal
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room
 from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
-from .run import pictures
+from .run import pictures, tree_record
 from .run.advice import advice
 from .run.checkpoints import size
 from .run.console import RunDisplay
@@ -200,6 +201,10 @@ class _Run:
         if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
             grid = self.folder.path / "samples" / f"iteration-{iteration:06d}.png"
             self._write(lambda: pictures.sample_grid(grid, report.media))
+        for record in report.trees:
+            self._write(partial(tree_record.write, self.folder.path, record))
+        if report.trees:
+            tree_record.drop_oldest(self.folder.path, settings.logging.trees_megabytes * 1e6)
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)

@@ -1,7 +1,7 @@
 """The advantage and weight of every edge of a scored tree: fusion, advantages and pruning together."""
 
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import numpy as np
 
@@ -21,6 +21,8 @@ class Credit:
     """Advantage of the edge into every node, float64 [nodes]."""
     weights: FloatArray
     """Share of every node's edge in the tree's objective, float64 [nodes]; 0 where it isn't trained or was pruned."""
+    values: FloatArray = field(default_factory=lambda: np.empty(0))
+    """Value of every node, from which both follow, float64 [nodes]; empty for credit that was made up otherwise."""
 
 
 def tree_credit(
@@ -42,16 +44,20 @@ def tree_credit(
     if not kept.any():
         raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")
     weights = edge_weights(schedule, settings.edge_weight, kept, noise if settings.noise_weight else None)
-    return Credit(advantages.clip(-settings.clip, settings.clip), weights)
+    return Credit(advantages.clip(-settings.clip, settings.clip), weights, values)
 
 
-def leaf_credit(tree: Tree, rewards: Mapping[str, float], settings: AdvantageSettings) -> FloatArray:
-    """Advantage of every leaf of a scored tree, float64 [leaves], clipped like those of edges.
+def leaf_credit(tree: Tree, rewards: Mapping[str, float], settings: AdvantageSettings) -> Credit:
+    """Credit of a scored tree's leaves, all of which weigh the same: advantages are clipped like those of edges, and
+    every other node has none.
 
     Raises ValueError for a tree with scores missing.
     """
-    _, advantages = _advantages(tree, rewards, settings, leaf_advantages)
-    return advantages.clip(-settings.clip, settings.clip)
+    values, of_leaves = _advantages(tree, rewards, settings, leaf_advantages)
+    schedule, advantages, weights = tree.schedule, np.zeros(len(values)), np.zeros(len(values))
+    advantages[schedule.first_node[-2] :] = of_leaves.clip(-settings.clip, settings.clip)
+    weights[schedule.first_node[-2] :] = 1 / schedule.leaves
+    return Credit(advantages, weights, values)
 
 
 def _advantages(

@@ -20,7 +20,7 @@ from ..proto.update_stats import UpdateStats
 from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from . import metrics
-from .credit import Credit, tree_credit
+from .credit import Credit, leaf_credit, tree_credit
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export
@@ -28,6 +28,7 @@ from .nft import OldPolicy, leaf_rows, nft_loss, noised_batches
 from .objective import clipped_objective, kl_divergence, means_logprobs, predicted_means
 from .reference import Reference
 from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
+from .tree_notes import TreeNotes
 
 
 @dataclass
@@ -44,6 +45,7 @@ class _Update:
     """Maximum difference of each micro-batch's log-probabilities above and below the sampler's, float32 [2]."""
     divergences: list[torch.Tensor] = field(default_factory=list)
     """Each micro-batch's share of the trees' KL to the reference policy."""
+    notes: TreeNotes = field(default_factory=TreeNotes)
 
 
 class Learner:
@@ -85,6 +87,8 @@ class Learner:
         if update.stats.trees + len(trees) > whole:
             raise ValueError(f"an update takes {whole} trees; got {update.stats.trees + len(trees)}")
         update.iteration, update.first = window.iteration, update.first or trees[0].number == 0
+        if not update.stats.trees:
+            update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
         update.stats.trees += len(trees)
         if self.old:
             self._accumulate_leaves(self.old, window)
@@ -99,6 +103,7 @@ class Learner:
         # With a KL term, edges without an advantage have a gradient too.
         skips = self.settings.learner.skip_zero_advantage and not self.reference
         rows = pick_rows(trees, credits, skip_zero_advantage=skips)
+        self._update.notes.edges(trees, credits, rows, self.policy.sigmas)
         computed = self._computed if self.kept_forwards is None else self._kept
         for batch, means in computed(rows, trees, credits, transitions):
             self._backward(transitions, batch, means)
@@ -111,10 +116,12 @@ class Learner:
         stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - unpruned
 
     def _accumulate_leaves(self, old: OldPolicy, window: Window[Tree]) -> None:
-        settings, rewards = self.settings, {n: own.weight for n, own in self.settings.training_rewards.items()}
+        settings, trees = self.settings, window.trees
         levels = settings.learner.nft.noise_levels
         skip = settings.learner.skip_zero_advantage
-        rows = leaf_rows(window.trees, rewards, settings.advantage, levels, skip=skip)
+        credits = [self._credit(tree, window.iteration) for tree in trees]
+        rows = leaf_rows(trees, credits, settings.advantage.clip, levels, skip=skip)
+        self._update.notes.leaves(trees, credits, rows, self.policy.sigmas)
         batches = noised_batches(rows, settings, window.iteration, rank=self.engine.rank, ranks=self.engine.ranks)
         for batch in batches:
             with span("forward and backward", rows=len(batch.states)):
@@ -125,7 +132,7 @@ class Learner:
         self._update.stats.rows += len(rows)
         self._update.stats.reference_rows += len(rows)
         self._update.stats.edges += len(rows)
-        leaves = sum(tree.schedule.leaves for tree in window.trees if not tree.left_out)
+        leaves = sum(tree.schedule.leaves for tree in trees if not tree.left_out)
         self._update.stats.skipped_edges += leaves * levels - len(rows)
 
     def step(self) -> UpdateStats:
@@ -138,6 +145,7 @@ class Learner:
             raise ValueError(f"an update takes {self.settings.trees_per_update} trees; got {self._update.stats.trees}")
         update, self._update = self._update, _Update()
         stats = update.stats
+        stats.recorded = update.notes.taken()
         if stats.edges:
             if not self.old:
                 self._note_ratios(update)
@@ -261,11 +269,14 @@ class Learner:
                     velocity = forward.velocity[list(trained)]
                     yield batch, transitions.mean(batch.steps, batch.states, velocity)
 
-    def _credit(self, tree: Tree, iteration: int, noise: Sequence[float]) -> Credit:
+    def _credit(self, tree: Tree, iteration: int, noise: Sequence[float] = ()) -> Credit:
+        """Credit of a tree's edges, given the relative `noise` of every step; with `objective: nft`, of its leaves."""
         settings = self.settings
         if tree.left_out:
             return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
         rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
+        if self.old:
+            return leaf_credit(tree, rewards, settings.advantage)
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
@@ -287,6 +298,7 @@ class Learner:
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         difference = logprobs.detach() - batch.logprobs
         self._update.differences.append(torch.stack([difference.max(), -difference.min()]))
+        self._update.notes.ratios(batch.edges, difference)
 
     def _add_gradient(self, loss: torch.Tensor, rows: int) -> None:
         """Backward pass of a micro-batch's share in the objective, which is a sum over the update's trees."""

@@ -17,11 +17,11 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
-from ..proto.settings import AdvantageSettings, NftSettings, RunSettings
+from ..proto.settings import NftSettings, RunSettings
 from ..proto.tree import Conditioning, Tree
 from ..rollout_workers.noise import Stream, gaussian, generator
 from ..rollout_workers.policies.base import Policy, collate, trainable
-from .credit import leaf_credit
+from .credit import Credit
 from .ema import WeightAverage
 from .rows import conditioning_of
 
@@ -66,22 +66,19 @@ class NoisedLeaves:
 
 
 def leaf_rows(
-    trees: Sequence[Tree], rewards: Mapping[str, float], settings: AdvantageSettings, levels: int, *, skip: bool = True
+    trees: Sequence[Tree], credits: Sequence[Credit], clip: float, levels: int, *, skip: bool = True
 ) -> list[LeafRow]:
-    """The rows of all leaves of `trees`, level by level, in tree order.
+    """The rows of all leaves of `trees` that have a weight, level by level, in tree order.
 
-    With `skip`, leaves whose advantage is exactly zero are left out: they pull the policy to itself. Trees that were
-    left out have no rows.
+    `credits` are those of `leaf_credit`, whose advantages are clipped at `clip`. With `skip`, leaves whose advantage is
+    exactly zero are left out: they pull the policy to itself.
     """
     rows = []
-    for tree in trees:
-        if tree.left_out:
-            continue
-        advantages = leaf_credit(tree, rewards, settings)
-        first, weight = tree.schedule.first_node[-2], 1 / (tree.schedule.leaves * levels)
-        for i in np.flatnonzero(advantages) if skip else range(len(advantages)):
-            merit = (1 + float(advantages[i]) / settings.clip) / 2
-            rows += [LeafRow(tree, first + int(i), level, merit, weight) for level in range(levels)]
+    for tree, credit in zip(trees, credits, strict=True):
+        kept, weight = credit.weights > 0, 1 / (tree.schedule.leaves * levels)
+        for leaf in np.flatnonzero(kept & (credit.advantages != 0) if skip else kept):
+            merit = (1 + float(credit.advantages[leaf]) / clip) / 2
+            rows += [LeafRow(tree, int(leaf), level, merit, weight) for level in range(levels)]
     return rows
 
 

@@ -7,6 +7,7 @@ whatever its share: a rank that made fewer would leave the others waiting in a c
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 import torch
@@ -15,6 +16,9 @@ from ..proto.schedule import IntArray
 from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.policies.base import collate
 from .credit import Credit
+
+EdgeName = tuple[int, int]
+"""Number of an edge's tree within the iteration, and the node that it leads to."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +41,14 @@ class MicroBatch:
     """float32 [E]."""
     weights: torch.Tensor
     """Share of each edge in its tree's objective, float32 [E]."""
+    edges: Sequence[EdgeName] = ()
+    """The names of the E edges; none if they are padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
         """The same on a device."""
-        fields = {name: value for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
+        moved: dict[str, Any] = {n: own.to(device) for n, own in vars(self).items() if isinstance(own, torch.Tensor)}
         conditioning = {name: value.to(device) for name, value in self.conditioning.items()}
-        return MicroBatch(conditioning=conditioning, **{name: value.to(device) for name, value in fields.items()})
+        return replace(self, conditioning=conditioning, **moved)
 
 
 @dataclass(frozen=True)
@@ -89,7 +95,7 @@ def micro_batches(
             yield assemble(own, trees, credits)
         else:
             padding = assemble(picked[:1], trees, credits)
-            yield replace(padding, weights=torch.zeros_like(padding.weights))
+            yield replace(padding, weights=torch.zeros_like(padding.weights), edges=())
 
 
 def assemble(
@@ -112,6 +118,7 @@ def assemble(
         logprobs=per_edge([tree.logprobs for tree in trees]),
         advantages=per_edge([credit.advantages for credit in credits]),
         weights=per_edge([credit.weights for credit in credits]),
+        edges=[(trees[i].number, child) for i, child in edges],
     )
 
 

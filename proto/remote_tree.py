@@ -8,7 +8,7 @@ for.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property, partial
 from typing import TYPE_CHECKING, Generic, TypeVar, overload
 
@@ -40,12 +40,15 @@ class PartHeader:
     """Names of the conditioning tensors that come with the states."""
     diversity: float | None
     """Diversity of all the tree's leaves; in the tree's last part only."""
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+    """Pictures of nodes as WebP, if the tree is recorded."""
 
     @classmethod
     def of(cls, part: TreePart) -> PartHeader:
         """The header of a part."""
         names = tuple(part.conditioning or ())
-        return cls(part.tree, part.nodes, part.logprobs.cpu().numpy(), part.leaves, names, part.diversity)
+        logprobs = part.logprobs.cpu().numpy()
+        return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, part.thumbnails)
 
 
 def part_id(iteration: int, tree: int, leaves: IntArray) -> str:

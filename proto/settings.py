@@ -630,6 +630,20 @@ class LoggingSettings(Settings):
     """Weights & Biases project to log to. It needs the package `wandb`. null: don't."""
     samples_every: NonNegativeInt = 5
     """Iterations between grids of sampled leaves in `samples/`. 0: none."""
+    trees_every: NonNegativeInt = 5
+    """Iterations between recordings of trees in `trees/`: of every node its value, advantage, weight and ratio, and
+    pictures. The first iteration is recorded too. 0: none."""
+    trees: PositiveInt = 4
+    """Number of trees in a recording: the first of the iteration. More show more prompts, and take more room."""
+    tree_previews: bool = True
+    """Whether recorded trees have a picture of every split: the clean state predicted there. Each costs a decode."""
+    trees_megabytes: Annotated[float, Field(gt=0)] = 200
+    """Maximum size of `trees/` in megabytes. The oldest recordings are removed, never the newest."""
+
+    def recorded_trees(self, iteration: int) -> int:
+        """Number of an iteration's first trees that are recorded."""
+        due = self.trees_every and (iteration == 1 or iteration % self.trees_every == 0)
+        return self.trees if due else 0
 
 
 class PoolSettings(Settings):

@@ -38,6 +38,10 @@ class Task:
     weights_version: int = 0
     guidance_scale: float | None = None
     """None for the policy's own."""
+    recorded: int = 0
+    """Trees with a lower number are recorded: thumbnails of their leaves come with them."""
+    previews: bool = False
+    """Whether thumbnails of their splits come too."""
 
 
 @dataclass(frozen=True)
@@ -71,6 +75,8 @@ class TreePart:
     """The prompt's conditioning, in the first part of a tree only."""
     diversity: float | None = None
     """Diversity of all the tree's leaves; in its last part only."""
+    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
+    """Nodes of a tree that is recorded, as WebP: leaves, and of splits the clean state predicted there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -93,6 +99,8 @@ class Tree:
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     """Scores of the leaves by reward, float64 [leaves]; NaN until they have arrived."""
     conditioning: Conditioning | None = None
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    """Pictures of nodes as WebP, if the tree is recorded."""
     left_out: bool = False
     """Whether it has no scores and never will have: nothing is learned from it."""
     _parts: list[TreePart] = field(default_factory=list)
@@ -114,6 +122,7 @@ class Tree:
         self._place[part.nodes, 1] = np.arange(len(part.nodes))
         self._parts.append(part)
         self.logprobs[part.nodes] = part.logprobs.double().cpu().numpy()
+        self.thumbnails.update(part.thumbnails)
         if part.conditioning is not None:
             self.conditioning = part.conditioning
 

@@ -2,6 +2,8 @@
 
 from dataclasses import dataclass
 
+from .learned_tree import LearnedTree
+
 
 @dataclass
 class UpdateStats:
@@ -32,3 +34,5 @@ class UpdateStats:
     """Norm of the gradient before clipping."""
     learning_rate: float = 0.0
     """Learning rate of this update; 0 if it had no edge and made no step."""
+    recorded: tuple[LearnedTree, ...] = ()
+    """Its trees that are recorded, without those that were left out."""

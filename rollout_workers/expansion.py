@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
+import numpy.typing as npt
 import torch
 
 from ..proto.errors import Diverged
@@ -22,6 +23,7 @@ from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
 from .noise import Stream, gaussian, sibling_noise
 from .policies.base import Policy, collate
+from .thumbnails import thumbnails
 
 
 def expand(
@@ -66,6 +68,7 @@ class _Pending:
     nodes: list[IntArray] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
 
 
 class _Growth:
@@ -134,6 +137,8 @@ class _Growth:
             mean += self.transitions.c[depth].to(mean.device) * parents.clean
         remembers = depth + 1 < len(self.schedule.steps) and bool(self.transitions.c[depth + 1])
         clean = parents.states.float() - sigma * velocity.float() if remembers else None
+        if step.children > 1 and self.task.previews:
+            self._preview(parents, sigma, velocity)
         mean = mean.repeat_interleave(step.children, dim=0)
         tree = np.repeat(parents.tree, step.children)
         index = (parents.index[:, None] * step.children + np.arange(step.children)).ravel()
@@ -152,6 +157,27 @@ class _Growth:
         # These are on the host anyway; what a deterministic step breaks is seen at the next one with noise, or the end.
         self._check(tree, torch.isfinite(logprobs), "a log-probability")
         return children
+
+    def _preview(self, splits: _Frontier, sigma: torch.Tensor, velocity: torch.Tensor) -> None:
+        """Make thumbnails of the clean states predicted at the splits of recorded trees."""
+        recorded = int((np.array(self.task.trees)[splits.tree] < self.task.recorded).sum())  # they come first
+        if not recorded:
+            return
+        with span("preview", splits=recorded):
+            clean = (splits.states[:recorded].float() - sigma * velocity[:recorded].float()).to(self.storage)
+            media = _bytes(self._decode(clean).nan_to_num())
+            self._add_thumbnails(splits.part(0, recorded), media)
+
+    def _add_thumbnails(self, frontier: _Frontier, media: npt.NDArray[np.uint8]) -> None:
+        """Keep thumbnails of those nodes of a frontier whose trees are recorded, until they are handed out."""
+        nodes = (self.schedule.first_node[frontier.depth] + frontier.index).tolist()
+        for tree, begin, end in _runs(frontier.tree):
+            if self.task.trees[tree] < self.task.recorded:
+                pictures = thumbnails(media[begin:end], self.schedule)
+                self.pending[tree].thumbnails.update(zip(nodes[begin:end], pictures, strict=True))
+
+    def _decode(self, states: torch.Tensor) -> torch.Tensor:
+        return torch.cat([self.policy.decode(part) for part in states.split(self.settings.decode_batch)])
 
     def _noise(self, depth: int, trees: IntArray, indices: IntArray, stream: Stream) -> torch.Tensor:
         """Noise of the nodes at `indices` within `depth` of `trees`, float32 [n, *latent_shape]."""
@@ -197,10 +223,11 @@ class _Growth:
     def _finish(self, leaves: _Frontier) -> Iterator[SampledPart]:
         """Decode the leaves and hand out all that is pending of their trees."""
         with span("decode", leaves=len(leaves.states)):
-            pictures = torch.cat([self.policy.decode(part) for part in leaves.states.split(self.settings.decode_batch)])
+            pictures = self._decode(leaves.states)
             for what, values in (("a leaf", leaves.states), ("a decoded picture", pictures)):
                 self._check(leaves.tree, torch.isfinite(values).flatten(1).all(dim=1).cpu(), what)
-            media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
+            media = _bytes(pictures)
+        self._add_thumbnails(leaves, media)
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
             pending, self.pending[tree] = self.pending[tree], _Pending()
@@ -217,8 +244,14 @@ class _Growth:
                 media=media[begin:end],
                 conditioning=self.conditionings[tree] if self.first_part[tree] else None,
                 diversity=diversity.value() if diversity.pictures == self.schedule.leaves else None,
+                thumbnails=pending.thumbnails,
             )
             self.first_part[tree] = False
+
+
+def _bytes(pictures: torch.Tensor) -> npt.NDArray[np.uint8]:
+    """Decoded pictures with channels from 0 to 255."""
+    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _runs(values: IntArray) -> Iterator[tuple[int, int, int]]:

@@ -24,7 +24,7 @@ SMALL = {
     "evaluation": {"prompts": 2},
     "learner.ema_decay": 0.5,
     "checkpoint.keep": 9,
-    "logging": {"samples_every": 0, "tensorboard": False, "trace": False},
+    "logging": {"samples_every": 0, "trees_every": 0, "tensorboard": False, "trace": False},
 }
 
 

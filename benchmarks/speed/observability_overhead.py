@@ -36,7 +36,7 @@ SPANS = 20_000
 def settings(folder: Path, name: str, trace: bool) -> RunSettings:
     """The demo as the run `name` below a folder, with or without spans."""
     pools = {"rollout_workers": PROCESS, "learner": PROCESS, "rewards": {"ocr": PROCESS}}
-    logging = {"tensorboard": False, "samples_every": 0, "trace": trace}
+    logging = {"tensorboard": False, "samples_every": 0, "trees_every": 0, "trace": trace}
     return demo({"name": name, "runs": str(folder), "pools": pools, "logging": logging})
 
 

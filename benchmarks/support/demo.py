@@ -30,7 +30,7 @@ def stand_in_run(policy: str, scorers: Mapping[str, str], workers: int, changes:
             "policy.adapter": f"{STAND_INS}:{policy}",
             "rewards": {reward: {"scorer": f"{STAND_INS}:{scorer}"} for reward, scorer in scorers.items()},
             "pools": pools,
-            "logging": {"tensorboard": False, "samples_every": 0, "trace": False},
+            "logging": {"tensorboard": False, "samples_every": 0, "trees_every": 0, "trace": False},
             **changes,
         }
     )

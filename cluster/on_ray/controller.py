@@ -209,6 +209,7 @@ class Controller:
             forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
             media=[],
+            trees=iteration.records(updates),
             left_out=len(iteration.left_out),
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),

@@ -8,21 +8,25 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
 from prometheus_client import Counter
 
+from ...proto.learned_tree import LearnedTree
 from ...proto.remote_tree import PartHeader, RemoteTree
 from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray, Task, fill_scores
+from ...proto.update_stats import UpdateStats
 from ..run.cuts import training_tasks
 from ..run.loop import SHOWN_TREES
 from ..run.phases import Timeline
 from ..run.planner import Plan
+from ..run.tree_record import TreeRecord, tree_record
 from . import metrics
 from .autoscaling import IterationTiming
 from .messages import WeightsRef
@@ -39,6 +43,8 @@ class GrowingTree:
     parts: list[tuple[PartHeader, Any]] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
     """References to pictures that are kept for the sample grids."""
+    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    """Pictures of nodes, which the learner doesn't get."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     diversity: float = 0.0
     nodes: int = 0
@@ -47,7 +53,8 @@ class GrowingTree:
 
     def add(self, part: ArrivedPart, *, shown: bool) -> None:
         header = part.header
-        self.parts.append((header, part.states))
+        self.thumbnails.update(header.thumbnails)
+        self.parts.append((replace(header, thumbnails={}), part.states))
         if shown:
             self.media.append(part.media)
         self.nodes += len(header.nodes)
@@ -57,6 +64,14 @@ class GrowingTree:
     def add_scores(self, header: PartHeader, reply: ScoreReply) -> None:
         fill_scores(self.rewards, self.schedule, header.leaves, reply.scores, f"tree {self.number} ('{self.prompt}')")
         self.leaves += len(header.leaves)
+
+    @property
+    def logprobs(self) -> FloatArray:
+        """Log-probability of the edge into every node, float64 [nodes]; NaN where it hasn't arrived."""
+        logprobs = np.full(self.schedule.nodes, np.nan)
+        for header, _ in self.parts:
+            logprobs[header.nodes] = header.logprobs
+        return logprobs
 
     @property
     def complete(self) -> bool:
@@ -87,6 +102,10 @@ class Iteration:
         self.shown = SHOWN_TREES if every and number % every == 0 else 0
         """Number of first trees whose pictures are kept for the sample grids."""
         self.media: dict[int, list[Any]] = {}
+        self._recorded = settings.logging.recorded_trees(number)
+        self._objective = settings.learner.objective
+        self._records: dict[int, Callable[[LearnedTree], TreeRecord]] = {}
+        """Number of a recorded tree -> what makes its record, when it has been learned from."""
         self._may_leave_out = settings.rollout.trees_to_leave_out(len(prompts))
         self.left_out: set[int] = set()
         """Numbers of the trees that are skipped because a reward failed."""
@@ -122,6 +141,9 @@ class Iteration:
             self.diversity[tree.number] = tree.diversity
             if tree.media:
                 self.media[tree.number] = tree.media
+            if tree.number < self._recorded:
+                sampled = tree.prompt, tree.schedule, tree.logprobs, tree.rewards, tree.thumbnails
+                self._records[tree.number] = partial(tree_record, self.number, self._objective, *sampled)
             self._finish(RemoteTree(tree.number, tree.prompt, tree.schedule, tree.parts, tree.rewards))
 
     def leave_out(self, number: int, error: BaseException) -> bool:
@@ -138,6 +160,10 @@ class Iteration:
     def scored(self) -> dict[int, dict[str, FloatArray]]:
         """The rewards of the leaves of each tree by its number, without the skipped trees."""
         return {number: rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out}
+
+    def records(self, updates: Iterable[UpdateStats]) -> list[TreeRecord]:
+        """The recorded trees, once all updates have been made."""
+        return [self._records[tree.number](tree) for update in updates for tree in update.recorded]
 
     async def ready(self, numbers: Iterable[int]) -> None:
         """Wait until these trees are sampled and scored, or left out."""

@@ -30,7 +30,12 @@ class LearnerGroup:
         # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
         given = window if len(self.actors) == 1 else ray.put(window)
         stats: list[UpdateStats | None] = await self._all(lambda rank: rank.accumulate.remote(given))
-        return stats[0]
+        first, *others = stats
+        if first:
+            for other in others:
+                pairs = zip(first.recorded, other.recorded if other else (), strict=True)
+                first.recorded = tuple(own.joined(more) for own, more in pairs)
+        return first
 
     async def publish(self) -> WeightsRef:
         """Make a new version of the weights."""

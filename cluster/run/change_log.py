@@ -38,7 +38,7 @@ def set_aside_after(folder: "RunFolder", iteration: int) -> None:
     for name in ("metrics", "evaluations"):
         if later := [line for line in folder.lines(name) if line["iteration"] > iteration]:
             write_text(aside / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in later))
-    for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*"):
+    for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*", "trees/*-*"):
         for path in sorted(folder.path.glob(pattern), reverse=True):
             number = path.stem.removeprefix("iteration-").partition("-")[0]
             if number.isdecimal() and int(number) > iteration:

@@ -1,6 +1,7 @@
 """Cutting an iteration into tasks for the workers and windows for the learner."""
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 from ...proto.schedule import Schedule
 from ...proto.settings import RunSettings
@@ -35,7 +36,10 @@ def training_tasks(
     settings: RunSettings, iteration: int, prompts: Sequence[str], schedule: Schedule, version: int
 ) -> list[Task]:
     """The tasks of an iteration of training."""
-    return tasks(iteration, prompts, settings.rollout.trees_per_task, schedule, settings.seed, version)
+    cut = tasks(iteration, prompts, settings.rollout.trees_per_task, schedule, settings.seed, version)
+    if not (recorded := settings.logging.recorded_trees(iteration)):
+        return cut
+    return [replace(task, recorded=recorded, previews=settings.logging.tree_previews) for task in cut]
 
 
 def windows(settings: RunSettings, iteration: int) -> Iterator[Window[int]]:

@@ -13,6 +13,7 @@ metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each
 samples/               grids of sampled leaves
+trees/                 recorded trees, 000005-0000.safetensors of iteration 5 and tree 0, and so on
 tensorboard/           event files
 trace/                 what each process did when
 checkpoints/           iteration-000010/ and so on; damaged-iteration-000010/ is never loaded

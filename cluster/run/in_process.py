@@ -13,6 +13,7 @@ import torch
 
 from ...learner.learner import Learner
 from ...learner.partitioned import builder
+from ...proto.learned_tree import LearnedTree
 from ...proto.remote_tree import part_id
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
@@ -27,6 +28,7 @@ from .evaluation import Evaluation, evaluate
 from .loop import SHOWN_TREES, IterationReport, Progress
 from .phases import Timeline
 from .planner import Planner
+from .tree_record import TreeRecord, tree_record
 
 
 class InProcessLoop:
@@ -92,7 +94,12 @@ class InProcessLoop:
             updates=updates,
             media=[np.concatenate(media[number]) for number in sorted(media)],
             diversity=float(diversity.mean()),
+            trees=[self._record(number, trees[own.number], own) for update in updates for own in update.recorded],
         )
+
+    def _record(self, number: int, tree: Tree, learned: LearnedTree) -> TreeRecord:
+        sampled = tree.prompt, tree.schedule, tree.logprobs, tree.rewards, tree.thumbnails
+        return tree_record(number, self.settings.learner.objective, *sampled, learned)
 
     def _publish(self, version: int) -> None:
         shared = self.worker.policy is self.policy

@@ -1,7 +1,7 @@
 """The interface of a training loop, on Ray or in one process, and its reports."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Protocol
 
@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ...proto.update_stats import UpdateStats
 from .evaluation import Evaluation
+from .tree_record import TreeRecord
 
 Progress = Callable[[str, float], None]
 """Called with the phase of an iteration and the fraction of it that is done, 0 to 1."""
@@ -37,6 +38,8 @@ class IterationReport:
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False
     """Whether a learner rank's node is about to be taken away, so that the rank must restart elsewhere."""
+    trees: list[TreeRecord] = field(default_factory=list)
+    """Its recorded trees."""
     left_out: int = 0
     """Number of trees that were skipped because a reward failed."""
 

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import torch
 from branchgrpo.learner.advantages import leaf_advantages
+from branchgrpo.learner.credit import leaf_credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.nft import NoisedLeaves, leaf_rows, nft_loss, noised, noised_batches
 from branchgrpo.proto.errors import InputError
@@ -46,7 +47,7 @@ def naive_gradient(settings: RunSettings, trees: list[Tree]) -> dict[str, torch.
         scores = tree.rewards["ocr"]
         z = np.clip((scores - scores.mean()) / scores.std(ddof=1), -1.2, 1.2)
         conditioning = collate([policy.encode(tree.prompt)])
-        for row in leaf_rows([tree], {"ocr": 1.0}, settings.advantage, levels):
+        for row in leaf_rows([tree], [leaf_credit(tree, {"ocr": 1.0}, settings.advantage)], 1.2, levels):
             batch = noised([row], settings.seed, 1, levels)
             x0, x, s = tree.state(row.leaf).float(), batch.states[0], float(batch.sigmas[0])
             noise = (x - (1 - s) * x0) / s
@@ -106,7 +107,8 @@ def test_with_the_old_policy_it_is_weighted_flow_matching() -> None:
 def test_ranks_share_the_rows(run_settings: Settings, sample: Sample, ranks: int) -> None:
     settings = run_settings({**NFT, "learner.rows_per_micro_batch": 3})
     trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
-    rows = leaf_rows(trees, {"ocr": 1.0}, settings.advantage, 2)[:-1]
+    credits = [leaf_credit(tree, {"ocr": 1.0}, settings.advantage) for tree in trees]
+    rows = leaf_rows(trees, credits, settings.advantage.clip, 2)[:-1]
     shares = [list(noised_batches(rows, settings, 1, rank=rank, ranks=ranks)) for rank in range(ranks)]
     assert len({len(share) for share in shares}) == 1
     states = torch.cat([batch.states[batch.weights > 0] for share in shares for batch in share])

@@ -29,7 +29,7 @@ BEGUN = {
     "learner.zero_stage": 1,
     "learner.updates_per_iteration": 1,
     "learner.optimizer": {"learning_rate": RATE, "gradient_clipping": 0.0, "weight_decay": 0.0},
-    "logging": {"trace": False, "tensorboard": False, "samples_every": 0},
+    "logging": {"trace": False, "tensorboard": False, "samples_every": 0, "trees_every": 0},
 }
 
 
