@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 Kernel = Literal["ode", "dpm", "dance", "flow", "cps", "ddim"]
+RootNoise = Literal["independent", "antithetic"]
 DETERMINISTIC: tuple[Kernel, ...] = ("ode", "dpm")
 LEAST_ETA, MAX_ETA = 1e-4, 10.0
 """Bounds for stochastic kernels: with less the rounding of states in float32 isn't small beside their noise, with more
@@ -62,18 +63,22 @@ class Schedule:
     """The shape of one prompt's tree: `roots` independent starts and one `Step` per denoising step.
 
     `sibling_spread` is s of METHOD: siblings of a split share a noise with correlation 1 / (1 + s^2); infinity makes
-    them independent (BranchGRPO, eq. 2).
+    them independent (BranchGRPO, eq. 2). With antithetic `root_noise` roots come in pairs that start from opposite
+    noises; of an odd number the last is alone.
     """
 
     steps: tuple[Step, ...]
     roots: int = 1
     sibling_spread: float = 4.0
+    root_noise: RootNoise = "independent"
 
     def __post_init__(self) -> None:
         if not self.steps:
             raise ValueError("a schedule needs at least one step")
         if self.roots < 1:
             raise ValueError(f"roots is {self.roots}; a schedule has at least 1")
+        if self.root_noise == "antithetic" and self.roots < 2:
+            raise ValueError("root_noise is 'antithetic' and the schedule has 1 root; pairs need at least 2")
         if not self.sibling_spread >= 0:
             raise ValueError(f"sibling_spread is {self.sibling_spread}; it lies between 0 and .inf")
         if self.steps[-1].children > 1:

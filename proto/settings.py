@@ -8,6 +8,7 @@ import math
 import os
 import re
 from collections.abc import Callable
+from dataclasses import replace
 from itertools import chain
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
@@ -23,7 +24,7 @@ from pydantic import (
 )
 
 from .methods import METHODS
-from .schedule import Schedule
+from .schedule import RootNoise, Schedule
 from .settings_rules import RULES
 
 NonNegativeFloat = Annotated[float, Field(ge=0)]
@@ -77,7 +78,7 @@ Method = Literal[
     "tree_grpo",
 ]
 SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
-OF_ANY_METHOD = ("method", "max_nodes", "adapt")
+OF_ANY_METHOD = ("method", "max_nodes", "adapt", "root_noise")
 """Settings of a schedule that apply to every method."""
 MAX_NUMBER = 1e30
 """Maximum absolute value of a number that isn't an integer. Computing with larger ones would overflow float32."""
@@ -274,6 +275,10 @@ class ScheduleSettings(Settings):
     """Number of deterministic steps that a multistep solver (DPM-Solver++ 2M) takes as one. 1: each by itself. More
     are faster and less accurate."""
 
+    root_noise: RootNoise | None = None
+    """How the starts of a prompt's trees, or of its samples, are drawn: each by itself (`independent`, the default), or
+    in pairs x and -x (`antithetic`), which differ more; each is standard normal all the same. Pairs need two roots."""
+
     max_nodes: PositiveInt = 100_000
     """Maximum nodes per tree. A recipe with more is refused before anything is built: a slip in `splits` would fill all
     memory."""
@@ -293,7 +298,7 @@ class ScheduleSettings(Settings):
         if self.steps is not None and self.steps >= self.max_nodes:
             raise ValueError(f"steps is {self.steps}, more than a tree may have nodes (schedule.max_nodes)")
         now = {name: value for name, value in {"iteration": iteration, "seed": seed}.items() if name in accepted}
-        schedule = method(**given, **now)
+        schedule = replace(method(**given, **now), root_noise=self.root_noise or "independent")
         schedule.check_size(self.max_nodes)
         return schedule
 

@@ -21,7 +21,7 @@ from ..proto.tree import Conditioning, SampledPart, Task
 from . import metrics
 from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
-from .noise import Stream, gaussian, sibling_noise
+from .noise import Stream, antithetic_sources, gaussian, sibling_noise
 from .policies.base import Policy, collate
 from .thumbnails import thumbnails
 
@@ -96,7 +96,7 @@ class _Growth:
         """The roots of all trees."""
         trees, roots = len(self.task.trees), self.schedule.roots
         tree, index = np.repeat(np.arange(trees), roots), np.tile(np.arange(roots), trees)
-        noise = state_std(float(self.transitions.sigma[0])) * self._noise(0, tree, index, Stream.START)
+        noise = state_std(float(self.transitions.sigma[0])) * self._start_noise(tree, index)
         frontier = _Frontier(0, tree, index, noise.to(self.storage))
         self._note(frontier, torch.zeros(len(tree)))
         return frontier
@@ -178,6 +178,14 @@ class _Growth:
 
     def _decode(self, states: torch.Tensor) -> torch.Tensor:
         return torch.cat([self.policy.decode(part) for part in states.split(self.settings.decode_batch)])
+
+    def _start_noise(self, tree: IntArray, index: IntArray) -> torch.Tensor:
+        """Starting noise of the roots at `index` of trees, float32 [n, *latent_shape]."""
+        if self.schedule.root_noise == "independent":
+            return self._noise(0, tree, index, Stream.START)
+        sources, signs = antithetic_sources(index)
+        noise = self._noise(0, tree, sources, Stream.START)
+        return noise * torch.as_tensor(signs, device=noise.device).reshape(-1, *[1] * (noise.ndim - 1))
 
     def _noise(self, depth: int, trees: IntArray, indices: IntArray, stream: Stream) -> torch.Tensor:
         """Noise of the nodes at `indices` within `depth` of `trees`, float32 [n, *latent_shape]."""

@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..proto.methods import LOTS
+from ..proto.schedule import IntArray
 
 if TYPE_CHECKING:
     import torch
@@ -51,6 +52,14 @@ def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, sh
 
     drawn = generator(seed, iteration, tree, node, stream).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
+
+
+def antithetic_sources(roots: IntArray) -> tuple[IntArray, IntArray]:
+    """The root whose starting noise each of `roots` takes, and its sign, both int64 [n].
+
+    The second of two neighbours takes the opposite of the first's.
+    """
+    return roots - roots % 2, 1 - 2 * (roots % 2)
 
 
 def sibling_noise(shared: torch.Tensor, own: torch.Tensor, spread: float) -> torch.Tensor:

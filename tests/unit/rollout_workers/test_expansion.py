@@ -2,12 +2,13 @@
 
 import math
 from collections.abc import Callable
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from branchgrpo.proto.schedule import Kernel, ode_schedule, tree_schedule
-from branchgrpo.proto.settings import PolicySettings, RolloutSettings
+from branchgrpo.proto.settings import PolicySettings, RolloutSettings, ScheduleSettings
 from branchgrpo.proto.tree import Task, Tree, TreePart
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
@@ -70,6 +71,27 @@ def test_cuts_change_no_noise_and_no_topology(tiny_policy: Policy, limit: int) -
         np.testing.assert_allclose(other.logprobs, one.logprobs, atol=1e-4)
         leaves = np.concatenate([part.leaves for part in cut if part.tree == number])
         assert sorted(leaves) == list(range(SCHEDULE.first_node[-2], SCHEDULE.nodes))
+
+
+@pytest.mark.parametrize("limit", [1000, 3])
+@pytest.mark.parametrize("method", ["nft", "dance_grpo", "branch_grpo"])
+def test_antithetic_roots_start_from_opposite_noises(
+    tiny_policy: Policy, small_methods: dict[str, dict[str, Any]], method: str, limit: int
+) -> None:
+    """The first of a pair is the root that there is without pairs; each tree has pairs of its own."""
+
+    def roots(root_noise: str) -> list[torch.Tensor]:
+        given = {"method": method, **small_methods[method], "root_noise": root_noise}
+        schedule = ScheduleSettings.model_validate(given).build()
+        task = Task(3, (4, 5), ("123", "456"), schedule, 11)
+        trees = {number: Tree(number, "", schedule) for number in task.trees}
+        for part in RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=limit)).sample(task):
+            trees[part.tree].add(part)
+        return [torch.stack([tree.state(root) for root in range(schedule.roots)]) for tree in trees.values()]
+
+    for alone, paired in zip(roots("independent"), roots("antithetic"), strict=True):
+        assert torch.equal(paired[0::2], alone[0::2])
+        assert torch.equal(paired[1::2], -paired[0::2][: len(paired[1::2])])
 
 
 @pytest.mark.parametrize("limit", [1000, 5])

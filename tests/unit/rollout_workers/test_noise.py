@@ -2,9 +2,10 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
-from branchgrpo.rollout_workers.noise import Stream, gaussian, sibling_noise
+from branchgrpo.rollout_workers.noise import Stream, antithetic_sources, gaussian, sibling_noise
 
 SHAPE = (64, 1024)
 N = math.prod(SHAPE)
@@ -45,3 +46,9 @@ def test_siblings_are_standard_normal_and_correlate(spread: float, children: int
         for j in range(i):
             error = Z * math.sqrt((1 + correlation**2) / N)
             assert abs((noise[i] * noise[j]).mean() - correlation) < error
+
+
+def test_roots_take_turns_in_pairs_and_an_odd_one_is_alone() -> None:
+    sources, signs = antithetic_sources(np.arange(5))
+    assert sources.tolist() == [0, 0, 2, 2, 4]
+    assert signs.tolist() == [1, -1, 1, -1, 1]

@@ -90,6 +90,7 @@ def test_shipped_recipes_need_no_advice(tmp_path: Path) -> None:
             {"pruning.width": {**WIDTH, "first_iteration": 5, "last_iteration": 4}},
             "last_iteration is 4; it must be at le",
         ),
+        ({"schedule.root_noise": "antithetic"}, "root_noise is 'antithetic' and the schedule has 1 root; pairs need"),
         ({"pruning.depth": {**FIXED, "start": 99}}, "pruning.depth.start is 99; of 5 steps the deepest edge"),
         ({"pruning.depth": {**FIXED, "start": 5}}, "pruning.depth.start is 5; of 5 steps the deepest edge"),
     ],
