@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import overview_page, trees_page
+from . import overview_page, recipe_page, trees_page
 from .pages import Asked, Links, Picture, render
 from .runs import Run
 
@@ -22,6 +22,7 @@ class Section:
 SECTIONS = {
     "overview": Section("Overview", overview_page.build),
     "trees": Section("Trees", trees_page.build),
+    "recipe": Section("Recipe", recipe_page.build),
 }
 PICTURES: dict[str, Callable[[Run, list[str]], Picture]] = {
     "tree": trees_page.picture,

@@ -1,17 +1,80 @@
-// The pages' behaviour: tables that sort and filter. Without it, everything can still be read.
+// The pages' behaviour: charts, tables that sort and filter, and following a run. Tables and pictures need none of it.
 "use strict";
 
-function sortable(table) {
-  table.querySelectorAll("th button").forEach((button) => {
-    button.addEventListener("click", () => {
-      const head = button.closest("th");
-      const rising = head.getAttribute("aria-sort") !== "ascending";
-      table.querySelectorAll("th").forEach((one) => one.removeAttribute("aria-sort"));
-      head.setAttribute("aria-sort", rising ? "ascending" : "descending");
-      sort(table);
-    });
-  });
+// Charts ------------------------------------------------------------------------------------------------------------
+
+const drawn = new WeakMap(); // place of a chart -> the figure that it shows
+const ALMOST_IN_SIGHT = { rootMargin: "400px" };
+const watcher = new IntersectionObserver((entries) => {
+  for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
+}, ALMOST_IN_SIGHT);
+
+function theme(figure) {
+  const style = getComputedStyle(document.documentElement);
+  const [text, line, page] = ["--quiet", "--line", "--page"].map((name) => style.getPropertyValue(name).trim());
+  const axis = { gridcolor: line, linecolor: line, zerolinecolor: line, automargin: true };
+  return {
+    margin: { l: 46, r: 8, t: 6, b: 36 },
+    font: { color: text, size: 12, family: "system-ui, sans-serif" },
+    paper_bgcolor: "rgba(0,0,0,0)",
+    plot_bgcolor: "rgba(0,0,0,0)",
+    hovermode: "x unified",
+    hoverlabel: { bgcolor: page, bordercolor: line, font: { color: style.getPropertyValue("--text").trim() } },
+    showlegend: figure.traces.filter((trace) => trace.showlegend !== false).length > 1,
+    legend: { traceorder: "normal", orientation: "h", x: 0, y: 1.02, yanchor: "bottom", bgcolor: "rgba(0,0,0,0)" },
+    dragmode: "zoom",
+    uirevision: "kept", // a zoom outlives new points
+    xaxis: { ...axis, title: { text: figure.x_title, standoff: 4 }, showgrid: false },
+    yaxis: { ...axis, rangemode: figure.below === 0 ? "tozero" : "normal", exponentformat: "e" },
+    shapes: figure.marks.map(([x]) => ({
+      type: "line", x0: x - 0.5, x1: x - 0.5, y0: 0, y1: 1, yref: "paper", line: { color: text, width: 1, dash: "dash" },
+    })),
+    annotations: figure.marks.map(([x, label]) => ({
+      x: x - 0.5, y: 1, yref: "paper", yanchor: "top", xanchor: "left", text: "◂", hovertext: escape(label), showarrow: false,
+    })),
+  };
 }
+
+// Plotly takes some HTML in texts; those of a run folder are only texts.
+function escape(text) {
+  return text.replaceAll("&", "&amp;").replaceAll("<", "&lt;");
+}
+
+function draw(place) {
+  const figure = drawn.get(place);
+  const traces = figure.traces.map((trace) => ({ x: figure.x, ...trace, name: escape(trace.name) }));
+  Plotly.react(place, traces, theme(figure), { responsive: true, displayModeBar: false });
+}
+
+function chart(place) {
+  drawn.set(place, JSON.parse(place.parentElement.querySelector("script").textContent));
+  watcher.observe(place);
+  place.addEventListener("keydown", read);
+}
+
+// The arrow keys read a chart's values, point by point.
+function read(event) {
+  const steps = { ArrowLeft: -1, ArrowRight: 1, PageUp: -10, PageDown: 10, Home: -Infinity, End: Infinity };
+  if (!(event.key in steps)) return;
+  event.preventDefault();
+  const place = event.currentTarget, figure = drawn.get(place);
+  const all = [...new Set([...figure.x, ...figure.traces.flatMap((trace) => trace.x ?? [])])].sort((a, b) => a - b);
+  const before = all.indexOf(Number(place.dataset.at));
+  const at = all[Math.min(Math.max((before < 0 ? -1 : before) + steps[event.key], 0), all.length - 1)];
+  place.dataset.at = at;
+  const values = figure.traces.flatMap((trace) => {
+    const value = trace.y[(trace.x ?? figure.x).indexOf(at)];
+    return value === undefined || value === null ? [] : [`${trace.name} ${value}`];
+  });
+  const mark = figure.marks.filter(([x]) => x === at).map(([, text]) => `changed: ${text}`);
+  place.parentElement.querySelector(".reading").textContent = [`${figure.x_title} ${at}`, ...values, ...mark].join(", ");
+}
+
+matchMedia("(prefers-color-scheme: dark)").addEventListener("change", () => {
+  document.querySelectorAll(".plot").forEach((place) => place.data && draw(place));
+});
+
+// Tables ------------------------------------------------------------------------------------------------------------
 
 function sort(table) {
   const head = table.querySelector("th[aria-sort]");
@@ -22,9 +85,9 @@ function sort(table) {
     if (!("value" in cell.dataset)) return cell.textContent.trim().toLowerCase();
     return cell.dataset.value === "None" ? -Infinity : Number(cell.dataset.value);
   };
-  const rows = [...table.tBodies[0].rows];
-  rows.sort((a, b) => (value(a) < value(b) ? -sign : value(a) > value(b) ? sign : 0));
-  table.tBodies[0].append(...rows);
+  const keyed = [...table.tBodies[0].rows].map((row) => [value(row), row]);
+  keyed.sort(([a], [b]) => (a < b ? -sign : a > b ? sign : 0));
+  table.tBodies[0].append(...keyed.map(([, row]) => row));
 }
 
 function filter() {
@@ -35,5 +98,90 @@ function filter() {
   }
 }
 
-document.querySelectorAll("#runs").forEach(sortable);
-document.getElementById("filter")?.addEventListener("input", filter);
+function choose() {
+  const chosen = document.querySelectorAll("#runs input:checked").length;
+  document.getElementById("compare").disabled = chosen < 2;
+}
+
+document.addEventListener("click", (event) => {
+  const head = event.target.closest("#runs th")?.querySelector("button");
+  if (!head || event.target !== head) return;
+  const cell = head.closest("th"), rising = cell.getAttribute("aria-sort") !== "ascending";
+  cell.closest("tr").querySelectorAll("th").forEach((one) => one.removeAttribute("aria-sort"));
+  cell.setAttribute("aria-sort", rising ? "ascending" : "descending");
+  sort(cell.closest("table"));
+});
+
+// Forms that send themselves, and pictures over evaluations -----------------------------------------------------------
+
+document.addEventListener("change", (event) => {
+  if (event.target.matches("[data-send]")) event.target.form.requestSubmit();
+  if (event.target.matches("#runs input")) choose();
+});
+document.addEventListener("input", (event) => {
+  if (event.target.id === "filter") filter();
+  if (event.target.matches("[data-slider]")) slide(event.target);
+});
+
+function slide(slider) {
+  const labels = JSON.parse(slider.dataset.slider), index = Number(slider.value);
+  slider.setAttribute("aria-valuetext", labels[index]);
+  slider.parentElement.querySelector("output").textContent = labels[index];
+  document.querySelectorAll("[data-sources]").forEach((picture) => {
+    picture.src = JSON.parse(picture.dataset.sources)[index];
+    picture.closest("figure").querySelector(".now").textContent = JSON.parse(picture.dataset.scores)[index];
+  });
+}
+
+// Following a run ---------------------------------------------------------------------------------------------------
+
+const EVERY_MILLISECONDS = 1000;
+let tag = null;
+
+async function follow() {
+  try {
+    const answer = await fetch(location.href, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
+    document.getElementById("following").textContent = "";
+    const changed = tag !== null && answer.status === 200;
+    tag = answer.headers.get("ETag") ?? tag;
+    if (changed) renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
+  } catch {
+    document.getElementById("following").textContent = "no longer following: the server doesn't answer";
+  }
+  setTimeout(follow, document.hidden ? 10 * EVERY_MILLISECONDS : EVERY_MILLISECONDS);
+}
+
+// Parts with a name that are in both pages are renewed; what was chosen, sorted and zoomed stays.
+function renew(page) {
+  for (const part of page.querySelectorAll("[data-follow], .chart")) {
+    const here = document.getElementById(part.id);
+    if (!here) return location.reload(); // a first chart, a first picture
+    if (part.matches(".chart")) {
+      const place = here.querySelector(".plot"), script = here.querySelector("script");
+      const text = part.querySelector("script").textContent;
+      if (text === script.textContent) continue;
+      script.textContent = text;
+      drawn.set(place, JSON.parse(text));
+      if (place.data) draw(place);
+    } else if (here.innerHTML !== part.innerHTML) {
+      const focused = here.contains(document.activeElement) ? document.activeElement : null;
+      const chosen = new Set([...here.querySelectorAll("input:checked")].map((one) => one.value));
+      here.replaceChildren(...part.childNodes);
+      here.querySelectorAll("input[type=checkbox]").forEach((one) => (one.checked = chosen.has(one.value)));
+      if (focused) (same(here, focused) ?? document.getElementById("content")).focus();
+    }
+  }
+  document.querySelectorAll("#runs").forEach(sort);
+  if (document.getElementById("filter")) filter();
+}
+
+function same(part, element) {
+  const alike = [...part.querySelectorAll(element.tagName)];
+  return alike.find((one) => one.id === element.id && one.value === element.value && one.href === element.href);
+}
+
+// Beginning ---------------------------------------------------------------------------------------------------------
+
+document.querySelectorAll(".plot").forEach(chart);
+if (document.getElementById("compare")) choose();
+if ("live" in document.body.dataset) follow();

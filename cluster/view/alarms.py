@@ -1,0 +1,160 @@
+"""What is wrong with a run, in words, each with the iteration from which on it was so.
+
+The limits are those of the Prometheus alerts, over iterations in place of minutes.
+"""
+
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from math import sqrt
+from statistics import fmean, pvariance
+
+from .figures import Line, column, number
+
+WINDOW = 5
+"""Iterations whose mean is compared: prompts differ, so one alone says little."""
+MINIMUM = 15
+"""Iterations after which a reward that has not risen is told of."""
+EQUAL = 1e-6
+"""Standard deviation of scores below which all leaves got the same."""
+
+
+@dataclass(frozen=True)
+class Alarm:
+    """Something that a user should look at."""
+
+    iteration: int
+    title: str
+    text: str
+
+
+def alarms(metrics: Sequence[Line], weights: Mapping[str, float], clip_range: float | None) -> list[Alarm]:
+    """The alarms of a run with these lines of metrics, by iteration. `weights` are those of its rewards."""
+    found = [
+        *_flat(metrics, weights),
+        *_gamed(metrics, weights),
+        *_collapsed(metrics),
+        *_apart(metrics, clip_range),
+        *_clipped(metrics),
+    ]
+    return sorted(found, key=lambda alarm: alarm.iteration)
+
+
+def _flat(metrics: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
+    for name, weight in weights.items():
+        if not weight:
+            continue
+        same = [std is not None and std < EQUAL for std in column(metrics, "rewards", name, "std")]
+        if first := _lasting(metrics, same):
+            yield Alarm(
+                first,
+                "All leaves get the same reward",
+                f"From iteration {first} on, {WINDOW} times or more in a row, all leaves got the same {name}, so no "
+                "edge had an advantage and nothing was learned. The task is solved, the reward is broken, or "
+                "schedule.eta is too small for samples to differ.",
+            )
+            continue
+        means = [mean for mean in column(metrics, "rewards", name, "mean") if mean is not None]
+        if len(means) < MINIMUM:
+            continue
+        size = max(WINDOW, len(means) // 4)
+        before, now = means[:size], means[-size:]
+        rise = (fmean(now) - fmean(before)) * (1 if weight > 0 else -1)
+        if rise <= 2 * sqrt((pvariance(before) + pvariance(now)) / size):
+            last = metrics[-1]["iteration"]
+            yield Alarm(
+                last,
+                "The reward is flat",
+                f"{name} has not moved in {last} iterations: {fmean(before):.3f} in the first {size}, "
+                f"{fmean(now):.3f} in the last {size}. Look at the standard deviation of rewards, the clip fraction "
+                "and the gradient norm; a larger learning rate, or more leaves for each prompt, may help.",
+            )
+
+
+def _gamed(metrics: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
+    rises = [_move(metrics, name, weight) for name, weight in weights.items() if weight]
+    for name, weight in weights.items():
+        if weight:
+            continue
+        falls = _move(metrics, name, -1.0)
+        for i, fall in enumerate(falls):
+            if fall > 0.5 and any(rise[i] > 0.5 for rise in rises):
+                at = metrics[i]["iteration"]
+                yield Alarm(
+                    at,
+                    "The reward may be gamed",
+                    f"At iteration {at} the trained reward is half a standard deviation above where it began, and "
+                    f"{name}, which is only watched, half a deviation below. Look at the pictures. Train on several "
+                    "rewards, add learner.kl_weight, or return to an earlier checkpoint.",
+                )
+                break
+
+
+def _move(metrics: Sequence[Line], name: str, direction: float) -> list[float]:
+    """How far a reward is from where it began, at every iteration, in its first standard deviations."""
+    means, stds = column(metrics, "rewards", name, "mean"), column(metrics, "rewards", name, "std")
+    begun = [std for std in stds[:WINDOW] if std is not None]
+    size = max(fmean(begun), EQUAL) if begun else 1.0
+    sign = 1 if direction > 0 else -1
+    return [sign * change / size for change in _changes(means)]
+
+
+def _changes(values: Sequence[float | None]) -> list[float]:
+    """Mean of the last iterations minus that of the first, at every iteration; 0 where there are too few."""
+    first = [value for value in values[:WINDOW] if value is not None]
+    found = []
+    for i in range(len(values)):
+        last = [value for value in values[max(0, i + 1 - WINDOW) : i + 1] if value is not None]
+        enough = i + 1 >= 2 * WINDOW and first and last
+        found.append(fmean(last) - fmean(first) if enough else 0.0)
+    return found
+
+
+def _collapsed(metrics: Sequence[Line]) -> Iterator[Alarm]:
+    values = column(metrics, "diversity")
+    begun = [value for value in values[:WINDOW] if value is not None]
+    half = fmean(begun) / 2 if begun else 0.0
+    for line, change in zip(metrics, _changes(values), strict=True):
+        if change < -half < 0:
+            at = line["iteration"]
+            yield Alarm(
+                at,
+                "Diversity has collapsed",
+                f"At iteration {at} the leaves of a tree differ by less than half of what they did at first "
+                f"({2 * half:.3g}). Add learner.kl_weight, lower the learning rate, or raise schedule.eta.",
+            )
+            return
+
+
+def _apart(metrics: Sequence[Line], clip_range: float | None) -> Iterator[Alarm]:
+    limit = min(1e-3, (clip_range or 1e-2) / 10)
+    for line in metrics:
+        difference = number(line.get("logprob_abs_diff"))
+        if difference is not None and difference > limit:
+            at = line["iteration"]
+            yield Alarm(
+                at,
+                "Log-probabilities are apart",
+                f"At iteration {at} learner and sampler disagree by {difference:.2g} about log-probabilities; the "
+                f"limit is {limit:.1g}. Ratios no longer start from 1, and no other figure can be trusted. Look for "
+                "different precisions, or a policy adapter that draws noise.",
+            )
+            return
+
+
+def _clipped(metrics: Sequence[Line]) -> Iterator[Alarm]:
+    clipped = [value is not None and value > 0.5 for value in column(metrics, "clip_fraction")]
+    if first := _lasting(metrics, clipped):
+        yield Alarm(
+            first,
+            "Most edges are clipped",
+            f"From iteration {first} on, more than half of the edges were beyond learner.clip_range, and gave no "
+            "gradient. Lower the learning rate, or make fewer updates of an iteration.",
+        )
+
+
+def _lasting(metrics: Sequence[Line], holds: Sequence[bool]) -> int | None:
+    """The iteration from which on something held, for as many as a window has; None if it never did."""
+    for i in range(len(holds) - WINDOW + 1):
+        if all(holds[i : i + WINDOW]):
+            return int(metrics[i]["iteration"])
+    return None

@@ -1,0 +1,30 @@
+"""The section of a run's settings, versions, and changes at each resume; and the differences between recipes."""
+
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from markupsafe import Markup
+
+from .overview_page import describe
+from .pages import Asked, Links, render
+from .runs import Run
+
+
+def build(run: Run, asked: Asked, links: Links) -> Markup:
+    """Everything that the run was made with."""
+    versions = run.json("versions.json")
+    changes = [(line["iteration"], line.get("time", ""), describe(line)) for line in run.iterations("changes")]
+    return render("recipe.html", settings=flat(run.recipe), versions=versions, changes=changes)
+
+
+def flat(settings: Mapping[str, Any]) -> dict[str, str]:
+    """Settings by their dotted names, as texts."""
+    return dict(_flat(settings, ""))
+
+
+def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]:
+    for key, value in settings.items():
+        if isinstance(value, Mapping) and value:
+            yield from _flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", "null" if value is None else str(value)

@@ -1,0 +1,72 @@
+"""Alarms: what each run of known figures is told of, and that a good run is told of nothing."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+from branchgrpo.cluster.view.alarms import alarms
+from run_folders import line
+
+WEIGHTS = {"ocr": 1.0, "ocr_exact": 0.0}
+Figures = Callable[[int], dict[str, Any]]
+
+
+def reward(mean: float, std: float = 0.3) -> dict[str, float]:
+    return {"mean": mean, "std": std, "min": 0.0, "max": 1.0}
+
+
+def rising(number: int) -> dict[str, Any]:
+    """Rewards that rise together, from 0.3 by 0.01 each iteration."""
+    mean = 0.3 + 0.01 * number
+    return {"rewards": {"ocr": reward(mean), "ocr_exact": reward(mean)}}
+
+
+def titles(figures: Figures, iterations: int = 40) -> list[tuple[int, str]]:
+    metrics = [line(number, **(rising(number) | figures(number))) for number in range(1, iterations + 1)]
+    return [(alarm.iteration, alarm.title) for alarm in alarms(metrics, WEIGHTS, clip_range=1e-2)]
+
+
+def test_a_run_that_learns_is_told_of_nothing() -> None:
+    assert titles(lambda number: {}) == []
+
+
+def test_a_reward_that_stays_where_it_was_is_flat() -> None:
+    noise = [0.02, -0.02, 0.01, -0.01]
+    assert titles(lambda number: {"rewards": {"ocr": reward(0.5 + noise[number % 4])}}) == [(40, "The reward is flat")]
+
+
+def test_leaves_with_equal_scores_teach_nothing() -> None:
+    same = {"rewards": {"ocr": reward(1.0, std=0.0)}}
+    assert titles(lambda number: same if number >= 20 else {}) == [(20, "All leaves get the same reward")]
+
+
+def test_a_watched_reward_that_falls_shows_a_gamed_one() -> None:
+    """From iteration 10 on the watched one falls by 0.02: by half its deviation, 0.15, in the mean of five, when it has
+    fallen by 0.16 in the middle one of them, which is 18."""
+    falls = {number: reward(0.5 - 0.02 * max(0, number - 10)) for number in range(1, 41)}
+    found = titles(lambda number: {"rewards": {"ocr": rising(number)["rewards"]["ocr"], "ocr_exact": falls[number]}})
+    # The trained one, rising by 0.01, is half a deviation up only 15 iterations after the middle of the first five.
+    assert found == [(20, "The reward may be gamed")]
+
+
+def test_log_probabilities_apart_are_told_of_at_once() -> None:
+    assert titles(lambda number: {"logprob_abs_diff": 2e-3 if number == 7 else 1e-7}) == [
+        (7, "Log-probabilities are apart")
+    ]
+
+
+def test_half_the_diversity_is_a_collapse() -> None:
+    found = titles(lambda number: {"diversity": 0.1 if number < 20 else 0.01})
+    # The mean of five is below half with three of the new ones: (2 * 0.1 + 3 * 0.01) / 5 = 0.046.
+    assert found == [(22, "Diversity has collapsed")]
+
+
+def test_clipping_of_most_edges_is_told_of_when_it_lasts() -> None:
+    assert titles(lambda number: {"clip_fraction": 0.8 if number in (5, 6) else 0.1}) == []
+    assert titles(lambda number: {"clip_fraction": 0.8 if number > 30 else 0.1}) == [(31, "Most edges are clipped")]
+
+
+@pytest.mark.parametrize("broken", [{}, {"rewards": None}, {"rewards": {"ocr": 3}}, {"diversity": "x"}])
+def test_lines_without_figures_raise_no_alarm(broken: dict[str, Any]) -> None:
+    metrics = [{"iteration": number, **broken} for number in range(1, 30)]
+    assert alarms(metrics, WEIGHTS, None) == []
