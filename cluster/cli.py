@@ -257,13 +257,23 @@ def view(
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8080,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     token_file: TokenFile = None,
+    out: Annotated[Path | None, typer.Option("--export", help="New HTML file to write about one run.")] = None,
+    iteration: Annotated[
+        int | None, typer.Option(min=0, help="With --export: the iteration of its trees and times, not the newest.")
+    ] = None,
 ) -> None:
     """Serve web pages about runs: curves, pictures, trees, time. They follow runs in progress, and change nothing.
 
-    Example: [bold]branchgrpo view runs --open[/bold]
+    With --export, write everything about one run into a file that opens without a server.
+
+    Example: [bold]branchgrpo view runs --open[/bold], or [bold]branchgrpo view runs/glyphs --export glyphs.html[/bold]
     """
+    from .commands.view import export
     from .commands.view import view as serve
 
+    if out:
+        export(runs, out, iteration, Console())
+        return
     serve(runs, Console(), host=host, port=port, token=token_of(token_file), open_browser=open_)
 
 

@@ -31,7 +31,7 @@ from .changes import Change
 from .checkpoints import DAMAGED
 from .folder import RunFolder
 from .loop import IterationReport
-from .state import RunState, State
+from .state import RunState, State, view_command
 from .stop import Stopped
 from .text_log import TextLog, logged_output
 
@@ -60,6 +60,7 @@ class RunDisplay:
         self._log.add(f"branchgrpo {__version__}: {shlex.join(sys.argv)}")
         self._state = RunState(folder, settings.name, settings.execution, settings.iterations)
         with logged_output(self._log, self._show):
+            self._say(f"to see inside: {view_command(folder)}")
             try:
                 yield
             except Stopped as stopped:

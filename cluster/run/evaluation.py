@@ -108,6 +108,12 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
     return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}
 
 
+def evaluation_file(line: Mapping[str, Any]) -> str:
+    """The file with the pictures of an evaluation that a line of evaluations.jsonl tells of, within the run folder."""
+    way = f"-{short_name(line[MADE_WITH])}" if MADE_WITH in line else ""
+    return f"evaluations/iteration-{line['iteration']:06d}{way}.safetensors"
+
+
 def comparable(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines of evaluations that can be compared with the last: they have its rewards, made in the same way."""
     last = lines[-1].get(MADE_WITH, {}).items() if lines else ()

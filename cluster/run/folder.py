@@ -45,7 +45,7 @@ from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
-from .evaluation import MADE_WITH, Evaluation, comparable, short_name
+from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file
 from .state import resume_command
 
 FINGERPRINTS = "fingerprints.json"
@@ -305,7 +305,7 @@ class RunFolder:
         With what it was `made_with` it can be told from others, also of the same iteration.
         """
         line = {"iteration": iteration, **evaluation.means(), MADE_WITH: dict(made_with)}
-        with whole(self._evaluation(line)) as temporary:
+        with whole(self.path / evaluation_file(line)) as temporary:
             rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
             header = {"prompts": json.dumps(list(evaluation.prompts))}
             temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
@@ -313,14 +313,10 @@ class RunFolder:
 
     def evaluation(self, line: Mapping[str, Any]) -> Evaluation:
         """The evaluation that a line of evaluations.jsonl tells of."""
-        arrays, header = decode(self._evaluation(line).read_bytes())
+        arrays, header = decode((self.path / evaluation_file(line)).read_bytes())
         media = arrays.pop("media")
         rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
         return Evaluation(json.loads(header["prompts"]), media, rewards)
-
-    def _evaluation(self, line: Mapping[str, Any]) -> Path:
-        way = f"-{short_name(line[MADE_WITH])}" if MADE_WITH in line else ""
-        return self.path / "evaluations" / f"iteration-{line['iteration']:06d}{way}.safetensors"
 
 
 def has_begun(path: Path) -> bool:

@@ -97,20 +97,31 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
 
     Where an iteration was done again after a resume, the last time counts. Raises InputError if it isn't traced.
     """
-    spans = list(_lines(run / "trace"))
-    marks = {span.attributes["iteration"]: span for span in sorted(_named(spans, "iteration"), key=attrgetter("end"))}
+    marks = _marks(run / "trace")
     if not marks:
         raise InputError(f"{run} has no trace of a finished iteration; runs write one with logging.trace=true")
     number = max(marks, key=lambda number: marks[number].end) if iteration is None else iteration
     if number not in marks:
         raise InputError(f"--iteration is {number}; the trace of {run} has {min(marks)} to {max(marks)}")
     mark = marks[number]
-    inside = [span for span in spans if span.end > mark.start and span.start < mark.end]
-    processes = mark.attributes.get("processes", {})
     begin = min(mark.start, marks.get(number - 1, mark).start)  # when the first tree may have been sampled ahead
-    first = _first_score([span for span in spans if begin <= span.start < mark.end], number)
+    spans = [span for span in _lines(run / "trace") if span.end > begin and span.start < mark.end]
+    inside = [span for span in spans if span.end > mark.start]
+    processes = mark.attributes.get("processes", {})
+    first = _first_score([span for span in spans if begin <= span.start], number)
     inside.sort(key=attrgetter("start", "end"))
     return IterationTrace(number, mark.start, mark.end, inside, processes, first)
+
+
+def traced_iterations(folder: Path) -> list[int]:
+    """The iterations that the spans in a folder tell of, ascending."""
+    return sorted(_marks(folder))
+
+
+def _marks(folder: Path) -> dict[int, Span]:
+    """Iteration -> its span; of one that was done again, the last."""
+    found = sorted(_named(_lines(folder, '"iteration"'), "iteration"), key=attrgetter("end"))
+    return {span.attributes["iteration"]: span for span in found}
 
 
 def _first_score(spans: Sequence[Span], number: int) -> float | None:
@@ -121,11 +132,14 @@ def _first_score(spans: Sequence[Span], number: int) -> float | None:
     return rows / sum(span.attributes["rows"] for span in passes) if rows else None
 
 
-def _lines(folder: Path) -> Iterable[Span]:
+def _lines(folder: Path, text: str = "") -> Iterable[Span]:
+    """The spans whose lines have a text, one after the other: all of a long run would take much memory."""
     for path in sorted(folder.glob("*.jsonl*")):
-        for line in path.read_text(errors="replace").splitlines():
-            with suppress(ValueError, TypeError):  # the last line of a process that was killed, a disk that was full
-                yield Span(**json.loads(line))
+        with path.open(errors="replace") as file:
+            for line in file:
+                if text in line:
+                    with suppress(ValueError, TypeError):  # the last line of a killed process, a disk that was full
+                        yield Span(**json.loads(line))
 
 
 def _named(spans: Iterable[Span], name: str) -> list[Span]:

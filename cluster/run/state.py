@@ -68,6 +68,11 @@ def read_state(folder: Path) -> dict[str, Any]:
     return found if isinstance(found, dict) else {}
 
 
+def view_command(folder: Path) -> str:
+    """The command that shows the run in a folder as web pages."""
+    return f"branchgrpo view {shlex.quote(str(folder))}"
+
+
 def resume_command(folder: Path) -> str:
     """The command that continues the run in a folder."""
     return f"branchgrpo train {shlex.quote(str(folder))} --resume"

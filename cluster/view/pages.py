@@ -64,7 +64,7 @@ def seconds(value: float | None) -> str:
     for unit, size in (("d", 86400), ("h", 3600), ("min", 60)):
         if value >= 2 * size:
             return f"{value / size:.1f} {unit}"
-    return f"{value:.1f} s" if value >= 0.1 else f"{1000 * value:.1f} ms"
+    return f"{value:.1f} s" if value >= 0.1 or value == 0 else f"{1000 * value:.1f} ms"
 
 
 def clock(moment: float | None) -> str:

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import overview_page, recipe_page, trees_page
+from . import evaluations, overview_page, pictures_page, recipe_page, time_page, trees_page
 from .pages import Asked, Links, Picture, render
 from .runs import Run
 
@@ -21,10 +21,14 @@ class Section:
 
 SECTIONS = {
     "overview": Section("Overview", overview_page.build),
+    "pictures": Section("Pictures", pictures_page.build),
     "trees": Section("Trees", trees_page.build),
+    "time": Section("Time", time_page.build),
     "recipe": Section("Recipe", recipe_page.build),
 }
 PICTURES: dict[str, Callable[[Run, list[str]], Picture]] = {
+    "evaluation": evaluations.evaluation_picture,
+    "samples": pictures_page.sample_picture,
     "tree": trees_page.picture,
 }
 """First part of a picture's name -> what makes it of the run and of the other parts."""

@@ -2,22 +2,21 @@
 
 import secrets
 from collections.abc import Awaitable, Callable, Mapping
-from functools import cache
 from hashlib import sha256
 from typing import Annotated
 from urllib.parse import quote, urlencode
 
 from fastapi import Depends, FastAPI, Request, Response
 from fastapi.security import HTTPAuthorizationCredentials, HTTPBasic, HTTPBasicCredentials, HTTPBearer
-from plotly.offline import get_plotlyjs
 from starlette.exceptions import HTTPException
 from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ...proto.errors import InputError
-from . import runs_page, sections
-from .pages import STATIC, render
+from . import compare_page, runs_page, sections
+from .pages import render
 from .runs import Run, Runs
+from .static_files import SCRIPTS, address, static_file
 
 HEADERS = {
     # Nothing of another host is loaded, and no script within a page is run: texts of run folders stay texts.
@@ -27,7 +26,6 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 LOOPBACK = ["127.0.0.1", "localhost", "[::1]", "::1"]
-SCRIPTS = {"view.css": "text/css", "view.js": "text/javascript", "plotly.js": "text/javascript"}
 Password = Annotated[HTTPBasicCredentials | None, Depends(HTTPBasic(auto_error=False))]
 Bearer = Annotated[HTTPAuthorizationCredentials | None, Depends(HTTPBearer(auto_error=False))]
 
@@ -84,6 +82,18 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
             return Response(status_code=304)
         return _html(_page("Runs", runs_page.runs_page(runs, summaries), runs), stamp)
 
+    @app.get("/compare")
+    def compare(request: Request) -> Response:
+        chosen = [_run(runs, name) for name in dict.fromkeys(request.query_params.getlist("run"))]
+        stamp = sha256(repr([(run.name, run.stamp()) for run in chosen]).encode()).hexdigest()[:16]
+        if _has(request, stamp):
+            return Response(status_code=304)
+        try:
+            content = compare_page.compare(chosen, request.query_params)
+        except InputError as error:
+            content = render("message.html", title="Not found", text=str(error))
+        return _html(_page("Compare", content, runs), stamp)
+
     @app.get("/static/{name}")
     def static(name: str) -> Response:
         if name not in SCRIPTS:
@@ -129,19 +139,8 @@ def _run(runs: Runs, name: str) -> Run:
         raise HTTPException(404, str(error)) from None
 
 
-@cache
-def static_file(name: str) -> bytes:
-    """The style, our script, or Plotly's, which comes with its package."""
-    return get_plotlyjs().encode() if name == "plotly.js" else (STATIC / name).read_bytes()
-
-
-@cache
-def _address(name: str) -> str:
-    return f"/static/{name}?{sha256(static_file(name)).hexdigest()[:8]}"
-
-
 def _page(title: str, content: str, runs: Runs) -> str:
-    return render("page.html", title=title, content=content, address=_address, single=runs.single)
+    return render("page.html", title=title, content=content, scripts=SCRIPTS, address=address, single=runs.single)
 
 
 def _html(page: str, stamp: str | None = None, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

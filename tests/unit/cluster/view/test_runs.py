@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.cluster.view.runs import Runs
+from branchgrpo.cluster.view.sections import SECTIONS
 from branchgrpo.cluster.view.server import create_app
 from branchgrpo.proto.errors import InputError
 from fastapi.testclient import TestClient
@@ -53,7 +54,7 @@ def test_broken_files_leave_the_rest_to_see(
     assert cells(page, "two")[7] == "0.750"
     if file != "evaluations.jsonl":
         assert cells(page, "one")[7] == "0.750"
-    for section in ("overview", "trees"):
+    for section in SECTIONS:
         assert client.get(f"/{section}/one").status_code == 200
 
 

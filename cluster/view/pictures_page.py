@@ -1,0 +1,118 @@
+"""The section of a run's pictures: held-out prompts before and after, and samples of an iteration."""
+
+import re
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+from markupsafe import Markup
+
+from ...proto.errors import InputError
+from .evaluations import Evaluated, evaluated
+from .figures import main_reward, weights
+from .pages import Asked, Links, Picture, asked_number, figure, render
+from .runs import Run
+
+SHOWN = 24
+ORDERS = {"gain": "largest gain first", "loss": "largest loss first", "prompt": "as in the file"}
+
+
+@dataclass(frozen=True)
+class Pair:
+    """The pictures of one held-out prompt, from the same noise, one for each evaluation."""
+
+    prompt: str
+    gain: float
+    sources: Sequence[str]
+    scores: Sequence[str]
+
+
+def build(run: Run, asked: Asked, links: Links) -> Markup:
+    """Held-out pictures of the first evaluation beside those of any later one, by what they gained; sample grids.
+
+    `order`, `reward`, `show` (how many) and `samples` (an iteration) may be asked for, and `evaluations`: how many of
+    them can be chosen from at most.
+    """
+    found = evaluated(run)
+    if found:
+        found = [one for one in found if one.prompts == found[-1].prompts]
+    rewards = list(found[-1].rewards) if found else []
+    default = main_reward(weights(run), [{name: 0.0} for name in rewards])
+    reward = _choice(asked, "reward", rewards, default if default in rewards else next(iter(rewards), ""))
+    order = _choice(asked, "order", list(ORDERS), "gain")
+    if (limit := asked.get("evaluations", "")).isdecimal():
+        found = _thinned(found, max(2, int(limit)))
+    show = asked.get("show", str(SHOWN))
+    count = int(show) if show.isdecimal() else None
+    pairs = _pairs(found, reward, order, count, links)
+    grids = sample_grids(run)
+    grid = asked_number(asked, "samples", grids)
+    return render(
+        "pictures.html",
+        pairs=pairs,
+        total=len(found[-1].prompts) if found else 0,
+        iterations=[one.iteration for one in found],
+        labels=[f"iteration {one.iteration}, mean {figure(_mean(one.rewards[reward]))}" for one in found],
+        rewards=rewards,
+        reward=reward,
+        orders=ORDERS,
+        order=order,
+        show=show,
+        default=SHOWN,
+        grids=grids,
+        grid=grid,
+        grid_source=links.picture(f"samples/{grid}") if grid is not None else None,
+        action=links.section("pictures"),
+    )
+
+
+def _mean(values: Sequence[float]) -> float:
+    return sum(values) / max(len(values), 1)
+
+
+def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | None, links: Links) -> list[Pair]:
+    if not found:
+        return []
+    gains = [now - before for before, now in zip(found[0].rewards[reward], found[-1].rewards[reward], strict=True)]
+    indices = list(range(len(gains)))
+    if order != "prompt":
+        indices.sort(key=lambda index: gains[index], reverse=order == "gain")
+    return [
+        Pair(
+            found[-1].prompts[index],
+            gains[index],
+            [links.picture(f"evaluation/{one.name}/{index}") for one in found],
+            [figure(one.rewards[reward][index]) for one in found],
+        )
+        for index in indices[:count]
+    ]
+
+
+def _thinned(found: Sequence[Evaluated], count: int) -> list[Evaluated]:
+    """At most `count` of them at equal distances, with the first and the last."""
+    if len(found) <= count:
+        return list(found)
+    return [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
+
+
+def _choice(asked: Asked, name: str, known: Sequence[str], default: str) -> str:
+    given = asked.get(name, default)
+    if given not in known and known:
+        raise InputError(f"{name} is '{given[:40]}'; there is {', '.join(known)}")
+    return given
+
+
+def sample_grids(run: Run) -> list[int]:
+    """Iterations that have a grid of samples, ascending."""
+    if (folder := run.file("samples")) is None:
+        return []
+    names = (re.fullmatch(r"iteration-(\d+)", path.stem) for path in folder.glob("iteration-*.png"))
+    return sorted(int(name[1]) for name in names if name)
+
+
+def sample_picture(run: Run, names: list[str]) -> Picture:
+    """The grid of samples of an iteration. Raises LookupError if there is none."""
+    (iteration,) = names
+    path = run.file(f"samples/iteration-{int(iteration):06d}.png")
+    if path is None:
+        raise LookupError(iteration)
+    return Picture(path.read_bytes(), "image/png")

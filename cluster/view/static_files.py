@@ -1,0 +1,23 @@
+"""The pages' style and scripts: ours, and Plotly's, which comes with its package."""
+
+from functools import cache
+from hashlib import sha256
+
+from plotly.offline import get_plotlyjs
+
+from .pages import STATIC
+
+SCRIPTS = {"view.css": "text/css", "plotly.js": "text/javascript", "view.js": "text/javascript"}
+"""File -> its media type, in the order in which pages load them."""
+
+
+@cache
+def static_file(name: str) -> bytes:
+    """The content of one of `SCRIPTS`."""
+    return get_plotlyjs().encode() if name == "plotly.js" else (STATIC / name).read_bytes()
+
+
+@cache
+def address(name: str) -> str:
+    """Its address on the server, which changes with its content."""
+    return f"/static/{name}?{sha256(static_file(name)).hexdigest()[:8]}"

@@ -1,0 +1,151 @@
+"""The pages about a run and about several: what they show, from files whose content is known."""
+
+import json
+import re
+from collections.abc import Callable
+from html import unescape
+from io import BytesIO
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from branchgrpo.cluster.run.evaluation import Evaluation
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.view import export
+from branchgrpo.cluster.view.files import FileCache
+from branchgrpo.cluster.view.runs import Runs
+from branchgrpo.proto.errors import InputError
+from fastapi.testclient import TestClient
+from PIL import Image
+from run_folders import line
+
+Make = Callable[..., Path]
+SCRIPT = "<script>alert(1)</script>"
+
+
+def charts(page: str) -> dict[str, dict[str, Any]]:
+    """Title -> figure, of the charts in a page."""
+    found = re.findall(r"<h3>(.*?)</h3>.*?<script type=\"application/json\">(.*?)</script>", page, re.DOTALL)
+    return {unescape(title): json.loads(text) for title, text in found}
+
+
+def trace(page: str, title: str, name: str) -> dict[str, Any]:
+    return next(one for one in charts(page)[title]["traces"] if one["name"] == name)
+
+
+def test_curves_are_those_of_the_metrics(make_run: Make, client: TestClient) -> None:
+    folder = make_run("one")
+    lines = [line(number, clip_fraction=number / 8, gradient_norm=float("nan")) for number in (1, 2, 3)]
+    (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    page = client.get("/overview/one").text
+    assert charts(page)["Clip fraction"]["x"] == [1, 2, 3]
+    assert trace(page, "Clip fraction", "clip fraction")["y"] == [0.125, 0.25, 0.375]
+    assert trace(page, "Gradient norm", "gradient norm")["y"] == [None, None, None]
+    assert trace(page, "Edges", "pruned")["y"] == [10, 10, 10]
+    held_out = trace(page, "ocr", "held-out")
+    assert (held_out["x"], held_out["y"]) == ([0, 3], [0.25, 0.75])
+    band = [trace(page, "ocr", f"leaves: {end}")["y"] for end in ("minimum", "maximum")]
+    assert band == [[0.0] * 3, [1.0] * 3]
+
+
+def test_a_change_is_marked_where_it_took_effect(make_run: Make, client: TestClient) -> None:
+    folder = make_run("one")
+    change = {"iteration": 2, "time": "now", "setting": "learner.clip_range", "before": 0.1, "now": 0.2}
+    (folder / "changes.jsonl").write_text(json.dumps(change) + "\n")
+    assert charts(client.get("/overview/one").text)["Ratio"]["marks"] == [[2, "learner.clip_range: 0.1 → 0.2"]]
+    assert "learner.clip_range: 0.1 → 0.2" in client.get("/recipe/one").text
+
+
+def test_curves_are_compared_over_what_they_cost(make_run: Make, client: TestClient) -> None:
+    make_run("one")
+    make_run("two", seconds=20.0, forward_passes=7)
+    for over, last in (("iterations", [3, 3]), ("seconds", [30, 60]), ("forward passes", [300, 21])):
+        page = client.get("/compare", params={"run": ["one", "two"], "over": over}).text
+        for name, cost in zip(("one", "two"), last, strict=True):
+            assert trace(page, "ocr, held-out prompts", name)["x"] == [0, cost]
+            assert trace(page, "ocr, sampled leaves", name)["x"][-1] == cost
+
+
+def test_only_differences_of_recipes_are_shown(make_run: Make, client: TestClient) -> None:
+    make_run("one")
+    other = make_run("two") / "recipe.yaml"
+    other.write_text(other.read_text().replace("clip_range: 0.01", "clip_range: 1e-3"))
+    page = client.get("/compare", params={"run": ["one", "two"]}).text
+    table = page[page.index('id="differences"') :]
+    assert re.findall(r"<th scope=\"row\".*?>(.*?)</th>", table) == ["learner.clip_range"]
+    assert re.findall(r"<td.*?>(.*?)</td>", table) == ["0.01", "0.001"]
+
+
+@pytest.fixture
+def pictured(make_run: Make) -> Path:
+    """A run with two evaluations of two prompts, of which the second gained; one prompt is a script."""
+    folder = make_run("one")
+    (folder / "evaluations.jsonl").unlink()
+    for iteration, scores in ((0, [0.5, 0.0]), (2, [0.25, 1.0])):
+        media = np.full((2, 4, 6, 3), 10 * iteration, np.uint8)
+        media[1] += 1
+        rewards = {name: np.array(scores) for name in ("ocr", "ocr_exact")}
+        RunFolder(folder).add_evaluation(iteration, Evaluation([SCRIPT, "472"], media, rewards), {"ocr": "way"})
+    return folder
+
+
+def test_pictures_are_those_of_the_evaluation_by_gain(pictured: Path, client: TestClient) -> None:
+    page = client.get("/pictures/one").text
+    prompts = [unescape(text) for text in re.findall(r'<span class="prompt">(.*?)</span>', page)]
+    assert prompts == ["472", SCRIPT]
+    assert SCRIPT not in page
+    scores = [json.loads(unescape(text)) for text in re.findall(r'data-scores="(.*?)"', page)]
+    assert scores == [["0.000", "1.000"], ["0.500", "0.250"]]
+    sources = [json.loads(unescape(text)) for text in re.findall(r'data-sources="(.*?)"', page)]
+    for index, addresses in zip((1, 0), sources, strict=True):
+        for iteration, address in zip((0, 2), addresses, strict=True):
+            picture = np.asarray(Image.open(BytesIO(client.get(address).content)))
+            assert (picture == 10 * iteration + index).all()
+
+
+@pytest.mark.parametrize(
+    "name", ["evaluation/../../x/0", "evaluation/x/0", "samples/5", "samples/..", "tree/1", "", "x"]
+)
+def test_pictures_that_are_not_there_are_refused(pictured: Path, client: TestClient, name: str) -> None:
+    assert client.get("/picture/one", params={"of": name}).status_code == 404
+
+
+def test_a_damaged_evaluation_is_told_of(pictured: Path, client: TestClient) -> None:
+    newest = max((pictured / "evaluations").iterdir())
+    newest.write_bytes(newest.read_bytes()[:100])
+    page = client.get("/pictures/one").text
+    assert f"<code>evaluations/{newest.name}</code> can&#39;t be read" in page
+    assert "472" in page
+    assert client.get("/picture/one", params={"of": f"evaluation/{newest.stem}/0"}).status_code == 404
+
+
+def test_an_export_holds_everything_in_one_file(pictured: Path, client: TestClient, tmp_path: Path) -> None:
+    (run,) = Runs(pictured).all()
+    export.export(run, tmp_path / "run.html")
+    page = (tmp_path / "run.html").read_text()
+    ours = page[: page.index("<script>\n")]  # before the scripts, which name addresses that they never load
+    assert not re.search(r"(src|href)=\"(?!data:|#)", ours)
+    assert charts(page) == charts(client.get("/overview/one").text)
+    assert len(re.findall(r'src="data:image/webp;base64,', ours)) == 4
+    assert SCRIPT not in page
+    with pytest.raises(InputError, match=r"run\.html"):
+        export.export(run, tmp_path / "run.html")
+
+
+def test_kept_files_are_bounded_and_never_stale(tmp_path: Path) -> None:
+    cache, reads = FileCache(max_bytes=100), []
+
+    def parse(data: bytes) -> bytes:
+        reads.append(data)
+        return data
+
+    for number in range(10):
+        (tmp_path / str(number)).write_bytes(bytes([number]) * 40)
+        cache.read(tmp_path / str(number), parse)
+    assert cache.read(tmp_path / "9", parse) == b"\x09" * 40
+    assert len(reads) == 10, "the newest is kept"
+    cache.read(tmp_path / "0", parse)
+    assert len(reads) == 11, "the oldest had to go"
+    (tmp_path / "9").write_bytes(b"other")
+    assert cache.read(tmp_path / "9", parse) == b"other"
