@@ -72,9 +72,10 @@ class Learner:
         self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
         decay = settings.learner.ema_decay
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
+        self.learns_from_leaves = settings.learner.objective == "nft"
         self.old: OldPolicy | None = None
-        """The policy that rollouts sample with, where the objective needs it."""
-        if settings.learner.objective == "nft":
+        """The policy that rollouts sample with, where it isn't always the trained one at an update."""
+        if self.learns_from_leaves and (settings.learner.nft.old_decay or settings.learner.updates_per_iteration > 1):
             self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
         self._update = _Update()
 
@@ -90,8 +91,8 @@ class Learner:
         if not update.stats.trees:
             update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
         update.stats.trees += len(trees)
-        if self.old:
-            self._accumulate_leaves(self.old, window)
+        if self.learns_from_leaves:
+            self._accumulate_leaves(window)
         else:
             self._accumulate_edges(window)
 
@@ -115,8 +116,10 @@ class Learner:
         stats.skipped_edges += unpruned - edges
         stats.pruned_edges += sum(tree.schedule.trained_edges for tree in trees if not tree.left_out) - unpruned
 
-    def _accumulate_leaves(self, old: OldPolicy, window: Window[Tree]) -> None:
+    def _accumulate_leaves(self, window: Window[Tree]) -> None:
         settings, trees = self.settings, window.trees
+        # An iteration's first update starts from the policy that sampled, unless that is an average.
+        old = self.old if settings.learner.nft.old_decay or not self._update.first else None
         levels = settings.learner.nft.noise_levels
         skip = settings.learner.skip_zero_advantage
         credits = [self._credit(tree, window.iteration) for tree in trees]
@@ -127,10 +130,12 @@ class Learner:
             with span("forward and backward", rows=len(batch.states)):
                 batch = batch.to(self.policy.device)
                 inputs = batch.states, batch.sigmas, batch.conditioning
-                loss = nft_loss(self._velocity(*inputs), old.velocity(*inputs), batch, settings.learner.nft.strength)
+                new = self._velocity(*inputs)
+                sampler = old.velocity(*inputs) if old else new.detach()
+                loss = nft_loss(new, sampler, batch, settings.learner.nft.strength)
                 self._add_gradient(loss, len(batch.states))
         self._update.stats.rows += len(rows)
-        self._update.stats.reference_rows += len(rows)
+        self._update.stats.reference_rows += len(rows) if old else 0
         self._update.stats.edges += len(rows)
         leaves = sum(tree.schedule.leaves for tree in trees if not tree.left_out)
         self._update.stats.skipped_edges += leaves * levels - len(rows)
@@ -147,7 +152,7 @@ class Learner:
         stats = update.stats
         stats.recorded = update.notes.taken()
         if stats.edges:
-            if not self.old:
+            if not self.learns_from_leaves:
                 self._note_ratios(update)
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
@@ -275,7 +280,7 @@ class Learner:
         if tree.left_out:
             return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
         rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
-        if self.old:
+        if self.learns_from_leaves:
             return leaf_credit(tree, rewards, settings.advantage)
         return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 

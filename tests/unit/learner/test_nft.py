@@ -171,3 +171,13 @@ def test_rollouts_sample_with_a_running_average(run_settings: Settings, sample: 
 def test_what_does_not_fit_is_told(run_settings: Settings, changes: dict, told: str) -> None:
     with pytest.raises(InputError, match=told):
         run_settings({**NFT, **changes})
+
+
+def test_the_first_update_needs_no_second_network(run_settings: Settings, sample: Sample) -> None:
+    """Until it is made, the policy that sampled is the trained one."""
+    settings = run_settings({**NFT, "learner.updates_per_iteration": 2})
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
+    first, second = (learned(learner, [tree]) for tree in trees)
+    assert (first.reference_rows, second.reference_rows) == (0, second.rows)
+    assert Learner(load_policy(settings.policy), run_settings(NFT)).old is None
