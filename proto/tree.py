@@ -38,6 +38,8 @@ class Task:
     weights_version: int = 0
     guidance_scale: float | None = None
     """None for the policy's own."""
+    start_seed: int | None = None
+    """Seed of the roots' noise, where it isn't that of all other noise: trees may share their starts with others."""
     recorded: int = 0
     """Trees with a lower number are recorded: thumbnails of their leaves come with them."""
     previews: bool = False

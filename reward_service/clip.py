@@ -90,6 +90,11 @@ class Aesthetic:
         return {"aesthetic": self._head(self._towers.pictures(media)).reshape(-1).cpu().double().numpy()}
 
 
+def load_towers(folder: str) -> ClipTowers:
+    """The CLIP model in a folder, for its features alone. Raises InputError for a folder without one."""
+    return _from_folder("clip_score", RewardSettings(pretrained=folder))
+
+
 def load_clip_score(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """CLIPScore (arXiv 2104.08718): 2.5 * max(cosine, 0). `pretrained` is a folder of a CLIP model."""
     return per_frame(ClipSimilarity("clip_score", _from_folder("clip_score", settings), 2.5, at_least=0.0))

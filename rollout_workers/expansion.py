@@ -191,8 +191,9 @@ class _Growth:
         """Noise of the nodes at `indices` within `depth` of `trees`, float32 [n, *latent_shape]."""
         first = self.schedule.first_node[depth]
         task, shape = self.task, self.policy.latent_shape
+        seed = task.seed if task.start_seed is None or stream != Stream.START else task.start_seed
         drawn = [
-            gaussian(task.seed, task.iteration, task.trees[tree], first + int(index), stream, shape)
+            gaussian(seed, task.iteration, task.trees[tree], first + int(index), stream, shape)
             for tree, index in zip(trees, indices, strict=True)
         ]
         return torch.stack(drawn).to(self.policy.device)

@@ -66,6 +66,37 @@ def study(
 
 
 @app.command()
+def diversity(
+    target: Annotated[Path, typer.Argument(help="Folder of a run, or a recipe for its untrained policy.")],
+    overrides: Overrides = None,
+    iteration: Annotated[
+        list[int] | None, typer.Option("--iteration", help="Use this checkpoint, not the newest; may be repeated.")
+    ] = None,
+    prompts: Annotated[int, typer.Option(min=2, help="Number of held-out prompts to sample.")] = 24,
+    permutations: Annotated[int, typer.Option(min=1, help="Number of exchanges of labels in the test.")] = 1000,
+    features: Annotated[
+        str | None, typer.Option(help="Folder of a CLIP model. Default: the run's CLIP reward, else pixels.")
+    ] = None,
+    out: Annotated[Path | None, typer.Option("--out", help="New folder for the results as JSON and CSV.")] = None,
+) -> None:
+    """Compare the leaves of trees with samples that are drawn one by one: MMD² with a permutation test.
+
+    docs/studies.md says what the figures mean. Of a run, its start and its newest checkpoint are compared. Settings in
+    the command replace the run's.
+
+    Example: [bold]branchgrpo diversity runs/shapes --prompts 40 --out diversity[/bold], or
+    [bold]branchgrpo diversity shapes schedule.sibling_spread=1[/bold]
+    """
+    from ...proto.atomic_files import must_be_new
+
+    if out:
+        must_be_new(out)
+    from .diversity import diversity_command
+
+    diversity_command(target, overrides or [], iteration or ["newest"], prompts, permutations, features, out, Console())
+
+
+@app.command()
 def scale(
     run: RunOnRay,
     rollout_workers: Annotated[int | None, typer.Option(help="Number of rollout workers.")] = None,

@@ -125,9 +125,7 @@ def evaluate_all(subjects: Sequence[Subject], progress: Progress) -> list[Evalua
         raise InputError(
             "prompts.held_out is null; name a file of prompts to evaluate on, or give prompts.held_out_count"
         )
-    sampling, scoring = _threads(settings)
-    if sampling:
-        torch.set_num_threads(sampling)
+    scoring = use_threads(settings)
     scorers = Scorers(settings.rewards, scoring)
     evaluations = []
     for number, subject in enumerate(subjects):
@@ -138,6 +136,14 @@ def evaluate_all(subjects: Sequence[Subject], progress: Progress) -> list[Evalua
 
         evaluations.append(evaluate(worker, scorers, subject.settings, prompts, within))
     return evaluations
+
+
+def use_threads(settings: RunSettings) -> int | None:
+    """Have torch sample with as many threads as a process of the run; returns the number to score with."""
+    sampling, scoring = _threads(settings)
+    if sampling:
+        torch.set_num_threads(sampling)
+    return scoring
 
 
 def _threads(settings: RunSettings) -> tuple[int | None, int | None]:
