@@ -165,14 +165,19 @@ def write(run: Path, record: TreeRecord) -> Path:
 def read(path: Path) -> TreeRecord:
     """The record in a file. Raises InputError, naming the file, if it holds none, or isn't whole."""
     try:
-        arrays, header = decode(path.read_bytes())
-        return _record(arrays, header)
+        return parse(path.read_bytes())
     except OSError as error:
         raise InputError(f"{path} can't be read: {error.strerror}") from error
-    except KeyError as error:
-        raise InputError(f"{path} is no recorded tree: it has no {error}") from error
     except ValueError as error:
         raise InputError(f"{path} is no recorded tree: {error}") from error
+
+
+def parse(data: bytes) -> TreeRecord:
+    """The record in the bytes of a file. Raises ValueError if they hold none, or aren't whole."""
+    try:
+        return _record(*decode(data))
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from error
 
 
 def drop_oldest(run: Path, max_bytes: float) -> None:

@@ -7,7 +7,13 @@ from plotly.offline import get_plotlyjs
 
 from .pages import STATIC
 
-SCRIPTS = {"view.css": "text/css", "plotly.js": "text/javascript", "view.js": "text/javascript"}
+SCRIPTS = {
+    "view.css": "text/css",
+    "trees.css": "text/css",
+    "plotly.js": "text/javascript",
+    "view.js": "text/javascript",
+    "trees.js": "text/javascript",
+}
 """File -> its media type, in the order in which pages load them."""
 
 

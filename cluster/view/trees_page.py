@@ -1,16 +1,82 @@
-"""The section of a run's trees."""
+"""The section of a run's trees: the recorded iterations, their trees, and one tree drawn."""
 
+from dataclasses import dataclass
+
+import numpy as np
 from markupsafe import Markup
 
-from .pages import Asked, Links, Picture, render
+from ..run.tree_record import FOLDER, TreeRecord, parse, recorded_trees
+from .pages import Asked, Links, Picture, asked_number, render
 from .runs import Run
+from .tree_drawing import draw, number
+
+
+@dataclass(frozen=True)
+class TreeCard:
+    """What stands for a tree among those of its iteration."""
+
+    tree: int
+    prompt: str
+    spread: str
+    """Of its leaves' rewards: their standard deviation."""
+    mean: str
+    pictures: list[str]
+    """Its worst and its best leaf."""
+    link: str
 
 
 def build(run: Run, asked: Asked, links: Links) -> Markup:
-    """The trees that the run has recorded."""
-    return render("trees.html")
+    """The trees that the run has recorded, of which one is drawn; in an export, all of the newest iteration."""
+    found = recorded_trees(run.folder)
+    iterations = sorted({iteration for iteration, _ in found})
+    iteration = asked_number(asked, "iteration", iterations)
+    records = [record for place in found if place[0] == iteration and (record := _record(run, *place))]
+    records.sort(key=lambda record: -_spread(record))
+    if not records:
+        return render("trees.html", iteration=iteration, iterations=iterations, cards=[], shown=[], links=links)
+    served = links.section("trees") is not None
+    chosen = asked_number(asked, "tree", [record.tree for record in reversed(records)])  # by default the first here
+    shown = [record for record in records if record.tree == chosen] if served else records
+    cards = [_card(record, links) for record in records]
+    drawings = [(record, draw(record, links)) for record in shown]
+    return render(
+        "trees.html",
+        iteration=iteration,
+        iterations=iterations,
+        cards=cards,
+        shown=drawings,
+        links=links,
+        limits={record.tree: number(float(np.abs(record.advantage).max())) for record in shown},
+        number=number,
+    )
 
 
 def picture(run: Run, names: list[str]) -> Picture:
-    """A picture within a tree. Raises LookupError if there is none of these names."""
-    raise LookupError("/".join(names))
+    """A picture within a tree: of an iteration, a tree, and a node. Raises LookupError if there is none."""
+    iteration, tree, node = map(int, names)
+    if (iteration, tree) not in recorded_trees(run.folder) or not (record := _record(run, iteration, tree)):
+        raise LookupError("/".join(names))
+    return Picture(record.pictures[node], "image/webp")
+
+
+def _record(run: Run, iteration: int, tree: int) -> TreeRecord | None:
+    path = recorded_trees(run.folder)[iteration, tree]
+    return run.read(f"{FOLDER}/{path.name}", parse)
+
+
+def _spread(record: TreeRecord) -> float:
+    return float(np.std(record.value[record.leaves]))
+
+
+def _card(record: TreeRecord, links: Links) -> TreeCard:
+    leaves, values = record.leaves, record.value[record.leaves]
+    ends = [int(leaves[values.argmin()]), int(leaves[values.argmax()])]
+    place = f"tree/{record.iteration}/{record.tree}"
+    return TreeCard(
+        tree=record.tree,
+        prompt=str(record.prompt),
+        spread=number(_spread(record), 3),
+        mean=number(float(values.mean()), 3),
+        pictures=[links.picture(f"{place}/{node}") for node in ends if node in record.pictures],
+        link=links.section("trees", iteration=record.iteration, tree=record.tree) or f"#tree-{record.tree}",
+    )
