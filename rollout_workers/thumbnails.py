@@ -21,6 +21,7 @@ MAX_FRAMES = 8
 CLIP_SECONDS = 2.0
 """Duration of a clip's thumbnail."""
 QUALITY = 80
+"""Of pictures that are not kept as they are."""
 
 
 def thumbnails(media: npt.NDArray[np.uint8], schedule: Schedule) -> Iterator[bytes]:
@@ -46,10 +47,11 @@ def split_nodes(schedule: Schedule) -> npt.NDArray[np.int64]:
 
 def _webp(frames: list[Image.Image], size: tuple[int, int]) -> bytes:
     lossless = frames[0].width * frames[0].height <= LOSSLESS_PIXELS
+    effort = {"lossless": True, "quality": 0, "method": 0} if lossless else {"quality": QUALITY}
     if frames[0].size != size:
         frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
     file, more = io.BytesIO(), {}
     if len(frames) > 1:
         more = {"save_all": True, "append_images": frames[1:], "duration": int(1000 * CLIP_SECONDS / len(frames))}
-    frames[0].save(file, format="WEBP", lossless=lossless, quality=QUALITY, **more)
+    frames[0].save(file, format="WEBP", **effort, **more)
     return file.getvalue()
