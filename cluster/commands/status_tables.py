@@ -48,7 +48,7 @@ def show(run: RunStatus, console: Console) -> None:
 
     def line(label: str, text: str) -> None:
         if text:
-            console.print(f"{label:<17}{escape(text)}", highlight=False, soft_wrap=True)
+            console.print(f"{label:<15}{escape(text)}", highlight=False, soft_wrap=True)
 
     head = f"[{COLOURS.get(run.state, 'default')}]{run.state}[/]"
     since = f" for {duration(time.time() - run.since)} ({clock(run.since)})" if run.since and run.live else ""
@@ -75,7 +75,7 @@ def show(run: RunStatus, console: Console) -> None:
         line("changed", _change(change))
     line("unreachable", run.unreachable or "")
     line("continue with", run.command or "")
-    line("see inside with", view_command(Path(run.folder)) if run.folder else "")
+    line("see inside", view_command(Path(run.folder)) if run.folder else "")
     if run.controller:
         show_processes(run.controller, console)
 

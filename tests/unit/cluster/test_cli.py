@@ -78,7 +78,7 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-COMMANDS = "train submit status scale serve-rewards evaluate export pretrain drain node clean monitor trace"
+COMMANDS = "train view submit status scale serve-rewards evaluate export pretrain drain node clean monitor trace"
 
 
 @pytest.mark.parametrize("name", COMMANDS.split())

@@ -133,6 +133,13 @@ def test_an_export_holds_everything_in_one_file(pictured: Path, client: TestClie
         export.export(run, tmp_path / "run.html")
 
 
+def test_an_export_refuses_an_iteration_without_anything(pictured: Path, tmp_path: Path) -> None:
+    (run,) = Runs(pictured).all()
+    with pytest.raises(InputError, match="7"):
+        export.export(run, tmp_path / "run.html", iteration=7)
+    assert not (tmp_path / "run.html").exists()
+
+
 def test_kept_files_are_bounded_and_never_stale(tmp_path: Path) -> None:
     cache, reads = FileCache(max_bytes=100), []
 
