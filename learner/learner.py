@@ -1,6 +1,7 @@
 """The learner: gets scored trees, makes updates, publishes weights."""
 
 import json
+import math
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass, field
@@ -37,12 +38,16 @@ class _Update:
 
     iteration: int = 0
     first: bool = False
-    """Whether it is its iteration's first update, the one with tree 0."""
+    """Whether it is the first pass of its iteration's first update, the one with tree 0."""
+    turn: int = 0
+    """Which pass over its trees it is."""
     stats: UpdateStats = field(default_factory=UpdateStats)
     clipped: list[torch.Tensor] = field(default_factory=list)
     """Number of clipped edges of each micro-batch, on the device."""
     differences: list[torch.Tensor] = field(default_factory=list)
     """Maximum difference of each micro-batch's log-probabilities above and below the sampler's, float32 [2]."""
+    strayed: list[torch.Tensor] = field(default_factory=list)
+    """Sum over each micro-batch's edges of |log ratio|, on the device."""
     divergences: list[torch.Tensor] = field(default_factory=list)
     """Each micro-batch's share of the trees' KL to the reference policy."""
     notes: TreeNotes = field(default_factory=TreeNotes)
@@ -69,15 +74,19 @@ class Learner:
         if settings.learner.gradient_checkpointing:
             policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
-        self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
+        steps = updates * settings.learner.passes
+        self.engine = Engine(policy.network, settings.learner, settings.policy.precision, steps)
         decay = settings.learner.ema_decay
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
         self.learns_from_leaves = settings.learner.objective == "nft"
         self.old: OldPolicy | None = None
         """The policy that rollouts sample with, where it isn't always the trained one at an update."""
-        if self.learns_from_leaves and (settings.learner.nft.old_decay or settings.learner.updates_per_iteration > 1):
+        moves = updates > settings.iterations or settings.learner.passes > 1
+        if self.learns_from_leaves and (settings.learner.nft.old_decay or moves):
             self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
         self._update = _Update()
+        self._windows: list[Window[Tree]] = []
+        """Those of the present update, where it makes several passes over them."""
 
     def accumulate(self, window: Window[Tree]) -> None:
         """Forward and backward for the trees of a window, whose gradients are added to those of the present update.
@@ -87,10 +96,16 @@ class Learner:
         update, trees, whole = self._update, window.trees, self.settings.trees_per_update
         if update.stats.trees + len(trees) > whole:
             raise ValueError(f"an update takes {whole} trees; got {update.stats.trees + len(trees)}")
-        update.iteration, update.first = window.iteration, update.first or trees[0].number == 0
+        if self.settings.learner.passes > 1:
+            self._windows.append(window)
+        update.first = update.first or trees[0].number == 0
         if not update.stats.trees:
             update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
-        update.stats.trees += len(trees)
+        self._accumulate(window)
+
+    def _accumulate(self, window: Window[Tree]) -> None:
+        self._update.iteration = window.iteration
+        self._update.stats.trees += len(window.trees)
         if self.learns_from_leaves:
             self._accumulate_leaves(window)
         else:
@@ -123,7 +138,7 @@ class Learner:
         levels = settings.learner.nft.noise_levels
         skip = settings.learner.skip_zero_advantage
         credits = [self._credit(tree, window.iteration) for tree in trees]
-        rows = leaf_rows(trees, credits, settings.advantage.clip, levels, skip=skip)
+        rows = leaf_rows(trees, credits, settings.advantage.clip, levels, skip=skip, turn=self._update.turn)
         self._update.notes.leaves(trees, credits, rows, self.policy.sigmas)
         batches = noised_batches(rows, settings, window.iteration, rank=self.engine.rank, ranks=self.engine.ranks)
         for batch in batches:
@@ -141,19 +156,35 @@ class Learner:
         self._update.stats.skipped_edges += leaves * levels - len(rows)
 
     def step(self) -> UpdateStats:
-        """Make the optimizer step of the trees that were given.
+        """Make the optimizer step of the trees that were given, and `learner.passes` of them altogether.
 
         An update whose edges all have zero advantage makes no step. Raises ValueError if trees are missing, and
         Diverged, on all ranks, if log-probabilities, gradient or weights aren't finite; this learner is of no use then.
         """
         if self._update.stats.trees != self.settings.trees_per_update:
             raise ValueError(f"an update takes {self.settings.trees_per_update} trees; got {self._update.stats.trees}")
+        windows, self._windows = self._windows, []
+        stats, strayed = self._step()
+        for turn in range(1, self.settings.learner.passes):
+            if not stats.edges or strayed > (self.settings.learner.trust or math.inf):
+                break
+            self._update.turn = turn
+            for window in windows:
+                self._accumulate(window)
+            further, strayed = self._step()
+            stats = stats.followed_by(further)
+        return stats
+
+    def _step(self) -> tuple[UpdateStats, float]:
+        """Make the optimizer step of one pass. Returns its figures, and if it is bounded the mean |log ratio|."""
         update, self._update = self._update, _Update()
-        stats = update.stats
+        stats, strayed = update.stats, 0.0
         stats.recorded = update.notes.taken()
         if stats.edges:
             if not self.learns_from_leaves:
                 self._note_ratios(update)
+                if self.settings.learner.trust is not None:
+                    strayed = self.engine.summed(torch.stack(update.strayed).sum()) / stats.edges
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
             stats.learning_rate = self.engine.learning_rate
@@ -168,7 +199,7 @@ class Learner:
             metrics.note_update(stats, first=update.first)
         if self.policy.device.type == "cuda":
             metrics.DEVICE_MEMORY.set(torch.cuda.max_memory_allocated(self.policy.device))
-        return stats
+        return stats, strayed
 
     def _note_ratios(self, update: _Update) -> None:
         stats = update.stats
@@ -303,6 +334,7 @@ class Learner:
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         difference = logprobs.detach() - batch.logprobs
         self._update.differences.append(torch.stack([difference.max(), -difference.min()]))
+        self._update.strayed.append((difference.abs() * (batch.weights > 0)).sum())
         self._update.notes.ratios(batch.edges, difference)
 
     def _add_gradient(self, loss: torch.Tensor, rows: int) -> None:

@@ -41,6 +41,8 @@ class LeafRow:
     """How good it is among the leaves that it is compared with, in [0, 1]; 0.5 is the mean."""
     weight: float
     """Its share in its tree's objective."""
+    turn: int = 0
+    """Which of an update's passes it is for: each has noise of its own."""
 
 
 @dataclass(frozen=True)
@@ -66,9 +68,9 @@ class NoisedLeaves:
 
 
 def leaf_rows(
-    trees: Sequence[Tree], credits: Sequence[Credit], clip: float, levels: int, *, skip: bool = True
+    trees: Sequence[Tree], credits: Sequence[Credit], clip: float, levels: int, *, skip: bool = True, turn: int = 0
 ) -> list[LeafRow]:
-    """The rows of all leaves of `trees` that have a weight, level by level, in tree order.
+    """The rows of all leaves of `trees` that have a weight, level by level, in tree order, for a pass over them.
 
     `credits` are those of `leaf_credit`, whose advantages are clipped at `clip`. With `skip`, leaves whose advantage is
     exactly zero are left out: they pull the policy to itself.
@@ -78,7 +80,7 @@ def leaf_rows(
         kept, weight = credit.weights > 0, 1 / (tree.schedule.leaves * levels)
         for leaf in np.flatnonzero(kept & (credit.advantages != 0) if skip else kept):
             merit = (1 + float(credit.advantages[leaf]) / clip) / 2
-            rows += [LeafRow(tree, int(leaf), level, merit, weight) for level in range(levels)]
+            rows += [LeafRow(tree, int(leaf), level, merit, weight, turn) for level in range(levels)]
     return rows
 
 
@@ -94,14 +96,15 @@ def noised_batches(
 
 
 def noised(rows: Sequence[LeafRow], seed: int, iteration: int, levels: int) -> NoisedLeaves:
-    """Rows as one batch. Noise and level of a row depend on seed, iteration, tree, leaf and number of the level alone.
+    """Rows as one batch. Noise and level of a row depend on seed, iteration, tree, leaf, pass and number of the level.
 
     Level i of n is drawn evenly from (i / n, (i + 1) / n).
     """
     leaves = torch.stack([row.tree.state(row.leaf).float() for row in rows])
     noise, sigmas = [], []
     for row, leaf in zip(rows, leaves, strict=True):
-        place = seed, iteration, row.tree.number, row.leaf * levels + row.level
+        number = (row.turn * row.tree.schedule.nodes + row.leaf) * levels + row.level
+        place = seed, iteration, row.tree.number, number
         sigmas.append((row.level + generator(*place, Stream.LEVEL).uniform(0.01, 0.99)) / levels)
         noise.append(gaussian(*place, Stream.RENOISED, leaf.shape))
     levels_of = torch.tensor(sigmas, dtype=torch.float32)

@@ -536,6 +536,13 @@ class LearnerSettings(Settings):
     alone, noised anew (DiffusionNFT): it needs no noisy step and no probability."""
     nft: NftSettings = NftSettings()
 
+    passes: Annotated[int, Field(gt=0, le=1000)] = 1
+    """Optimizer steps over the trees of each update, each with the gradient at the weights of the one before. More
+    learn more from the same samples, as far as `clip_range` lets them. They take as many times longer, and keep the
+    update's trees in the learner's memory. `nft` noises its leaves anew in each."""
+    trust: PositiveFloat | None = None
+    """Mean |log ratio| over the edges of a pass beyond which an update ends: the passes that are left are dropped. A
+    smaller one keeps the policy closer to the one that sampled. null: all passes are made."""
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration. The iteration's trees are divided among them in order. More steps learn faster,
     the later ones from trees that older weights have sampled."""

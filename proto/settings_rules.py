@@ -85,6 +85,7 @@ def graphs_stay_in_one_process(run: "RunSettings") -> Misfit:
         return
     needs = (
         (learner.updates_per_iteration == 1, f"learner.updates_per_iteration is {learner.updates_per_iteration}"),
+        (learner.passes == 1, f"learner.passes is {learner.passes}"),
         (in_process or run.placement == "colocated", f"placement is '{run.placement}'"),
         (in_process or run.pools.learner.count == 1, f"pools.learner.count is {run.pools.learner.count}"),
         (learner.zero_stage < 3, f"learner.zero_stage is {learner.zero_stage}"),
@@ -95,7 +96,8 @@ def graphs_stay_in_one_process(run: "RunSettings") -> Misfit:
         if not fits:
             yield (
                 "learner.keep_graph needs one process that samples and learns (execution 'in_process', or 'colocated' "
-                f"with one rank), one update per iteration, ZeRO below 3, no checkpointing, no pruning; {misfit}"
+                f"with one rank), one update per iteration of one pass, ZeRO below 3, no checkpointing, no pruning; "
+                f"{misfit}"
             )
 
 

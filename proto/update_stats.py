@@ -1,6 +1,6 @@
 """The figures that a learner reports after an update."""
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from .learned_tree import LearnedTree
 
@@ -36,3 +36,33 @@ class UpdateStats:
     """Learning rate of this update; 0 if it had no edge and made no step."""
     recorded: tuple[LearnedTree, ...] = ()
     """Its trees that are recorded, without those that were left out."""
+    passes: int = 1
+    """Optimizer steps over its trees that these figures are of; or 1 that had no edge."""
+
+    def followed_by(self, other: "UpdateStats") -> "UpdateStats":
+        """The figures of the update's passes so far, of which `other` is the next.
+
+        Counts are sums, and what is measured is the mean over passes, or the extreme. The difference to the sampler
+        stays that of the first pass.
+        """
+
+        share = 1 / (self.passes + 1)
+
+        def mean(so_far: float, further: float) -> float:
+            return so_far + (further - so_far) * share
+
+        return replace(
+            self,
+            passes=self.passes + 1,
+            rows=self.rows + other.rows,
+            edges=self.edges + other.edges,
+            skipped_edges=self.skipped_edges + other.skipped_edges,
+            pruned_edges=self.pruned_edges + other.pruned_edges,
+            reference_rows=self.reference_rows + other.reference_rows,
+            kl=mean(self.kl, other.kl),
+            ratio_min=min(self.ratio_min, other.ratio_min),
+            ratio_max=max(self.ratio_max, other.ratio_max),
+            clip_fraction=mean(self.clip_fraction, other.clip_fraction),
+            gradient_norm=mean(self.gradient_norm, other.gradient_norm),
+            learning_rate=other.learning_rate,
+        )

@@ -48,6 +48,11 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
         ),
         ({"prompts.held_out_count": 2}, "prompts.held_out_count has no effect"),
         ({"prompts.held_out": None, "evaluation": {"every": 2}}, "evaluation.every has no effect"),
+        ({"learner.trust": 0.1}, "learner.trust has no effect: learner.passes is 1"),
+        (
+            {"learner.trust": 0.1, "learner.passes": 2, "learner.objective": "nft", "learner.clip_range": 1e-4},
+            "learner.trust has no effect: learner.objective is 'nft'",
+        ),
         ({"prompts.focus": 0.1}, "prompts.focus has no effect: 0.1 of 4 prompts is less than one"),
         ({"prompts.focus_decay": 0.5}, "prompts.focus_decay has no effect: prompts.focus is 0"),
         (
