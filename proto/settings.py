@@ -642,7 +642,7 @@ class LoggingSettings(Settings):
     """Weights & Biases project to log to. It needs the package `wandb`. null: don't."""
     samples_every: NonNegativeInt = 5
     """Iterations between grids of sampled leaves in `samples/`. 0: none."""
-    trees_every: NonNegativeInt = 5
+    trees_every: NonNegativeInt = 10
     """Iterations between recordings of trees in `trees/`: of every node its value, advantage, weight and ratio, and
     pictures. The first iteration is recorded too. 0: none."""
     trees: PositiveInt = 4

@@ -182,13 +182,19 @@ def head(faults: Path) -> Iterator[str]:
 
 
 @pytest.fixture(scope="session")
-def plain(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> Weights:
-    """What the runs of `ray_runs` learn in a process of their own: ZeRO 3, which others use, changes torch for good."""
+def plain_run(settings_in: Callable[..., RunSettings], tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run of `ray_runs` in a process of its own: ZeRO 3, which others use, changes torch for good."""
     import ray_runs
 
     folder = tmp_path_factory.mktemp("plain")
     settings = settings_in(folder, {**ray_runs.BASE, "iterations": ray_runs.ITERATIONS})
-    return weights(run_train(settings, folder), ray_runs.ITERATIONS)
+    return run_train(settings, folder)
+
+
+@pytest.fixture(scope="session")
+def plain(plain_run: Path) -> Weights:
+    """The weights that it has learned."""
+    return weights(plain_run)
 
 
 @pytest.fixture(scope="session")

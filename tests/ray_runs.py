@@ -5,28 +5,35 @@ from contextlib import closing
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import safetensors.torch
 from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.run.tree_record import read, recorded_trees, write
+from branchgrpo.proto.learned_tree import EdgeState
 from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.settings import RunSettings
-from support import SMALL, Settings, Weights, assert_bit_equal
+from support import SMALL, Settings, Weights, assert_bit_equal, weights
 
 BASE = {
     "threads": 1,
     "prompts.per_iteration": 24,
     "rollout.trees_per_task": 4,
     "learner.window_trees": 5,
+    "logging.trees_every": 1,
+    "logging.trees": 24,
     "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"ocr": {**SMALL, "deterministic": True}}},
 }
 ITERATIONS = 3
 
 
 def trained(loop: Any, settings: RunSettings, folder: Path, during: Callable[[int], None] = lambda i: None) -> Weights:
-    """Weights after some iterations."""
+    """Weights after some iterations, whose trees are recorded beside `folder`."""
     with closing(loop):
         for i in range(1, ITERATIONS + 1):
             during(i)
             report = loop.iterate(i)
+            for record in report.trees:
+                write(folder.parent, record)
             assert report.forward_passes == 24 * settings.schedule.build().forward_passes
         loop.save(folder)
     return safetensors.torch.load_file(folder / "weights.safetensors")
@@ -50,9 +57,17 @@ def stand_in(changes: dict[str, Any], policy: str = "InstantPolicy", scorer: str
     }
 
 
-def assert_as_plain(changes: dict[str, Any], plain: Weights, run_settings: Settings, folder: Path, head: str) -> None:
-    """A run on Ray with some changes learns the weights of one in one process, bit by bit."""
+def assert_same_trees(one: Path, other: Path) -> None:
+    """Two runs have recorded the same, bit by bit, trees that were trained on among it."""
+    first, second = ({place: vars(read(path)) for place, path in recorded_trees(run).items()} for run in (one, other))
+    np.testing.assert_equal(first, second)
+    assert any((record["state"] == EdgeState.TRAINED).any() for record in first.values())
+
+
+def assert_as_plain(changes: dict[str, Any], plain_run: Path, run_settings: Settings, folder: Path, head: str) -> None:
+    """A run on Ray with some changes learns the weights of one in one process, and records its trees, bit by bit."""
     settings = run_settings({**BASE, "execution": "ray", **changes})
     loop = on_ray(settings, folder / "run", head)
     assert loop.cut_prompts(["123", "1234567890"]) == ["1234567890"]
-    assert_bit_equal(trained(loop, settings, folder / "checkpoint"), plain)
+    assert_bit_equal(trained(loop, settings, folder / "checkpoint"), weights(plain_run))
+    assert_same_trees(folder, plain_run)

@@ -95,7 +95,7 @@ def draw(record: TreeRecord, links: Links) -> Markup:
                 else (0.0, 0.0),
             )
         )
-    ends = np.cumsum([CHARACTER * max(6, len(name)) + 12 for name in record.rewards]) + places.leaf[0] + 4
+    ends = np.cumsum([CHARACTER * max(8, len(name)) + 12 for name in record.rewards]) + places.leaf[0] + 4
     best = first + int(record.value[first:].argmax())
     return render(
         "tree.svg",

@@ -144,4 +144,5 @@ document.querySelectorAll(".tree").forEach((section) => {
   });
   choose(chosen());
   show(chosen());
+  sheet.scrollTop = nodes[chosen()].y - sheet.clientHeight / 2;
 });

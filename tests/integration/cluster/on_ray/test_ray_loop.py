@@ -8,7 +8,7 @@ import pytest
 import ray
 from branchgrpo.cluster.on_ray.connect import connected
 from ray_runs import assert_as_plain
-from support import SMALL, Settings, Weights
+from support import SMALL, Settings
 
 
 @pytest.mark.parametrize(
@@ -20,9 +20,9 @@ from support import SMALL, Settings, Weights
     ids=["one worker and a name of all letters", "colocated"],
 )
 def test_weights_are_bit_equal_to_the_plain_loop_s(
-    changes: dict[str, Any], plain: Weights, run_settings: Settings, tmp_path: Path, head: str
+    changes: dict[str, Any], plain_run: Path, run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
-    assert_as_plain(changes, plain, run_settings, tmp_path, head)
+    assert_as_plain(changes, plain_run, run_settings, tmp_path, head)
 
 
 def test_a_process_that_was_given_no_gpu_sees_none(head: str) -> None:

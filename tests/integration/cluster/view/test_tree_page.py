@@ -2,7 +2,7 @@
 
 import subprocess
 from collections.abc import Iterator
-from contextlib import closing
+from contextlib import closing, contextmanager
 from pathlib import Path
 
 import numpy as np
@@ -13,8 +13,8 @@ from branchgrpo.cluster.run.tree_record import TreeRecord, read, recorded_trees,
 from branchgrpo.cluster.view.tree_drawing import number
 from branchgrpo.proto.learned_tree import EdgeState
 from branchgrpo.proto.recipe import save_recipe
-from playwright.sync_api import Page, sync_playwright
-from support import ALONE, Settings, command, until
+from playwright.sync_api import Browser, Page, sync_playwright
+from support import ALONE, Settings, command, done_by, until
 
 SCRIPT = "<script>document.title = 'run'</script>"
 
@@ -36,23 +36,36 @@ def run(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
 
 
 @pytest.fixture(scope="module")
-def page(run: Path, record: TreeRecord) -> Iterator[Page]:
-    """That tree of the run of the run, in a browser that may load nothing of other hosts, and must have no error."""
+def browser() -> Iterator[Browser]:
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--no-proxy-server"]
+        with playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments) as browser:
+            yield browser
+
+
+@contextmanager
+def opened(browser: Browser, address: str, base: str) -> Iterator[Page]:
+    """A page that must have no error, and may load nothing but addresses with the beginning `base`."""
+    page, errors, asked = browser.new_page(), [], []
+    page.on("console", lambda message: errors.append(message.text))
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda request: asked.append(request.url))
+    page.goto(address)
+    yield page
+    assert not errors
+    assert all(url.startswith((base, "data:")) for url in asked)
+
+
+@pytest.fixture(scope="module")
+def page(run: Path, record: TreeRecord, browser: Browser) -> Iterator[Page]:
+    """That tree of the run."""
     port = free_port()
     server = subprocess.Popen(command("view", run, "--port", str(port)), env=ALONE, stdout=subprocess.PIPE, text=True)
     try:
         until(lambda: reachable(port), 60)
-        with sync_playwright() as playwright:
-            arguments = ["--no-sandbox", "--no-proxy-server"]
-            with playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments) as browser:
-                page, errors, asked = browser.new_page(), [], []
-                page.on("console", lambda message: errors.append(message.text))
-                page.on("pageerror", lambda error: errors.append(str(error)))
-                page.on("request", lambda request: asked.append(request.url))
-                page.goto(f"http://127.0.0.1:{port}/trees/{run.name}?iteration=1&tree={record.tree}")
-                yield page
-                assert not errors
-                assert all(url.startswith((f"http://127.0.0.1:{port}/", "data:")) for url in asked)
+        base = f"http://127.0.0.1:{port}/"
+        with opened(browser, f"{base}trees/{run.name}?iteration=1&tree={record.tree}", base) as page:
+            yield page
     finally:
         server.terminate()
         server.wait(20)
@@ -144,3 +157,20 @@ def test_it_fits_a_phone_and_shows_fusion(page: Page, record: TreeRecord, scheme
     assert root.text_content() == number(record.value[0])
     assert page.evaluate("getComputedStyle(document.querySelector('.of-values')).display") != "none"
     page.uncheck("[data-tree=fusion]")
+
+
+def test_an_export_draws_all_trees_without_a_server(
+    run: Path, record: TreeRecord, browser: Browser, tmp_path: Path
+) -> None:
+    file = tmp_path / "run.html"
+    done = done_by("view", run, "--export", file)
+    assert done.returncode == 0, done.stdout + done.stderr
+    with opened(browser, file.as_uri(), file.as_uri()) as page:
+        assert page.locator(".tree").count() == 4
+        tree = page.locator(f"#tree-{record.tree}")
+        assert tree.locator("h2").text_content() == SCRIPT
+        tree.locator(f".node[data-n='{record.leaves[0]}']").press("Enter")
+        assert tree.locator(".path img").count() == 3
+        facts = tree.locator(".node-facts").inner_text()
+        assert number(record.value[record.leaves[0]]) in facts
+        assert page.evaluate("Promise.all([...document.querySelectorAll('.tree img')].map((one) => one.decode()))")

@@ -20,23 +20,24 @@ from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.prompt_focus import FILE
 from branchgrpo.cluster.run.prompt_order import prompts_of
+from branchgrpo.cluster.run.tree_record import read, recorded_trees
 from branchgrpo.proto.errors import InputError, RunFailed
-from ray_runs import BASE, ITERATIONS, assert_as_plain, on_ray, stand_in, trained
+from ray_runs import BASE, ITERATIONS, assert_as_plain, assert_same_trees, on_ray, stand_in, trained
 from support import SMALL, Settings, Weights, assert_bit_equal, command, recipe_in, weights
 
 
 def test_three_workers_with_little_room_learn_the_same(
-    plain: Weights, run_settings: Settings, tmp_path: Path, head: str
+    plain_run: Path, run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
     three = {**SMALL, "count": 3}
     little = {"rollout.max_trees_in_flight": 8, "rollout.max_parts_in_scoring": 2}
-    assert_as_plain({"pools.rollout_workers": three, **little}, plain, run_settings, tmp_path, head)
+    assert_as_plain({"pools.rollout_workers": three, **little}, plain_run, run_settings, tmp_path, head)
 
 
 def test_other_numbers_of_learner_ranks_go_on_from_a_checkpoint(
-    plain: Weights, run_settings: Settings, tmp_path: Path, head: str
+    plain: Weights, plain_run: Path, run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
-    """One, then three, then two, which share everything, train as one does within rounding."""
+    """One, then three, then two, which share everything, train as one does within rounding, and tell of the same."""
     saved = tmp_path / "run [1]+lr=3"
     for iteration, ranks in enumerate((1, 3, 2), 1):
         pool = {**SMALL, "count": ranks}
@@ -44,7 +45,10 @@ def test_other_numbers_of_learner_ranks_go_on_from_a_checkpoint(
         with closing(on_ray(settings, tmp_path / f"{ranks} ranks", head)) as loop:
             if iteration > 1:
                 loop.load(saved / str(iteration - 1))
-            loop.iterate(iteration)
+            for record in loop.iterate(iteration).trees:
+                same = read(recorded_trees(plain_run)[iteration, record.tree])
+                np.testing.assert_array_equal(record.state, same.state)
+                np.testing.assert_allclose(record.ratio, same.ratio, rtol=1e-3)
             loop.save(saved / str(iteration))
     found = safetensors.torch.load_file(saved / str(ITERATIONS) / "weights.safetensors")
     assert found.keys() == plain.keys()
@@ -104,9 +108,10 @@ def test_what_changes_with_iterations_is_the_same_on_ray(
         run = settings.runs / execution
         lines = RunFolder(run).lines("metrics")
         figures = [(line["forward_passes"], line["rewards"], line["logprob_abs_diff"]) for line in lines]
-        saved.append((weights(run, 3), figures))
+        saved.append((weights(run, 3), figures, run))
     assert_bit_equal(saved[0][0], saved[1][0])
     assert saved[0][1] == saved[1][1]
+    assert_same_trees(saved[0][2], saved[1][2])
 
 
 def test_scaling_down_drains_and_scaling_up_adds(run_settings: Settings, tmp_path: Path, head: str) -> None:
