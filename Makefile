@@ -7,7 +7,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && ech
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
-.PHONY: setup demo studies test test-slow check bench chaos docs clean
+.PHONY: setup demo studies test test-slow check bench chaos docs screenshots clean
 
 setup: .venv/ready
 
@@ -56,6 +56,10 @@ docs: setup
 	$(RUN)/python -m branchgrpo.cluster.pages.metrics > docs/metrics.md
 	$(RUN)/python -m branchgrpo.cluster.pages.files > docs/files.md
 	$(RUN)/python -m branchgrpo.cluster.pages.dashboards cluster/observability/grafana/dashboards
+
+# of the web pages about a run: make screenshots RUN_FOLDER=runs/glyphs; needs Debian's chromium
+screenshots: setup
+	$(RUN)/python -m branchgrpo.cluster.pages.screenshots $(RUN_FOLDER) docs/images
 
 clean:
 	rm -rf .venv build
