@@ -99,11 +99,11 @@ class Learner:
         if self.settings.learner.passes > 1:
             self._windows.append(window)
         update.first = update.first or trees[0].number == 0
-        if not update.stats.trees:
-            update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
         self._accumulate(window)
 
     def _accumulate(self, window: Window[Tree]) -> None:
+        if not self._update.stats.trees:
+            self._update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
         self._update.iteration = window.iteration
         self._update.stats.trees += len(window.trees)
         if self.learns_from_leaves:

@@ -35,7 +35,7 @@ class UpdateStats:
     learning_rate: float = 0.0
     """Learning rate of this update; 0 if it had no edge and made no step."""
     recorded: tuple[LearnedTree, ...] = ()
-    """Its trees that are recorded, without those that were left out."""
+    """Its trees that are recorded, without those that were left out, as its last pass had them."""
     passes: int = 1
     """Optimizer steps over its trees that these figures are of; or 1 that had no edge."""
 
@@ -65,4 +65,5 @@ class UpdateStats:
             clip_fraction=mean(self.clip_fraction, other.clip_fraction),
             gradient_norm=mean(self.gradient_norm, other.gradient_norm),
             learning_rate=other.learning_rate,
+            recorded=other.recorded,
         )

@@ -100,3 +100,13 @@ def test_a_left_out_tree_has_no_notes(run_settings: Settings, sample: Sample) ->
     other = Tree(1, "2", tree.schedule, left_out=True)
     learner.accumulate(Window(1, [tree, other], closes_update=True))
     assert [notes.number for notes in learner.step().recorded] == [0]
+
+
+def test_notes_are_of_an_update_s_last_pass(run_settings: Settings, sample: Sample) -> None:
+    one = {"learner.passes": 2, "learner.updates_per_iteration": 1, "prompts.per_iteration": 1}
+    settings = run_settings({**RECORDED, **one, "learner.optimizer.learning_rate": 1e-2})
+    learner = Learner(load_policy(settings.policy), settings)
+    (tree,) = sample(learner.policy, settings.schedule.build(), prompts=("1",))
+    learner.accumulate(Window(1, [tree], closes_update=True))
+    (notes,) = learner.step().recorded
+    assert (np.abs(notes.ratios[notes.states == EdgeState.TRAINED] - 1) > 1e-5).all()
