@@ -41,8 +41,9 @@ class TreeNotes:
             self._note(trees[i], credits[i], leaves, [row.leaf for row in own], sigmas, merits)
 
     def ratios(self, edges: Sequence[EdgeName], differences: torch.Tensor) -> None:
-        """Note the new minus the old log-probability of a micro-batch's `edges`, float32 [E]."""
-        if self._trees:
+        """Note the new minus the old log-probability of a micro-batch's `edges`, float32 [E]; of padding there are
+        none."""
+        if self._trees and edges:
             self._differences.append((edges, differences))
 
     def taken(self) -> tuple[LearnedTree, ...]:
