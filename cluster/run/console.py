@@ -52,6 +52,8 @@ class RunDisplay:
         self._log: TextLog | None = None
         self._state: RunState | None = None
         self._warned = ""
+        self._hint = ""
+        """The command that shows the run, until it has been told."""
 
     @contextmanager
     def recording(self, folder: Path, settings: RunSettings) -> Iterator[None]:
@@ -59,8 +61,8 @@ class RunDisplay:
         self._log = TextLog(folder)
         self._log.add(f"branchgrpo {__version__}: {shlex.join(sys.argv)}")
         self._state = RunState(folder, settings.name, settings.execution, settings.iterations)
+        self._hint = f"to see inside: {view_command(folder)}"
         with logged_output(self._log, self._show):
-            self._say(f"to see inside: {view_command(folder)}")
             try:
                 yield
             except Stopped as stopped:
@@ -91,6 +93,9 @@ class RunDisplay:
     def iterating(self, done: int, total: int) -> Iterator[None]:
         """The bar over all iterations."""
         self._become("running")
+        if self._hint:
+            self._say(self._hint)
+            self._hint = ""
         columns = (
             TextColumn("iteration"),
             MofNCompleteColumn(),
