@@ -8,6 +8,8 @@ from pathlib import Path
 
 from playwright.sync_api import sync_playwright
 
+from ..run.tree_record import read, recorded_trees
+
 SECTIONS = ("overview", "pictures", "trees", "time")
 SIZE = (1280, 900)
 
@@ -22,7 +24,8 @@ def take(run: Path, out: Path) -> None:
         try:
             page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
             for section in SECTIONS:
-                page.goto(f"{found[0] if found else ''}/{section}/{run.resolve().name}", wait_until="networkidle")
+                address = f"{found[0] if found else ''}/{section}/{run.resolve().name}"
+                page.goto(address + _of_most_spread(run) * (section == "trees"), wait_until="networkidle")
                 height = page.evaluate("document.documentElement.scrollHeight")
                 page.set_viewport_size({"width": SIZE[0], "height": height})  # charts are drawn when they are in sight
                 page.wait_for_timeout(1500)
@@ -31,6 +34,13 @@ def take(run: Path, out: Path) -> None:
         finally:
             browser.close()
             process.terminate()
+
+
+def _of_most_spread(run: Path) -> str:
+    """The query for the recorded tree whose leaves' values differ most."""
+    found = {place: read(path) for place, path in recorded_trees(run).items()}
+    spread = {place: float(record.value[record.leaves].std()) for place, record in found.items()}
+    return "?iteration={}&tree={}".format(*max(spread, key=spread.__getitem__)) if spread else ""
 
 
 if __name__ == "__main__":
