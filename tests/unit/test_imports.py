@@ -20,7 +20,7 @@ CLUSTER_MAY_IMPORT = {
     "study": {"study", "run"},
     "view": {"view", "run"},
     "commands": {"commands", "on_ray", "run", "study", "view"},
-    "pages": {"pages", "on_ray"},
+    "pages": {"pages", "run", "on_ray"},
     "train": {"on_ray", "run"},
     "cli": {"train", "commands", "on_ray", "run"},
 }
