@@ -1,5 +1,6 @@
 """The page of a run's trees in Chromium: what it shows is what the files hold, by pointer and by keyboard."""
 
+import shutil
 import subprocess
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
@@ -39,7 +40,7 @@ def run(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--no-proxy-server"]
-        with playwright.chromium.launch(executable_path="/usr/bin/chromium", args=arguments) as browser:
+        with playwright.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=arguments) as browser:
             yield browser
 
 
