@@ -17,6 +17,8 @@ from branchgrpo.proto.recipe import save_recipe
 from playwright.sync_api import Browser, Page, sync_playwright
 from support import ALONE, Settings, command, done_by, until
 
+CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
+
 SCRIPT = "<script>document.title = 'run'</script>"
 
 
@@ -40,7 +42,7 @@ def run(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path
 def browser() -> Iterator[Browser]:
     with sync_playwright() as playwright:
         arguments = ["--no-sandbox", "--no-proxy-server"]
-        with playwright.chromium.launch(executable_path=shutil.which("chromium") or shutil.which("google-chrome"), args=arguments) as browser:
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments) as browser:
             yield browser
 
 
