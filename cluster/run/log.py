@@ -1,5 +1,7 @@
 """The log of an iteration's figures: JSON lines, TensorBoard, Weights & Biases."""
 
+import os
+import socket
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +10,7 @@ from typing import Any
 import numpy as np
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
-from tensorboard.summary.writer.event_file_writer import EventFileWriter
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ...proto.settings import RunSettings
 from .folder import RunFolder
@@ -20,10 +22,10 @@ class RunLog:
 
     def __init__(self, folder: RunFolder, settings: RunSettings, first_iteration: int) -> None:
         self._folder = folder
-        self._tensorboard: _EventFile | None = None
+        self._tensorboard: _EventFiles | None = None
         self._wandb = None
         if settings.logging.tensorboard:
-            self._tensorboard = _EventFile(folder.path / "tensorboard", first_iteration)
+            self._tensorboard = _EventFiles(folder.path / "tensorboard", first_iteration)
         if settings.logging.wandb_project:
             import wandb  # type: ignore[import-not-found,unused-ignore]
 
@@ -61,37 +63,46 @@ class RunLog:
             self._wandb.log(values, step=iteration)
 
 
-class _EventFile:
-    """TensorBoard's event file. (The writers of PyTorch and tensorboardX would import PyTorch for nothing else.)"""
+class _EventFiles:
+    """TensorBoard's event files; a new one is begun after one that could not be written to.
+
+    TensorBoard reads files in the order of their names, and begins anew at each start that a file tells of. Its own
+    writer names files by the second, so two files of one second may be read in the wrong order; these are named by the
+    nanosecond.
+    """
 
     def __init__(self, folder: Path, first_iteration: int) -> None:
         """Figures of `first_iteration` and later that an earlier part of the run has written are hidden."""
         self._folder = folder
-        self._file: EventFileWriter | None = None
+        self._file: RecordWriter | None = None
         self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))
 
     def add(self, iteration: int, values: dict[str, float]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(iteration, summary=Summary(value=scalars))
 
+    def close(self) -> None:
+        file, self._file = self._file, None
+        if file:
+            file.close()
+
     def _write(self, iteration: int, **content: Any) -> None:
         try:
-            self._file = self._file or EventFileWriter(str(self._folder))
-            self._file.add_event(Event(wall_time=time.time(), step=iteration, **content))
+            self._file = self._file or self._begun()
+            self._file.write(Event(wall_time=time.time(), step=iteration, **content).SerializeToString())
             self._file.flush()
         except OSError:
-            self._give_up()
+            # What was written may end within a record: nothing can follow it.
+            with suppress(OSError):
+                self.close()
             raise
 
-    def _give_up(self) -> None:
-        """Leave a file that could not be written to: its writer would tell the same error for ever."""
-        broken, self._file = self._file, None
-        if broken:
-            with suppress(OSError):
-                broken.close()
-
-    def close(self) -> None:
-        self._give_up()
+    def _begun(self) -> RecordWriter:
+        self._folder.mkdir(exist_ok=True)
+        name = f"events.out.tfevents.{time.time_ns()}.{socket.gethostname()}.{os.getpid()}"
+        file = RecordWriter((self._folder / name).open("wb"))
+        file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
+        return file
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:

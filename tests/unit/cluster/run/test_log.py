@@ -21,9 +21,20 @@ def test_tensorboard_shows_a_repeated_iteration_once(run_settings: Settings) -> 
     assert [(event.step, event.value) for event in events] == [(1, 0.25), (2, 0.25), (3, 0.5), (4, 0.5)]
 
 
-@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")
+def test_tensorboard_reads_parts_of_a_run_in_their_order(run_settings: Settings) -> None:
+    """TensorBoard reads files by name, and drops what is later than a start: twelve starts within a second or two."""
+    settings = run_settings({"logging.tensorboard": True})
+    with RunFolder.create(settings) as folder:
+        for step in range(1, 13):
+            log = RunLog(folder, settings, step)
+            log.evaluation(step, {"ocr": 0.5})
+            log.close()
+    events = EventAccumulator(str(folder.path / "tensorboard")).Reload().Scalars("evaluation/ocr")
+    assert [event.step for event in events] == list(range(1, 13))
+
+
 def test_what_could_not_be_written_can_be_written_later(run_settings: Settings) -> None:
-    """TensorBoard's writer remembers its first error for ever. The limit on files stands for a full disk."""
+    """The limit on the size of files stands for a full disk."""
     settings = run_settings({"logging.tensorboard": True})
     before = resource.getrlimit(resource.RLIMIT_FSIZE)
     with RunFolder.create(settings) as folder:
