@@ -18,7 +18,7 @@ from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room
 from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
-from .run import pictures, tree_record
+from .run import pictures, samples, tree_record
 from .run.advice import advice
 from .run.checkpoints import size
 from .run.console import RunDisplay
@@ -198,9 +198,8 @@ class _Run:
         seconds = time.perf_counter() - self._begun
         self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)
-        if settings.logging.samples_every and iteration % settings.logging.samples_every == 0:
-            grid = self.folder.path / "samples" / f"iteration-{iteration:06d}.png"
-            self._write(lambda: pictures.sample_grid(grid, report.media))
+        if report.samples:
+            self._write(lambda: samples.write(self.folder.path, iteration, report.samples))
         for record in report.trees:
             self._write(partial(tree_record.write, self.folder.path, record))
         if report.trees:

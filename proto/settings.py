@@ -641,7 +641,8 @@ class LoggingSettings(Settings):
     wandb_project: str | None = None
     """Weights & Biases project to log to. It needs the package `wandb`. null: don't."""
     samples_every: NonNegativeInt = 5
-    """Iterations between grids of sampled leaves in `samples/`. 0: none."""
+    """Iterations between those whose samples are kept in `samples/`: the leaves of the first four trees, small and with
+    their scores, and a grid of them in full size. 0: none."""
     trees_every: NonNegativeInt = 10
     """Iterations between recordings of trees in `trees/`: of every node its value, advantage, weight and ratio, and
     pictures. The first iteration is recorded too. 0: none."""

@@ -23,7 +23,7 @@ from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
 from .noise import Stream, antithetic_sources, gaussian, sibling_noise
 from .policies.base import Policy, collate
-from .thumbnails import thumbnails
+from .thumbnails import split_nodes, thumbnails
 
 
 def expand(
@@ -173,7 +173,7 @@ class _Growth:
         nodes = (self.schedule.first_node[frontier.depth] + frontier.index).tolist()
         for tree, begin, end in _runs(frontier.tree):
             if self.task.trees[tree] < self.task.recorded:
-                pictures = thumbnails(media[begin:end], self.schedule)
+                pictures = thumbnails(media[begin:end], self.schedule.leaves + len(split_nodes(self.schedule)))
                 self.pending[tree].thumbnails.update(zip(nodes[begin:end], pictures, strict=True))
 
     def _decode(self, states: torch.Tensor) -> torch.Tensor:

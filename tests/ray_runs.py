@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import safetensors.torch
 from branchgrpo.cluster.on_ray.driver import RayLoop
+from branchgrpo.cluster.run import samples
 from branchgrpo.cluster.run.tree_record import read, recorded_trees, write
 from branchgrpo.proto.learned_tree import EdgeState
 from branchgrpo.proto.prompts import read_prompts
@@ -21,19 +22,22 @@ BASE = {
     "learner.window_trees": 5,
     "logging.trees_every": 1,
     "logging.trees": 24,
+    "logging.samples_every": 2,
     "pools": {"rollout_workers": SMALL, "learner": SMALL, "rewards": {"ocr": {**SMALL, "deterministic": True}}},
 }
 ITERATIONS = 3
 
 
 def trained(loop: Any, settings: RunSettings, folder: Path, during: Callable[[int], None] = lambda i: None) -> Weights:
-    """Weights after some iterations, whose trees are recorded beside `folder`."""
+    """Weights after some iterations, whose trees and samples are recorded beside `folder`."""
     with closing(loop):
         for i in range(1, ITERATIONS + 1):
             during(i)
             report = loop.iterate(i)
             for record in report.trees:
                 write(folder.parent, record)
+            if report.samples:
+                samples.write(folder.parent, i, report.samples)
             assert report.forward_passes == 24 * settings.schedule.build().forward_passes
         loop.save(folder)
     return safetensors.torch.load_file(folder / "weights.safetensors")
@@ -58,10 +62,17 @@ def stand_in(changes: dict[str, Any], policy: str = "InstantPolicy", scorer: str
 
 
 def assert_same_trees(one: Path, other: Path) -> None:
-    """Two runs have recorded the same, bit by bit, trees that were trained on among it."""
+    """Two runs have recorded the same trees and samples, bit by bit, trees that were trained on among it."""
     first, second = ({place: vars(read(path)) for place, path in recorded_trees(run).items()} for run in (one, other))
     np.testing.assert_equal(first, second)
     assert any((record["state"] == EdgeState.TRAINED).any() for record in first.values())
+    kept, others = ({i: _samples(run, i) for i in samples.sampled_iterations(run)} for run in (one, other))
+    np.testing.assert_equal(kept, others)
+    assert kept
+
+
+def _samples(run: Path, iteration: int) -> dict[str, Any]:
+    return vars(samples.parse((run / samples.samples_file(iteration)).read_bytes()))
 
 
 def assert_as_plain(changes: dict[str, Any], plain_run: Path, run_settings: Settings, folder: Path, head: str) -> None:

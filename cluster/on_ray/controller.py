@@ -62,17 +62,18 @@ class Controller:
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    async def iterate(self, number: int) -> tuple[IterationReport, list[list[Any]]]:
+    async def iterate(self, number: int) -> tuple[IterationReport, list[tuple[str, dict[str, FloatArray], list[Any]]]]:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of the next iteration starts meanwhile.
 
-        Returns the report, without pictures, and references to the parts of each tree's.
+        Returns the report, without samples, and of each tree whose pictures are kept its prompt, its rewards, and
+        references to the pictures of its parts.
         """
         start = time.perf_counter()
         with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number)
         seconds = time.perf_counter() - start
         self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
-        return self._report(iteration, updates, seconds), [iteration.media[tree] for tree in sorted(iteration.media)]
+        return self._report(iteration, updates, seconds), iteration.samples()
 
     async def _iterate(self, number: int) -> tuple[Iteration, list[UpdateStats]]:
         # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
@@ -208,7 +209,6 @@ class Controller:
             seconds=phase_seconds(timeline),
             forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
-            media=[],
             trees=iteration.records(updates),
             left_out=len(iteration.left_out),
             diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),

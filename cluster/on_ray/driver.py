@@ -26,6 +26,7 @@ from ..run import checkpoints
 from ..run.evaluation import Evaluation, sampled_prompts
 from ..run.loop import IterationReport, Progress
 from ..run.own_modules import travelling
+from ..run.samples import TreeSamples
 from .address import AUTH_MODE
 from .calls import unwrapped
 from .connect import NAMESPACE, connect
@@ -177,9 +178,10 @@ class RayLoop:
             ) from error
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
-        report, references = self._call(self._controller.iterate.remote(number), progress)
-        media = [np.concatenate(parts) for parts in unwrapped(lambda: [ray.get(parts) for parts in references])]
-        return replace(report, media=media)
+        report, shown = self._call(self._controller.iterate.remote(number), progress)
+        media = unwrapped(lambda: [np.concatenate(ray.get(parts)) for _, _, parts in shown])
+        samples = [TreeSamples(prompt, own, leaves) for (prompt, own, _), leaves in zip(shown, media, strict=True)]
+        return replace(report, samples=samples)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         cut: list[str] = self._call(self._controller.cut_prompts.remote(list(prompts)))

@@ -23,7 +23,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray, Task, fill_scores
 from ...proto.update_stats import UpdateStats
 from ..run.cuts import training_tasks
-from ..run.loop import SHOWN_TREES
+from ..run.loop import shown_trees
 from ..run.phases import Timeline
 from ..run.planner import Plan
 from ..run.tree_record import TreeRecord, tree_record
@@ -42,7 +42,7 @@ class GrowingTree:
     schedule: Schedule
     parts: list[tuple[PartHeader, Any]] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
-    """References to pictures that are kept for the sample grids."""
+    """References to pictures that are kept as samples."""
     thumbnails: dict[int, bytes] = field(default_factory=dict)
     """Pictures of nodes, which the learner doesn't get."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
@@ -98,9 +98,8 @@ class Iteration:
         self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
         self.diversity = np.zeros(len(prompts))
         """Diversity of each tree's leaves."""
-        every = settings.logging.samples_every
-        self.shown = SHOWN_TREES if every and number % every == 0 else 0
-        """Number of first trees whose pictures are kept for the sample grids."""
+        self.shown = shown_trees(settings.logging, number)
+        """Number of first trees whose pictures are kept as samples."""
         self.media: dict[int, list[Any]] = {}
         self._recorded = settings.logging.recorded_trees(number)
         self._objective = settings.learner.objective
@@ -160,6 +159,10 @@ class Iteration:
     def scored(self) -> dict[int, dict[str, FloatArray]]:
         """The rewards of the leaves of each tree by its number, without the skipped trees."""
         return {number: rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out}
+
+    def samples(self) -> list[tuple[str, dict[str, FloatArray], list[Any]]]:
+        """Of each tree whose pictures are kept its prompt, its rewards, and references to the pictures of its parts."""
+        return [(self.prompts[n], self.rewards[n], self.media[n]) for n in sorted(self.media)]
 
     def records(self, updates: Iterable[UpdateStats]) -> list[TreeRecord]:
         """The recorded trees, once all updates have been made."""

@@ -12,7 +12,7 @@ log.txt                messages of the run, with times
 metrics.jsonl          one line per iteration
 evaluations.jsonl      one line per evaluation
 evaluations/           the pictures of each
-samples/               grids of sampled leaves
+samples/               leaves of some trees, with their prompts and scores, and a grid of them
 trees/                 recorded trees, 000005-0000.safetensors of iteration 5 and tree 0, and so on
 tensorboard/           event files
 trace/                 what each process did when

@@ -8,7 +8,6 @@ from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ...learner.learner import Learner
@@ -18,6 +17,7 @@ from ...proto.remote_tree import part_id
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
 from ...proto.tree import Tree
+from ...proto.webp import Media
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
@@ -25,9 +25,10 @@ from ...rollout_workers.worker import RolloutWorker
 from . import checkpoints
 from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
-from .loop import SHOWN_TREES, IterationReport, Progress
+from .loop import IterationReport, Progress, shown_trees
 from .phases import Timeline
 from .planner import Planner
+from .samples import TreeSamples
 from .tree_record import TreeRecord, tree_record
 
 
@@ -58,7 +59,8 @@ class InProcessLoop:
         plan, rewards = self.planner.plan(number), list(self.settings.training_rewards)
         schedule, prompts = plan.schedule, plan.prompts
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-        media: dict[int, list[npt.NDArray[np.uint8]]] = {}
+        shown = shown_trees(self.settings.logging, number)
+        media: dict[int, list[Media]] = {}
         diversity = np.zeros(len(trees))
         leaves_done = 0
         for task in training_tasks(self.settings, number, prompts, schedule, self.worker.version):
@@ -72,7 +74,7 @@ class InProcessLoop:
                 with timeline.phase("scoring", part=part_id(number, part.tree, part.leaves)):
                     request = ScoreRequest(part.media, [tree.prompt] * len(part.media), rewards)
                     tree.add_scores(part.leaves, self.scorers.score(request).scores)
-                if part.tree < SHOWN_TREES:
+                if part.tree < shown:
                     media.setdefault(part.tree, []).append(part.media)
                 leaves_done += len(part.leaves)
                 progress("rollout", leaves_done / (len(trees) * schedule.leaves))
@@ -92,8 +94,8 @@ class InProcessLoop:
             seconds={name: timeline.seconds(name) for name in timeline.spans},
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
-            media=[np.concatenate(media[number]) for number in sorted(media)],
             diversity=float(diversity.mean()),
+            samples=[TreeSamples(trees[n].prompt, trees[n].rewards, np.concatenate(media[n])) for n in sorted(media)],
             trees=[self._record(number, trees[own.number], own) for update in updates for own in update.recorded],
         )
 

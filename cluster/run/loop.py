@@ -8,15 +8,22 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
+from ...proto.settings import LoggingSettings
 from ...proto.update_stats import UpdateStats
 from .evaluation import Evaluation
+from .samples import TreeSamples
 from .tree_record import TreeRecord
 
 Progress = Callable[[str, float], None]
 """Called with the phase of an iteration and the fraction of it that is done, 0 to 1."""
 
 SHOWN_TREES = 4
-"""Number of trees per iteration whose leaves are kept for the sample grids."""
+"""Number of trees per iteration whose leaves are kept as samples."""
+
+
+def shown_trees(settings: LoggingSettings, iteration: int) -> int:
+    """Number of an iteration's first trees whose leaves are kept as samples."""
+    return SHOWN_TREES if settings.samples_every and iteration % settings.samples_every == 0 else 0
 
 
 @dataclass
@@ -30,14 +37,14 @@ class IterationReport:
     """Phase -> its seconds: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
     forward_passes: int
     updates: list[UpdateStats]
-    media: list[npt.NDArray[np.uint8]]
-    """Leaves of the first trees, each uint8 [leaves, height, width, 3]."""
     diversity: float
     """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False
     """Whether a learner rank's node is about to be taken away, so that the rank must restart elsewhere."""
+    samples: list[TreeSamples] = field(default_factory=list)
+    """Leaves of its first trees, if they are to be kept."""
     trees: list[TreeRecord] = field(default_factory=list)
     """Its recorded trees."""
     left_out: int = 0

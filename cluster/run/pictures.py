@@ -14,13 +14,12 @@ from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ...proto.atomic_files import whole
+from ...proto.webp import CLIP_MILLISECONDS
 from .evaluation import MADE_WITH, Evaluation
 
 matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
 """Least width of a picture with a label, and the height of its letters."""
-CLIP_MILLISECONDS = 62
-"""Duration of a frame of a clip: Wan makes 16 frames per second."""
 
 
 def before_after(

@@ -3,13 +3,11 @@
 import json
 from collections.abc import Sequence
 from dataclasses import dataclass
-from io import BytesIO
 
 import numpy as np
-import numpy.typing as npt
-from PIL import Image
 from safetensors import SafetensorError, safe_open
 
+from ...proto.webp import webp
 from ..run.evaluation import evaluation_file
 from .figures import Line, alike
 from .pages import Picture
@@ -17,8 +15,6 @@ from .runs import Run
 
 MAX_SIDE = 384
 """Pixels of a shown picture's longer side; larger ones are made smaller."""
-CLIP_MILLISECONDS = 62
-"""Duration of a frame of a clip: Wan makes 16 frames per second."""
 
 
 @dataclass(frozen=True)
@@ -74,26 +70,6 @@ def evaluation_picture(run: Run, names: list[str]) -> Picture:
             media = file.get_slice("media")
             if not 0 <= int(index) < media.get_shape()[0]:
                 raise LookupError(index)
-            return encoded(np.asarray(media[int(index)]))
+            return Picture(webp(np.asarray(media[int(index)]), MAX_SIDE), "image/webp")
     except SafetensorError as error:
         raise LookupError(name) from error
-
-
-def encoded(media: npt.NDArray[np.uint8]) -> Picture:
-    """A picture [height, width, 3], or a clip with frames before, as WebP; small ones without loss."""
-    frames = [Image.fromarray(frame) for frame in (media[None] if media.ndim == 3 else media)]
-    for frame in frames:
-        frame.thumbnail((MAX_SIDE, MAX_SIDE))
-    data = BytesIO()
-    small = max(frames[0].size) < MAX_SIDE // 2
-    frames[0].save(
-        data,
-        "WebP",
-        lossless=small,
-        quality=85,
-        save_all=len(frames) > 1,
-        append_images=frames[1:],
-        duration=CLIP_MILLISECONDS,
-        loop=0,
-    )
-    return Picture(data.getvalue(), "image/webp")

@@ -1,6 +1,5 @@
 """The section of a run's pictures: held-out prompts before and after, and samples of an iteration."""
 
-import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -8,9 +7,10 @@ from markupsafe import Markup
 
 from ...proto.errors import InputError
 from .evaluations import Evaluated, evaluated
-from .figures import main_reward, weights
-from .pages import Asked, Links, Picture, asked_number, figure, render
+from .figures import weights
+from .pages import Asked, Links, asked_number, figure, render
 from .runs import Run
+from .samples import by_prompt, iterations, samples_of
 
 SHOWN = 24
 ORDERS = {"gain": "largest gain first", "loss": "largest loss first", "prompt": "as in the file"}
@@ -27,7 +27,7 @@ class Pair:
 
 
 def build(run: Run, asked: Asked, links: Links) -> Markup:
-    """Held-out pictures of the first evaluation beside those of any later one, by what they gained; sample grids.
+    """Held-out pictures of the first evaluation beside those of any later one, by what they gained; samples by prompt.
 
     `order`, `reward`, `show` (how many) and `samples` (an iteration) may be asked for, and `evaluations`: how many of
     them can be chosen from at most.
@@ -35,17 +35,19 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     found = evaluated(run)
     if found:
         found = [one for one in found if one.prompts == found[-1].prompts]
-    rewards = list(found[-1].rewards) if found else []
-    default = main_reward(weights(run), [{name: 0.0} for name in rewards])
-    reward = _choice(asked, "reward", rewards, default if default in rewards else next(iter(rewards), ""))
+    kept = iterations(run)
+    iteration = asked_number(asked, "samples", kept)
+    samples = samples_of(run, iteration) if iteration is not None else None
+    rewards = list(found[-1].rewards if found else samples.rewards if samples else ())
+    reward = _choice(asked, "reward", rewards, _main(run, rewards))
     order = _choice(asked, "order", list(ORDERS), "gain")
     if (limit := asked.get("evaluations", "")).isdecimal():
         found = _thinned(found, max(2, int(limit)))
     show = asked.get("show", str(SHOWN))
     count = int(show) if show.isdecimal() else None
     pairs = _pairs(found, reward, order, count, links)
-    grids = sample_grids(run)
-    grid = asked_number(asked, "samples", grids)
+    scored = samples.rewards if samples else {}
+    sorted_by = reward if reward in scored else _main(run, list(scored))
     return render(
         "pictures.html",
         pairs=pairs,
@@ -58,11 +60,19 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         order=order,
         show=show,
         default=SHOWN,
-        grids=grids,
-        grid=grid,
-        grid_source=links.picture(f"samples/{grid}") if grid is not None else None,
+        kept=kept,
+        iteration=iteration,
+        samples=by_prompt(samples, iteration, sorted_by, links) if samples and iteration is not None else [],
+        sorted_by=sorted_by,
+        grid=links.picture(f"samples/{iteration}") if iteration is not None else None,
         action=links.section("pictures"),
     )
+
+
+def _main(run: Run, names: Sequence[str]) -> str:
+    """The reward among `names` with the largest weight; an empty text if there is none."""
+    weighted = weights(run)
+    return max(names, key=lambda name: abs(weighted.get(name, 0.0)), default="")
 
 
 def _mean(values: Sequence[float]) -> float:
@@ -99,20 +109,3 @@ def _choice(asked: Asked, name: str, known: Sequence[str], default: str) -> str:
     if given not in known and known:
         raise InputError(f"{name} is '{given[:40]}'; there is {', '.join(known)}")
     return given
-
-
-def sample_grids(run: Run) -> list[int]:
-    """Iterations that have a grid of samples, ascending."""
-    if (folder := run.file("samples")) is None:
-        return []
-    names = (re.fullmatch(r"iteration-(\d+)", path.stem) for path in folder.glob("iteration-*.png"))
-    return sorted(int(name[1]) for name in names if name)
-
-
-def sample_picture(run: Run, names: list[str]) -> Picture:
-    """The grid of samples of an iteration. Raises LookupError if there is none."""
-    (iteration,) = names
-    path = run.file(f"samples/iteration-{int(iteration):06d}.png")
-    if path is None:
-        raise LookupError(iteration)
-    return Picture(path.read_bytes(), "image/png")

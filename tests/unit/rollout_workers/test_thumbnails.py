@@ -65,11 +65,11 @@ def test_all_of_a_tree_s_are_bounded_however_large(shape: tuple[int, ...]) -> No
     media = np.random.default_rng(1).integers(0, 256, (2, *shape), dtype=np.uint8)
     many = tree_schedule(20, kernel="dance", eta=0.3, splits=dict.fromkeys(range(8), 2))
     for schedule in (ode_schedule(3), many):
-        for data in thumbnails(media, schedule):
+        count = schedule.leaves + len(split_nodes(schedule))
+        for data in thumbnails(media, count):
             picture = Image.open(io.BytesIO(data))
             frames = sum(1 for _ in ImageSequence.Iterator(picture))
             assert frames == (1 if len(shape) == 3 else MAX_FRAMES)
             assert max(picture.size) <= 256
             assert picture.width / picture.height == pytest.approx(1.5, rel=0.05)
-            count = schedule.leaves + len(split_nodes(schedule))
             assert frames * count * picture.width * picture.height <= 1.05 * MAX_PIXELS

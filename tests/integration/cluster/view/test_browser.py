@@ -12,6 +12,7 @@ import pytest
 from branchgrpo.benchmarks.support.local_cluster import end
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.samples import parse, samples_file
 from branchgrpo.cluster.train import train
 from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
 from rich.console import Console
@@ -118,7 +119,7 @@ def test_the_browser_shows_what_the_folder_holds(page: Page, folder: Path) -> No
 def test_pictures_follow_the_slider_and_prompts_are_text(page: Page, folder: Path) -> None:
     run = RunFolder(folder)
     page.goto("/pictures/run?order=prompt")
-    assert page.locator(".prompt").all_inner_texts() == [SCRIPT, "472"]
+    assert page.locator("#held-out .prompt").all_inner_texts() == [SCRIPT, "472"]
     assert page.title() == "run · BranchGRPO"
     slider = page.get_by_label("Evaluation")
     slider.focus()
@@ -128,6 +129,22 @@ def test_pictures_follow_the_slider_and_prompts_are_text(page: Page, folder: Pat
         assert page.locator(".now").all_inner_texts() == [f"{score:.3f}" for score in scores]
         source = page.locator("[data-sources]").first.get_attribute("src") or ""
         assert f"iteration-00000{position}" in source
+    until(lambda: page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth)"))
+
+
+def test_samples_of_a_chosen_iteration_are_those_of_the_file(page: Page, folder: Path) -> None:
+    kept = parse((folder / samples_file(1)).read_bytes())
+    page.goto("/pictures/run?order=prompt")
+    page.locator("#samples select").select_option("1")
+    page.wait_for_url("**/pictures/run?*samples=1*")
+    assert "order=prompt" in page.url
+    prompts = list(dict.fromkeys(kept.prompts))
+    assert page.locator(".sampled .prompt").all_inner_texts() == prompts
+    for prompt, shown in zip(prompts, page.locator(".sampled").all(), strict=True):
+        of_prompt = [score for own, score in zip(kept.prompts, kept.rewards["ocr"], strict=True) if own == prompt]
+        expected = [f"{score:.3f}" for score in sorted(of_prompt, reverse=True)]
+        assert shown.locator("figcaption").all_inner_texts() == expected
+        shown.scroll_into_view_if_needed()
     until(lambda: page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth)"))
 
 

@@ -10,8 +10,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from branchgrpo.cluster.run import samples
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.samples import TreeSamples
 from branchgrpo.cluster.view import export
 from branchgrpo.cluster.view.files import FileCache
 from branchgrpo.cluster.view.runs import Runs
@@ -104,8 +106,40 @@ def test_pictures_are_those_of_the_evaluation_by_gain(pictured: Path, client: Te
             assert (picture == 10 * iteration + index).all()
 
 
+def test_samples_are_shown_by_prompt_the_best_first(pictured: Path, client: TestClient) -> None:
+    media = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 6, 3), np.uint8)
+    for iteration, scores in ((5, [0.25, 0.75, 0.5]), (10, [0.5, 0.125, 1.0])):
+        rewards = {"ocr": np.array(scores), "ocr_exact": -np.array(scores)}
+        other = TreeSamples("472", {"ocr": np.array([0.0, 1.0, 0.5]), "ocr_exact": np.ones(3)}, media[3:])
+        samples.write(pictured, iteration, [TreeSamples(SCRIPT, rewards, media[:3]), other])
+
+    def shown(**asked: object) -> dict[str, list[tuple[int, str]]]:
+        """Prompt -> grey level and score of its pictures."""
+        page = client.get("/pictures/one", params=asked).text
+        found = {}
+        for part in page.split('<section class="sampled">')[1:]:
+            pairs = re.findall(r'<img src="(.*?)".*?"scores">(.*?)<', part)
+            levels = [np.asarray(Image.open(BytesIO(client.get(unescape(one)).content))).max() for one, _ in pairs]
+            prompt = unescape(re.findall(r'class="prompt">(.*?)<', part)[0])
+            found[prompt] = list(zip(levels, [score for _, score in pairs], strict=True))
+        return found
+
+    assert shown() == {
+        SCRIPT: [(2, "1.000"), (0, "0.500"), (1, "0.125")],
+        "472": [(4, "1.000"), (5, "0.500"), (3, "0.000")],
+    }
+    assert shown(samples=5)[SCRIPT] == [(1, "0.750"), (2, "0.500"), (0, "0.250")]
+    assert shown(samples=5, reward="ocr_exact")[SCRIPT] == [(0, "-0.250"), (2, "-0.500"), (1, "-0.750")]
+    newest = pictured / samples.samples_file(10)
+    newest.write_bytes(newest.read_bytes()[:100])
+    page = client.get("/pictures/one").text
+    assert "<code>samples/iteration-000010.safetensors</code> can&#39;t be read" in page
+    assert client.get("/picture/one", params={"of": "samples/10/0"}).status_code == 404
+    assert client.get("/picture/one", params={"of": "samples/10"}).headers["content-type"] == "image/png"
+
+
 @pytest.mark.parametrize(
-    "name", ["evaluation/../../x/0", "evaluation/x/0", "samples/5", "samples/..", "tree/1", "", "x"]
+    "name", ["evaluation/../../x/0", "evaluation/x/0", "samples/5", "samples/5/0", "samples/..", "tree/1", "", "x"]
 )
 def test_pictures_that_are_not_there_are_refused(pictured: Path, client: TestClient, name: str) -> None:
     assert client.get("/picture/one", params={"of": name}).status_code == 404

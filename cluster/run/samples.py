@@ -1,0 +1,85 @@
+"""Samples of an iteration: the leaves of its first trees, with their scores, as a file beside the grid of them.
+
+samples/iteration-<iteration>.safetensors has an array `reward.<name>` over the pictures, and for each of them
+`picture.<number>`, the bytes of a WebP. Its header has `prompts`, one for each picture, as JSON. Pictures are in the
+order of trees and leaves.
+"""
+
+import json
+import re
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ...proto.atomic_files import whole
+from ...proto.safetensors_codec import decode, encode
+from ...proto.tree import FloatArray
+from ...proto.webp import Media
+from ...rollout_workers.thumbnails import thumbnails
+from .pictures import sample_grid
+
+FOLDER = "samples"
+
+
+@dataclass(frozen=True)
+class TreeSamples:
+    """All leaves of one tree."""
+
+    prompt: str
+    rewards: Mapping[str, FloatArray]
+    """Scores of the leaves by reward, float64 [leaves]."""
+    media: Media
+    """The leaves, uint8 [leaves, height, width, 3], or clips [leaves, frames, height, width, 3]."""
+
+
+@dataclass(frozen=True)
+class Samples:
+    """The leaves of several trees, as the file of an iteration has them."""
+
+    prompts: Sequence[str]
+    """Of every leaf."""
+    rewards: Mapping[str, FloatArray]
+    """Scores of the leaves by reward, float64 [leaves]."""
+    pictures: Sequence[bytes]
+    """The leaves as WebP, at most 2^22 pixels for each tree; clips as animations."""
+
+
+def samples_file(iteration: int) -> str:
+    """The file of an iteration's samples within the run folder; the grid's name ends with `.png` instead."""
+    return f"{FOLDER}/iteration-{iteration:06d}.safetensors"
+
+
+def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> None:
+    """Write the samples of an iteration, and the grid of them, each whole or not at all, into a run's folder."""
+    path = run / samples_file(iteration)
+    sample_grid(path.with_suffix(".png"), [tree.media for tree in trees])
+    pictures = [data for tree in trees for data in thumbnails(tree.media, len(tree.media))]
+    arrays = {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(pictures)}
+    for name in trees[0].rewards:
+        arrays[f"reward.{name}"] = np.concatenate([tree.rewards[name] for tree in trees])
+    prompts = [str(tree.prompt) for tree in trees for _ in tree.media]
+    with whole(path) as temporary:
+        temporary.write_bytes(encode(arrays, {"prompts": json.dumps(prompts)}))
+
+
+def parse(data: bytes) -> Samples:
+    """The samples in the bytes of a file. Raises ValueError if they hold none, or aren't whole."""
+    arrays, header = decode(data)
+    try:
+        prompts = [str(prompt) for prompt in json.loads(header["prompts"])]
+        pictures = [arrays[f"picture.{i}"].tobytes() for i in range(len(prompts))]
+    except KeyError as error:
+        raise ValueError(f"it has no {error}") from error
+    rewards = {name.removeprefix("reward."): own for name, own in arrays.items() if name.startswith("reward.")}
+    for name, own in rewards.items():
+        if own.shape != (len(prompts),):
+            raise ValueError(f"reward '{name}' has the shape {own.shape}, and there are {len(prompts)} pictures")
+    return Samples(prompts, rewards, pictures)
+
+
+def sampled_iterations(run: Path) -> list[int]:
+    """Iterations of which a run's folder has samples, or a grid of them, ascending."""
+    names = (re.fullmatch(r"iteration-(\d+)\.(?:safetensors|png)", path.name) for path in (run / FOLDER).glob("*"))
+    return sorted({int(name[1]) for name in names if name})

@@ -1,0 +1,62 @@
+"""Samples of an iteration by prompt, each prompt's best picture first."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from ..run.samples import Samples, parse, sampled_iterations, samples_file
+from .pages import Links, Picture, figure
+from .runs import Run
+
+
+@dataclass(frozen=True)
+class SampledPrompt:
+    """The pictures of one prompt in an iteration."""
+
+    prompt: str
+    mean: str
+    spread: str
+    """Standard deviation of the scores."""
+    pictures: Sequence[tuple[str, str]]
+    """Address and score of each, from the highest score to the lowest."""
+
+
+def iterations(run: Run) -> list[int]:
+    """Iterations of which the run has kept samples, or a grid of them, ascending."""
+    return sampled_iterations(run.folder) if run.file("samples") else []
+
+
+def samples_of(run: Run, iteration: int) -> Samples | None:
+    """The samples of an iteration; None if there is only a grid of them, or nothing."""
+    return run.read(samples_file(iteration), parse)
+
+
+def by_prompt(samples: Samples, iteration: int, reward: str, links: Links) -> list[SampledPrompt]:
+    """The prompts of an iteration, in their order, with their pictures by a reward."""
+    prompts, scores = np.array(samples.prompts), samples.rewards[reward]
+    found = []
+    for prompt in dict.fromkeys(samples.prompts):
+        own = np.flatnonzero(prompts == prompt)
+        order = own[np.argsort(-scores[own], kind="stable")]
+        pictures = [(links.picture(f"samples/{iteration}/{i}"), figure(float(scores[i]))) for i in order]
+        mean, spread = float(scores[own].mean()), float(scores[own].std())
+        found.append(SampledPrompt(prompt, figure(mean), figure(spread), pictures))
+    return found
+
+
+def sample_picture(run: Run, names: list[str]) -> Picture:
+    """A sample of an iteration by its number, or without a number the grid of all. Raises LookupError if there is
+    none."""
+    iteration, *which = map(int, names)
+    if not which:
+        path = run.file(str(Path(samples_file(iteration)).with_suffix(".png")))
+        if path is None:
+            raise LookupError(iteration)
+        return Picture(path.read_bytes(), "image/png")
+    (number,) = which
+    samples = samples_of(run, iteration)
+    if samples is None or not 0 <= number < len(samples.pictures):
+        raise LookupError("/".join(names))
+    return Picture(samples.pictures[number], "image/webp")
