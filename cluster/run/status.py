@@ -16,6 +16,8 @@ TAIL_BYTES = 2**16
 """Bytes of a file of lines that are read, from its end."""
 TYPICAL = 10
 """Iterations whose median tells how long one takes."""
+MAX_CHANGES = 200
+"""Newest changes of settings that are told of."""
 
 
 @dataclass
@@ -84,10 +86,11 @@ def status_of(folder: Path) -> RunStatus:
     run.recoveries, run.resumed = recorded.get("recoveries", 0), max(0, recorded.get("drivers", 1) - 1)
     with suppress(OSError):
         run.disk_free = shutil.disk_usage(folder).free
-    run.changes = _lines(folder / "changes.jsonl")
+    run.changes = _last_lines(folder / "changes.jsonl", MAX_CHANGES)
     checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
     run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
-    _add_figures(run, _lines(folder / "metrics.jsonl"), _lines(folder / "evaluations.jsonl"))
+    newest = _last_lines(folder / "metrics.jsonl", TYPICAL), _last_lines(folder / "evaluations.jsonl", 1)
+    _add_figures(run, *newest)
     if run.state in ("stopped", "failed", "lost"):
         run.command = resume_command(folder)
     return run
@@ -99,7 +102,7 @@ def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: lis
             newest = metrics[-1]
             run.iteration, run.iteration_ended = newest["iteration"], newest["started"] + newest["seconds"]
             run.rewards = {name: values["mean"] for name, values in newest["rewards"].items()}
-            run.seconds_per_iteration = median(line["seconds"] for line in metrics[-TYPICAL:])
+            run.seconds_per_iteration = median(line["seconds"] for line in metrics)
             if run.live and run.iterations:
                 run.seconds_left = (run.iterations - run.iteration) * run.seconds_per_iteration
         if evaluations:
@@ -108,8 +111,8 @@ def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: lis
             run.held_out_iteration = evaluations[-1]["iteration"]
 
 
-def _lines(path: Path) -> list[dict[str, Any]]:
-    """The last lines of a file of JSON lines; without those that can't be read."""
+def _last_lines(path: Path, count: int) -> list[dict[str, Any]]:
+    """The last `count` lines of a file of JSON lines, among those that can be read."""
     try:
         with path.open("rb") as file:
             end = file.seek(0, os.SEEK_END)
@@ -117,9 +120,11 @@ def _lines(path: Path) -> list[dict[str, Any]]:
             text = file.read().decode(errors="replace")
     except OSError:
         return []
-    found = []
-    for line in text.splitlines():
+    found: list[dict[str, Any]] = []
+    for line in reversed(text.splitlines()):
+        if len(found) == count:
+            break
         with suppress(ValueError):
             if isinstance(value := json.loads(line), dict):
                 found.append(value)
-    return found
+    return found[::-1]

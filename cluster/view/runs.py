@@ -2,6 +2,7 @@
 
 import os
 from collections.abc import Callable, Iterator
+from functools import cached_property
 from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
@@ -48,10 +49,15 @@ class Run:
         """A file of the folder; None if it isn't there, or lies elsewhere by a link."""
         path = self.folder / name
         try:
-            inside = path.resolve(strict=True).is_relative_to(self.folder.resolve())
+            inside = path.resolve(strict=True).is_relative_to(self._place)
         except OSError:
             return None
         return path if inside else None
+
+    @cached_property
+    def _place(self) -> Path:
+        """The folder, whatever links lead to it."""
+        return self.folder.resolve()
 
     def read(self, name: str, parse: Callable[[bytes], Parsed]) -> Parsed | None:
         """What `parse` makes of a file; None if it isn't there, or isn't as `parse` expects it."""
