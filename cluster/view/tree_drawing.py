@@ -9,6 +9,7 @@ from markupsafe import Markup
 from PIL import Image
 
 from ...proto.learned_tree import EdgeState
+from ...proto.tree import FloatArray
 from ..run.tree_record import TreeRecord
 from .pages import Links, render
 from .tree_layout import layout, leaves_below
@@ -55,18 +56,39 @@ class DrawnNode:
     size: tuple[float, float]
 
 
+@dataclass(frozen=True)
+class Scale:
+    """What the edges of a tree are coloured by."""
+
+    name: str
+    low: str
+    high: str
+    levels: FloatArray
+    """Of every node's edge, from -1 to 1, float64 [nodes]."""
+
+
+def scale(record: TreeRecord) -> Scale:
+    """Advantages, as far as the largest goes; with `nft` the merits of leaves, from 0 to 1."""
+    if record.merit is None:
+        largest = float(np.abs(record.advantage).max()) or 1.0
+        return Scale("advantage", number(-largest), number(largest, signed=True), record.advantage / largest)
+    levels = np.zeros(len(record.parent))
+    levels[record.leaves] = np.nan_to_num(2 * record.merit - 1)
+    return Scale("merit", "0", "1", levels)
+
+
 def draw(record: TreeRecord, links: Links) -> Markup:
     """The tree as SVG, with what its hovering, focus and choices show."""
     aspect = _aspect(record)
     places, below = layout(record, aspect), leaves_below(record)
-    largest = float(np.abs(record.advantage).max()) or 1.0
+    levels = scale(record).levels
     low, high = float(record.value.min()), float(record.value.max())
     first = len(record.parent) - len(record.leaves)
     splits = set(record.parent[np.flatnonzero(np.diff(record.parent, prepend=-2) == 0)].tolist())  # second children
     nodes = []
     for n in range(len(record.parent)):
         kind = "leaf" if n >= first else "split" if n in splits else "chain"
-        depth, advantage = int(record.depth[n]), float(record.advantage[n])
+        depth, level = int(record.depth[n]), float(levels[n])
         nodes.append(
             DrawnNode(
                 number=n,
@@ -79,10 +101,10 @@ def draw(record: TreeRecord, links: Links) -> Markup:
                         kind,
                         STATES[EdgeState(record.state[n])],
                         "noisy" if record.stochastic[n] else "still",
-                        "up" if advantage > 0 else "down",
+                        "up" if level > 0 else "down",
                     ]
                 ),
-                strength=round(100 * min(abs(advantage) / largest, 1.0), 1),
+                strength=round(100 * min(abs(level), 1.0), 1),
                 level=round(100 * (float(record.value[n]) - low) / (high - low), 1) if high > low else 50.0,
                 facts=facts(record, n),
                 value=number(record.value[n]),
@@ -115,13 +137,14 @@ def facts(record: TreeRecord, node: int) -> str:
     state, depth = EdgeState(record.state[node]), int(record.depth[node])
     parts = [f"node {node}", f"after step {int(record.level[node])}" if depth else "start"]
     parts += [f"noise level {number(record.sigma[node])}", f"value {number(record.value[node])}"]
-    if depth:
+    if record.merit is None and depth:
         parts.append(f"advantage {number(record.advantage[node], signed=True)}")
         parts.append(f"weight {number(record.weight[node])}")
         parts.append(f"log-probability {number(record.logprob[node])}")
         parts.append(f"ratio {number(record.ratio[node], 6)}")
     if record.merit is not None and node in record.leaves:
         parts.append(f"merit {number(record.merit[node - record.leaves[0]])}")
+        parts.append(f"weight {number(record.weight[node])}")
     if node in record.leaves:
         parts += [f"{name} {number(own[node - record.leaves[0]])}" for name, own in record.rewards.items()]
     noise = "adds noise" if record.stochastic[node] else "deterministic step"

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from ..run.tree_record import FOLDER, TreeRecord, parse, recorded_trees
 from .pages import Asked, Links, Picture, asked_number, render
 from .runs import Run
-from .tree_drawing import draw, number
+from .tree_drawing import draw, number, scale
 
 
 @dataclass(frozen=True)
@@ -46,7 +46,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         cards=cards,
         shown=drawings,
         links=links,
-        limits={record.tree: number(float(np.abs(record.advantage).max())) for record in shown},
+        scales={record.tree: scale(record) for record in shown},
         number=number,
     )
 

@@ -1,7 +1,6 @@
 """The pages about a real run in a real browser: what it shows, and what it never does. The tests share a run."""
 
 import json
-import re
 import shutil
 import subprocess
 from collections.abc import Iterator
@@ -9,20 +8,17 @@ from pathlib import Path
 from typing import Any, Literal
 
 import pytest
-from branchgrpo.benchmarks.support.local_cluster import end
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.samples import parse, samples_file
 from branchgrpo.cluster.train import train
-from playwright.sync_api import Browser, BrowserContext, Page, sync_playwright
+from playwright.sync_api import Browser, Page
 from rich.console import Console
-from support import ALONE, Settings, command, until
+from support import Settings, command, until
+from view_pages import SCRIPT, served, watched
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-SCRIPT = "<script>document.title='owned'</script><b>x</b>"
 SECTIONS = ("overview", "pictures", "trees", "time", "recipe")
 FOCUSABLE = "a[href], button:not(:disabled), input:not([type=hidden]), select, [tabindex='0']"
-pytestmark = pytest.mark.skipif(CHROMIUM is None, reason="needs Chromium")
 
 
 @pytest.fixture(scope="module")
@@ -38,50 +34,14 @@ def folder(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> P
 
 @pytest.fixture(scope="module")
 def address(folder: Path) -> Iterator[str]:
-    """Where `branchgrpo view` serves the folder of runs."""
-    serving = command("view", folder.parent, "--port", "0")
-    process = subprocess.Popen(serving, env=ALONE | {"PYTHONUNBUFFERED": "1"}, stdout=subprocess.PIPE, text=True)
-    assert process.stdout
-    line = process.stdout.readline()
-    found = re.search(r"http://127\.0\.0\.1:\d+", line)
-    assert found, line
-    yield found[0]
-    end(process)
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=["--no-sandbox"])
-        yield browser
-        browser.close()
+    with served(folder.parent) as address:
+        yield address
 
 
 @pytest.fixture
-def seen() -> list[str]:
-    """What no page may do: messages in the console, errors, requests to other hosts."""
-    return []
-
-
-@pytest.fixture
-def page(browser: Browser, address: str, seen: list[str]) -> Iterator[Page]:
-    """A page that is watched, and has done nothing that it may not do when the test ends."""
-    context = browser.new_context(base_url=address)
-    yield watched(context, address, seen)
-    context.close()
-    assert seen == []
-
-
-def watched(context: BrowserContext, address: str, seen: list[str]) -> Page:
-    page = context.new_page()
-    page.set_default_timeout(60_000)
-    page.on("console", lambda message: seen.append(message.text))
-    page.on("pageerror", lambda error: seen.append(str(error)))
-    page.on(
-        "request",
-        lambda asked: None if asked.url.startswith((address, "data:", "file:")) else seen.append(asked.url),
-    )
-    return page
+def page(browser: Browser, address: str) -> Iterator[Page]:
+    with watched(browser, address) as page:
+        yield page
 
 
 def drawn(page: Page, chart: str, curve: str) -> dict[str, Any]:
@@ -150,10 +110,9 @@ def test_samples_of_a_chosen_iteration_are_those_of_the_file(page: Page, folder:
 
 @pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
 def test_pages_are_narrow_quiet_and_reached_by_keyboard(
-    browser: Browser, address: str, seen: list[str], scheme: Literal["light", "dark"], ground: str
+    browser: Browser, address: str, scheme: Literal["light", "dark"], ground: str
 ) -> None:
-    with browser.new_context(base_url=address, color_scheme=scheme, viewport={"width": 390, "height": 800}) as context:
-        page = watched(context, address, seen)
+    with watched(browser, address, color_scheme=scheme, viewport={"width": 390, "height": 800}) as page:
         for path in ("/", *(f"/{name}/run" for name in SECTIONS), "/compare?run=run&run=copy"):
             page.goto(path)
             for place in page.locator(".plot").all():
@@ -161,7 +120,6 @@ def test_pages_are_narrow_quiet_and_reached_by_keyboard(
             assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
             assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
             assert reached(page) == set(range(page.locator(FOCUSABLE).count())), path
-    assert seen == []
 
 
 def reached(page: Page) -> set[int]:
@@ -207,17 +165,15 @@ def test_runs_are_filtered_sorted_and_compared_by_keyboard(page: Page) -> None:
     assert drawn(page, "ocr-held-out-prompts", "copy")["x"] == [0, 1, 2]
 
 
-def test_an_export_opens_without_a_server(browser: Browser, folder: Path, tmp_path: Path, seen: list[str]) -> None:
+def test_an_export_opens_without_a_server(browser: Browser, folder: Path, tmp_path: Path) -> None:
     made = subprocess.run(command("view", folder, "--export", tmp_path / "run.html"), capture_output=True, text=True)
     assert made.returncode == 0, made.stderr
-    with browser.new_context(offline=True) as context:
-        page = watched(context, "file:", seen)
+    with watched(browser, "file:", offline=True) as page:
         page.goto(f"file://{tmp_path}/run.html")
         held_out = drawn(page, "ocr", "held-out")["y"]
         assert held_out == pytest.approx([line["ocr"] for line in RunFolder(folder).lines("evaluations")], rel=1e-5)
         assert SCRIPT in page.locator(".prompt").all_inner_texts()
         assert page.evaluate("[...document.images].every((one) => one.loading === 'lazy' || one.naturalWidth)")
-    assert seen == []
 
 
 def test_pages_follow_a_run_that_continues(page: Page, folder: Path) -> None:

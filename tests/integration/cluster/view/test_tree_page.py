@@ -1,77 +1,67 @@
 """The page of a run's trees in Chromium: what it shows is what the files hold, by pointer and by keyboard."""
 
-import shutil
-import subprocess
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.benchmarks.support.local_cluster import free_port, reachable
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.tree_record import TreeRecord, read, recorded_trees, write
 from branchgrpo.cluster.view.tree_drawing import number
 from branchgrpo.proto.learned_tree import EdgeState
 from branchgrpo.proto.recipe import save_recipe
-from playwright.sync_api import Browser, Page, sync_playwright
-from support import ALONE, Settings, command, done_by, until
+from branchgrpo.proto.settings import RunSettings
+from playwright.sync_api import Browser, Page
+from support import Settings, done_by
+from view_pages import SCRIPT, served, watched
 
-CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
-
-SCRIPT = "<script>document.title = 'run'</script>"
+REWARDS = {"rewards": {"shade": {"function": "support:shade"}}}
+NFT = {
+    "name": "nft",
+    "schedule": {"method": "nft", "steps": 4, "group": 4},
+    "learner.objective": "nft",
+    "advantage": {"normaliser": "group", "clip": 1.2},
+}
 
 
 @pytest.fixture(scope="module")
-def run(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A run that has recorded the trees of an iteration, with edges that were pruned."""
-    width = {"mode": "parent_top1", "keep_last_split": False}
-    changes = {"rewards": {"shade": {"function": "support:shade"}}, "pruning.width": width}
-    settings = settings_in(tmp_path_factory.mktemp("seen"), changes)
+def root(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("seen")
+
+
+def recorded(settings: RunSettings) -> Path:
+    """The folder of a run that has recorded the trees of an iteration."""
     folder = settings.runs / settings.name
     folder.mkdir(parents=True)
     save_recipe(settings, folder)
     with closing(InProcessLoop(settings, [SCRIPT, "two", "three", "four"])) as loop:
         for record in loop.iterate(1).trees:
             write(folder, record)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def run(settings_in: Settings, root: Path) -> Path:
+    """A run that has pruned some edges, and has a broken file of a tree."""
+    width = {"mode": "parent_top1", "keep_last_split": False}
+    folder = recorded(settings_in(root, {**REWARDS, "pruning.width": width}))
     (folder / "trees" / "000001-0009.safetensors").write_bytes(b"cut off")
     return folder
 
 
 @pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    with sync_playwright() as playwright:
-        arguments = ["--no-sandbox", "--no-proxy-server"]
-        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments) as browser:
-            yield browser
-
-
-@contextmanager
-def opened(browser: Browser, address: str, base: str) -> Iterator[Page]:
-    """A page that must have no error, and may load nothing but addresses with the beginning `base`."""
-    page, errors, asked = browser.new_page(), [], []
-    page.on("console", lambda message: errors.append(message.text))
-    page.on("pageerror", lambda error: errors.append(str(error)))
-    page.on("request", lambda request: asked.append(request.url))
-    page.goto(address)
-    yield page
-    assert not errors
-    assert all(url.startswith((base, "data:")) for url in asked)
+def address(run: Path) -> Iterator[str]:
+    with served(run.parent) as address:
+        yield address
 
 
 @pytest.fixture(scope="module")
-def page(run: Path, record: TreeRecord, browser: Browser) -> Iterator[Page]:
+def page(address: str, run: Path, record: TreeRecord, browser: Browser) -> Iterator[Page]:
     """That tree of the run."""
-    port = free_port()
-    server = subprocess.Popen(command("view", run, "--port", str(port)), env=ALONE, stdout=subprocess.PIPE, text=True)
-    try:
-        until(lambda: reachable(port), 60)
-        base = f"http://127.0.0.1:{port}/"
-        with opened(browser, f"{base}trees/{run.name}?iteration=1&tree={record.tree}", base) as page:
-            yield page
-    finally:
-        server.terminate()
-        server.wait(20)
+    with watched(browser, address) as page:
+        page.goto(f"/trees/{run.name}?iteration=1&tree={record.tree}")
+        yield page
 
 
 @pytest.fixture(scope="module")
@@ -107,7 +97,7 @@ def test_figures_are_those_of_the_file(page: Page, record: TreeRecord) -> None:
 def test_a_prompt_is_text_and_a_broken_file_is_named(page: Page) -> None:
     assert page.locator(".tree h2").text_content() == SCRIPT
     assert page.locator(".cards .prompt", has_text=SCRIPT).count() == 1
-    assert page.title() != "run"
+    assert page.title() != "owned"
     assert "000001-0009.safetensors" in page.locator(".problems").text_content()
 
 
@@ -168,7 +158,8 @@ def test_an_export_draws_all_trees_without_a_server(
     file = tmp_path / "run.html"
     done = done_by("view", run, "--export", file)
     assert done.returncode == 0, done.stdout + done.stderr
-    with opened(browser, file.as_uri(), file.as_uri()) as page:
+    with watched(browser, file.as_uri(), offline=True) as page:
+        page.goto(file.as_uri())
         assert page.locator(".tree").count() == 4
         tree = page.locator(f"#tree-{record.tree}")
         assert tree.locator("h2").text_content() == SCRIPT
@@ -177,3 +168,27 @@ def test_an_export_draws_all_trees_without_a_server(
         facts = tree.locator(".node-facts").inner_text()
         assert number(record.value[record.leaves[0]]) in facts
         assert page.evaluate("Promise.all([...document.querySelectorAll('.tree img')].map((one) => one.decode()))")
+
+
+def test_with_nft_merits_take_the_place_of_advantages(
+    settings_in: Settings, root: Path, browser: Browser, address: str
+) -> None:
+    folder = recorded(settings_in(root, {**REWARDS, **NFT}))
+    record = read(recorded_trees(folder)[1, 0])
+    best, worst = record.merit.argmax(), record.merit.argmin()
+    assert 0 <= record.merit[worst] < 0.5 < record.merit[best] <= 1
+    with watched(browser, address) as page:
+        page.goto("/trees/nft?iteration=1&tree=0")
+        facts = [
+            page.locator(f".node[data-n='{node}']").get_attribute("aria-label").split(" · ")
+            for node in range(len(record.parent))
+        ]
+        assert not any(fact.startswith(("advantage", "ratio")) for own in facts for fact in own)
+        for leaf, merit, score in zip(record.leaves, record.merit, record.rewards["shade"], strict=True):
+            assert {f"merit {number(merit)}", f"shade {number(score)}"} <= {*facts[leaf]}
+        assert page.locator(".key").first.text_content() == "merit"
+        colours = [
+            page.locator(f".edge[data-n='{record.leaves[one]}'] .line").evaluate("one => getComputedStyle(one).stroke")
+            for one in (best, worst)
+        ]
+        assert colours[0] != colours[1]
