@@ -1,0 +1,48 @@
+"""A run whose leaves are clips: the pages play them."""
+
+from pathlib import Path
+
+import numpy as np
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.train import train
+from families import saved
+from playwright.sync_api import Browser, Locator
+from rich.console import Console
+from support import Settings, until
+from view_pages import served, watched
+
+CHANGES = {
+    "iterations": 1,
+    "policy.width": 16,
+    "policy.frames": 5,
+    "prompts.per_iteration": 2,
+    "learner.updates_per_iteration": 1,
+    "evaluation.prompts": 1,
+    "rewards": {"shade": {"function": "support:shade"}},
+    "logging.samples_every": 1,
+}
+
+
+def test_clips_play(browser: Browser, run_settings: Settings, tmp_path: Path) -> None:
+    pipeline = saved("Wan 2.1", tmp_path / "pipeline")
+    run = train(run_settings({**CHANGES, "policy.pretrained": str(pipeline)}), RunDisplay(Console(quiet=True)))
+    folder = RunFolder(run)
+    (clip,) = folder.evaluation(folder.lines("evaluations")[-1]).media
+    assert clip.shape == (5, 16, 16, 3)
+    assert np.ptp(clip.astype(int), axis=0).max() > 3, "its frames differ"
+    with served(run.parent) as address, watched(browser, address) as page:
+        page.goto("/pictures/run")
+        assert_plays(page.locator("#held-out img").last)
+        assert_plays(page.locator("#samples img").first)
+        page.goto("/trees/run")
+        assert_plays(page.locator(".node.leaf image").first)
+
+
+def assert_plays(clip: Locator) -> None:
+    """What is seen of a clip changes, and the clip begins anew when it has ended."""
+    frames = set()
+    until(lambda: frames.add(clip.screenshot()) or len(frames) > 2, 30)
+    first = clip.screenshot()
+    until(lambda: clip.screenshot() != first, 30)
+    until(lambda: clip.screenshot() == first, 30)
