@@ -11,7 +11,7 @@ from branchgrpo.learner.rows import MicroBatch
 from branchgrpo.proto.schedule import Kernel
 from branchgrpo.proto.tree import Tree, Window
 from branchgrpo.rollout_workers.kernels import CoefficientTable
-from branchgrpo.rollout_workers.policies.base import Policy, trainable
+from branchgrpo.rollout_workers.policies.base import Policy, collate, trainable
 from deepspeed.utils import safe_get_full_optimizer_state
 from torch.distributions import Normal, kl_divergence
 
@@ -95,3 +95,14 @@ def assert_same_gradient(learner: Learner, expected: dict[str, torch.Tensor], to
     assert scale > 0
     for name, moment in first_moments(learner).items():
         torch.testing.assert_close(moment / 0.1, expected[name], atol=tolerance * scale, rtol=tolerance)
+
+
+def naive_ratio(policy: Policy, tree: Tree, node: int) -> float:
+    """exp(new - old log-probability) of an edge by the kernel's formula, for `policy` alone."""
+    parent, step = int(tree.schedule.parent[node]), int(tree.schedule.depth[node]) - 1
+    grid = policy.sigmas(tree.schedule.grid_steps)
+    x, s = tree.state(parent).float(), grid[step]
+    with torch.no_grad():
+        v = policy.velocity(x[None], torch.tensor([s]), collate([policy.encode(tree.prompt)]))[0]
+    mean, std = naive_mean("dance", tree.schedule.steps[step].eta, x, v, s, grid[step + 1], grid[1])
+    return float(torch.exp(Normal(mean, std).log_prob(tree.state(node).float()).mean() - tree.logprobs[node]))

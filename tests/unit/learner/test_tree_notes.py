@@ -5,29 +5,15 @@ from copy import deepcopy
 
 import numpy as np
 import pytest
-import torch
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.learned_tree import EdgeState
 from branchgrpo.proto.tree import Tree, Window
-from branchgrpo.rollout_workers.policies.base import Policy, collate
 from branchgrpo.rollout_workers.policies.load import load_policy
-from gradients import naive_mean
+from gradients import naive_ratio
 from support import Settings
-from torch.distributions import Normal
 
 Sample = Callable[..., list[Tree]]
 RECORDED = {"logging": {"trees_every": 1, "trees": 3}}
-
-
-def naive_ratio(policy: Policy, tree: Tree, node: int) -> float:
-    """exp(new - old log-probability) of an edge by the kernel's formula, for `policy` alone."""
-    parent, step = int(tree.schedule.parent[node]), int(tree.schedule.depth[node]) - 1
-    grid = policy.sigmas(tree.schedule.grid_steps)
-    x, s = tree.state(parent).float(), grid[step]
-    with torch.no_grad():
-        v = policy.velocity(x[None], torch.tensor([s]), collate([policy.encode(tree.prompt)]))[0]
-    mean, std = naive_mean("dance", tree.schedule.steps[step].eta, x, v, s, grid[step + 1], grid[1])
-    return float(torch.exp(Normal(mean, std).log_prob(tree.state(node).float()).mean() - tree.logprobs[node]))
 
 
 def test_notes_are_what_the_learner_used(run_settings: Settings, sample: Sample) -> None:
