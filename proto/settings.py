@@ -713,7 +713,7 @@ class RewardPoolSettings(PoolSettings):
     """Maximum pictures per call of the model. Requests of several trees and workers form one batch. More need more
     memory."""
     batch_wait_seconds: Seconds = 0.01
-    """Seconds that a batch waits to be filled. A longer wait makes fuller batches and slower replies."""
+    """Seconds that a free model waits for its batch to be filled. A busy one takes all that has come meanwhile."""
     timeout_seconds: PositiveSeconds = 300
     """Maximum seconds for one request; then it is sent again."""
     deterministic: bool = False

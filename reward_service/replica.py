@@ -1,4 +1,4 @@
-"""One replica of a reward model: it joins requests of any trees and workers into batches.
+"""One replica of a reward model: it scores requests of any trees and workers in batches.
 
 A plain class; `cluster/on_ray/reward_deployment.py` makes a Ray Serve deployment of it.
 """
@@ -6,6 +6,7 @@ A plain class; `cluster/on_ray/reward_deployment.py` makes a Ray Serve deploymen
 import asyncio
 import time
 from collections.abc import Mapping, Sequence
+from typing import NamedTuple
 
 import numpy as np
 import numpy.typing as npt
@@ -16,8 +17,17 @@ from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
 from ..proto.user_code import described
 from . import metrics
+from .batches import Batches
 from .own_code import may_pass
 from .scorers import load_scorer, reply
+
+Scored = ScoreReply | InputError | NotScored
+
+
+class _Request(NamedTuple):
+    media: npt.NDArray[np.uint8]
+    prompts: Sequence[str]
+    id: str
 
 
 class Replica:
@@ -29,47 +39,50 @@ class Replica:
         self._remote = any(reward.url for reward in rewards.values())
         name, own = next(iter(rewards.items()))
         self._scorer = load_scorer(name, own, settings.threads)
+        size, wait = settings.batch_pictures, settings.batch_wait_seconds
+        self._batches = Batches(self._batch, *((1, 0) if settings.deterministic else (size, wait)))
 
-    async def score(
-        self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
-    ) -> list[ScoreReply | InputError | NotScored]:
-        """The reply to each request, or why it can't be scored: one bad request spoils no other."""
-        start, count = time.perf_counter(), sum(len(pictures) for pictures in media)
+    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> Scored:
+        """The model's rewards of one request, or why it can't be scored."""
+        return await self._batches.reply(_Request(media, prompts, id), len(media))
+
+    async def _batch(self, requests: Sequence[_Request]) -> list[Scored]:
+        """The reply to each request: one bad request spoils no other."""
+        start, count = time.perf_counter(), sum(len(request.media) for request in requests)
         try:
-            with span("score", pictures=count, requests=list(ids)):
-                requests = list(zip(media, prompts, ids, strict=True))
-                if self.settings.deterministic or len(requests) == 1:
-                    return [await asyncio.to_thread(self._one, *request) for request in requests]
+            with span("score", pictures=count, requests=[request.id for request in requests]):
+                if len(requests) == 1:
+                    return [await asyncio.to_thread(self._one, *requests)]
                 try:
-                    return await asyncio.to_thread(self._together, media, prompts, ids)
+                    return await asyncio.to_thread(self._together, requests)
                 except Exception as error:
                     if isinstance(error, NotScored) and self._remote:  # which has been asked often enough
                         return [error] * len(requests)
                     # Find out which of them it was.
-                    return [await asyncio.to_thread(self._one, *request) for request in requests]
+                    return [await asyncio.to_thread(self._one, request) for request in requests]
         finally:
             metrics.BATCH_PICTURES.labels(self.model).observe(count)
             metrics.SCORING_SECONDS.labels(self.model).observe(time.perf_counter() - start)
 
-    def _one(
-        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
-    ) -> ScoreReply | InputError | NotScored:
+    def _one(self, request: _Request) -> Scored:
         try:
-            return self._score(media, prompts, id)
+            return self._score(*request)
         except Exception as error:
             metrics.FAILURES.labels(self.model).inc()
             if isinstance(error, (InputError, NotScored)):
                 return error
             return NotScored(described(error), final=not may_pass(error))
 
-    def _together(
-        self, media: Sequence[npt.NDArray[np.uint8]], prompts: Sequence[Sequence[str]], ids: Sequence[str]
-    ) -> list[ScoreReply | InputError | NotScored]:
+    def _together(self, requests: Sequence[_Request]) -> list[Scored]:
         """Requests as one, and its scores dealt out again."""
-        every = self._score(np.concatenate(media), [prompt for own in prompts for prompt in own], "")
-        ends = np.cumsum([len(pictures) for pictures in media])[:-1]
+        media = np.concatenate([request.media for request in requests])
+        every = self._score(media, [prompt for request in requests for prompt in request.prompts], "")
+        ends = np.cumsum([len(request.media) for request in requests])[:-1]
         dealt = {name: np.split(values, ends) for name, values in every.scores.items()}
-        return [ScoreReply({name: parts[i] for name, parts in dealt.items()}, id) for i, id in enumerate(ids)]
+        return [
+            ScoreReply({name: parts[i] for name, parts in dealt.items()}, request.id)
+            for i, request in enumerate(requests)
+        ]
 
     def _score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply:
         """Scores of any number of pictures, in calls of at most `batch_pictures`."""
@@ -81,8 +94,3 @@ class Replica:
         ]
         metrics.LEAVES_SCORED.labels(self.model).inc(len(media))
         return ScoreReply({name: np.concatenate([r.scores[name] for r in replies]) for name in self.rewards}, id)
-
-
-def pictures_in(requests: Sequence[npt.NDArray[np.uint8]]) -> int:
-    """Size of a batch of requests in pictures. A request alone always fits: it is cut up where it is scored."""
-    return sum(len(media) for media in requests) if len(requests) > 1 else 1

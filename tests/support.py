@@ -1,13 +1,15 @@
 """What tests of whole runs share: commands, waiting, and the weights that come out."""
 
+import asyncio
 import os
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -28,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 RECIPES = ROOT / "recipes"
 Settings = Callable[..., RunSettings]
 """The type of the fixtures `run_settings` and `settings_in`."""
+Result = TypeVar("Result")
 Weights = dict[str, torch.Tensor]
 SMALL = {"cpus": 0.5, "threads": 1}
 """A pool whose processes leave room for others on a small Ray cluster."""
@@ -145,3 +148,12 @@ def scores(
 ) -> npt.NDArray[np.float64]:
     """What a reward gives some media, by the models in this process or by another service."""
     return Scorers({reward: settings}).score(ScoreRequest(media, prompts, [reward])).scores[reward]
+
+
+def at_once(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
+    """What coroutines return that run side by side."""
+
+    async def all_of_them() -> list[Result]:
+        return await asyncio.gather(*calls)
+
+    return asyncio.run(all_of_them())

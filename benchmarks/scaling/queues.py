@@ -1,6 +1,7 @@
 """Where a simulated run waits: processes that serve one after the other, the network, replicas that form batches."""
 
 import math
+from collections import deque
 from collections.abc import Generator, Sequence
 from typing import Any
 
@@ -48,54 +49,54 @@ class Network:
 
 
 class Replica:
-    """One replica of a reward model, with Ray Serve's way of batching.
-
-    A batch is closed when it is full or has waited; what comes later goes into the next one, even while this one still
-    waits for the model.
-    """
+    """One replica of a reward model, with the batches of `reward_service/batches.py`: when the model is free, and the
+    first request has waited or the batch is full, it takes all that fits."""
 
     def __init__(self, env: simpy.Environment, node: int, settings: RewardPoolSettings, costs: Costs) -> None:
-        self._env, self.node, self._settings, self._costs = env, node, settings, costs
+        self._env, self.node, self._costs = env, node, costs
+        size, wait = settings.batch_pictures, settings.batch_wait_seconds
+        self._size, self._wait = (1, 0.0) if settings.deterministic else (size, wait)
+        self._per_call = size
         self.model = Line(env)
         self.waiting = 0
         """Requests that are on their way here, wait, or are being scored."""
         self.batches: list[int] = []
-        self._requests: simpy.Store = simpy.Store(env)
-        env.process(self._form_batches())
+        self._requests: deque[tuple[float, int, simpy.Event]] = deque()
+        self._came = env.event()
+        env.process(self._score_all())
 
     def score(self, pictures: int) -> simpy.Event:
         """Succeeds when a request is scored."""
         scored = self._env.event()
-        self._requests.put((pictures, scored))
+        self._requests.append((self._env.now, pictures, scored))
+        if not self._came.triggered:
+            self._came.succeed()
         return scored
 
-    def _form_batches(self) -> Steps:
-        pool = self._settings
-        late: tuple[int, simpy.Event] | None = None
+    def _score_all(self) -> Steps:
         while True:
-            if late is None:
-                late = yield self._requests.get()
-            batch: list[Any] = [late]
-            late, closing = None, self._env.timeout(pool.batch_wait_seconds)
-            while not late and sum(pictures for pictures, _ in batch) < pool.batch_pictures:
-                request = self._requests.get()
-                yield request | closing
-                if not request.triggered:
-                    request.cancel()
-                    break
-                came: Any = request.value
-                if sum(pictures for pictures, _ in batch) + came[0] > pool.batch_pictures:
-                    late = came
-                else:
-                    batch.append(came)
-            self._env.process(self._score(batch))
+            if not self._requests:
+                yield self._arrival()
+            until = self._requests[0][0] + self._wait
+            while self._env.now < until and sum(pictures for _, pictures, _ in self._requests) < self._size:
+                yield self._arrival() | self._env.timeout(until - self._env.now)
+            yield from self._score(self._batch())
 
-    def _score(self, batch: Sequence[tuple[int, simpy.Event]]) -> Steps:
-        pictures = [count for count, _ in batch]
-        asked = pictures if self._settings.deterministic else [sum(pictures)]
-        calls = sum(math.ceil(count / self._settings.batch_pictures) for count in asked)
-        self.batches.append(sum(pictures))
-        yield self.model.serve(calls * self._costs.score_batch + sum(pictures) * self._costs.score_picture)
+    def _arrival(self) -> simpy.Event:
+        self._came = self._env.event()
+        return self._came
+
+    def _batch(self) -> list[tuple[float, int, simpy.Event]]:
+        batch = [self._requests.popleft()]
+        while self._requests and sum(pictures for _, pictures, _ in [*batch, self._requests[0]]) <= self._size:
+            batch.append(self._requests.popleft())
+        return batch
+
+    def _score(self, batch: Sequence[tuple[float, int, simpy.Event]]) -> Steps:
+        pictures = sum(count for _, count, _ in batch)
+        self.batches.append(pictures)
+        calls = math.ceil(pictures / self._per_call)
+        yield self.model.serve(calls * self._costs.score_batch + pictures * self._costs.score_picture)
         self.waiting -= len(batch)
-        for _, scored in batch:
+        for _, _, scored in batch:
             scored.succeed()

@@ -24,11 +24,11 @@ from ...proto.atomic_files import leave_lost_directory
 from ...proto.errors import InputError
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
-from ...proto.scoring import NotScored, ScoreReply, is_final
+from ...proto.scoring import NotScored, is_final
 from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...proto.tracing import start_tracing
 from ...reward_service import metrics
-from ...reward_service.replica import Replica, pictures_in
+from ...reward_service.replica import Replica, Scored
 from ...reward_service.scorers import reward_models
 from .placement import reward_pools, threads_of
 from .reward_client import RewardClient
@@ -87,8 +87,6 @@ class ServedReplica:
             self._failure = error
         metrics.export(model)
         self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
-        self.score_batch.set_max_batch_size(settings.batch_pictures)  # type: ignore[attr-defined]
-        self.score_batch.set_batch_wait_timeout_s(settings.batch_wait_seconds)  # type: ignore[attr-defined]
         name, namespace = directory
         start_exporter(
             metrics_host,
@@ -96,26 +94,16 @@ class ServedReplica:
             lambda address: ray.get_actor(name, namespace).register.remote(address, "reward", model),
         )
 
-    @serve.batch(  # type: ignore[untyped-decorator]
-        max_batch_size=64, batch_wait_timeout_s=0.01, batch_size_fn=pictures_in
-    )
-    async def score_batch(
-        self, media: list[npt.NDArray[np.uint8]], prompts: list[Sequence[str]], ids: list[str]
-    ) -> list[ScoreReply | InputError | NotScored]:
-        return await self._replica.score(media, prompts, ids)
-
     async def failure(self) -> InputError | NotScored | None:
         """Why the model could not be loaded, if it could not."""
         return self._failure
 
-    async def score(
-        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str
-    ) -> ScoreReply | InputError | NotScored:
+    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> Scored:
         """The model's rewards of one request, or why it can't be scored."""
         if self._failure:
             return self._failure
         with self._waiting.track_inprogress(), self._seconds.time():
-            return await self.score_batch(media, prompts, id)
+            return await self._replica.score(media, prompts, id)
 
 
 class RewardDeployment:

@@ -1,6 +1,5 @@
 """Rewards of other services."""
 
-import asyncio
 import importlib.util
 import threading
 from collections.abc import Iterator
@@ -17,7 +16,7 @@ from branchgrpo.reward_service import remote
 from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.replica import Replica
 from published import PROMPTS, pictures
-from support import ROOT, scores
+from support import ROOT, at_once, scores
 
 
 def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
@@ -101,8 +100,7 @@ def test_batched_requests_ask_another_service_as_often_as_one(monkeypatch: pytes
 
     with served(score) as url:
         replica = Replica("far", {"far": RewardSettings(url=url)}, RewardPoolSettings())
-        media = [pictures(8, 8)] * 3
-        replies = asyncio.run(replica.score(media, [PROMPTS] * 3, ["a", "b", "c"]))
+        replies = at_once(replica.score(pictures(8, 8), PROMPTS, id) for id in "abc")
     assert asked == [3 * len(PROMPTS)] * remote.ATTEMPTS
     assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
 

@@ -1,6 +1,5 @@
 """Functions and scorers of the user's own: what they raise is told with its place, and what they write harms nobody."""
 
-import asyncio
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -13,6 +12,7 @@ from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorers
+from support import at_once
 
 CODE = """
 import numpy as np
@@ -152,8 +152,7 @@ def test_a_module_that_fails_to_import_is_named_with_the_reason(
 
 def test_one_request_that_cannot_be_scored_spoils_no_other(own: Callable[[str], RewardSettings]) -> None:
     replica = Replica("x", {"x": own("bad_666")}, RewardPoolSettings())
-    prompts = [["1"] * 3, ["666"] * 3, ["2"] * 3]
-    first, second, third = asyncio.run(replica.score([MEDIA] * 3, prompts, ["a", "b", "c"]))
+    first, second, third = at_once(replica.score(MEDIA, [prompt] * 3, prompt) for prompt in ("1", "666", "2"))
     assert isinstance(first, ScoreReply)
     assert isinstance(third, ScoreReply)
     assert isinstance(second, NotScored)
