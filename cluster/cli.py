@@ -16,6 +16,7 @@ from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
 from .commands.cluster_cli import Cluster, Overrides, TokenFile, token_of
 from .commands.cluster_cli import app as cluster_commands
+from .commands.recipe_cli import app as recipe_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
 
@@ -30,6 +31,7 @@ app = typer.Typer(
     rich_markup_mode="rich",
 )
 
+app.add_typer(recipe_commands)
 app.add_typer(cluster_commands)
 
 RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to continue.")]

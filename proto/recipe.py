@@ -101,14 +101,19 @@ def _found(path: Path, folder: Path = Path()) -> Path:
     file = folder / os.path.expanduser(path)
     if os.path.isfile(file):
         return file
-    names = sorted(recipe.stem for recipe in SHIPPED.glob("*.yaml"))
-    if str(path) in names:
-        return SHIPPED / f"{path}.yaml"
-    wrong = f"recipe {file} " + ("is a folder" if os.path.isdir(file) else "doesn't exist")
     if path.name == str(path):
-        near = difflib.get_close_matches(path.stem, names, n=1)
-        wrong += f"; did you mean '{near[0]}'?" if near else f"; those that go by their name are {', '.join(names)}"
-    raise InputError(wrong)
+        return shipped_recipe(path.name)
+    raise InputError(f"recipe {file} " + ("is a folder" if os.path.isdir(file) else "doesn't exist"))
+
+
+def shipped_recipe(name: str) -> Path:
+    """The file of the shipped recipe of this name. Raises InputError, which says what was meant, if there is none."""
+    names = sorted(recipe.stem for recipe in SHIPPED.glob("*.yaml"))
+    if name in names:
+        return SHIPPED / f"{name}.yaml"
+    near = difflib.get_close_matches(Path(name).stem, names, n=1)
+    those = f"did you mean '{near[0]}'?" if near else f"those that go by their name are {', '.join(names)}"
+    raise InputError(f"recipe {name} doesn't exist; {those}")
 
 
 def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

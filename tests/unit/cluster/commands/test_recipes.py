@@ -1,0 +1,50 @@
+"""The list of shipped recipes, and the copies that users start from."""
+
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster.commands.recipes import copy, shipped
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings import RunSettings
+from support import RECIPES
+
+
+def test_every_shipped_recipe_says_what_it_is_for_and_how_far_it_was_run() -> None:
+    listed = {recipe.name: recipe for recipe in shipped()}
+    assert list(listed) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
+    assert all(recipe.about and recipe.verified for recipe in listed.values())
+    assert listed["sd15_aesthetic"].about == (
+        "Stable Diffusion 1.5 with the LAION aesthetic predictor, LoRA, and DDIM with noise (as in DDPO)"
+    )
+    assert (listed["flux_hps_branch"].gpus, listed["flux_lora_24gb"].gpus, listed["glyphs"].gpus) == (16, 1, 0)
+
+
+def without_places(settings: RunSettings) -> RunSettings:
+    """Settings with the names of their prompt files in place of their paths."""
+    prompts = settings.prompts
+    names = {name: Path(getattr(prompts, name) or "").name for name in ("train", "held_out")}
+    return settings.model_copy(update={"prompts": prompts.model_copy(update=names)})
+
+
+@pytest.mark.parametrize("name", [path.stem for path in sorted(RECIPES.glob("*.yaml"))])
+def test_a_copy_is_the_same_recipe_with_its_comments(name: str, tmp_path: Path) -> None:
+    recipe, *prompts = copy(name, tmp_path / "mine.yaml")
+    assert without_places(load_recipe(recipe)) == without_places(load_recipe(Path(name)))
+    assert recipe.read_text().splitlines()[0] == (RECIPES / f"{name}.yaml").read_text().splitlines()[0]
+    for file in prompts:
+        assert file.parent == tmp_path
+        assert file.read_text() == (RECIPES / file.name).read_text()
+    if name == "glyphs":
+        assert [load_recipe(recipe).prompts.held_out, load_recipe(recipe).prompts.train] == sorted(prompts)
+
+
+def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
+    (tmp_path / "glyphs_train.txt").write_text("mine")
+    with pytest.raises(InputError, match=r"glyphs_train.txt exists; choose another place: branchgrpo init glyphs FILE"):
+        copy("glyphs", tmp_path / "mine.yaml")
+    assert [path.name for path in tmp_path.iterdir()] == ["glyphs_train.txt"]
+    with pytest.raises(InputError, match=r"recipe glyph doesn't exist; did you mean 'glyphs'\?"):
+        copy("glyph", tmp_path / "mine.yaml")
+    with pytest.raises(InputError, match="folder .*nowhere doesn't exist"):
+        copy("shapes", tmp_path / "nowhere" / "mine.yaml")
