@@ -5,8 +5,9 @@ workers have sent, the learner takes the trees whose parts are scored, workers l
 """
 
 import json
+import re
 from collections import defaultdict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, field
 from itertools import pairwise
@@ -21,6 +22,8 @@ WAITS = {"hand over"}
 """Spans in which a process may do nothing but wait for room."""
 DIRECTING = "controller"
 """Component that computes nothing: its spans tell what it waits for."""
+TIMES = re.compile(rb'"start": ([\d.]+), "end": ([\d.]+)')
+"""Of a span, within its line."""
 SLACK_SECONDS = 1e-4
 """Spans of one process that follow each other may overlap by so much, for the clock is read more than once."""
 
@@ -92,12 +95,13 @@ class Step:
     end: float
 
 
-def read(run: Path, iteration: int | None) -> IterationTrace:
+def read(run: Path, iteration: int | None, marks: Mapping[int, Span] | None = None) -> IterationTrace:
     """The trace of an iteration of the run in folder `run`; of the newest, without a number.
 
-    Where an iteration was done again after a resume, the last time counts. Raises InputError if it isn't traced.
+    `marks` are those of the run's trace, if they are known. Where an iteration was done again after a resume, the last
+    time counts. Raises InputError if it isn't traced.
     """
-    marks = _marks(run / "trace")
+    marks = iteration_marks(run / "trace") if marks is None else marks
     if not marks:
         raise InputError(f"{run} has no trace of a finished iteration; runs write one with logging.trace=true")
     number = max(marks, key=lambda number: marks[number].end) if iteration is None else iteration
@@ -105,7 +109,7 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
         raise InputError(f"--iteration is {number}; the trace of {run} has {min(marks)} to {max(marks)}")
     mark = marks[number]
     begin = min(mark.start, marks.get(number - 1, mark).start)  # when the first tree may have been sampled ahead
-    spans = [span for span in _lines(run / "trace") if span.end > begin and span.start < mark.end]
+    spans = [span for span in _between(run / "trace", begin, mark.end) if span.end > begin and span.start < mark.end]
     inside = [span for span in spans if span.end > mark.start]
     processes = mark.attributes.get("processes", {})
     first = _first_score([span for span in spans if begin <= span.start], number)
@@ -113,15 +117,36 @@ def read(run: Path, iteration: int | None) -> IterationTrace:
     return IterationTrace(number, mark.start, mark.end, inside, processes, first)
 
 
-def traced_iterations(folder: Path) -> list[int]:
-    """The iterations that the spans in a folder tell of, ascending."""
-    return sorted(_marks(folder))
+def iteration_marks(folder: Path) -> dict[int, Span]:
+    """Iteration -> its span among those in a folder, ascending; of one that was done again, the last."""
+    lines = (line for line in _lines(folder) if b'"name": "iteration"' in line)
+    spans = sorted(_named(_parsed(lines), "iteration"), key=attrgetter("end"))
+    last = {span.attributes["iteration"]: span for span in spans}
+    return dict(sorted(last.items()))
 
 
-def _marks(folder: Path) -> dict[int, Span]:
-    """Iteration -> its span; of one that was done again, the last."""
-    found = sorted(_named(_lines(folder, '"iteration"'), "iteration"), key=attrgetter("end"))
-    return {span.attributes["iteration"]: span for span in found}
+def _between(folder: Path, begin: float, end: float) -> Iterator[Span]:
+    """The spans that overlap a time, and perhaps others. Times are looked at before a line is parsed, for most lines of
+    a long run are of other iterations."""
+
+    def may_overlap(line: bytes) -> bool:
+        times = TIMES.search(line)
+        return times is None or (float(times[2]) > begin and float(times[1]) < end)
+
+    return _parsed(filter(may_overlap, _lines(folder)))
+
+
+def _lines(folder: Path) -> Iterator[bytes]:
+    """The lines of all files, one after the other: all of a long run would take much memory."""
+    for path in sorted(folder.glob("*.jsonl*")):
+        with path.open("rb") as file:
+            yield from file
+
+
+def _parsed(lines: Iterable[bytes]) -> Iterator[Span]:
+    for line in lines:
+        with suppress(ValueError, TypeError):  # the last line of a killed process, a disk that was full
+            yield Span(**json.loads(line))
 
 
 def _first_score(spans: Sequence[Span], number: int) -> float | None:
@@ -130,16 +155,6 @@ def _first_score(spans: Sequence[Span], number: int) -> float | None:
     scored = [one.end for one in _named(spans, "scoring") if one.attributes.get("part", "").startswith(f"{number}/")]
     rows = sum(span.attributes["rows"] for span in passes if span.end <= min(scored, default=0))
     return rows / sum(span.attributes["rows"] for span in passes) if rows else None
-
-
-def _lines(folder: Path, text: str = "") -> Iterable[Span]:
-    """The spans whose lines have a text, one after the other: all of a long run would take much memory."""
-    for path in sorted(folder.glob("*.jsonl*")):
-        with path.open(errors="replace") as file:
-            for line in file:
-                if text in line:
-                    with suppress(ValueError, TypeError):  # the last line of a killed process, a disk that was full
-                        yield Span(**json.loads(line))
 
 
 def _named(spans: Iterable[Span], name: str) -> list[Span]:

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from markupsafe import Markup
 
 from ...proto.errors import InputError
-from ..run.iteration_trace import IterationTrace, Span, Step, critical_path, idle, lanes, read, traced_iterations
+from ..run.iteration_trace import IterationTrace, Span, Step, critical_path, idle, iteration_marks, lanes, read
 from .pages import Asked, Links, asked_number, render, seconds
 from .runs import Run
 
@@ -38,12 +38,13 @@ class Lane:
 def build(run: Run, asked: Asked, links: Links) -> Markup:
     """The lanes of an iteration, its critical path and idle time."""
     folder = run.file("trace")
-    iterations = traced_iterations(folder) if folder else []
+    marks = iteration_marks(folder) if folder else {}
+    iterations = list(marks)
     iteration = asked_number(asked, "iteration", iterations)
     if iteration is None:
         return render("time.html", trace=None, iterations=[])
     try:
-        trace = read(run.folder, iteration)
+        trace = read(run.folder, iteration, marks)
     except (InputError, LookupError, TypeError) as error:
         run.problems["trace"] = f"can't be read: {error}"
         return render("time.html", trace=None, iterations=[])
