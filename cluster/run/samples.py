@@ -46,21 +46,20 @@ class Samples:
     """The leaves as WebP, at most 2^22 pixels for each tree; clips as animations."""
 
 
-def samples_file(iteration: int) -> str:
-    """The file of an iteration's samples within the run folder; the grid's name ends with `.png` instead."""
-    return f"{FOLDER}/iteration-{iteration:06d}.safetensors"
+def samples_file(iteration: int, ending: str = "safetensors") -> str:
+    """The file of an iteration's samples within the run folder; with the ending `png`, that of the grid."""
+    return f"{FOLDER}/iteration-{iteration:06d}.{ending}"
 
 
 def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> None:
     """Write the samples of an iteration, and the grid of them, each whole or not at all, into a run's folder."""
-    path = run / samples_file(iteration)
-    sample_grid(path.with_suffix(".png"), [tree.media for tree in trees])
+    sample_grid(run / samples_file(iteration, "png"), [tree.media for tree in trees])
     pictures = [data for tree in trees for data in thumbnails(tree.media, len(tree.media))]
     arrays = {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(pictures)}
     for name in trees[0].rewards:
         arrays[f"reward.{name}"] = np.concatenate([tree.rewards[name] for tree in trees])
     prompts = [str(tree.prompt) for tree in trees for _ in tree.media]
-    with whole(path) as temporary:
+    with whole(run / samples_file(iteration)) as temporary:
         temporary.write_bytes(encode(arrays, {"prompts": json.dumps(prompts)}))
 
 
@@ -73,6 +72,8 @@ def parse(data: bytes) -> Samples:
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
     rewards = {name.removeprefix("reward."): own for name, own in arrays.items() if name.startswith("reward.")}
+    if not rewards:
+        raise ValueError("it has no scores")
     for name, own in rewards.items():
         if own.shape != (len(prompts),):
             raise ValueError(f"reward '{name}' has the shape {own.shape}, and there are {len(prompts)} pictures")

@@ -2,7 +2,6 @@
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
@@ -51,7 +50,7 @@ def sample_picture(run: Run, names: list[str]) -> Picture:
     none."""
     iteration, *which = map(int, names)
     if not which:
-        path = run.file(str(Path(samples_file(iteration)).with_suffix(".png")))
+        path = run.file(samples_file(iteration, "png"))
         if path is None:
             raise LookupError(iteration)
         return Picture(path.read_bytes(), "image/png")

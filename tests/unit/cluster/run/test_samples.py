@@ -23,7 +23,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     np.testing.assert_equal(dict(found.rewards), {"ocr": [0.25, 0.75, 0.5, 1.0], "a.b": [1, 2, 3, 4]})
     pictures = [np.asarray(Image.open(io.BytesIO(data)).convert("RGB")) for data in found.pictures]
     np.testing.assert_array_equal(pictures, MEDIA[[0, 1, 1, 0]])
-    grid = np.asarray(Image.open((tmp_path / samples_file(5)).with_suffix(".png")))
+    grid = np.asarray(Image.open(tmp_path / samples_file(5, "png")))
     np.testing.assert_array_equal(grid[:4, :6], MEDIA[0])
     assert sampled_iterations(tmp_path) == [5]
 
@@ -33,11 +33,13 @@ def test_what_is_not_whole_is_refused(tmp_path: Path) -> None:
     data = (tmp_path / samples_file(5)).read_bytes()
     arrays, header = decode(data)
     without = {name: own for name, own in arrays.items() if name != "picture.3"}
+    unscored = {name: own for name, own in arrays.items() if not name.startswith("reward.")}
     for broken in (
         data[:-9],
         encode(arrays),
         encode(without, header),
+        encode(unscored, header),
         encode(arrays | {"reward.ocr": np.ones(3)}, header),
     ):
-        with pytest.raises(ValueError, match=r"safetensors|prompts|picture\.3|ocr"):
+        with pytest.raises(ValueError, match=r"safetensors|prompts|picture\.3|no scores|ocr"):
             parse(broken)
