@@ -24,6 +24,7 @@ from pydantic import (
 )
 
 from .methods import METHODS
+from .questions import check_template
 from .schedule import RootNoise, Schedule
 from .settings_rules import RULES
 
@@ -86,6 +87,8 @@ MAX_NUMBER = 1e30
 
 REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 """The letters that are valid in dotted settings, files, addresses, labels and names of processes alike."""
+PLACES_OF_REWARDS = ("scorer", "function", "url", "judge")
+"""Settings of a reward, one of which may say that it isn't the built-in one of its name."""
 NO_REWARD_NAMES = ("diversity", "iteration", "made_with", "Models", "picture", "prompt")
 """Names that files and deployments use beside those of rewards."""
 
@@ -358,6 +361,55 @@ class RolloutSettings(Settings):
         return math.floor(round(self.max_unscored_fraction * trees, 6))  # 0.29 of 100 is 29, though 0.29 * 100 is less
 
 
+class JudgeSettings(Settings):
+    """A vision-language model that is asked about each picture, behind an OpenAI-compatible endpoint (vLLM, SGLang,
+    llama.cpp). It needs the extra `judge`."""
+
+    url: Annotated[str, Field(pattern=r"^https?://\S+$")]
+    """Base URL of the endpoint, such as `http://judge.example:8000/v1`."""
+    model: str
+    """Name under which the endpoint serves the model."""
+    questions: Annotated[list[str], Field(min_length=1)]
+    """What is asked about each picture. `{prompt}` stands for the prompt, `{name}` for a field of its row, `{{` for a
+    brace. A field that is a list gives one question for each element."""
+    answer: Literal["yes_no", "rubric"] = "yes_no"
+    """How a question is graded. `yes_no`: by P(yes) / (P(yes) + P(no)) of the answer's first token, so ask for yes or
+    no. `rubric`: by an integer of `scale` that the model writes as JSON, so say in the question what grades mean."""
+    scale: Annotated[tuple[int, int], Field(strict=False)] = (1, 10)
+    """Worst and best grade of a `rubric`. The score runs from 0 to 1 between them."""
+    reasons: bool = False
+    """Have the model write its reasons before the grade of a `rubric`. It takes many times longer."""
+    max_tokens: Tokens = 1024
+    """Maximum tokens of the answer to a `rubric`."""
+    combine: Literal["mean", "min"] = "mean"
+    """The score of several questions: the mean of their grades, or the worst one."""
+    frames: PositiveInt = 8
+    """Maximum frames of a clip that are shown, at equal distances. More show more of the motion and take longer."""
+    concurrency: PositiveInt = 16
+    """Maximum questions of a replica that wait for answers at once. More keep a large server busy."""
+    cached_answers: PositiveInt = 100_000
+    """Maximum answers that are kept, so that nobody asks again about the same picture."""
+    api_key_env: str | None = None
+    """Name of the environment's variable with the API key. null: no key. The key itself has no place in a recipe."""
+    extra: dict[str, Any] = {}
+    """More fields of each request, as the server has them, such as `{chat_template_kwargs: {enable_thinking: false}}`
+    for models that would think before they answer."""
+
+    @field_validator("questions")
+    @classmethod
+    def _questions_can_be_filled(cls, templates: list[str]) -> list[str]:
+        for template in templates:
+            check_template(template)
+        return templates
+
+    @field_validator("scale")
+    @classmethod
+    def _best_is_above_worst(cls, scale: tuple[int, int]) -> tuple[int, int]:
+        if scale[0] >= scale[1]:
+            raise ValueError(f"scale is {list(scale)}; the worst grade comes first, and the best must be above it")
+        return scale
+
+
 class RewardSettings(Settings):
     """One reward: where its scores come from, and how much it counts."""
 
@@ -379,12 +431,14 @@ class RewardSettings(Settings):
     frames, height, width, 3]) and n prompts, and returns n numbers."""
     url: str | None = None
     """URL of a service that gives this reward over HTTP, such as another machine's `branchgrpo serve-rewards`."""
+    judge: JudgeSettings | None = None
+    """A vision-language model that is asked about the pictures. null: none."""
     timeout_seconds: PositiveSeconds = 50
-    """Maximum seconds for one answer of the service at `url`; then the request is sent again."""
+    """Maximum seconds for one answer of the service at `url` or of the judge; then the request is sent again."""
 
     @model_validator(mode="after")
     def _from_one_place(self) -> "RewardSettings":
-        if len(given := [name for name in ("scorer", "function", "url") if getattr(self, name) is not None]) > 1:
+        if len(given := [name for name in PLACES_OF_REWARDS if getattr(self, name) is not None]) > 1:
             raise ValueError(f"a reward comes from one of {' and '.join(given)}; give one of them")
         return self
 
@@ -702,8 +756,8 @@ class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
     cpus: Amount | None = None  # type: ignore[assignment]  # never null in the pools that are launched
-    """CPUs that Ray reserves for each process; fractions share one. null: 1, or 0.1 for a reward with `function` or
-    `url`."""
+    """CPUs that Ray reserves for each process; fractions share one. null: 1, or 0.1 for a reward with `function`,
+    `url` or `judge`."""
     replicas: Processes = 1
     """Number of replicas; with `max_replicas`, the minimum."""
     max_replicas: Processes | None = None

@@ -1,12 +1,14 @@
 """The interface of reward models, and the set of them that a run uses."""
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib.util import find_spec
 from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.questions import questions
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest, frames
 from ..proto.settings import RewardSettings
@@ -98,13 +100,19 @@ class Scorers:
         return reply(scores, request)
 
 
+def check_judge_package(name: str) -> None:
+    """Raises InputError if what asks a judge isn't installed."""
+    if find_spec("openai") is None or find_spec("cachetools") is None:
+        raise InputError(f"rewards.{name}.judge needs packages that aren't installed: pip install 'branchgrpo[judge]'")
+
+
 def check_source(name: str, settings: RewardSettings) -> None:
     """Raises InputError if what a reward is made of isn't there. Loads no weights."""
-    if settings.url or settings.function or settings.scorer:
+    if settings.url or settings.judge or settings.function or settings.scorer:
         for setting in ("function", "scorer"):
             if own := getattr(settings, setting):
                 imported(own, f"rewards.{name}.{setting}")
-        if settings.url:
+        if settings.url or settings.judge:
             load_scorer(name, settings, None)
         return
     from .clip import check_files
@@ -112,14 +120,22 @@ def check_source(name: str, settings: RewardSettings) -> None:
     check_files(name, settings)
 
 
+def check_prompts(rewards: Mapping[str, RewardSettings], prompts: Iterable[str]) -> None:
+    """Raises InputError for the first prompt that lacks a field which a judge's question names."""
+    judges = {name: reward.judge for name, reward in rewards.items() if reward.judge}
+    for prompt in prompts if judges else ():
+        for name, judge in judges.items():
+            questions(judge.questions, prompt, f"rewards.{name}.judge.questions")
+
+
 def _model(name: str, settings: RewardSettings) -> Any:
     """A key that identifies the model behind a reward."""
-    if settings.function or settings.url:
+    if settings.function or settings.url or settings.judge:
         return name
     if settings.scorer is None and name not in SCORERS:
         raise InputError(
-            f"unknown reward '{name}' in rewards; there are {', '.join(sorted(SCORERS))} (name a scorer, a function or "
-            "a url for your own)"
+            f"unknown reward '{name}' in rewards; there are {', '.join(sorted(SCORERS))} (name a scorer, a function, a "
+            "url or a judge for your own)"
         )
     return settings.scorer or SCORERS[name], settings.model_copy(update={"weight": 0.0})
 
@@ -130,6 +146,13 @@ def load_scorer(name: str, settings: RewardSettings, threads: int | None) -> Sco
         from .remote import RemoteReward
 
         return RemoteReward(name, settings.url, settings.timeout_seconds)
+    if settings.judge:
+        check_judge_package(name)
+        from .judge import Judge
+
+        judge = Judge(name, settings.judge, settings.timeout_seconds)
+        judge.probe()
+        return judge
     if settings.function:
         setting = f"rewards.{name}.function"
         return OwnScorer(name, f"{setting} '{settings.function}'", imported(settings.function, setting))

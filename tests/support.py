@@ -4,6 +4,7 @@ import asyncio
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Coroutine, Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -15,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 import safetensors.torch
 import torch
+import uvicorn
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_up, reachable, started
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
@@ -157,3 +159,18 @@ def at_once(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:
         return await asyncio.gather(*calls)
 
     return asyncio.run(all_of_them())
+
+
+@contextmanager
+def serving(app: Any) -> Iterator[str]:
+    """Address of an ASGI application, served by a thread of this process until the block ends."""
+    port = free_port()
+    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
+    thread = threading.Thread(target=server.run)
+    thread.start()
+    try:
+        assert reachable(port)
+        yield f"http://127.0.0.1:{port}/"
+    finally:
+        server.should_exit = True
+        thread.join()

@@ -42,9 +42,10 @@ def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
     pools = {}
     for model, rewards in reward_models(settings.rewards).items():
         pool = settings.pools.rewards.get(model, RewardPoolSettings())
-        light = all(reward.function or reward.url for reward in rewards.values())
+        light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
         cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
-        asking = max((longest(reward.timeout_seconds) for reward in rewards.values() if reward.url), default=0.0)
+        asked = [reward for reward in rewards.values() if reward.url or reward.judge]
+        asking = max((longest(reward.timeout_seconds) for reward in asked), default=0.0)
         pools[model] = pool.model_copy(update={"cpus": cpus, "timeout_seconds": max(pool.timeout_seconds, asking)})
     return pools
 

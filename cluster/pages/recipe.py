@@ -69,7 +69,7 @@ def _name(annotation: Any) -> str:
         return " or ".join(_name(argument) for argument in arguments)
     if origin is not None:
         return f"{origin.__name__} of {', '.join(_name(argument) for argument in arguments)}"
-    names = {type(None): "null", str: "text", int: "integer", float: "number", bool: "true \\| false"}
+    names = {Any: "anything", type(None): "null", str: "text", int: "integer", float: "number", bool: "true \\| false"}
     return names.get(annotation, "path" if "Path" in repr(annotation) else repr(annotation))
 
 

@@ -26,8 +26,12 @@ if TYPE_CHECKING:
 
 MADE_WITH = "made_with"
 """Key of `made_with`'s result in a line of evaluations.jsonl."""
-OF_NO_EFFECT = {"policy": {"pretrained", "start_from", "device", "compile"}, "reward": {"weight", "timeout_seconds"}}
-"""Settings that don't influence pictures and scores, or that can't change during a run."""
+OF_NO_EFFECT = {
+    "policy": {"pretrained", "start_from", "device", "compile"},
+    "reward": {"weight", "timeout_seconds", "judge"},
+    "judge": {"url", "concurrency", "cached_answers", "api_key_env"},
+}
+"""Settings that don't influence pictures and scores, or can't change during a run; a judge is looked at by itself."""
 ITERATION = 0
 """Training counts iterations from 1, so evaluation never draws the same noise."""
 
@@ -103,6 +107,7 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
     scorers = {
         name: reward.model_dump(mode="json", exclude=OF_NO_EFFECT["reward"])
         | {"url": reward.url is not None}  # a service may move
+        | ({"judge": judge.model_dump(mode="json", exclude=OF_NO_EFFECT["judge"])} if (judge := reward.judge) else {})
         for name, reward in settings.rewards.items()
     }
     return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}

@@ -4,7 +4,7 @@ from importlib.util import find_spec
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import reward_models
+from ...reward_service.scorers import check_judge_package, reward_models
 from ...rollout_workers.policies.load import find_policy
 from .adaptive_splits import SplitChooser
 from .own_modules import check_modules
@@ -28,6 +28,9 @@ def check_packages(settings: RunSettings) -> None:
     """Raises InputError for a package that the recipe asks for and that isn't installed."""
     if settings.logging.wandb_project and find_spec("wandb") is None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
+    for name, reward in settings.rewards.items():
+        if reward.judge:
+            check_judge_package(name)
 
 
 def check_rewards(settings: RunSettings) -> None:

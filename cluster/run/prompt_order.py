@@ -11,6 +11,7 @@ import numpy as np
 from ...proto.errors import InputError
 from ...proto.prompts import Prompt, read_prompts
 from ...proto.settings import RunSettings
+from ...reward_service.scorers import check_prompts
 from ...rollout_workers.noise import Stream
 
 HELD_OUT_PASS = 2**63 - 1
@@ -29,7 +30,7 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
     """The prompts to train on, and those to evaluate on, of which there may be none.
 
     Warns of rows that are repeated, and of texts that are in both. Raises InputError for sources that can't be read, or
-    that leave nothing to train on.
+    that leave nothing to train on, and for prompts without the fields that a judge's questions name.
     """
     given, warn = settings.prompts, logging.getLogger(__name__).warning
     train = read_prompts(given.train, "prompts.train", given.column)
@@ -49,6 +50,7 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
         kept = {texts[i] for i in _shuffled(HELD_OUT_PASS, len(texts), settings.seed)[: given.held_out_count]}
         held_out = [prompt for prompt in texts if prompt in kept]
         train = [prompt for prompt in train if prompt not in kept]
+    check_prompts(settings.rewards, [*train, *held_out])
     if given.focused and given.per_iteration > len(train):
         raise InputError(
             f"prompts.per_iteration is {given.per_iteration} of {len(train)} prompts; with prompts.focus no prompt is "

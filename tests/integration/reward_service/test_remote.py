@@ -1,41 +1,23 @@
 """Rewards of other services."""
 
 import importlib.util
-import threading
-from collections.abc import Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pytest
-import uvicorn
-from branchgrpo.benchmarks.support.local_cluster import free_port, reachable
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import remote
 from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.replica import Replica
 from published import PROMPTS, pictures
-from support import ROOT, at_once, scores
+from support import ROOT, at_once, scores, serving
 
 
 def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
     """Address of our own HTTP service around a function."""
     return serving(create_app(score, ["far"], token=token))
-
-
-@contextmanager
-def serving(app: Any) -> Iterator[str]:
-    port = free_port()
-    server = uvicorn.Server(uvicorn.Config(app, port=port, log_level="error"))
-    thread = threading.Thread(target=server.run)
-    thread.start()
-    try:
-        assert reachable(port)
-        yield f"http://127.0.0.1:{port}/"
-    finally:
-        server.should_exit = True
-        thread.join()
 
 
 @pytest.mark.parametrize("frames", [1, 3])

@@ -1,0 +1,210 @@
+"""Rewards by a vision-language model that is asked about the pictures, behind an OpenAI-compatible endpoint.
+
+The client is the official one: it retries, waits as long as the server asks for, and knows the answers' types.
+"""
+
+import asyncio
+import base64
+import io
+import math
+import os
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from functools import cache
+from itertools import chain
+from statistics import fmean
+from typing import Annotated, Any
+
+import numpy as np
+import numpy.typing as npt
+import openai
+import xxhash
+from cachetools import LRUCache
+from openai.types.chat import ChatCompletion
+from openai.types.chat.chat_completion import Choice
+from PIL import Image
+from pydantic import ConfigDict, Field, ValidationError, create_model
+
+from ..proto.errors import InputError
+from ..proto.proxies import spare_local_addresses
+from ..proto.questions import questions
+from ..proto.scoring import NotScored, checked_token
+from ..proto.settings import JudgeSettings
+
+RETRIES = 6
+"""Attempts after the first one, with waits in between that grow from half a second to 8 s."""
+PROBE_RETRIES = 2
+CONNECT_SECONDS = 10.0
+TOP = 20
+"""Number of tokens whose log-probabilities are asked for: as many as servers give by default."""
+SHOWN = 200
+"""Characters of an answer that an error message shows."""
+COMBINED: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "min": min}
+Key = tuple[str, str]
+"""A digest of what is shown, and the question about it."""
+
+
+class Judge:
+    """Asks the questions about each picture or clip, `concurrency` at a time, and keeps the answers.
+
+    Answers are floats from 0 to 1. A question that stays without one is an error: no score is invented.
+    """
+
+    def __init__(self, reward: str, settings: JudgeSettings, timeout: float) -> None:
+        """An answer may take `timeout` seconds. Raises InputError for a variable without a key."""
+        self._reward, self._settings, self._timeout = reward, settings, timeout
+        self._setting = f"rewards.{reward}.judge"
+        self._key = _api_key(settings.api_key_env, self._setting)
+        self._answers: LRUCache[Key, float] = LRUCache(settings.cached_answers)
+        low, high = settings.scale
+        fields: dict[str, Any] = {"reasons": (str, ...)} if settings.reasons else {}
+        fields["score"] = Annotated[int, Field(ge=low, le=high)], ...
+        self._verdict = create_model("Verdict", __config__=ConfigDict(extra="forbid"), **fields)
+        spare_local_addresses()
+
+    def probe(self) -> None:
+        """Raises InputError if the endpoint isn't there, refuses the key, or doesn't serve the model."""
+        url, model = self._settings.url, self._settings.model
+        try:
+            served = asyncio.run(self._served())
+        except openai.APIStatusError as error:
+            raise InputError(f"{self._setting}.url is '{url}', which answers {_short(error)}") from error
+        except openai.OpenAIError as error:
+            raise InputError(f"{self._setting}.url is '{url}', which doesn't answer: {_short(error)}") from error
+        if served is None:
+            raise InputError(f"{self._setting}.url is '{url}', where no list of models is; it mostly ends with /v1")
+        if model not in served:
+            some = ", ".join(served[:TOP]) or "none"
+            raise InputError(f"{self._setting}.model is '{model}'; the endpoint serves {some}")
+
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+        """Raises InputError for a prompt without the fields that the questions name, and NotScored."""
+        setting, wanted, shown = f"{self._setting}.questions", [], {}
+        for picture, prompt in zip(media, prompts, strict=True):
+            frames = some_frames(picture, self._settings.frames)
+            digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(frames).data) + str(frames.shape)
+            shown[digest] = frames
+            wanted.append([(digest, one) for one in questions(self._settings.questions, prompt, setting)])
+        answers = asyncio.run(self._ask_all(dict.fromkeys(chain.from_iterable(wanted)), shown))
+        combined = COMBINED[self._settings.combine]
+        return {self._reward: np.array([combined([answers[key] for key in keys]) for keys in wanted])}
+
+    def _client(self) -> openai.AsyncOpenAI:
+        # One for each batch, because its connections belong to the batch's event loop.
+        return openai.AsyncOpenAI(
+            base_url=self._settings.url,
+            api_key=self._key or "none",
+            timeout=openai.Timeout(self._timeout, connect=CONNECT_SECONDS),
+            max_retries=RETRIES,
+        )
+
+    async def _served(self) -> list[str] | None:
+        """Names of the models behind the endpoint; None for an answer of another kind."""
+        async with self._client() as client:
+            found = await client.with_options(max_retries=PROBE_RETRIES).models.list()
+        models = getattr(found, "data", None)
+        return None if models is None else [model.id for model in models]
+
+    async def _ask_all(self, wanted: Iterable[Key], shown: Mapping[str, npt.NDArray[np.uint8]]) -> dict[Key, float]:
+        slots = asyncio.Semaphore(self._settings.concurrency)
+        urls = cache(lambda digest: [data_url(frame) for frame in shown[digest]])
+        async with self._client() as client:
+
+            async def answer(key: Key) -> tuple[Key, float]:
+                digest, question = key
+                async with slots:
+                    if key not in self._answers:
+                        self._answers[key] = await self._ask(client, urls(digest), question)
+                    return key, self._answers[key]
+
+            return dict(await asyncio.gather(*map(answer, wanted)))
+
+    async def _ask(self, client: openai.AsyncOpenAI, urls: Sequence[str], question: str) -> float:
+        pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
+        content = [*pictures, {"type": "text", "text": question}]
+        try:
+            answer: Any = await client.chat.completions.create(
+                model=self._settings.model,
+                messages=[{"role": "user", "content": content}],  # type: ignore[list-item, misc]
+                temperature=0,
+                extra_body=self._settings.extra,
+                **self._form(),
+            )
+        except openai.OpenAIError as error:
+            reason = f"'{question[:SHOWN]}' has no answer by {self._settings.url}: {_short(error)}"
+            raise NotScored(f"reward '{self._reward}': {reason}", final=True) from error
+        if not isinstance(answer, ChatCompletion) or not answer.choices:  # such as the page of a proxy
+            raise NotScored(f"reward '{self._reward}': {self._settings.url} answered with what can't be read")
+        try:
+            return self._graded(answer.choices[0])
+        except ValueError as error:
+            reason = f"'{question[:SHOWN]}' was answered {error}"
+            raise NotScored(f"reward '{self._reward}': {reason}", final=True) from error
+
+    def _form(self) -> dict[str, Any]:
+        """The fields of a request that say how it is to be answered."""
+        if self._settings.answer == "yes_no":
+            return {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        schema = {"name": "verdict", "strict": True, "schema": self._verdict.model_json_schema()}
+        form = {"type": "json_schema", "json_schema": schema}
+        return {"max_completion_tokens": self._settings.max_tokens, "response_format": form}
+
+    def _graded(self, choice: Choice) -> float:
+        """The answer as a number from 0 to 1. Raises ValueError for one that isn't as asked for."""
+        if self._settings.answer == "yes_no":
+            tokens = choice.logprobs and choice.logprobs.content
+            if not tokens or not tokens[0].top_logprobs:
+                raise ValueError("without log-probabilities; the server must give `top_logprobs`, or take 'rubric'")
+            return yes_share([(top.token, top.logprob) for top in tokens[0].top_logprobs])
+        text, (low, high) = choice.message.content or "", self._settings.scale
+        try:
+            verdict: Any = self._verdict.model_validate_json(text)
+        except ValidationError as error:
+            cut = choice.finish_reason == "length"
+            reason = f"{self._setting}.max_tokens is {self._settings.max_tokens}, too few" if cut else "no such JSON"
+            raise ValueError(f"'{text[:SHOWN]}': {reason}") from error
+        return float(verdict.score - low) / (high - low)
+
+
+def yes_share(top: Sequence[tuple[str, float]]) -> float:
+    """P(yes) / (P(yes) + P(no)) of the tokens at the head of an answer, given their log-probabilities.
+
+    Case and blanks don't count: the probabilities of `Yes` and ` yes` are added up. A word that is missing counts as
+    impossible. Raises ValueError if both are.
+    """
+    yes, no = (
+        sum(math.exp(logprob) for token, logprob in top if token.strip().casefold() == word) for word in ("yes", "no")
+    )
+    if not yes + no:
+        tokens = ", ".join(repr(token) for token, _ in top[:5])
+        raise ValueError(f"neither yes nor no: its likeliest first tokens are {tokens}")
+    return yes / (yes + no)
+
+
+def some_frames(media: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
+    """A picture as one frame, or up to `count` frames of a clip at equal distances from the first to the last, uint8
+    [frames, height, width, 3]."""
+    if media.ndim == 3:
+        return media[None]
+    return media[np.linspace(0, len(media) - 1, min(count, len(media))).round().astype(int)]
+
+
+def data_url(picture: npt.NDArray[np.uint8]) -> str:
+    """A picture, uint8 [height, width, 3], as a PNG in a URL."""
+    with io.BytesIO() as file:
+        Image.fromarray(picture).save(file, "PNG", compress_level=1)
+        return f"data:image/png;base64,{base64.b64encode(file.getvalue()).decode()}"
+
+
+def _api_key(variable: str | None, setting: str) -> str | None:
+    if variable is None:
+        return None
+    if not (key := os.environ.get(variable)):
+        raise InputError(f"{setting}.api_key_env is '{variable}', a variable that isn't set here")
+    return checked_token(key, f"the variable {variable} of {setting}.api_key_env")
+
+
+def _short(error: openai.OpenAIError) -> str:
+    """What went wrong: a status with its text, or why there was no answer."""
+    if isinstance(error, openai.APIStatusError):
+        return f"{error.status_code} {error.response.text[:SHOWN]}"
+    return f"{error} ({error.__cause__})" if error.__cause__ else str(error)

@@ -1,0 +1,179 @@
+"""A vision-language model as a judge, behind a real server of its API, against the model itself."""
+
+import math
+import re
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import pytest
+from branchgrpo.cluster.commands.check import check
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.scoring import NotScored, ScoreReply
+from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
+from branchgrpo.reward_service.judge import yes_share
+from branchgrpo.reward_service.replica import Replica
+from branchgrpo.reward_service.scorers import Scorer, load_scorer
+from judge_endpoint import KEY, NAME, Endpoint
+from published import pictures
+from support import Settings, at_once, serving
+
+VARIABLE = "JUDGE_KEY"
+PROMPTS = [
+    Prompt("a red dog", {"things": ["dog"]}),
+    Prompt("a blue cat", {"things": ["cat", "blue"]}),
+    Prompt("a cat", {"things": ["cat"]}),
+    Prompt("a dog", {"things": ["a", "dog", "red"]}),
+]
+TEMPLATES = ["Is this {prompt} ?", "Is this {things} ?"]
+QUESTIONS = [
+    ["Is this a red dog ?", "Is this dog ?"],
+    ["Is this a blue cat ?", "Is this cat ?", "Is this blue ?"],
+    ["Is this a cat ?", "Is this cat ?"],
+    ["Is this a dog ?", "Is this a ?", "Is this dog ?", "Is this red ?"],
+]
+MEDIA = pictures(24, 40)
+
+
+@pytest.fixture(scope="module")
+def served() -> Iterator[tuple[Endpoint, str]]:
+    endpoint = Endpoint()
+    with serving(endpoint.app()) as address:
+        yield endpoint, f"{address}v1"
+
+
+@pytest.fixture
+def endpoint(served: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch) -> Endpoint:
+    """The endpoint, asked nothing yet, with its key in the environment, and one of somebody else."""
+    monkeypatch.setenv(VARIABLE, KEY)
+    monkeypatch.setenv("OPENAI_API_KEY", "another-key")
+    for noted in (served[0].requests, served[0].keys, served[0].failures):
+        noted.clear()
+    return served[0]
+
+
+@pytest.fixture
+def url(served: tuple[Endpoint, str]) -> str:
+    return served[1]
+
+
+def settings(address: str, **changes: Any) -> RewardSettings:
+    judge = {"url": address, "model": NAME, "questions": TEMPLATES, "api_key_env": VARIABLE, **changes}
+    return RewardSettings.model_validate({"judge": judge})
+
+
+def judge(url: str, **changes: Any) -> Scorer:
+    return load_scorer("faithful", settings(url, **changes), None)
+
+
+def share_of_yes(endpoint: Endpoint, shown: list[np.ndarray], question: str) -> float:
+    """What the model itself says."""
+    p = {word: float(p) for word, p in zip(endpoint.words, endpoint.logprobs(shown, question)[0].exp(), strict=True)}
+    yes, no = p["yes"] + p["Yes"], p["no"] + p[" NO"]
+    return yes / (yes + no)
+
+
+@pytest.mark.parametrize("combine", ["mean", "min"])
+def test_yes_and_no_are_weighed_as_the_model_does(endpoint: Endpoint, url: str, combine: str) -> None:
+    found = judge(url, combine=combine, concurrency=3)(MEDIA, PROMPTS)["faithful"]
+    grades = [[share_of_yes(endpoint, [p], q) for q in asked] for p, asked in zip(MEDIA, QUESTIONS, strict=True)]
+    np.testing.assert_allclose(found, [getattr(np, combine)(own) for own in grades], rtol=1e-6)
+    assert np.ptp(found) > 0.01
+    assert endpoint.most_waiting <= 3
+
+
+def test_a_rubric_takes_the_answer_that_the_model_writes(endpoint: Endpoint, url: str) -> None:
+    found = judge(url, answer="rubric", scale=[2, 4], questions=["Is this {prompt} ?"])(MEDIA, PROMPTS)["faithful"]
+    for picture, prompt, score in zip(MEDIA, PROMPTS, found, strict=True):
+        answers = {n: f'{{"score":{n}}}' for n in range(2, 5)}
+        best = max(answers, key=lambda n: endpoint.likelihood([picture], f"Is this {prompt} ?", answers[n]))
+        assert score == (best - 2) / 2
+
+
+def test_a_grade_off_the_scale_is_no_score(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    asks = judge(url, answer="rubric", scale=[2, 4], questions=["Is this {prompt} ?"])
+    monkeypatch.setattr(endpoint, "says", '{"score": 9}')
+    with pytest.raises(NotScored, match=r"""'Is this .*' was answered '{"score": 9}': no such JSON"""):
+        asks(MEDIA, PROMPTS)
+
+
+def test_yes_and_no_are_found_in_any_case_and_with_blanks() -> None:
+    top = [("yesterday", 0.4), ("Yes", 0.3), (" yes", 0.1), ("NO\n", 0.1)]
+    assert yes_share([(token, math.log(p)) for token, p in top]) == pytest.approx(0.8)
+    assert yes_share([("no", math.log(0.2))]) == 0
+    with pytest.raises(ValueError, match="neither yes nor no: its likeliest first tokens are 'yesterday'"):
+        yes_share([("yesterday", math.log(0.4))])
+
+
+def test_of_a_clip_some_frames_are_shown_in_order(endpoint: Endpoint, url: str) -> None:
+    clips = np.stack([MEDIA, MEDIA[::-1]])  # of four frames
+    asks = judge(url, frames=3, questions=["Is this a dog ?"])
+    found = asks(clips, PROMPTS[:2])["faithful"]
+    shown = [[clip[0], clip[2], clip[3]] for clip in clips]
+    np.testing.assert_allclose(found, [share_of_yes(endpoint, own, "Is this a dog ?") for own in shown], rtol=1e-6)
+
+
+def test_the_same_question_about_the_same_picture_is_asked_once(endpoint: Endpoint, url: str) -> None:
+    asks = judge(url, questions=["Is this {prompt} ?"])
+    twice, prompts = np.concatenate([MEDIA, MEDIA]), [*PROMPTS, *PROMPTS]
+    found = asks(twice, prompts)["faithful"]
+    assert len(endpoint.requests) == 4
+    np.testing.assert_array_equal(asks(MEDIA, PROMPTS)["faithful"], found[4:])
+    assert len(endpoint.requests) == 4
+    asks(MEDIA[:1], ["a cat"])
+    asks(255 - MEDIA[:1], PROMPTS[:1])
+    assert len(endpoint.requests) == 6
+
+
+def test_answers_beyond_the_kept_ones_are_asked_for_again(endpoint: Endpoint, url: str) -> None:
+    asks = judge(url, cached_answers=1)
+    assert len(asks(MEDIA, PROMPTS)["faithful"]) == 4
+    asked = len(endpoint.requests)
+    asks(MEDIA[:2], PROMPTS[:2])
+    assert len(endpoint.requests) > asked
+
+
+def test_a_busy_server_is_asked_again_until_it_answers(endpoint: Endpoint, url: str) -> None:
+    asks = judge(url, questions=["Is this {prompt} ?"], extra={"chat_template_kwargs": {"enable_thinking": False}})
+    endpoint.failures[:] = [503, 429]
+    (found,) = asks(MEDIA[:1], PROMPTS[:1])["faithful"]
+    assert found == pytest.approx(share_of_yes(endpoint, [MEDIA[0]], "Is this a red dog ?"), rel=1e-6)
+    assert [request["chat_template_kwargs"] for request in endpoint.requests] == [{"enable_thinking": False}] * 3
+    assert set(endpoint.keys) == {f"Bearer {KEY}"}
+
+
+def test_a_refused_question_has_no_score(endpoint: Endpoint, url: str) -> None:
+    asks = judge(url)
+    endpoint.failures[:] = [422] * 9
+    with pytest.raises(NotScored, match=r"reward 'faithful': 'Is this .*' has no answer by http.*422") as failure:
+        asks(MEDIA, PROMPTS)
+    assert failure.value.final
+    assert KEY not in str(failure.value)
+
+
+def test_a_prompt_that_lacks_a_field_spoils_no_other(endpoint: Endpoint, url: str) -> None:
+    replica = Replica("faithful", {"faithful": settings(url)}, RewardPoolSettings())
+    bad, good = at_once([replica.score(MEDIA[:1], ["a cat"], "bad"), replica.score(MEDIA[1:2], PROMPTS[1:2], "good")])
+    assert isinstance(bad, InputError)
+    assert "the prompt 'a cat' has no field 'things'; there are prompt" in str(bad)
+    assert isinstance(good, ScoreReply)
+    assert len(good.scores["faithful"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("changes", "reason"),
+    [
+        ({"model": "big-judge"}, f"model is 'big-judge'; the endpoint serves {NAME}"),
+        ({"api_key_env": "NO_SUCH_KEY"}, "api_key_env is 'NO_SUCH_KEY', a variable that isn't set here"),
+        ({"api_key_env": None}, "url is '.*', which answers 401 .*no such key"),
+        ({"url": "http://127.0.0.1:9/v1"}, "url is 'http://127.0.0.1:9/v1', which doesn't answer"),
+    ],
+)
+def test_check_says_what_keeps_a_judge_from_answering(
+    endpoint: Endpoint, url: str, run_settings: Settings, changes: dict[str, Any], reason: str
+) -> None:
+    own = settings(url, **{"questions": ["Is this {prompt} ?"], **changes})
+    found = check(run_settings({"rewards": {"faithful": own.model_dump(exclude_defaults=True)}}))
+    assert any(re.search(f"rewards.faithful.judge.{reason}", line) for line in found.missing), found.missing
+    assert not any("another-key" in str(key) for key in endpoint.keys)

@@ -1,0 +1,123 @@
+"""An OpenAI-compatible endpoint around a small random vision-language model: real HTTP, logits and pictures.
+
+It answers as vLLM does: log-probabilities are those of the model, and of the JSON texts that a schema allows it writes
+the likeliest.
+"""
+
+import base64
+import io
+import json
+from dataclasses import dataclass, field
+from typing import Annotated, Any
+
+import numpy as np
+import torch
+from fastapi import FastAPI, Header, HTTPException
+from PIL import Image
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
+
+NAME = "tiny-judge"
+IMAGE = "<image>"
+HEAD = '{"score":'
+WORDS = ("yes", "Yes", "no", " NO", "maybe", *["Is", "this", "a", "red", "blue", "dog", "cat"], "?", HEAD, *"234}")
+KEY = "secret-key"
+SIDE, PATCH = 16, 8
+
+
+@dataclass
+class Endpoint:
+    """The model, and what it is asked."""
+
+    requests: list[dict[str, Any]] = field(default_factory=list)
+    keys: list[str | None] = field(default_factory=list)
+    failures: list[int] = field(default_factory=list)
+    """Statuses that the next requests get in place of an answer."""
+    says: str | None = None
+    """What it writes in place of the likeliest answer."""
+    waiting: int = 0
+    most_waiting: int = 0
+
+    def __post_init__(self) -> None:
+        vocabulary = {word: number for number, word in enumerate((IMAGE, "<unknown>", *WORDS))}
+        self.words = list(vocabulary)
+        self.tokenizer = Tokenizer(models.WordLevel(vocabulary, unk_token="<unknown>"))
+        self.tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+        sizes = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 2, "num_attention_heads": 2}
+        torch.manual_seed(0)
+        vision = CLIPVisionConfig(**sizes, image_size=SIDE, patch_size=PATCH, projection_dim=16)
+        text = LlamaConfig(**sizes, num_key_value_heads=2, vocab_size=len(vocabulary), initializer_range=1.0)
+        config = LlavaConfig(vision_config=vision, text_config=text, image_token_index=0)
+        self.model = LlavaForConditionalGeneration(config).eval()
+
+    @torch.no_grad()
+    def logprobs(self, pictures: list[np.ndarray], text: str, answer: str = "") -> torch.Tensor:
+        """Log-probabilities of the token after a text about pictures, and after each of the answer's, float32
+        [tokens + 1, words]."""
+        cells = [0] * (SIDE // PATCH) ** 2 * len(pictures)
+        ids = [*cells, *self.tokenizer.encode(text).ids, *self.tokens(answer)]
+        small = [np.asarray(Image.fromarray(picture).resize((SIDE, SIDE))) for picture in pictures]
+        pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 127.5 - 1
+        logits = self.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0]
+        return logits[-1 - len(self.tokens(answer)) :].log_softmax(-1)
+
+    def tokens(self, answer: str) -> list[int]:
+        """The tokens of a JSON answer."""
+        return [self.words.index(word) for word in (HEAD, *answer.removeprefix(HEAD))] if answer else []
+
+    def likelihood(self, pictures: list[np.ndarray], text: str, answer: str) -> float:
+        """Log-probability of a whole answer."""
+        steps = zip(self.logprobs(pictures, text, answer), self.tokens(answer), strict=False)
+        return sum(float(step[token]) for step, token in steps)
+
+    def app(self) -> FastAPI:
+        app = FastAPI()
+
+        @app.get("/v1/models")
+        def served(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+            self._let_in(authorization)
+            return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "tests"}]}
+
+        @app.post("/v1/chat/completions")
+        def complete(body: dict[str, Any], authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+            self._let_in(authorization)
+            self.waiting += 1
+            self.most_waiting = max(self.most_waiting, self.waiting)
+            try:
+                return self._completed(body)
+            finally:
+                self.waiting -= 1
+
+        return app
+
+    def _let_in(self, authorization: str | None) -> None:
+        self.keys.append(authorization)
+        if authorization != f"Bearer {KEY}":
+            raise HTTPException(401, "no such key")
+
+    def _completed(self, body: dict[str, Any]) -> dict[str, Any]:
+        self.requests.append(body)
+        if self.failures:
+            raise HTTPException(self.failures.pop(), "busy")
+        (message,) = body["messages"]
+        parts = message["content"]
+        pictures = [picture_of(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]
+        text = " ".join(part["text"] for part in parts if part["type"] == "text")
+        choice: dict[str, Any] = {"index": 0, "finish_reason": "stop", "logprobs": None}
+        if schema := body.get("response_format"):
+            score = schema["json_schema"]["schema"]["properties"]["score"]
+            answers = [json.dumps({"score": n}).replace(" ", "") for n in range(score["minimum"], score["maximum"] + 1)]
+            said = max(answers, key=lambda answer: self.likelihood(pictures, text, answer))
+        else:
+            best, tokens = self.logprobs(pictures, text)[0].topk(min(body["top_logprobs"], len(self.words)))
+            top = [{"token": self.words[t], "logprob": float(p)} for p, t in zip(best, tokens, strict=True)]
+            said = top[0]["token"]
+            choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
+        choice["message"] = {"role": "assistant", "content": self.says or said}
+        return {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+
+
+def picture_of(url: str) -> np.ndarray:
+    """The picture in a data URL, uint8 [height, width, 3]."""
+    data = base64.b64decode(url.removeprefix("data:image/png;base64,"), validate=True)
+    return np.asarray(Image.open(io.BytesIO(data)))
