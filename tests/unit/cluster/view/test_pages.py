@@ -130,6 +130,8 @@ def test_samples_are_shown_by_prompt_the_best_first(pictured: Path, client: Test
     }
     assert shown(samples=5)[SCRIPT] == [(1, "0.750"), (2, "0.500"), (0, "0.250")]
     assert shown(samples=5, reward="ocr_exact")[SCRIPT] == [(0, "-0.250"), (2, "-0.500"), (1, "-0.750")]
+    (pictured / "evaluations.jsonl").rename(pictured / "kept")
+    assert client.get("/pictures/one").text.count('name="reward"') == 1, "it can be chosen without evaluations"
     newest = pictured / samples.samples_file(10)
     newest.write_bytes(newest.read_bytes()[:100])
     page = client.get("/pictures/one").text
