@@ -89,14 +89,15 @@ def status_of(folder: Path) -> RunStatus:
     run.changes = _last_lines(folder / "changes.jsonl", MAX_CHANGES)
     checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
     run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
-    newest = _last_lines(folder / "metrics.jsonl", TYPICAL), _last_lines(folder / "evaluations.jsonl", 1)
-    _add_figures(run, *newest)
+    metrics, evaluations = _last_lines(folder / "metrics.jsonl", TYPICAL), _last_lines(folder / "evaluations.jsonl", 1)
+    _add_figures(run, metrics, evaluations)
     if run.state in ("stopped", "failed", "lost"):
         run.command = resume_command(folder)
     return run
 
 
 def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
+    """Add what the newest lines of both files tell."""
     with suppress(KeyError, TypeError):  # lines of another version
         if metrics:
             newest = metrics[-1]

@@ -1,4 +1,4 @@
-"""Samples of an iteration by prompt, each prompt's best picture first."""
+"""Samples of an iteration by prompt, the highest score first."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass

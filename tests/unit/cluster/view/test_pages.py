@@ -106,7 +106,7 @@ def test_pictures_are_those_of_the_evaluation_by_gain(pictured: Path, client: Te
             assert (picture == 10 * iteration + index).all()
 
 
-def test_samples_are_shown_by_prompt_the_best_first(pictured: Path, client: TestClient) -> None:
+def test_samples_are_shown_by_prompt_and_score(pictured: Path, client: TestClient) -> None:
     media = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 6, 3), np.uint8)
     for iteration, scores in ((5, [0.25, 0.75, 0.5]), (10, [0.5, 0.125, 1.0])):
         rewards = {"ocr": np.array(scores), "ocr_exact": -np.array(scores)}
