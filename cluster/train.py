@@ -18,8 +18,9 @@ from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room
 from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
+from ..proto.update_stats import reward_shares
 from .run import pictures, samples, tree_record
-from .run.advice import advice
+from .run.advice import advice, outweighed
 from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.evaluation import MADE_WITH, comparable, made_with, sampled_prompts
@@ -169,6 +170,7 @@ class _Run:
             with display.waiting("loading the checkpoint"):
                 loop.load(folder.checkpoint(self.done))
         self.log = self._write(lambda: RunLog(folder, settings, self.done + 1))
+        self._told = False  # that a reward outweighs another
         stop.asked = self._answer
         self._at, self._begun = self.done, time.perf_counter()
 
@@ -198,6 +200,9 @@ class _Run:
         seconds = time.perf_counter() - self._begun
         self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)
+        if not self._told and (lines := outweighed(settings, reward_shares(report.updates))):
+            self.display.advise(lines)
+            self._told = True
         if report.samples:
             self._write(lambda: samples.write(self.folder.path, iteration, report.samples))
         for record in report.trees:

@@ -8,7 +8,7 @@ import numpy as np
 from ..proto.errors import InputError
 from ..proto.settings import AdvantageSettings, PruningSettings
 from ..proto.tree import FloatArray, Tree
-from .advantages import EXACT, depth_advantages, edge_weights, leaf_advantages
+from .advantages import EXACT, FLAT_SPREAD, depth_advantages, edge_weights, leaf_advantages
 from .fusion import fuse
 from .pruning import kept_edges
 
@@ -23,6 +23,8 @@ class Credit:
     """Share of every node's edge in the tree's objective, float64 [nodes]; 0 where it isn't trained or was pruned."""
     values: FloatArray = field(default_factory=lambda: np.empty(0))
     """Value of every node, from which both follow, float64 [nodes]; empty for credit that was made up otherwise."""
+    pulls: Mapping[str, float] = field(default_factory=dict)
+    """Trained reward -> how much of the tree's advantages is due to it (`proto/update_stats.py` has the formula)."""
 
 
 def tree_credit(
@@ -39,12 +41,12 @@ def tree_credit(
     for a tree with scores missing, and InputError if pruning keeps no edge.
     """
     schedule = tree.schedule
-    values, advantages = _advantages(tree, rewards, settings, depth_advantages)
+    values, advantages, sizes = _advantages(tree, rewards, settings, depth_advantages)
     kept = kept_edges(values, schedule, pruning, iteration)
     if not kept.any():
         raise InputError(f"pruning keeps none of the {schedule.trained_edges} trained edges of iteration {iteration}")
     weights = edge_weights(schedule, settings.edge_weight, kept, noise if settings.noise_weight else None)
-    return Credit(advantages.clip(-settings.clip, settings.clip), weights, values)
+    return Credit(advantages.clip(-settings.clip, settings.clip), weights, values, _pulls(sizes, weights))
 
 
 def leaf_credit(tree: Tree, rewards: Mapping[str, float], settings: AdvantageSettings) -> Credit:
@@ -53,11 +55,11 @@ def leaf_credit(tree: Tree, rewards: Mapping[str, float], settings: AdvantageSet
 
     Raises ValueError for a tree with scores missing.
     """
-    values, of_leaves = _advantages(tree, rewards, settings, leaf_advantages)
+    values, of_leaves, sizes = _advantages(tree, rewards, settings, leaf_advantages)
     schedule, advantages, weights = tree.schedule, np.zeros(len(values)), np.zeros(len(values))
     advantages[schedule.first_node[-2] :] = of_leaves.clip(-settings.clip, settings.clip)
     weights[schedule.first_node[-2] :] = 1 / schedule.leaves
-    return Credit(advantages, weights, values)
+    return Credit(advantages, weights, values, _pulls(sizes, weights[schedule.first_node[-2] :]))
 
 
 def _advantages(
@@ -65,8 +67,9 @@ def _advantages(
     rewards: Mapping[str, float],
     settings: AdvantageSettings,
     normalised: Callable[..., tuple[FloatArray, FloatArray]],
-) -> tuple[FloatArray, FloatArray]:
-    """The value of every node, and the advantages that `normalised` makes of values, of all rewards together."""
+) -> tuple[FloatArray, FloatArray, dict[str, FloatArray]]:
+    """The value of every node; the advantages that `normalised` makes of values, of all rewards together; and the size
+    of each trained reward's part in them."""
     if not tree.scored(rewards):
         raise ValueError(f"tree {tree.number} ('{tree.prompt}') isn't wholly sampled and scored")
     schedule, beta = tree.schedule, 0.0 if settings.fusion == "uniform" else settings.fusion_beta
@@ -85,4 +88,20 @@ def _advantages(
         advantages = np.sum([weight * own for weight, (own, _) in pairs], axis=0)
         rounding = np.sum([abs(weight) * (rounded + EXACT * np.abs(own)) for weight, (own, rounded) in pairs], axis=0)
     advantages[np.abs(advantages) <= rounding] = 0.0  # exactly, so that no row is trained on rounding
-    return values, advantages
+    if settings.combine == "rewards":
+        spreads = _spreads(parts, 1 if settings.normaliser == "group" else schedule.roots)
+        sizes = [spread * np.full_like(advantages, advantages.any()) for spread in spreads]
+    else:
+        sizes = [np.abs(weight * own) for weight, (own, _) in pairs]
+    return values, advantages, {name: size for name, size in zip(rewards, sizes, strict=True) if rewards[name]}
+
+
+def _spreads(parts: Sequence[FloatArray], groups: int) -> FloatArray:
+    """Standard deviation of each weighted reward within groups of leaves, relative to the sum of all, float64 [k]."""
+    spreads = np.array([part.reshape(groups, -1).std(axis=1).mean() for part in parts])
+    spreads[spreads <= FLAT_SPREAD * np.abs(parts).max(axis=1)] = 0.0
+    return spreads / (spreads.sum() or 1.0)
+
+
+def _pulls(sizes: Mapping[str, FloatArray], weights: FloatArray) -> dict[str, float]:
+    return {name: float(weights @ size) for name, size in sizes.items()}

@@ -125,6 +125,7 @@ class Learner:
             self._backward(transitions, batch, means)
         stats, edges = self._update.stats, sum(len(row.children) for row in rows)
         unpruned = sum(int((credit.weights > 0).sum()) for credit in credits)
+        stats.note_pulls(credit.pulls for credit in credits)
         stats.rows += len(rows)
         stats.reference_rows += len(rows) if self.reference else 0
         stats.edges += edges
@@ -149,6 +150,7 @@ class Learner:
                 sampler = old.velocity(*inputs) if old else new.detach()
                 loss = nft_loss(new, sampler, batch, settings.learner.nft.strength)
                 self._add_gradient(loss, len(batch.states))
+        self._update.stats.note_pulls(credit.pulls for credit in credits)
         self._update.stats.rows += len(rows)
         self._update.stats.reference_rows += len(rows) if old else 0
         self._update.stats.edges += len(rows)
@@ -241,8 +243,7 @@ class Learner:
                 save_weights(folder / "old.safetensors", self.old.average.weights)
             if self.average:
                 save_weights(folder / "ema.safetensors", self.average.weights)
-            facts = {"version": self.version, "ranks": self.engine.ranks}
-            (folder / "learner.json").write_text(json.dumps(facts))
+            (folder / "learner.json").write_text(json.dumps({"version": self.version, "ranks": self.engine.ranks}))
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, with any number of ranks and at any ZeRO stage, and continue as the settings say.
@@ -307,13 +308,12 @@ class Learner:
 
     def _credit(self, tree: Tree, iteration: int, noise: Sequence[float] = ()) -> Credit:
         """Credit of a tree's edges, given the relative `noise` of every step; with `objective: nft`, of its leaves."""
-        settings = self.settings
         if tree.left_out:
             return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
-        rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
+        rewards = {name: reward.weight for name, reward in self.settings.training_rewards.items()}
         if self.learns_from_leaves:
-            return leaf_credit(tree, rewards, settings.advantage)
-        return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
+            return leaf_credit(tree, rewards, self.settings.advantage)
+        return tree_credit(tree, rewards, self.settings.advantage, self.settings.pruning, iteration, noise)
 
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         return self.policy.velocity(latents, sigma, conditioning, self.engine.module)

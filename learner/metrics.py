@@ -2,7 +2,7 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ..proto.update_stats import UpdateStats
+from ..proto.update_stats import UpdateStats, reward_shares
 
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
 EDGES_TRAINED = Counter("branchgrpo_edges_trained", "Edges in the gradient (counted by rank 0 for all ranks).")
@@ -27,6 +27,9 @@ CLIP_FRACTION = Gauge("branchgrpo_clip_fraction", "Share of the last update's ed
 LOGPROB_ABS_DIFF = Gauge(
     "branchgrpo_logprob_abs_diff",
     "Maximum difference between the learner's and the sampler's log-probabilities in an iteration's first update.",
+)
+REWARD_SHARE = Gauge(
+    "branchgrpo_reward_share", "Share of a trained reward in the advantages of the last update's trees.", ["reward"]
 )
 KL = Gauge(
     "branchgrpo_kl", "KL divergence to the policy before training, in the last update; 0 without learner.kl_weight."
@@ -53,5 +56,7 @@ def note_update(stats: UpdateStats, first: bool) -> None:
     RATIO.labels("max").set(stats.ratio_max)
     KL.set(stats.kl)
     LEARNING_RATE.set(stats.learning_rate)
+    for reward, share in reward_shares([stats]).items():
+        REWARD_SHARE.labels(reward).set(share)
     if first:
         LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)

@@ -454,8 +454,9 @@ class AdvantageSettings(Settings):
     """beta of the softmax; 0 gives the mean. Log-probabilities are averaged over latent dimensions and summed over
     steps."""
     combine: Literal["rewards", "advantages"] = "rewards"
-    """How several rewards are combined. `rewards`: add them up, then normalise; the reward of the larger scale
-    dominates. `advantages`: normalise each, then add up their advantages (GDPO)."""
+    """How several rewards are combined. `rewards`: add them up, then normalise; the reward whose scores spread further
+    dominates. `advantages`: normalise each, then add up their advantages (GDPO), so that their weights alone count.
+    With several rewards on different scales, this is what you want."""
     normaliser: Literal["depth", "leaf", "group"] = "depth"
     """The nodes whose mean and standard deviation normalise an advantage. `depth`: those of the same depth and root.
     `leaf`: the mean as with `depth`, the deviation over that root's leaves. `group`: those of the same depth under all

@@ -1,6 +1,7 @@
 """The figures that a learner reports after an update."""
 
-from dataclasses import dataclass, replace
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
 
 from .learned_tree import LearnedTree
 
@@ -34,16 +35,24 @@ class UpdateStats:
     """Norm of the gradient before clipping."""
     learning_rate: float = 0.0
     """Learning rate of this update; 0 if it had no edge and made no step."""
+    pulls: dict[str, float] = field(default_factory=dict)
+    """Trained reward -> how much of the trees' advantages is due to it, added up over trees."""
     recorded: tuple[LearnedTree, ...] = ()
     """Its trees that are recorded, without those that were left out, as its last pass had them."""
     passes: int = 1
     """Optimizer steps over its trees that these figures are of; or 1 that had no edge."""
 
+    def note_pulls(self, others: Iterable[Mapping[str, float]]) -> None:
+        """Add the pulls of other trees."""
+        for pulls in others:
+            for name, pull in pulls.items():
+                self.pulls[name] = self.pulls.get(name, 0.0) + pull
+
     def followed_by(self, other: "UpdateStats") -> "UpdateStats":
         """The figures of the update's passes so far, of which `other` is the next.
 
         Counts are sums, and what is measured is the mean over passes, or the extreme. The difference to the sampler
-        stays that of the first pass.
+        stays that of the first pass, and so do the rewards' pulls, which are the same in all.
         """
 
         share = 1 / (self.passes + 1)
@@ -67,3 +76,18 @@ class UpdateStats:
             learning_rate=other.learning_rate,
             recorded=other.recorded,
         )
+
+
+def reward_shares(updates: Iterable[UpdateStats]) -> dict[str, float]:
+    """Trained reward -> its share in the gradient of some updates; the shares add up to 1. Empty if all scores of every
+    tree are equal.
+
+    share_k = pull_k / sum over rewards j of pull_j. With `combine: advantages`, pull_k is the sum over all trees'
+    trained edges of weight * |w_k * A_k|. With `combine: rewards`, it is the sum over trees of
+    |w_k| * std_k / sum over j of |w_j| * std_j, where std_k is reward k's standard deviation over leaves that are
+    compared with each other: those under one root, or with `normaliser: group` all of the prompt.
+    """
+    total = UpdateStats()
+    total.note_pulls(update.pulls for update in updates)
+    everything = sum(total.pulls.values())
+    return {name: pull / everything for name, pull in total.pulls.items()} if everything else {}

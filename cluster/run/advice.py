@@ -1,7 +1,7 @@
-"""Warnings about settings that have no effect beside the others, but are no reason to refuse a recipe."""
+"""Warnings about settings that have no or little effect beside the others, but are no reason to refuse a recipe."""
 
 import inspect
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 
 import numpy as np
 
@@ -10,11 +10,29 @@ from ...proto.methods import METHODS
 from ...proto.settings import DepthPruningSettings, PruningSettings, RunSettings, Settings, WidthPruningSettings
 from .adaptive_splits import SplitChooser
 
+MAX_SPREAD_RATIO = 10
+"""How many times as far as another's the scores of one reward may spread, by their weights, without a warning."""
+
 
 def advice(settings: RunSettings) -> list[str]:
     """One line for each setting that doesn't do what it seems to; `check`, `train` and `submit` show them."""
     parts = (_of_prompts, _of_schedule, _of_pruning, _of_learning, _of_evaluation)
     return [line for part in parts for line in part(settings)]
+
+
+def outweighed(settings: RunSettings, shares: Mapping[str, float]) -> list[str]:
+    """A warning if the sum of rewards is dominated by one of them, given their `shares` in the gradient."""
+    spread = {name: share for name, share in shares.items() if share}
+    if settings.advantage.combine == "advantages" or len(spread) < 2:
+        return []
+    most, least = max(spread, key=spread.__getitem__), min(spread, key=spread.__getitem__)
+    times = spread[most] / spread[least]
+    if times <= MAX_SPREAD_RATIO:
+        return []
+    return [
+        f"rewards.{most} outweighs rewards.{least}: within trees its weighted scores spread {times:.0f} times as far, "
+        f"so little is learned from '{least}'; with advantage.combine 'advantages' their weights alone count"
+    ]
 
 
 def _of_prompts(settings: RunSettings) -> Iterator[str]:

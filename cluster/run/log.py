@@ -13,6 +13,7 @@ from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ...proto.settings import RunSettings
+from ...proto.update_stats import reward_shares
 from .folder import RunFolder
 from .loop import IterationReport
 
@@ -116,6 +117,7 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
             name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()
         },
+        "reward_shares": reward_shares(report.updates),
         "diversity": report.diversity,
         "leaves": int(next(iter(report.rewards.values())).size),
         "left_out_trees": report.left_out,

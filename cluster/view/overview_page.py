@@ -106,6 +106,12 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     for index, phase in enumerate(phases):
         seconds.layer(phase, column(metrics, "phase_seconds", phase), index)
     seconds.line("iteration", column(metrics, "seconds"), 7)
+    shares = chart(
+        "Shares of rewards", "Stacked. How much of the advantages is due to each reward (advantage.combine).", 0.0
+    )
+    rewards = list(dict.fromkeys(name for line in metrics for name in _keys(line.get("reward_shares"))))
+    for index, reward in enumerate(rewards):
+        shares.layer(reward, column(metrics, "reward_shares", reward), index)
     edges = chart("Edges", "Stacked. Skipped edges have no advantage; pruned ones were left out by a setting.", 0.0)
     for index, (label, key) in enumerate(EDGES.items()):
         edges.layer(label, column(metrics, key), index)
@@ -116,6 +122,7 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     ratio.line("maximum", column(metrics, "ratio_max"), 1)
     made = [
         single("Diversity", "Of the leaves of a tree. If it falls, samples become alike.", "diversity"),
+        *([shares] if len(rewards) > 1 else []),
         seconds,
         edges,
         single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction"),

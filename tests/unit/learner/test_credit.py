@@ -13,6 +13,7 @@ from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, t
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import AdvantageSettings, DepthPruningSettings, PruningSettings, WidthPruningSettings
 from branchgrpo.proto.tree import Tree
+from branchgrpo.proto.update_stats import UpdateStats, reward_shares
 from branchgrpo.rollout_workers.kernels import relative_noise
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -193,6 +194,26 @@ def test_several_rewards_are_added_before_or_after_normalising() -> None:
 
     assert advantages("rewards") == pytest.approx(alone(LEAVES + 0.5 * loud))
     assert advantages("advantages") == pytest.approx(alone(LEAVES) + 0.5 * alone(loud))
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_a_reward_pulls_by_its_spread_or_by_its_weight_alone(combine: str) -> None:
+    """The second reward is the first one in other units, turned around: its advantages differ in sign alone."""
+    tree = Tree(0, "p", SMALL)
+    tree.logprobs = np.zeros(SMALL.nodes)
+    tree.rewards = {"a": LEAVES, "b": 7 - 100 * LEAVES, "same": np.full(6, 0.1), "watched": LEAVES}
+    weights = {"a": 3.0, "b": 0.5, "same": 9.0, "watched": 0.0}
+    credit = tree_credit(tree, weights, AdvantageSettings(combine=combine), PruningSettings(), 1, [1.0] * 4)
+    size = {"rewards": {"a": 3 / 53, "b": 50 / 53, "same": 0}, "advantages": {"a": 3 / 3.5, "b": 0.5 / 3.5, "same": 0}}
+    assert reward_shares([UpdateStats(pulls=dict(credit.pulls))]) == pytest.approx(size[combine])
+
+
+def test_shares_of_several_trees_are_those_of_their_sum() -> None:
+    first, second = UpdateStats(), UpdateStats()
+    first.note_pulls([{"a": 1.0, "b": 2.0}, {"a": 0.0, "b": 0.0}])
+    second.note_pulls([{"a": 3.0, "b": 2.0}, {}])
+    assert reward_shares([first, second]) == {"a": 0.5, "b": 0.5}
+    assert reward_shares([UpdateStats(pulls={"a": 0.0})]) == {}
 
 
 def test_advantages_are_clipped_at_the_end() -> None:

@@ -1,10 +1,11 @@
 """Settings without effect: what is told, what is refused, and what is let be."""
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.run.advice import advice
+from branchgrpo.cluster.run.advice import advice, outweighed
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, save_recipe
 from support import RECIPES, Settings
@@ -114,6 +115,36 @@ def test_commands_tell(run_settings: Settings, tmp_path: Path, command: str) -> 
     told = CliRunner().invoke(app, [command, str(recipe)])
     assert told.exit_code == 0, told.output
     assert "warning: advantage.fusion_beta has no effect: advantage.fusion is 'uniform'" in told.output
+
+
+@pytest.mark.parametrize("combine", ["rewards", "advantages"])
+def test_a_run_tells_that_a_reward_outweighs_another(run_settings: Settings, combine: str) -> None:
+    """Two of the same scores, of which one weighs 20 times as much: it has 20 of 21 parts, and is meant to only where
+    weights alone count."""
+    from branchgrpo.cluster.cli import app
+
+    rewards = {"bright": 20.0, "dark": -1.0}
+    changes = {
+        "rewards": {name: {"function": "support:shade", "weight": weight} for name, weight in rewards.items()},
+        "advantage.combine": combine,
+        "prompts.held_out": None,
+    }
+    settings = run_settings(changes)
+    recipe = save_recipe(settings, settings.runs.parent / "recipe")
+    told = CliRunner().invoke(app, ["train", str(recipe)])
+    assert told.exit_code == 0, told.output
+    warning = "warning: rewards.bright outweighs rewards.dark: within trees its weighted scores spread 20 times as far"
+    assert " ".join(told.output.split()).count(warning) == (1 if combine == "rewards" else 0)
+    for line in (settings.runs / settings.name / "metrics.jsonl").read_text().splitlines():
+        assert json.loads(line)["reward_shares"] == pytest.approx({"bright": 20 / 21, "dark": 1 / 21})
+
+
+def test_a_reward_without_any_spread_outweighs_nothing(run_settings: Settings) -> None:
+    settings = run_settings()
+    assert outweighed(settings, {"ocr": 0.9, "other": 0.1}) == []
+    assert outweighed(settings, {"ocr": 1.0, "other": 0.0}) == []
+    assert len(outweighed(settings, {"ocr": 0.95, "other": 0.05})) == 1
+    assert outweighed(run_settings({"advantage.combine": "advantages"}), {"ocr": 0.95, "other": 0.05}) == []
 
 
 # Sizes --------------------------------------------------------------------------------------------------------------

@@ -41,6 +41,7 @@ def test_curves_are_those_of_the_metrics(make_run: Make, client: TestClient) -> 
     lines = [line(number, clip_fraction=number / 8, gradient_norm=float("nan")) for number in (1, 2, 3)]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     page = client.get("/overview/one").text
+    assert "Shares of rewards" not in charts(page)  # the run began with a version that noted none
     assert charts(page)["Clip fraction"]["x"] == [1, 2, 3]
     assert trace(page, "Clip fraction", "clip fraction")["y"] == [0.125, 0.25, 0.375]
     assert trace(page, "Gradient norm", "gradient norm")["y"] == [None, None, None]
@@ -49,6 +50,12 @@ def test_curves_are_those_of_the_metrics(make_run: Make, client: TestClient) -> 
     assert (held_out["x"], held_out["y"]) == ([0, 3], [0.25, 0.75])
     band = [trace(page, "ocr", f"leaves: {end}")["y"] for end in ("minimum", "maximum")]
     assert band == [[0.0] * 3, [1.0] * 3]
+
+
+def test_the_shares_of_several_rewards_are_stacked(make_run: Make, client: TestClient) -> None:
+    make_run("one", reward_shares={"ocr": 0.75, "other": 0.25})
+    page = client.get("/overview/one").text
+    assert [trace(page, "Shares of rewards", name)["y"] for name in ("ocr", "other")] == [[0.75] * 3, [0.25] * 3]
 
 
 def test_a_change_is_marked_where_it_took_effect(make_run: Make, client: TestClient) -> None:
