@@ -5,6 +5,7 @@ from collections.abc import Callable
 
 import pytest
 from branchgrpo.cluster.pages import files, metrics, recipe
+from branchgrpo.reward_service.scorers import SCORERS
 from support import ROOT
 
 
@@ -24,6 +25,13 @@ def test_every_file_is_on_the_map_with_its_purpose() -> None:
     for folder in folders:
         for file in folder.glob("*.py"):
             assert files.first_line(file).endswith((".", ":")), f"{file} needs a first line that is a sentence"
+
+
+def test_the_table_of_rewards_has_every_one_with_its_scale_and_licence() -> None:
+    rows = [row for row in (ROOT / "docs" / "rewards.md").read_text().splitlines() if row.count("|") == 7]
+    cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]  # below the heading and its line
+    assert {name for row in cells for name in re.findall("`([a-z_]+)`", row[0])} >= SCORERS.keys()
+    assert all(row[1] and row[4] and row[5] for row in cells)
 
 
 def test_links_between_pages_lead_somewhere() -> None:
