@@ -1,18 +1,16 @@
 """The drawing of a recorded tree: SVG, whose texts are texts, and whose colours follow the page's light or dark."""
 
-import io
 import math
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
-from PIL import Image
 
 from ...proto.learned_tree import EdgeState
 from ...proto.tree import FloatArray
+from ..run.tree_layout import edge_levels, layout, leaves_below, picture_aspect, split_nodes
 from ..run.tree_record import TreeRecord
 from .pages import Links, render
-from .tree_layout import layout, leaves_below
 
 CHARACTER = 6.4
 """Width of a letter."""
@@ -69,22 +67,20 @@ class Scale:
 
 def scale(record: TreeRecord) -> Scale:
     """Advantages, as far as the largest goes; with `nft` the merits of leaves, from 0 to 1."""
-    if record.merit is None:
-        largest = float(np.abs(record.advantage).max()) or 1.0
-        return Scale("advantage", number(-largest), number(largest, signed=True), record.advantage / largest)
-    levels = np.zeros(len(record.parent))
-    levels[record.leaves] = np.nan_to_num(2 * record.merit - 1)
-    return Scale("merit", "0", "1", levels)
+    if record.merit is not None:
+        return Scale("merit", "0", "1", edge_levels(record))
+    largest = float(np.abs(record.advantage).max()) or 1.0
+    return Scale("advantage", number(-largest), number(largest, signed=True), edge_levels(record))
 
 
 def draw(record: TreeRecord, links: Links) -> Markup:
     """The tree as SVG, with what its hovering, focus and choices show."""
-    aspect = _aspect(record)
+    aspect = picture_aspect(record)
     places, below = layout(record, aspect), leaves_below(record)
     levels = scale(record).levels
     low, high = float(record.value.min()), float(record.value.max())
     first = len(record.parent) - len(record.leaves)
-    splits = set(record.parent[np.flatnonzero(np.diff(record.parent, prepend=-2) == 0)].tolist())  # second children
+    splits = split_nodes(record)
     nodes = []
     for n in range(len(record.parent)):
         kind = "leaf" if n >= first else "split" if n in splits else "chain"
@@ -163,14 +159,3 @@ def _ticks(record: TreeRecord) -> list[tuple[int, int, str]]:
     """Depth, place on the grid of steps, and noise level, of every depth."""
     firsts = np.searchsorted(record.depth, np.arange(record.depth[-1] + 1))
     return [(depth, int(record.level[n]), f"{record.sigma[n]:.2f}") for depth, n in enumerate(firsts)]
-
-
-def _aspect(record: TreeRecord) -> float:
-    """Width over height of a picture."""
-    for data in record.pictures.values():
-        try:
-            with Image.open(io.BytesIO(data)) as picture:
-                return picture.width / picture.height
-        except OSError:
-            continue
-    return 1.0

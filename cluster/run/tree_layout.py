@@ -1,11 +1,14 @@
 """Where the nodes of a recorded tree are drawn: from left to right by depth, a row for every leaf."""
 
+import io
 from dataclasses import dataclass
 from itertools import pairwise
 
 import numpy as np
+from PIL import Image
 
-from ..run.tree_record import TreeRecord
+from ...proto.tree import FloatArray
+from .tree_record import TreeRecord
 
 WIDTH = 860
 """Width of all steps together, as far as the steps' limits allow."""
@@ -79,3 +82,30 @@ def leaves_below(record: TreeRecord) -> list[int]:
         if (parent := record.parent[node]) >= 0:
             count[parent] += count[node]
     return [int(own) for own in count]
+
+
+def picture_aspect(record: TreeRecord) -> float:
+    """Width over height of the tree's pictures; 1 if it has none that can be read."""
+    for data in record.pictures.values():
+        try:
+            with Image.open(io.BytesIO(data)) as picture:
+                return picture.width / picture.height
+        except OSError:
+            continue
+    return 1.0
+
+
+def split_nodes(record: TreeRecord) -> set[int]:
+    """The nodes with several children."""
+    return set(np.flatnonzero(np.bincount(record.parent[record.parent >= 0]) > 1).tolist())
+
+
+def edge_levels(record: TreeRecord) -> FloatArray:
+    """What the edges into nodes are coloured by, from -1 to 1, float64 [nodes]: their advantages as shares of the
+    largest; with `nft`, of leaves their merits.
+    """
+    if record.merit is None:
+        return record.advantage / (float(np.abs(record.advantage).max()) or 1.0)
+    levels = np.zeros(len(record.parent))
+    levels[record.leaves] = np.nan_to_num(2 * record.merit - 1)
+    return levels
