@@ -5,7 +5,6 @@ restarted from the newest checkpoint, with the code that resumes a run. The work
 result, because every iteration is a pure function of the state before it.
 """
 
-import json
 import logging
 import signal
 import time
@@ -14,21 +13,22 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room, write_text
+from ..proto.atomic_files import Result, check_free, is_full, when_there_is_room
 from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..proto.update_stats import reward_shares
-from .run import pictures, samples, tree_record
+from .run import samples, tree_record
 from .run.advice import advice, outweighed
 from .run.checkpoints import size
 from .run.console import RunDisplay
-from .run.evaluation import MADE_WITH, comparable, made_with, sampled_prompts
+from .run.evaluation import MADE_WITH, made_with, sampled_prompts
 from .run.folder import RunFolder, has_begun
 from .run.log import RunLog
-from .run.loop import Loop
+from .run.loop import IterationReport, Loop
 from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
+from .run.results import draw_before_after, write_results
 from .run.start_point import find_start, same_start, without_start
 from .run.stop import Stopped, StopRequest
 
@@ -203,12 +203,7 @@ class _Run:
         if not self._told and (lines := outweighed(settings, reward_shares(report.updates))):
             self.display.advise(lines)
             self._told = True
-        if report.samples:
-            self._write(lambda: samples.write(self.folder.path, iteration, report.samples))
-        for record in report.trees:
-            self._write(partial(tree_record.write, self.folder.path, record))
-        if report.trees:
-            tree_record.drop_oldest(self.folder.path, settings.logging.trees_megabytes * 1e6)
+        self._draw(report)
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
@@ -220,6 +215,16 @@ class _Run:
             raise Stopped(signum, _after_stop(self.folder))
         if report.learner_draining and not last:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
+
+    def _draw(self, report: IterationReport) -> None:
+        """Write the samples and the recorded trees of an iteration, where they are due."""
+        iteration = report.iteration
+        if report.samples:
+            self._write(lambda: samples.write(self.folder.path, iteration, report.samples))
+        for record in report.trees:
+            self._write(partial(tree_record.write, self.folder.path, record))
+        if report.trees:
+            tree_record.drop_oldest(self.folder.path, self.settings.logging.trees_megabytes * 1e6)
 
     def _save(self, iteration: int) -> None:
         """Make a checkpoint, once there is room for one as large as the last."""
@@ -273,6 +278,7 @@ class _Run:
             self._write(lambda: self.log.evaluation(iteration, evaluation.means()))
             way = made_with(self.settings, evaluation.prompts)
             self._write(lambda: self.folder.add_evaluation(iteration, evaluation, way))
+            self._write(lambda: draw_before_after(self.folder, self.settings))
             self.display.evaluation(iteration, evaluation.means())
 
     def _evaluated_alike(self, held_out: Sequence[str]) -> bool:
@@ -289,45 +295,3 @@ class _Run:
         with self.display.waiting("exporting"):
             self._write(lambda: self.loop.export(self.folder.path / "export"))
             self._write(lambda: write_results(self.folder, self.settings))
-
-
-def write_results(folder: RunFolder, settings: RunSettings, error: BaseException | None = None) -> None:
-    """Write reward curve, before and after, and summary, from what the folder holds.
-
-    `error` is what has ended a run before its time. The newest evaluation stands for what came after, the first that
-    can be compared with it for what was before.
-    """
-    metrics, evaluations = folder.lines("metrics"), folder.lines("evaluations")
-    pictures.reward_curve(folder.path / "reward_curve.png", metrics, evaluations)
-    if len(alike := comparable(evaluations)) > 1:
-        first, last = folder.evaluation(alike[0]), folder.evaluation(alike[-1])
-        weights = {name: abs(reward.weight) for name, reward in settings.rewards.items()}
-        shown = max(last.rewards, key=lambda name: weights.get(name, 0.0))
-        pictures.before_after(folder.path / "before_after.png", first, last, shown)
-    write_text(folder.path / "summary.json", json.dumps(summary(folder, error), indent=2) + "\n")
-
-
-def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, object]:
-    """The result of a run: how it ended, rewards before and after, iterations, seconds."""
-    metrics, evaluations = folder.lines("metrics"), comparable(folder.lines("evaluations"))
-    phases = {phase for line in metrics for phase in line["phase_seconds"]}
-    first, last = (evaluations[0], evaluations[-1]) if evaluations else ({}, {})
-    means = [name for name in last if name not in ("iteration", MADE_WITH)]
-    return {
-        "name": folder.settings.name,
-        "ended": "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
-        "error": None if error is None or isinstance(error, Stopped) else str(error) or type(error).__name__,
-        "iterations": metrics[-1]["iteration"] if metrics else 0,
-        "evaluation_prompts": len(set(folder.evaluation(first).prompts)) if evaluations else 0,
-        "before": {name: first[name] for name in means} if evaluations else None,
-        "before_iteration": first.get("iteration"),
-        "after": {name: last[name] for name in means} if len(evaluations) > 1 else None,
-        "after_iteration": last["iteration"] if len(evaluations) > 1 else None,
-        "training_seconds": sum(line["seconds"] for line in metrics),
-        "phase_seconds": {
-            phase: sum(line["phase_seconds"].get(phase, 0.0) for line in metrics) for phase in sorted(phases)
-        },
-        "forward_passes": sum(line["forward_passes"] for line in metrics),
-        "rows": sum(line["rows"] for line in metrics),
-        "skipped_edges": sum(line["skipped_edges"] for line in metrics),
-    }

@@ -33,13 +33,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 from ... import __version__
-from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, remove, sweep, whole, write_text
+from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, remove, sweep, write_text
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe, save_recipe
-from ...proto.safetensors_codec import decode, encode
 from ...proto.settings import CheckpointSettings, RunSettings
 from ...rollout_workers.policies.folder import content_fingerprint
 from ...rollout_workers.policies.load import find_policy
+from . import evaluation_storage
 from .change_log import set_aside_after, write_changes
 from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
@@ -305,18 +305,15 @@ class RunFolder:
         With what it was `made_with` it can be told from others, also of the same iteration.
         """
         line = {"iteration": iteration, **evaluation.means(), MADE_WITH: dict(made_with)}
-        with whole(self.path / evaluation_file(line)) as temporary:
-            rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
-            header = {"prompts": json.dumps(list(evaluation.prompts))}
-            temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
+        evaluation_storage.write(self.path / evaluation_file(line), evaluation)
         self.append("evaluations", line)
 
-    def evaluation(self, line: Mapping[str, Any]) -> Evaluation:
-        """The evaluation that a line of evaluations.jsonl tells of."""
-        arrays, header = decode((self.path / evaluation_file(line)).read_bytes())
-        media = arrays.pop("media")
-        rewards = {name.removeprefix("reward."): values for name, values in arrays.items()}
-        return Evaluation(json.loads(header["prompts"]), media, rewards)
+    def evaluation(self, line: Mapping[str, Any], prompts: int | None = None) -> Evaluation:
+        """The evaluation that a line of evaluations.jsonl tells of.
+
+        With `prompts`, one picture for each of so many first prompts; the others aren't read.
+        """
+        return evaluation_storage.read(self.path / evaluation_file(line), prompts)
 
 
 def has_begun(path: Path) -> bool:

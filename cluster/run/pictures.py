@@ -3,6 +3,7 @@
 import math
 from collections import defaultdict
 from collections.abc import Mapping, Sequence
+from io import BytesIO
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -20,26 +21,27 @@ from .evaluation import MADE_WITH, Evaluation
 matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
 """Least width of a picture with a label, and the height of its letters."""
+MAXIMUM_SHOWN, GAP, TITLE_PIXELS = 256, 24, 26
+"""Before and after: maximum side of a picture, pixels between the halves, and above them."""
+MAXIMUM_LOGGED = 2048
+"""Maximum side of a picture for TensorBoard and W&B, which keep many."""
 
 
-def before_after(
-    path: Path, before: Evaluation, after: Evaluation, reward: str, *, rows: int = 6, columns: int = 4
-) -> None:
-    """The first prompts of two evaluations side by side, each picture with its prompt and its score by `reward`."""
-    figure = Figure(figsize=(2 * columns * 1.5 + 0.6, rows * 0.92 + 0.6), layout="constrained")
-    for column, (evaluation, title) in enumerate(((before, "before"), (after, "after"))):
-        half = figure.add_subfigure(figure.add_gridspec(1, 2)[column])
-        half.suptitle(f"{title}: mean {reward} {evaluation.means()[reward]:.2f}", fontsize=13)
-        axes = half.subplots(rows, columns, squeeze=False).ravel()
-        for axis in axes:
-            axis.axis("off")
-        firsts: dict[str, int] = {}  # of several samples of a prompt
-        for i, prompt in enumerate(evaluation.prompts):
-            firsts.setdefault(prompt, i)
-        for axis, (prompt, i) in zip(axes, firsts.items(), strict=False):
-            axis.imshow(still(evaluation.media[i]), interpolation="nearest")
-            axis.set_title(f"{_short(prompt)}  {evaluation.rewards[reward][i]:.2f}", fontsize=7, pad=2)
-    _save(figure, path)
+def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: str, *, columns: int = 4) -> None:
+    """Evaluations side by side below their titles, each picture with its prompt and its score by `reward`."""
+    sheets = []
+    for title, evaluation in halves:
+        scored = zip(evaluation.prompts, evaluation.rewards[reward], strict=True)
+        labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
+        sheets.append((title, _labelled(list(evaluation.media), labels, columns, MAXIMUM_SHOWN)))
+    width = sum(sheet.width for _, sheet in sheets) + GAP * (len(sheets) - 1)
+    whole_sheet = Image.new("RGB", (width, TITLE_PIXELS + max(sheet.height for _, sheet in sheets)), "white")
+    x = 0
+    for title, sheet in sheets:
+        ImageDraw.Draw(whole_sheet).text((x + 1, 4), title, "black", ImageFont.load_default(TITLE_PIXELS - 10))
+        whole_sheet.paste(sheet, (x, TITLE_PIXELS))
+        x += sheet.width + GAP
+    _save_sheet(whole_sheet, path)
 
 
 def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
@@ -68,18 +70,39 @@ def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: 
     _save(figure, path)
 
 
-def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> None:
-    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree, or clips."""
-    rows = [np.concatenate([still(leaf) for leaf in tree], axis=1) for tree in media]
-    with whole(path) as temporary:
-        Image.fromarray(np.concatenate(rows)).save(temporary, format="PNG")
+def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> Image.Image:
+    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree, or clips. Returns
+    what is in the file."""
+    sheet = Image.fromarray(np.concatenate([np.concatenate([still(leaf) for leaf in tree], axis=1) for tree in media]))
+    _save_sheet(sheet, path)
+    return sheet
+
+
+def logged(path: Path, sheet: Image.Image) -> bytes:
+    """A picture for TensorBoard and W&B, as PNG: its file as it is, or a smaller one than a file that is too large."""
+    if max(sheet.size) <= MAXIMUM_LOGGED:
+        return path.read_bytes()
+    sheet.thumbnail((MAXIMUM_LOGGED, MAXIMUM_LOGGED))
+    with BytesIO() as file:
+        sheet.save(file, "PNG")
+        return file.getvalue()
 
 
 def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], *, columns: int) -> None:
     """Pictures row by row, each with lines of text below it; `media` uint8 [height, width, 3], or clips."""
-    stills = [still(picture) for picture in media]
+    _save_sheet(_labelled(media, labels, columns), path)
+
+
+def _labelled(
+    media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], columns: int, maximum: float = math.inf
+) -> Image.Image:
+    """Labelled pictures as one; those with a side above `maximum` are made smaller."""
+    stills = [Image.fromarray(still(picture)) for picture in media]
+    for picture in stills:
+        if max(picture.size) > maximum:
+            picture.thumbnail((maximum, maximum))
     columns = min(columns, len(stills))
-    height, width = (max(picture.shape[axis] for picture in stills) for axis in (0, 1))
+    width, height = (max(picture.size[axis] for picture in stills) for axis in (0, 1))
     factor = math.ceil(MINIMUM_LABELLED / width)
     height, width = factor * height, factor * width
     font = ImageFont.load_default(LABEL_PIXELS)
@@ -89,12 +112,11 @@ def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Se
     draw = ImageDraw.Draw(sheet)
     for i, (picture, label) in enumerate(zip(stills, labels, strict=True)):
         x, y = i % columns * (width + 4), i // columns * (height + strip)
-        own = (factor * picture.shape[1], factor * picture.shape[0])
-        sheet.paste(Image.fromarray(picture).resize(own, Image.Resampling.NEAREST), (x, y))
+        own = (factor * picture.width, factor * picture.height)
+        sheet.paste(picture.resize(own, Image.Resampling.NEAREST), (x, y))
         for number, text in enumerate(label.split("\n")):
             draw.text((x + 1, y + height + 1 + number * line), _fitting(text, font, width), "black", font)
-    with whole(path) as temporary:
-        sheet.save(temporary, format="PNG")
+    return sheet
 
 
 def _fitting(text: str, font: Any, width: int) -> str:
@@ -117,10 +139,11 @@ def save_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
     frames[0].save(path, save_all=len(frames) > 1, append_images=frames[1:], duration=CLIP_MILLISECONDS, loop=0)
 
 
-def _short(prompt: str) -> str:
-    return prompt if len(prompt) <= 24 else prompt[:23] + "…"
-
-
 def _save(figure: Figure, path: Path) -> None:
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
+
+
+def _save_sheet(sheet: Image.Image, path: Path) -> None:
+    with whole(path) as temporary:
+        sheet.save(temporary, format="PNG")
