@@ -8,7 +8,7 @@ result, because every iteration is a pure function of the state before it.
 import logging
 import signal
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..proto.update_stats import reward_shares
-from .run import samples, tree_record
+from .run import pictures, samples, tree_record
 from .run.advice import advice, outweighed
 from .run.checkpoints import size
 from .run.console import RunDisplay
@@ -28,9 +28,10 @@ from .run.log import RunLog
 from .run.loop import IterationReport, Loop
 from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
-from .run.results import draw_before_after, write_results
+from .run.results import BEFORE_AFTER, draw_before_after, write_results
 from .run.start_point import find_start, same_start, without_start
 from .run.stop import Stopped, StopRequest
+from .run.tree_picture import tree_picture
 
 MAX_FRUITLESS_RESTARTS = 3
 """Times in a row that a run is set up again without having made a new checkpoint."""
@@ -181,6 +182,7 @@ class _Run:
                 if cut := self.loop.cut_prompts([*prompts, *held_out]):
                     self.display.advise([cut_warning(cut, settings.policy.max_sequence_length)])
                 self._evaluate(0, held_out)
+                self._write(lambda: self.log.complete(0))
             elif not self._evaluated_alike(held_out):
                 self._evaluate(self.done, held_out)  # what later evaluations can be compared with
             with self.display.iterating(self.done, settings.iterations):
@@ -207,6 +209,8 @@ class _Run:
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
+        if not last:  # that has an evaluation to come
+            self._write(lambda: self.log.complete(iteration))
         if last or report.learner_draining or settings.checkpoint_due(iteration):
             self._save(iteration)
         if (signum := self.stop.signum) and not last:
@@ -217,14 +221,18 @@ class _Run:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
 
     def _draw(self, report: IterationReport) -> None:
-        """Write the samples and the recorded trees of an iteration, where they are due."""
-        iteration = report.iteration
+        """Write the samples and the recorded trees of an iteration, where they are due, and log their pictures."""
+        iteration, run = report.iteration, self.folder.path
         if report.samples:
-            self._write(lambda: samples.write(self.folder.path, iteration, report.samples))
+            grid = self._write(lambda: samples.write(run, iteration, report.samples))
+            self._show(
+                iteration, lambda: {"samples": pictures.logged(run / samples.samples_file(iteration, "png"), grid)}
+            )
         for record in report.trees:
-            self._write(partial(tree_record.write, self.folder.path, record))
+            self._write(partial(tree_record.write, run, record))
         if report.trees:
-            tree_record.drop_oldest(self.folder.path, self.settings.logging.trees_megabytes * 1e6)
+            tree_record.drop_oldest(run, self.settings.logging.trees_megabytes * 1e6)
+            self._show(iteration, lambda: {f"trees/{record.tree}": tree_picture(record) for record in report.trees})
 
     def _save(self, iteration: int) -> None:
         """Make a checkpoint, once there is room for one as large as the last."""
@@ -278,8 +286,15 @@ class _Run:
             self._write(lambda: self.log.evaluation(iteration, evaluation.means()))
             way = made_with(self.settings, evaluation.prompts)
             self._write(lambda: self.folder.add_evaluation(iteration, evaluation, way))
-            self._write(lambda: draw_before_after(self.folder, self.settings))
+            if self._write(lambda: draw_before_after(self.folder, self.settings)):
+                self._show(iteration, lambda: {"before_after": (self.folder.path / BEFORE_AFTER).read_bytes()})
             self.display.evaluation(iteration, evaluation.means())
+
+    def _show(self, iteration: int, draw: Callable[[], Mapping[str, bytes]]) -> None:
+        """Log pictures by name, drawn only if a log shows them."""
+        if self.log.shows_pictures:
+            drawn = draw()
+            self._write(lambda: self.log.pictures(iteration, drawn))
 
     def _evaluated_alike(self, held_out: Sequence[str]) -> bool:
         """Whether the newest evaluation has the rewards of the present settings, made as they are made now."""
@@ -292,6 +307,7 @@ class _Run:
         if not any(line["iteration"] == self.settings.iterations for line in self.folder.lines("evaluations")):
             self._evaluate(self.settings.iterations, held_out)
             self.folder.drop_old_checkpoints(self.settings.checkpoint)  # the last one may be the best now
+        self._write(lambda: self.log.complete(self.settings.iterations))
         with self.display.waiting("exporting"):
             self._write(lambda: self.loop.export(self.folder.path / "export"))
             self._write(lambda: write_results(self.folder, self.settings))

@@ -692,9 +692,10 @@ class LoggingSettings(Settings):
     """Write spans of what every process did into the run folder, for `branchgrpo trace`. A process keeps at most its
     newest 32 MB."""
     tensorboard: bool = True
-    """Write TensorBoard event files."""
-    wandb_project: str | None = None
-    """Weights & Biases project to log to. It needs the package `wandb`. null: don't."""
+    """Write TensorBoard event files: figures, grids of samples, held-out pictures, recorded trees."""
+    wandb_project: Annotated[str, Field(pattern=r"^[^/\\#?%:]{1,128}$")] | None = None
+    """Weights & Biases project to log the same to. It needs the package `wandb`, and a login or `WANDB_MODE=offline`.
+    null: don't."""
     samples_every: NonNegativeInt = 5
     """Iterations between those whose samples are kept in `samples/`: the leaves of the first four trees, small and with
     their scores, and a grid of them in full size. 0: none."""

@@ -12,6 +12,8 @@ from typing import TYPE_CHECKING
 
 from ...proto.atomic_files import write_text
 from .changes import Change
+from .wandb_log import FILE as WANDB
+from .wandb_log import last_step
 
 if TYPE_CHECKING:
     from .folder import RunFolder
@@ -43,7 +45,8 @@ def set_aside_after(folder: "RunFolder", iteration: int) -> None:
             number = path.stem.removeprefix("iteration-").partition("-")[0]
             if number.isdecimal() and int(number) > iteration:
                 _move(path, aside / path.relative_to(folder.path))
-    for name in RESULTS:
+    ahead = [WANDB] if last_step(folder.path) > iteration else []
+    for name in (*RESULTS, *ahead):
         if (folder.path / name).exists():
             _move(folder.path / name, aside / name)
     folder.forget_after(iteration or -1)

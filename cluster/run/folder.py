@@ -15,6 +15,8 @@ evaluations/           the pictures of each
 samples/               leaves of some trees, with their prompts and scores, and a grid of them
 trees/                 recorded trees, 000005-0000.safetensors of iteration 5 and tree 0, and so on
 tensorboard/           event files
+wandb/                 what W&B's package writes here
+wandb.json             the id of the run at W&B, and the last step that was written there
 trace/                 what each process did when
 checkpoints/           iteration-000010/ and so on; damaged-iteration-000010/ is never loaded
 export/                the trained model in diffusers' format

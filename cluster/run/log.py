@@ -1,67 +1,83 @@
-"""The log of an iteration's figures: JSON lines, TensorBoard, Weights & Biases."""
+"""The log of a run's figures and pictures: JSON lines, TensorBoard, Weights & Biases."""
 
 import os
 import socket
 import time
+from collections import defaultdict
+from collections.abc import Mapping
 from contextlib import suppress
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from PIL import Image
 from tensorboard.compat.proto.event_pb2 import Event, SessionLog
 from tensorboard.compat.proto.summary_pb2 import Summary
 from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ...proto.settings import RunSettings
 from ...proto.update_stats import reward_shares
+from .evaluation import MADE_WITH
 from .folder import RunFolder
 from .loop import IterationReport
+from .wandb_log import WandbLog
 
 
 class RunLog:
     """Writes every iteration to all places that the settings name."""
 
     def __init__(self, folder: RunFolder, settings: RunSettings, first_iteration: int) -> None:
+        """Raises InputError if Weights & Biases refuses the run."""
         self._folder = folder
         self._tensorboard: _EventFiles | None = None
-        self._wandb = None
+        self._wandb: WandbLog | None = None
         if settings.logging.tensorboard:
             self._tensorboard = _EventFiles(folder.path / "tensorboard", first_iteration)
         if settings.logging.wandb_project:
-            import wandb  # type: ignore[import-not-found,unused-ignore]
+            self._wandb = WandbLog(folder.path, settings)
+            self._wandb.catch_up(_logged_rows(folder))
 
-            self._wandb = wandb.init(
-                project=settings.logging.wandb_project,
-                name=settings.name,
-                dir=str(folder.path),
-                config=settings.model_dump(mode="json"),
-            )
+    @property
+    def shows_pictures(self) -> bool:
+        """Whether pictures go anywhere."""
+        return self._tensorboard is not None or self._wandb is not None
 
     def iteration(self, report: IterationReport, seconds: float) -> None:
         """Log a finished iteration that took `seconds` in all."""
         line = iteration_line(report, seconds)
         # First what may be told twice, should the disk be full and this be called again.
-        self._scalars(
-            report.iteration, {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
-        )
+        self._scalars(report.iteration, _iteration_scalars(line))
         self._folder.append("metrics", line)
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
         """Log the means of an evaluation; evaluations.jsonl isn't written here."""
-        self._scalars(iteration, {f"evaluation/{name}": value for name, value in means.items()})
+        self._scalars(iteration, _evaluation_scalars(means))
+
+    def pictures(self, iteration: int, pictures: Mapping[str, bytes]) -> None:
+        """Log pictures, as PNG, by name; their files aren't written here."""
+        if self._tensorboard:
+            self._tensorboard.add_pictures(iteration, pictures)
+        if self._wandb:
+            self._wandb.add(iteration, pictures=pictures)
+
+    def complete(self, iteration: int) -> None:
+        """Everything about an iteration has been logged. Weights & Biases takes it whole, once."""
+        if self._wandb:
+            self._wandb.complete(iteration)
 
     def close(self) -> None:
         """Close the event file, and end the run at Weights & Biases."""
         if self._tensorboard:
             self._tensorboard.close()
         if self._wandb:
-            self._wandb.finish()
+            self._wandb.close()
 
-    def _scalars(self, iteration: int, values: dict[str, float]) -> None:
+    def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:
         if self._tensorboard:
             self._tensorboard.add(iteration, values)
         if self._wandb:
-            self._wandb.log(values, step=iteration)
+            self._wandb.add(iteration, values)
 
 
 class _EventFiles:
@@ -78,9 +94,18 @@ class _EventFiles:
         self._file: RecordWriter | None = None
         self._write(first_iteration, session_log=SessionLog(status=SessionLog.START))
 
-    def add(self, iteration: int, values: dict[str, float]) -> None:
+    def add(self, iteration: int, values: Mapping[str, float]) -> None:
         scalars = [Summary.Value(tag=name, simple_value=value) for name, value in values.items()]
         self._write(iteration, summary=Summary(value=scalars))
+
+    def add_pictures(self, iteration: int, pictures: Mapping[str, bytes]) -> None:
+        values = []
+        for name, png in pictures.items():
+            with Image.open(BytesIO(png)) as opened:
+                width, height = opened.size
+            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+            values.append(Summary.Value(tag=name, image=image))
+        self._write(iteration, summary=Summary(value=values))
 
     def close(self) -> None:
         file, self._file = self._file, None
@@ -136,6 +161,25 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
         "learning_rate": report.updates[-1].learning_rate,
     }
+
+
+def _logged_rows(folder: RunFolder) -> dict[int, dict[str, float]]:
+    """The scalars of every iteration that the folder holds, ascending."""
+    rows: dict[int, dict[str, float]] = defaultdict(dict)
+    for line in folder.lines("metrics"):
+        rows[line["iteration"]].update(_iteration_scalars(line))
+    for line in folder.lines("evaluations"):
+        means = {name: value for name, value in line.items() if name not in ("iteration", MADE_WITH)}
+        rows[line["iteration"]].update(_evaluation_scalars(means))
+    return dict(sorted(rows.items()))
+
+
+def _iteration_scalars(line: dict[str, Any]) -> dict[str, float]:
+    return {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
+
+
+def _evaluation_scalars(means: Mapping[str, float]) -> dict[str, float]:
+    return {f"evaluation/{name}": value for name, value in means.items()}
 
 
 def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:

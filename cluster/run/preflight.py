@@ -25,12 +25,24 @@ def check_here(settings: RunSettings) -> None:
 
 
 def check_packages(settings: RunSettings) -> None:
-    """Raises InputError for a package that the recipe asks for and that isn't installed."""
-    if settings.logging.wandb_project and find_spec("wandb") is None:
-        raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
+    """Raises InputError for a package that the recipe asks for and that isn't installed, and for a missing login."""
+    if settings.logging.wandb_project:
+        _check_wandb()
     for name, reward in settings.rewards.items():
         if reward.judge:
             check_judge_package(name)
+
+
+def _check_wandb() -> None:
+    if find_spec("wandb") is None:
+        raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
+    import wandb  # only where a recipe asks for it
+
+    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+        raise InputError(
+            "logging.wandb_project is set and nobody is logged in to Weights & Biases: run `wandb login`, or set "
+            "WANDB_MODE=offline"
+        )
 
 
 def check_rewards(settings: RunSettings) -> None:

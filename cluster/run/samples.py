@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
+from PIL import Image
 
 from ...proto.atomic_files import whole
 from ...proto.safetensors_codec import decode, encode
@@ -51,9 +52,11 @@ def samples_file(iteration: int, ending: str = "safetensors") -> str:
     return f"{FOLDER}/iteration-{iteration:06d}.{ending}"
 
 
-def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> None:
-    """Write the samples of an iteration, and the grid of them, each whole or not at all, into a run's folder."""
-    sample_grid(run / samples_file(iteration, "png"), [tree.media for tree in trees])
+def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> Image.Image:
+    """Write the samples of an iteration, and the grid of them, each whole or not at all, into a run's folder. Returns
+    the grid.
+    """
+    grid = sample_grid(run / samples_file(iteration, "png"), [tree.media for tree in trees])
     pictures = [data for tree in trees for data in thumbnails(tree.media, len(tree.media))]
     arrays = {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(pictures)}
     for name in trees[0].rewards:
@@ -61,6 +64,7 @@ def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> None:
     prompts = [str(tree.prompt) for tree in trees for _ in tree.media]
     with whole(run / samples_file(iteration)) as temporary:
         temporary.write_bytes(encode(arrays, {"prompts": json.dumps(prompts)}))
+    return grid
 
 
 def parse(data: bytes) -> Samples:

@@ -70,7 +70,8 @@ def three(settings_in: Settings, tmp_path_factory: pytest.TempPathFactory) -> tu
 
 def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Path], tmp_path: Path) -> None:
     settings, straight = three
-    stopped = settings.model_copy(update={"name": "stopped"})
+    logging = settings.logging.model_copy(update={"samples_every": 1})
+    stopped = settings.model_copy(update={"name": "stopped", "logging": logging})
     first = run_train(stopped.model_copy(update={"iterations": 1}), tmp_path)
     assert RunFolder.open(first).checkpoints()[-1] == 1
     assert any(not torch.equal(a, b) for a, b in zip(weights(first).values(), weights(straight).values(), strict=True))
@@ -93,6 +94,11 @@ def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Pa
         assert (straight / name).is_file()
     events = EventAccumulator(str(first / "tensorboard")).Reload()
     assert [event.step for event in events.Scalars("seconds")] == [1, 2, 3]
+    shown = {name: [event.step for event in events.Images(name)] for name in events.Tags()["images"]}
+    trees = {f"trees/{tree}": [1] for tree in range(4)}
+    assert shown == {"samples": [1, 2, 3], "before_after": [1, 3], **trees}
+    for event in events.Images("samples"):
+        assert event.encoded_image_string == (first / f"samples/iteration-{event.step:06d}.png").read_bytes()
 
 
 def test_a_failed_run_has_its_results_and_its_first_error(

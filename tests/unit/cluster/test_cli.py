@@ -65,6 +65,7 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
 ) -> None:
     empty = tmp_path / "empty.txt"
     empty.touch()
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it weren't installed
     if "name=taken" in arguments:
         (tmp_path / "runs" / "taken").mkdir(parents=True)
         (tmp_path / "runs" / "taken" / "recipe.yaml").touch()

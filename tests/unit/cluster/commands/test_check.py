@@ -2,6 +2,7 @@
 
 import os
 import shutil
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -199,6 +200,9 @@ def test_what_is_no_file_is_told(kind: str, run_settings: Settings, tmp_path: Pa
         assert told.startswith((f"{setting} is '{path}'", f"{setting}.path is '{path}'"))
 
 
-def test_a_package_that_train_would_miss_is_missing_here(run_settings: Settings) -> None:
+def test_a_package_that_train_would_miss_is_missing_here(
+    run_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "wandb", None)  # as if it weren't installed
     (told,) = check(run_settings({"logging.wandb_project": "mine"})).missing
     assert told.endswith("pip install wandb")

@@ -1,10 +1,12 @@
 """What a run logs, and what of it a resumed run replaces."""
 
+import io
 import resource
 
 import pytest
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.log import RunLog
+from PIL import Image
 from support import Settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
@@ -53,3 +55,25 @@ def test_what_could_not_be_written_can_be_written_later(run_settings: Settings) 
         log.close()
     events = EventAccumulator(str(folder.path / "tensorboard")).Reload().Scalars("evaluation/ocr")
     assert [event.step for event in events] == [1, 2]
+
+
+def test_tensorboard_shows_pictures_of_a_repeated_iteration_once(run_settings: Settings) -> None:
+    settings = run_settings({"logging.tensorboard": True})
+    drawn = {step: png(step) for step in (1, 2, 3)}
+    with RunFolder.create(settings) as folder:
+        for steps in ((1, 2), (2, 3)):
+            log = RunLog(folder, settings, steps[0])
+            for step in steps:
+                log.pictures(step, {"samples": drawn[step], "trees/0": drawn[1]})
+            log.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"images": 0}).Reload()
+    assert events.Tags()["images"] == ["samples", "trees/0"]
+    found = events.Images("samples")
+    assert [(event.step, event.encoded_image_string) for event in found] == [*drawn.items()]
+    assert {(event.width, event.height) for event in found} == {(4, 2)}
+
+
+def png(shade: int) -> bytes:
+    with io.BytesIO() as file:
+        Image.new("L", (4, 2), shade).save(file, "PNG")
+        return file.getvalue()

@@ -1,0 +1,106 @@
+"""The log of a run at Weights & Biases (W&B): a step for every iteration, each written once, whole or not at all.
+
+wandb.json in the run folder keeps the id of the W&B run, and the last step that was written. A run that goes on, after
+`--resume` or a recovery, goes on there too: what it does again it doesn't write again, since it comes out the same. W&B
+can't take a step back. So when a run returns to an earlier checkpoint, or goes on with other settings from one, the
+file is set aside with what comes after that checkpoint (`change_log.py`), and a new W&B run of the same group begins
+with the figures up to there.
+"""
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from secrets import token_hex
+from tempfile import TemporaryDirectory
+from typing import Any
+
+from ...proto.atomic_files import write_text
+from ...proto.errors import InputError
+from ...proto.settings import RunSettings
+
+FILE = "wandb.json"
+
+
+class WandbLog:
+    """The W&B run of a run folder."""
+
+    def __init__(self, folder: Path, settings: RunSettings) -> None:
+        """Begin the W&B run, or go on with it. Raises InputError if W&B refuses."""
+        import wandb  # only where a recipe asks for it
+
+        self._file, kept = folder / FILE, _read(folder)
+        self._id, self._last = kept.get("id") or token_hex(6), last_step(folder)
+        self._row: dict[str, Any] = {}
+        self._pictures: dict[str, bytes] = {}
+        self._iteration: int | None = None
+        """Iteration of the row that isn't written yet."""
+        self._keep()
+        try:
+            self._run = wandb.init(
+                project=settings.logging.wandb_project,
+                id=self._id,
+                resume="allow",
+                name=settings.name,
+                group=settings.name,
+                dir=str(folder),
+                config=settings.model_dump(mode="json"),
+                allow_val_change=True,
+            )
+        except wandb.Error as error:
+            raise InputError(
+                f"logging.wandb_project is '{settings.logging.wandb_project}', and Weights & Biases refused the run "
+                f"({error}); log in with `wandb login`, set WANDB_MODE=offline, or remove {self._file} for a new run"
+            ) from error
+        if self._run.resumed:  # what its server has may be less than what was sent
+            self._last = self._run.step - 1
+
+    def catch_up(self, rows: Mapping[int, Mapping[str, float]]) -> None:
+        """Add the scalars of iterations that the folder holds and W&B doesn't have; `rows` ascend."""
+        for iteration, values in rows.items():
+            self.add(iteration, values)
+
+    def add(
+        self, iteration: int, values: Mapping[str, float] | None = None, pictures: Mapping[str, bytes] | None = None
+    ) -> None:
+        """Add scalars and pictures, as PNG, to an iteration unless it was written; earlier ones are written now."""
+        if iteration <= self._last:
+            return
+        if self._iteration is not None and self._iteration < iteration:
+            self.complete(self._iteration)
+        self._iteration = iteration
+        self._row.update(values or {})
+        self._pictures.update(pictures or {})
+
+    def complete(self, iteration: int) -> None:
+        """Write the row of an iteration, to which nothing more can be added."""
+        if self._iteration != iteration:
+            return
+        import wandb
+
+        self._last = iteration
+        self._keep()  # first: this may fail for a full disk, and be called again
+        with TemporaryDirectory() as folder:
+            images = {}
+            for number, (name, png) in enumerate(self._pictures.items()):
+                path = Path(folder) / f"{number}.png"
+                path.write_bytes(png)
+                images[name] = wandb.Image(str(path))
+            self._run.log({**self._row, **images}, step=iteration, commit=True)
+        self._row, self._pictures, self._iteration = {}, {}, None
+
+    def close(self) -> None:
+        """End the W&B run for now. A row that isn't complete isn't written: what goes on will log it again."""
+        self._run.finish()
+
+    def _keep(self) -> None:
+        write_text(self._file, json.dumps({"id": self._id, "step": self._last}) + "\n")
+
+
+def last_step(folder: Path) -> int:
+    """The last step that the W&B run of a run folder has; -1 if it has none."""
+    return int(_read(folder).get("step", -1))
+
+
+def _read(folder: Path) -> dict[str, Any]:
+    found = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else {}
+    return dict(found)

@@ -1,0 +1,120 @@
+"""A run at Weights & Biases, offline, as W&B's own reader finds it: it goes on, and no step is written twice."""
+
+import io
+import json
+from collections.abc import Iterator
+
+import pytest
+import wandb
+from branchgrpo.cluster.run.change_log import set_aside_after
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.evaluation import MADE_WITH
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.in_process import InProcessLoop
+from branchgrpo.cluster.run.log import RunLog
+from branchgrpo.cluster.run.loop import IterationReport, Progress
+from branchgrpo.cluster.run.state import read_state
+from branchgrpo.cluster.train import train
+from branchgrpo.proto.errors import InputError, ProcessLost
+from branchgrpo.proto.settings import RunSettings
+from offline_wandb import offline_runs
+from PIL import Image
+from run_folders import line
+from support import GLYPHS, Settings
+
+PICTURES = ("samples", "trees/0", "before_after")
+
+
+@pytest.fixture(autouse=True)
+def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
+    """W&B reads its environment once."""
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+    yield
+    wandb.teardown()
+
+
+def log(folder: RunFolder, settings: RunSettings, steps: dict[int, float], *, complete: bool = True) -> None:
+    """Log evaluations of some iterations, with a picture; whether the last is `complete` can be chosen."""
+    own = RunLog(folder, settings, min(steps))
+    for step, value in steps.items():
+        own.evaluation(step, {"ocr": value})
+        own.pictures(step, {"trees/0": png(step)})
+        if complete or step != max(steps):
+            own.complete(step)
+    own.close()
+
+
+def png(shade: int) -> bytes:
+    with io.BytesIO() as file:
+        Image.new("L", (4, 2), shade).save(file, "PNG")
+        return file.getvalue()
+
+
+def test_a_run_goes_on_and_writes_no_step_twice(run_settings: Settings) -> None:
+    settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
+    with RunFolder.create(settings) as folder:
+        log(folder, settings, {0: 0.0, 1: 0.25, 2: 0.5}, complete=False)
+        log(folder, settings, {1: 0.75, 2: 0.5, 3: 1.0})
+    first, second = offline_runs(folder.path)
+    assert first.id == second.id == json.loads((folder.path / "wandb.json").read_text())["id"]
+    for found, values in ((first, {0: 0.0, 1: 0.25}), (second, {2: 0.5, 3: 1.0})):
+        assert {step: item["evaluation/ocr"] for step, item in found.steps.items()} == values
+        for step, item in found.steps.items():
+            assert (found.files / item["trees/0.path"]).read_bytes() == png(step)
+    assert second.config["name"] == settings.name
+
+
+def test_a_return_begins_a_new_run_with_the_figures_so_far(run_settings: Settings) -> None:
+    settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
+    with RunFolder.create(settings) as folder:
+        folder.append("evaluations", {"iteration": 0, "ocr": 0.25, MADE_WITH: {"ocr": "x"}})
+        for iteration in (1, 2, 3):
+            folder.append("metrics", line(iteration, diversity=iteration / 4))
+        log(folder, settings, {4: 0.5})
+        set_aside_after(folder, 4)  # nothing comes after it
+        log(folder, settings, {5: 0.5})
+        set_aside_after(folder, 2)
+        log(folder, settings, {3: 0.75})
+    first, same, other = offline_runs(folder.path)
+    assert first.id == same.id != other.id
+    assert first.group == other.group == settings.name
+    assert [[*found.steps] for found in (first, same, other)] == [[0, 1, 2, 3, 4], [5], [0, 1, 2, 3]]
+    assert other.steps[0]["evaluation/ocr"] == 0.25
+    assert [other.steps[step]["diversity"] for step in (1, 2)] == [0.25, 0.5]
+    assert other.steps[3]["evaluation/ocr"] == 0.75
+
+
+def test_a_recovery_goes_on_with_the_same_run(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A process is lost once in iteration 3, before there is any checkpoint."""
+    iterate, lost = InProcessLoop.iterate, iter([ProcessLost("a process is gone")])
+
+    def losing(loop: InProcessLoop, number: int, progress: Progress) -> IterationReport:
+        if number == 3 and (error := next(lost, None)):
+            raise error
+        return iterate(loop, number, progress)
+
+    monkeypatch.setattr(InProcessLoop, "iterate", losing)
+    changes = {"iterations": 4, "checkpoint.every": 10, "logging.wandb_project": "mine", "logging.samples_every": 2}
+    run = train(run_settings({**GLYPHS, **changes}), RunDisplay())
+    assert read_state(run)["recoveries"] == 1
+    found = offline_runs(run)
+    assert len({own.id for own in found}) == 1
+    assert [step for own in found for step in own.steps] == [0, 1, 2, 3, 4]
+    items = [item for own in found for item in own.steps.values()]
+    lines = RunFolder.open(run).lines("metrics")
+    assert [item["rewards/ocr/mean"] for item in items[1:]] == [line["rewards"]["ocr"]["mean"] for line in lines]
+    shown = {name: [item["_step"] for item in items if f"{name}.path" in item] for name in PICTURES}
+    assert shown == {"samples": [2, 4], "trees/0": [1], "before_after": [4]}
+
+
+def test_nobody_logged_in_is_told_before_the_run(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    wandb.teardown()
+    monkeypatch.setenv("WANDB_MODE", "online")
+    monkeypatch.delenv("WANDB_API_KEY", raising=False)
+    monkeypatch.setenv("NETRC", "/nowhere")
+    settings = run_settings({"logging.wandb_project": "mine"})
+    with pytest.raises(InputError, match="nobody is logged in to Weights & Biases: run `wandb login`"):
+        train(settings, RunDisplay())
+    assert not (settings.runs / settings.name).exists()
