@@ -51,9 +51,13 @@ class Judge:
 
     def __init__(self, reward: str, settings: JudgeSettings, timeout: float) -> None:
         """An answer may take `timeout` seconds. Raises InputError for a variable without a key."""
-        self._reward, self._settings, self._timeout = reward, settings, timeout
-        self._setting = f"rewards.{reward}.judge"
-        self._key = _api_key(settings.api_key_env, self._setting)
+        self._reward, self._settings, self._setting = reward, settings, f"rewards.{reward}.judge"
+        self._access: dict[str, Any] = {
+            "base_url": settings.url,
+            "api_key": _api_key(settings.api_key_env, self._setting) or "none",
+            "timeout": openai.Timeout(timeout, connect=CONNECT_SECONDS),
+            "max_retries": RETRIES,
+        }
         self._answers: LRUCache[Key, float] = LRUCache(settings.cached_answers)
         low, high = settings.scale
         fields: dict[str, Any] = {"reasons": (str, ...)} if settings.reasons else {}
@@ -65,14 +69,15 @@ class Judge:
         """Raises InputError if the endpoint isn't there, refuses the key, or doesn't serve the model."""
         url, model = self._settings.url, self._settings.model
         try:
-            served = asyncio.run(self._served())
+            with openai.OpenAI(**self._access | {"max_retries": PROBE_RETRIES}) as client:
+                found = client.models.list()
         except openai.APIStatusError as error:
             raise InputError(f"{self._setting}.url is '{url}', which answers {_short(error)}") from error
         except openai.OpenAIError as error:
             raise InputError(f"{self._setting}.url is '{url}', which doesn't answer: {_short(error)}") from error
-        if served is None:
+        if (models := getattr(found, "data", None)) is None:  # a page of another kind
             raise InputError(f"{self._setting}.url is '{url}', where no list of models is; it mostly ends with /v1")
-        if model not in served:
+        if model not in (served := [model.id for model in models]):
             some = ", ".join(served[:TOP]) or "none"
             raise InputError(f"{self._setting}.model is '{model}'; the endpoint serves {some}")
 
@@ -88,26 +93,11 @@ class Judge:
         combined = COMBINED[self._settings.combine]
         return {self._reward: np.array([combined([answers[key] for key in keys]) for keys in wanted])}
 
-    def _client(self) -> openai.AsyncOpenAI:
-        # One for each batch, because its connections belong to the batch's event loop.
-        return openai.AsyncOpenAI(
-            base_url=self._settings.url,
-            api_key=self._key or "none",
-            timeout=openai.Timeout(self._timeout, connect=CONNECT_SECONDS),
-            max_retries=RETRIES,
-        )
-
-    async def _served(self) -> list[str] | None:
-        """Names of the models behind the endpoint; None for an answer of another kind."""
-        async with self._client() as client:
-            found = await client.with_options(max_retries=PROBE_RETRIES).models.list()
-        models = getattr(found, "data", None)
-        return None if models is None else [model.id for model in models]
-
     async def _ask_all(self, wanted: Iterable[Key], shown: Mapping[str, npt.NDArray[np.uint8]]) -> dict[Key, float]:
         slots = asyncio.Semaphore(self._settings.concurrency)
         urls = cache(lambda digest: [data_url(frame) for frame in shown[digest]])
-        async with self._client() as client:
+        # A client for each batch, because its connections belong to the batch's event loop.
+        async with openai.AsyncOpenAI(**self._access) as client:
 
             async def answer(key: Key) -> tuple[Key, float]:
                 digest, question = key

@@ -1,5 +1,6 @@
 """A vision-language model as a judge, behind a real server of its API, against the model itself."""
 
+import json
 import math
 import re
 from collections.abc import Iterator
@@ -8,6 +9,8 @@ from typing import Any
 import numpy as np
 import pytest
 from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt
 from branchgrpo.proto.scoring import NotScored, ScoreReply
@@ -17,6 +20,7 @@ from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorer, load_scorer
 from judge_endpoint import KEY, NAME, Endpoint
 from published import pictures
+from rich.console import Console
 from support import Settings, at_once, serving
 
 VARIABLE = "JUDGE_KEY"
@@ -153,7 +157,10 @@ def test_a_refused_question_has_no_score(endpoint: Endpoint, url: str) -> None:
 
 
 def test_a_prompt_that_lacks_a_field_spoils_no_other(endpoint: Endpoint, url: str) -> None:
-    replica = Replica("faithful", {"faithful": settings(url)}, RewardPoolSettings())
+    async def loaded() -> Replica:  # within an event loop, as Ray Serve does it
+        return Replica("faithful", {"faithful": settings(url)}, RewardPoolSettings())
+
+    (replica,) = at_once([loaded()])
     bad, good = at_once([replica.score(MEDIA[:1], ["a cat"], "bad"), replica.score(MEDIA[1:2], PROMPTS[1:2], "good")])
     assert isinstance(bad, InputError)
     assert "the prompt 'a cat' has no field 'things'; there are prompt" in str(bad)
@@ -177,3 +184,15 @@ def test_check_says_what_keeps_a_judge_from_answering(
     found = check(run_settings({"rewards": {"faithful": own.model_dump(exclude_defaults=True)}}))
     assert any(re.search(f"rewards.faithful.judge.{reason}", line) for line in found.missing), found.missing
     assert not any("another-key" in str(key) for key in endpoint.keys)
+
+
+def test_a_run_keeps_the_key_of_its_judge_to_itself(endpoint: Endpoint, url: str, run_settings: Settings) -> None:
+    own = settings(url, questions=["Is this {prompt} ?"])
+    rewards = {"faithful": own.model_dump(exclude_defaults=True)}
+    changes = {"rewards": rewards, "iterations": 1, "evaluation.prompts": 1}
+    run = train(run_settings(changes), RunDisplay(Console(quiet=True)))
+    line = json.loads((run / "metrics.jsonl").read_text())
+    assert 0 < line["rewards"]["faithful"]["mean"] < 1
+    assert line["edges"] > 0
+    assert VARIABLE in (run / "recipe.yaml").read_text()
+    assert not [file for file in run.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]

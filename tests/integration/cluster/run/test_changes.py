@@ -73,6 +73,15 @@ def test_only_what_compares_is_compared_after_a_change(
     assert set(folder.best_checkpoints()) <= {1, 2}
 
 
+def test_a_judge_is_known_by_what_it_is_asked_not_by_where_it_is(run_settings: Settings) -> None:
+    def name(**changes: Any) -> str:
+        judge = {"url": "http://one/v1", "model": "m", "questions": ["Is this {prompt}?"], **changes}
+        return made_with(run_settings({"rewards": {"faithful": {"judge": judge}}}), ["a dog"])["faithful"]
+
+    assert name(url="http://two/v1", concurrency=2, api_key_env="KEY", cached_answers=1) == name()
+    assert len({name(), name(model="n"), name(questions=["Is it {prompt}?"]), name(combine="min")}) == 4
+
+
 def test_what_evaluations_are_made_with(run_settings: Settings) -> None:
     """Names are equal exactly where scores compare."""
     prompts = ["a", "b"]
