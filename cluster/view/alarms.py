@@ -1,6 +1,7 @@
 """What is wrong with a run, in words, each with the iteration from which on it was so.
 
-The limits are those of the Prometheus alerts, over iterations in place of minutes.
+Most limits are those of the Prometheus alerts, over iterations in place of minutes. A fall is told of sooner than
+there, for held-out prompts are the same each time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -9,6 +10,7 @@ from math import sqrt
 from statistics import fmean, pvariance
 
 from .figures import Line, column, number
+from .pages import figure
 
 WINDOW = 5
 """Iterations whose mean is compared: prompts differ, so one alone says little."""
@@ -27,47 +29,94 @@ class Alarm:
     text: str
 
 
-def alarms(metrics: Sequence[Line], weights: Mapping[str, float], clip_range: float | None) -> list[Alarm]:
-    """The alarms of a run with these lines of metrics, by iteration. `weights` are those of its rewards."""
+def alarms(
+    metrics: Sequence[Line],
+    evaluations: Sequence[Line],
+    weights: Mapping[str, float],
+    clip_range: float | None,
+    *,
+    stale: bool = False,
+) -> list[Alarm]:
+    """The alarms of a run, by iteration, with its lines of metrics and its evaluations that can be compared.
+
+    `weights` are those of its rewards; `stale` runs learn from trees that older weights have sampled.
+    """
     found = [
-        *_flat(metrics, weights),
+        *_not_risen(metrics, evaluations, weights),
         *_gamed(metrics, weights),
         *_collapsed(metrics),
-        *_apart(metrics, clip_range),
+        *_apart(metrics, clip_range, stale),
         *_clipped(metrics),
     ]
     return sorted(found, key=lambda alarm: alarm.iteration)
 
 
-def _flat(metrics: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
+def _not_risen(metrics: Sequence[Line], evaluations: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
+    """Of every trained reward at most two alarms: that all leaves get the same, and that it has fallen or is flat."""
     for name, weight in weights.items():
         if not weight:
             continue
-        same = [std is not None and std < EQUAL for std in column(metrics, "rewards", name, "std")]
-        if first := _lasting(metrics, same):
-            yield Alarm(
-                first,
-                "All leaves get the same reward",
-                f"From iteration {first} on, {WINDOW} times or more in a row, all leaves got the same {name}, so no "
-                "edge had an advantage and nothing was learned. The task is solved, the reward is broken, or "
-                "schedule.eta is too small for samples to differ.",
+        same, fallen = _same(metrics, name), _fallen(metrics, evaluations, name, weight)
+        flat = None if same or fallen else _flat(metrics, name, weight)
+        yield from (alarm for alarm in (same, fallen, flat) if alarm)
+
+
+def _same(metrics: Sequence[Line], name: str) -> Alarm | None:
+    equal = [std is not None and std < EQUAL for std in column(metrics, "rewards", name, "std")]
+    if (first := _lasting(metrics, equal)) is None:
+        return None
+    value = next(line["rewards"][name].get("mean") for line in metrics if line["iteration"] == first)
+    return Alarm(
+        first,
+        "All leaves get the same reward",
+        f"From iteration {first} on, {WINDOW} times or more in a row, all leaves got the same {name} "
+        f"({figure(number(value))} at first), so no edge had an advantage and nothing was learned. The task is solved, "
+        "the reward is broken, or schedule.eta is too small for samples to differ.",
+    )
+
+
+def _fallen(metrics: Sequence[Line], evaluations: Sequence[Line], name: str, weight: float) -> Alarm | None:
+    """On held-out prompts, which are the same each time, or else on the sampled ones."""
+    course = [(line["iteration"], value) for line in evaluations if (value := number(line.get(name))) is not None]
+    where = "on held-out prompts " if course else ""
+    course = course or _means(metrics, name)
+    for at, value in course:
+        if (course[0][1] - value) * (1 if weight > 0 else -1) > 0.5 * _deviation(metrics, name):
+            return Alarm(
+                at,
+                "The reward has fallen",
+                f"At iteration {at} {name} {where}is {figure(value)}, and it began at {figure(course[0][1])}: the fall "
+                "is more than half a standard deviation of its leaves. Steps may be too large: return to an earlier "
+                "checkpoint, with a lower learning rate or with learner.kl_weight.",
             )
-            continue
-        means = [mean for mean in column(metrics, "rewards", name, "mean") if mean is not None]
-        if len(means) < MINIMUM:
-            continue
-        size = max(WINDOW, len(means) // 4)
-        before, now = means[:size], means[-size:]
-        rise = (fmean(now) - fmean(before)) * (1 if weight > 0 else -1)
-        if rise <= 2 * sqrt((pvariance(before) + pvariance(now)) / size):
-            last = metrics[-1]["iteration"]
-            yield Alarm(
-                last,
-                "The reward is flat",
-                f"{name} has not moved in {last} iterations: {fmean(before):.3f} in the first {size}, "
-                f"{fmean(now):.3f} in the last {size}. Look at the standard deviation of rewards, the clip fraction "
-                "and the gradient norm; a larger learning rate, or more leaves for each prompt, may help.",
-            )
+    return None
+
+
+def _means(metrics: Sequence[Line], name: str) -> list[tuple[int, float]]:
+    """Iteration -> mean of the leaves' rewards over the window that ends there; the beginning while that is too few."""
+    values = column(metrics, "rewards", name, "mean")
+    begun = [value for value in values[:WINDOW] if value is not None]
+    start = fmean(begun) if begun else 0.0
+    return [(line["iteration"], start + change) for line, change in zip(metrics, _changes(values), strict=True)]
+
+
+def _flat(metrics: Sequence[Line], name: str, weight: float) -> Alarm | None:
+    means = [mean for mean in column(metrics, "rewards", name, "mean") if mean is not None]
+    if len(means) < MINIMUM:
+        return None
+    size = max(WINDOW, len(means) // 4)
+    before, now = means[:size], means[-size:]
+    rise = (fmean(now) - fmean(before)) * (1 if weight > 0 else -1)
+    if rise > 2 * sqrt((pvariance(before) + pvariance(now)) / size):
+        return None
+    last = metrics[-1]["iteration"]
+    return Alarm(
+        last,
+        "The reward is flat",
+        f"{name} has not risen in {last} iterations: {fmean(before):.3f} in the first {size}, {fmean(now):.3f} in the "
+        f"last {size}. If ratios stay at 1 to four digits, raise the learning rate. If most edges are skipped, leaves "
+        "get equal scores: raise schedule.eta, or the leaves for each prompt.",
+    )
 
 
 def _gamed(metrics: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
@@ -91,11 +140,14 @@ def _gamed(metrics: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Al
 
 def _move(metrics: Sequence[Line], name: str, direction: float) -> list[float]:
     """How far a reward is from where it began, at every iteration, in its first standard deviations."""
-    means, stds = column(metrics, "rewards", name, "mean"), column(metrics, "rewards", name, "std")
-    begun = [std for std in stds[:WINDOW] if std is not None]
-    size = max(fmean(begun), EQUAL) if begun else 1.0
-    sign = 1 if direction > 0 else -1
-    return [sign * change / size for change in _changes(means)]
+    size, sign = _deviation(metrics, name), 1 if direction > 0 else -1
+    return [sign * change / size for change in _changes(column(metrics, "rewards", name, "mean"))]
+
+
+def _deviation(metrics: Sequence[Line], name: str) -> float:
+    """Standard deviation of the leaves' rewards at the beginning."""
+    begun = [std for std in column(metrics, "rewards", name, "std")[:WINDOW] if std is not None]
+    return max(fmean(begun), EQUAL) if begun else 1.0
 
 
 def _changes(values: Sequence[float | None]) -> list[float]:
@@ -125,9 +177,10 @@ def _collapsed(metrics: Sequence[Line]) -> Iterator[Alarm]:
             return
 
 
-def _apart(metrics: Sequence[Line], clip_range: float | None) -> Iterator[Alarm]:
+def _apart(metrics: Sequence[Line], clip_range: float | None, stale: bool) -> Iterator[Alarm]:
+    """Of a stale run only the first iteration tells: in it alone, sampler and learner have the same weights."""
     limit = min(1e-3, (clip_range or 1e-2) / 10)
-    for line in metrics:
+    for line in metrics[:1] if stale else metrics:
         difference = number(line.get("logprob_abs_diff"))
         if difference is not None and difference > limit:
             at = line["iteration"]

@@ -42,7 +42,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         "overview.html",
         results=[(name, weighted.get(name, 0.0), number(first.get(name)), number(last.get(name))) for name in names],
         between=[line["iteration"] for line in (first, last) if line],
-        alarms=alarms(metrics, weighted, clip_range(run)),
+        alarms=alarms(metrics, comparable, weighted, clip_range(run), stale=bool(run.recipe.get("staleness"))),
         rewards=reward_charts(metrics, evaluations, names, weighted, marks) if metrics or evaluations else [],
         charts=charts(metrics, marks) if metrics else [],
         checkpoints=checkpoints(run, evaluations, names),

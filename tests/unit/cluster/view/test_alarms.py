@@ -1,6 +1,6 @@
 """Alarms: what each run of known figures is told of, and that a good run is told of nothing."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import pytest
@@ -21,9 +21,14 @@ def rising(number: int) -> dict[str, Any]:
     return {"rewards": {"ocr": reward(mean), "ocr_exact": reward(mean)}}
 
 
-def titles(figures: Figures, iterations: int = 40) -> list[tuple[int, str]]:
+def titles(
+    figures: Figures, iterations: int = 40, held_out: Sequence[float] = (), weight: float = 1.0, stale: bool = False
+) -> list[tuple[int, str]]:
+    """The alarms of a run that is evaluated every four iterations."""
     metrics = [line(number, **(rising(number) | figures(number))) for number in range(1, iterations + 1)]
-    return [(alarm.iteration, alarm.title) for alarm in alarms(metrics, WEIGHTS, clip_range=1e-2)]
+    evaluations = [{"iteration": 4 * i, "ocr": mean} for i, mean in enumerate(held_out)]
+    found = alarms(metrics, evaluations, WEIGHTS | {"ocr": weight}, clip_range=1e-2, stale=stale)
+    return [(alarm.iteration, alarm.title) for alarm in found]
 
 
 def test_a_run_that_learns_is_told_of_nothing() -> None:
@@ -38,6 +43,30 @@ def test_a_reward_that_stays_where_it_was_is_flat() -> None:
 def test_leaves_with_equal_scores_teach_nothing() -> None:
     same = {"rewards": {"ocr": reward(1.0, std=0.0)}}
     assert titles(lambda number: same if number >= 20 else {}) == [(20, "All leaves get the same reward")]
+
+
+def test_a_fall_on_held_out_prompts_is_told_of_at_once() -> None:
+    """Half of the leaves' deviation is 0.15."""
+    assert titles(lambda number: {}, held_out=[0.6, 0.5, 0.46]) == []
+    assert titles(lambda number: {}, held_out=[0.6, 0.5, 0.44, 0.1]) == [(8, "The reward has fallen")]
+    assert titles(lambda number: {}, held_out=[-0.6, -0.4], weight=-1.0) == [(4, "The reward has fallen")]
+
+
+def test_a_fall_is_seen_without_held_out_prompts_too() -> None:
+    """By 0.02 each iteration: the mean of five is 0.16 below that of the first five after eight more of them."""
+    falling = {number: {"rewards": {"ocr": reward(1.0 - 0.02 * number)}} for number in range(1, 41)}
+    assert titles(lambda number: falling[number]) == [(13, "The reward has fallen")]
+
+
+def test_what_has_fallen_to_nothing_is_told_with_its_value() -> None:
+    nothing = {"rewards": {"ocr": reward(0.0, std=0.0)}}
+    metrics = [line(number, **(nothing if number > 8 else {})) for number in range(1, 21)]
+    same, fallen = alarms(metrics, [], WEIGHTS, clip_range=1e-2)
+    assert (same.iteration, same.title) == (9, "All leaves get the same reward")
+    assert "(0.000 at first)" in same.text
+    # Two of five are nothing: the mean is 0.3, where it began at 0.5, and half a deviation is 0.15.
+    assert (fallen.iteration, fallen.title) == (10, "The reward has fallen")
+    assert "is 0.300, and it began at 0.500" in fallen.text
 
 
 def test_a_watched_reward_that_falls_shows_a_gamed_one() -> None:
@@ -55,6 +84,12 @@ def test_log_probabilities_apart_are_told_of_at_once() -> None:
     ]
 
 
+def test_trees_of_older_weights_have_other_log_probabilities() -> None:
+    """With staleness only the first iteration's trees are sampled with the learner's weights."""
+    assert titles(lambda number: {"logprob_abs_diff": 2e-3 if number > 1 else 0.0}, stale=True) == []
+    assert titles(lambda number: {"logprob_abs_diff": 2e-3}, stale=True) == [(1, "Log-probabilities are apart")]
+
+
 def test_half_the_diversity_is_a_collapse() -> None:
     found = titles(lambda number: {"diversity": 0.1 if number < 20 else 0.01})
     # The mean of five is below half with three of the new ones: (2 * 0.1 + 3 * 0.01) / 5 = 0.046.
@@ -69,4 +104,4 @@ def test_clipping_of_most_edges_is_told_of_when_it_lasts() -> None:
 @pytest.mark.parametrize("broken", [{}, {"rewards": None}, {"rewards": {"ocr": 3}}, {"diversity": "x"}])
 def test_lines_without_figures_raise_no_alarm(broken: dict[str, Any]) -> None:
     metrics = [{"iteration": number, **broken} for number in range(1, 30)]
-    assert alarms(metrics, WEIGHTS, None) == []
+    assert alarms(metrics, metrics, WEIGHTS, None) == []
