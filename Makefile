@@ -7,7 +7,7 @@ PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && ech
 RUN := .venv/bin
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
-.PHONY: setup demo studies test test-slow check bench chaos docs screenshots clean
+.PHONY: setup demo studies test test-slow check bench chaos docs screenshots gallery clean
 
 setup: .venv/ready
 
@@ -60,6 +60,10 @@ docs: setup
 # of the web pages about a run: make screenshots RUN_FOLDER=runs/glyphs; needs Debian's chromium
 screenshots: setup
 	$(RUN)/python -m branchgrpo.cluster.pages.screenshots $(RUN_FOLDER) docs/images
+
+# docs/gallery.md's runs, good and bad, and their pictures: about 15 minutes on one core; what is there isn't run again
+gallery: setup
+	$(RUN)/python -m branchgrpo.cluster.pages.gallery build/gallery docs/images
 
 clean:
 	rm -rf .venv build

@@ -1,46 +1,56 @@
 """Pictures of the web pages about a run, taken in Chromium: `make screenshots RUN_FOLDER=runs/glyphs`."""
 
+import io
 import re
 import shutil
 import subprocess
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
-from playwright.sync_api import sync_playwright
+from PIL import Image
+from playwright.sync_api import Page, sync_playwright
 
-from ..run.tree_record import read, recorded_trees
+SECTIONS = ("overview", "pictures", "time")
+WIDTH, HEIGHT = 1280, 900
+LARGE = 150_000
+"""Bytes beyond which a picture is written with some loss."""
 
-SECTIONS = ("overview", "pictures", "trees", "time")
-SIZE = (1280, 900)
 
-
-def take(run: Path, out: Path) -> None:
-    """Write view_<section>.png of the run in a folder into the folder `out`."""
-    serving = [sys.executable, "-m", "branchgrpo", "view", str(run), "--port", "0"]
+@contextmanager
+def browser(runs: Path, width: int) -> Iterator[tuple[Page, str]]:
+    """A browser's page, so many pixels wide, and the address of `branchgrpo view` with the runs in a folder."""
+    serving = [sys.executable, "-m", "branchgrpo", "view", str(runs), "--port", "0"]
     with subprocess.Popen(serving, stdout=subprocess.PIPE, text=True) as process, sync_playwright() as playwright:
         assert process.stdout
         found = re.search(r"http://\S+", process.stdout.readline())
-        browser = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
+        chromium = playwright.chromium.launch(executable_path=shutil.which("chromium"), args=["--no-sandbox"])
         try:
-            page = browser.new_page(viewport={"width": SIZE[0], "height": SIZE[1]})
-            for section in SECTIONS:
-                address = f"{found[0] if found else ''}/{section}/{run.resolve().name}"
-                page.goto(address + _of_most_spread(run) * (section == "trees"), wait_until="networkidle")
-                height = page.evaluate("document.documentElement.scrollHeight")
-                page.set_viewport_size({"width": SIZE[0], "height": height})  # charts are drawn when they are in sight
-                page.wait_for_timeout(1500)
-                page.screenshot(path=out / f"view_{section}.png")
-                page.set_viewport_size({"width": SIZE[0], "height": SIZE[1]})
+            yield chromium.new_page(viewport={"width": width, "height": HEIGHT}), found[0] if found else ""
         finally:
-            browser.close()
+            chromium.close()
             process.terminate()
 
 
-def _of_most_spread(run: Path) -> str:
-    """The query for the recorded tree whose leaves' values differ most."""
-    found = {place: read(path) for place, path in recorded_trees(run).items()}
-    spread = {place: float(record.value[record.leaves].std()) for place, record in found.items()}
-    return "?iteration={}&tree={}".format(*max(spread, key=spread.__getitem__)) if spread else ""
+def photograph(page: Page, selector: str, out: Path) -> None:
+    """Write an element of the page as a small WebP, in a window so high that all charts are drawn."""
+    width = page.evaluate("innerWidth")
+    page.set_viewport_size({"width": width, "height": page.evaluate("document.documentElement.scrollHeight")})
+    page.wait_for_timeout(1500)
+    picture = Image.open(io.BytesIO(page.locator(selector).screenshot())).convert("RGB")
+    page.set_viewport_size({"width": width, "height": HEIGHT})
+    picture.save(out, lossless=True, quality=100, method=6)
+    if out.stat().st_size > LARGE:
+        picture.save(out, quality=85, method=6)
+
+
+def take(run: Path, out: Path) -> None:
+    """Write view_<section>.webp of the run in a folder into the folder `out`."""
+    with browser(run, WIDTH) as (page, address):
+        for section in SECTIONS:
+            page.goto(f"{address}/{section}/{run.resolve().name}", wait_until="networkidle")
+            photograph(page, "body", out / f"view_{section}.webp")
 
 
 if __name__ == "__main__":
