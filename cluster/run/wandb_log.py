@@ -52,7 +52,7 @@ class WandbLog:
                 f"({error}); log in with `wandb login`, set WANDB_MODE=offline, or remove {self._file} for a new run"
             ) from error
         if self._run.resumed:  # what its server has may be less than what was sent
-            self._last = self._run.step - 1
+            self._last = self._run.starting_step - 1
 
     def catch_up(self, rows: Mapping[int, Mapping[str, float]]) -> None:
         """Add the scalars of iterations that the folder holds and W&B doesn't have; `rows` ascend."""

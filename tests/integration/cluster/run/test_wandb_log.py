@@ -1,8 +1,9 @@
-"""A run at Weights & Biases, offline, as W&B's own reader finds it: it goes on, and no step is written twice."""
+"""A run at Weights & Biases goes on, and no step is written twice: offline by W&B's own reader, and on a server."""
 
 import io
 import json
 from collections.abc import Iterator
+from pathlib import Path
 
 import pytest
 import wandb
@@ -21,6 +22,7 @@ from offline_wandb import offline_runs
 from PIL import Image
 from run_folders import line
 from support import GLYPHS, Settings
+from wandb_server import wandb_server
 
 PICTURES = ("samples", "trees/0", "before_after")
 
@@ -31,6 +33,7 @@ def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     wandb.teardown()
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
+    monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
     yield
     wandb.teardown()
 
@@ -118,3 +121,24 @@ def test_nobody_logged_in_is_told_before_the_run(run_settings: Settings, monkeyp
     with pytest.raises(InputError, match="nobody is logged in to Weights & Biases: run `wandb login`"):
         train(settings, RunDisplay())
     assert not (settings.runs / settings.name).exists()
+
+
+@pytest.mark.parametrize("last_step", [1, 3])
+def test_a_server_gets_what_it_lacks_and_nothing_twice(
+    last_step: int, run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It has less than was sent where the machine of the driver was lost before all was uploaded."""
+    wandb.teardown()
+    settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
+    with RunFolder.create(settings) as folder, wandb_server(last_step) as server:
+        environment = {"MODE": "online", "BASE_URL": server.address, "API_KEY": "a" * 40, "_DISABLE_STATS": "true"}
+        for name, value in environment.items():
+            monkeypatch.setenv(f"WANDB_{name}", value)
+        monkeypatch.setenv("NETRC", str(tmp_path / "netrc"))
+        for iteration in (1, 2):
+            folder.append("metrics", line(iteration))
+        (folder.path / "wandb.json").write_text('{"id": "run", "step": 3}')
+        log(folder, settings, {3: 0.25, 4: 0.5})
+    assert [row["_step"] for row in server.rows] == [*range(last_step + 1, 5)]
+    assert server.rows[-1]["evaluation/ocr"] == 0.5
+    assert json.loads((folder.path / "wandb.json").read_text()) == {"id": "run", "step": 4}
