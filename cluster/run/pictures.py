@@ -35,13 +35,13 @@ def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: s
         labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
         sheets.append((title, _labelled(list(evaluation.media), labels, columns, MAXIMUM_SHOWN)))
     width = sum(sheet.width for _, sheet in sheets) + GAP * (len(sheets) - 1)
-    whole_sheet = Image.new("RGB", (width, TITLE_PIXELS + max(sheet.height for _, sheet in sheets)), "white")
+    both = Image.new("RGB", (width, TITLE_PIXELS + max(sheet.height for _, sheet in sheets)), "white")
     x = 0
     for title, sheet in sheets:
-        ImageDraw.Draw(whole_sheet).text((x + 1, 4), title, "black", ImageFont.load_default(TITLE_PIXELS - 10))
-        whole_sheet.paste(sheet, (x, TITLE_PIXELS))
+        ImageDraw.Draw(both).text((x + 1, 4), title, "black", ImageFont.load_default(TITLE_PIXELS - 10))
+        both.paste(sheet, (x, TITLE_PIXELS))
         x += sheet.width + GAP
-    _save_sheet(whole_sheet, path)
+    _save_sheet(both, path)
 
 
 def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: Sequence[Mapping[str, Any]]) -> None:
