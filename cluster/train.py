@@ -176,7 +176,7 @@ class _Run:
         self._at, self._begun = self.done, time.perf_counter()
 
     def go(self, prompts: Sequence[str], held_out: Sequence[str]) -> None:
-        settings, folder = self.settings, self.folder
+        settings, folder, goes_on = self.settings, self.folder, False
         try:
             if not self.done:
                 if cut := self.loop.cut_prompts([*prompts, *held_out]):
@@ -190,8 +190,11 @@ class _Run:
                     with self.stop.during("noted"):
                         self._iterate(iteration, held_out)
             self._finish(held_out)
+        except ProcessLost:
+            goes_on = True
+            raise
         finally:
-            self.log.close()
+            self.log.close(goes_on=goes_on)
         self.display.finished(folder)
 
     def _iterate(self, iteration: int, held_out: Sequence[str]) -> None:

@@ -66,11 +66,14 @@ class RunLog:
         if self._wandb:
             self._wandb.complete(iteration)
 
-    def close(self) -> None:
-        """Close the event file, and end the run at Weights & Biases."""
+    def close(self, *, goes_on: bool = False) -> None:
+        """Close the event file, and end the run at Weights & Biases.
+
+        If the run `goes_on` in this process, that stays open for its next log: no recovery waits for an upload.
+        """
         if self._tensorboard:
             self._tensorboard.close()
-        if self._wandb:
+        if self._wandb and not goes_on:
             self._wandb.close()
 
     def _scalars(self, iteration: int, values: Mapping[str, float]) -> None:

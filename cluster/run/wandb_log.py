@@ -25,7 +25,7 @@ class WandbLog:
     """The W&B run of a run folder."""
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
-        """Begin the W&B run, or go on with it. Raises InputError if W&B refuses."""
+        """Begin the W&B run, or go on with it, also with one that is still open. Raises InputError if W&B refuses."""
         import wandb  # only where a recipe asks for it
 
         self._file, kept = folder / FILE, _read(folder)
@@ -35,6 +35,9 @@ class WandbLog:
         self._iteration: int | None = None
         """Iteration of the row that isn't written yet."""
         self._keep()
+        if wandb.run is not None and wandb.run.id == self._id:
+            self._run = wandb.run  # left open for this
+            return
         try:
             self._run = wandb.init(
                 project=settings.logging.wandb_project,
@@ -45,6 +48,7 @@ class WandbLog:
                 dir=str(folder),
                 config=settings.model_dump(mode="json"),
                 allow_val_change=True,
+                reinit="finish_previous",
             )
         except wandb.Error as error:
             raise InputError(
