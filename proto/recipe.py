@@ -101,9 +101,11 @@ def _found(path: Path, folder: Path = Path()) -> Path:
     file = folder / os.path.expanduser(path)
     if os.path.isfile(file):
         return file
-    if path.name == str(path):
-        return shipped_recipe(path.name)
-    raise InputError(f"recipe {file} " + ("is a folder" if os.path.isdir(file) else "doesn't exist"))
+    if os.path.isdir(file) and not (SHIPPED / f"{path}.yaml").is_file():
+        raise InputError(f"recipe {file} is a folder")
+    if path.name != str(path):
+        raise InputError(f"recipe {file} doesn't exist")
+    return shipped_recipe(path.name)
 
 
 def shipped_recipe(name: str) -> Path:

@@ -152,7 +152,8 @@ class PolicySettings(Settings):
     """Frames of a clip, for video models."""
     guidance_scale: float = 3.5
     """Guidance. Models with embedded guidance (FLUX.1-dev) get it as an input. For others it is the scale of
-    classifier-free guidance, which doubles the forward passes; 1 or less turns that off."""
+    classifier-free guidance, which doubles the forward passes; 1 or less turns that off (for Z-Image 0 or less, as in
+    diffusers)."""
     guidance_scale_2: float | None = None
     """Guidance at low noise levels, for models with a second network for these (Wan 2.2). null: `guidance_scale`."""
     negative_prompt: str = ""
@@ -163,8 +164,8 @@ class PolicySettings(Settings):
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, at any resolution. null: the pipeline's, which may depend on the resolution."""
     max_sequence_length: Tokens = 512
-    """Length to which prompts are padded or cut, tokens. Maximum 512 for FLUX, SD3 and Wan, 1024 for Qwen-Image; SD1.5
-    has a fixed length. A longer one takes more memory and time per forward pass."""
+    """Length to which prompts are padded or cut, tokens. Maximum 512 for FLUX, SD3, Wan and Z-Image, 1024 for
+    Qwen-Image; SD1.5 and SDXL have a fixed length. A longer one takes more memory and time per forward pass."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"

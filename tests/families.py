@@ -8,10 +8,14 @@ import torch
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer, new_pipeline
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     AutoencoderKLWan,
     DiffusionPipeline,
+    EulerDiscreteScheduler,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxTransformer2DModel,
     PNDMScheduler,
     QwenImagePipeline,
@@ -19,10 +23,13 @@ from diffusers import (
     SD3Transformer2DModel,
     StableDiffusion3Pipeline,
     StableDiffusionPipeline,
+    StableDiffusionXLPipeline,
     UNet2DConditionModel,
     UniPCMultistepScheduler,
     WanPipeline,
     WanTransformer3DModel,
+    ZImagePipeline,
+    ZImageTransformer2DModel,
 )
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
@@ -35,6 +42,9 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
+    Qwen3Model,
     T5Config,
     T5EncoderModel,
     UMT5Config,
@@ -157,9 +167,7 @@ def wan(*, experts: bool = False, expand_timesteps: bool = False) -> DiffusionPi
 
 def qwen_image() -> DiffusionPipeline:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_attention_heads": 2}
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
-    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
-    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*special, *characters])}, merges=[])
+    tokenizer = _qwen_tokenizer()
     encoder = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
             text_config={
@@ -203,6 +211,111 @@ def qwen_image() -> DiffusionPipeline:
     )
 
 
+def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
+    return StableDiffusionXLPipeline(
+        unet=UNet2DConditionModel(
+            sample_size=8,
+            in_channels=4,
+            out_channels=4,
+            down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
+            up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
+            block_out_channels=(8, 16),
+            layers_per_block=1,
+            norm_num_groups=4,
+            attention_head_dim=(2, 4),
+            transformer_layers_per_block=(1, 2),
+            use_linear_projection=True,
+            addition_embed_type="text_time",
+            addition_time_embed_dim=8,
+            projection_class_embeddings_input_dim=6 * 8 + 16,
+            cross_attention_dim=32,
+        ),
+        scheduler=EulerDiscreteScheduler(
+            beta_start=0.00085,
+            beta_end=0.012,
+            beta_schedule="scaled_linear",
+            timestep_spacing="leading",
+            steps_offset=1,
+            prediction_type=prediction,
+        ),
+        vae=_vae(4, scaling_factor=0.13025, force_upcast=True),
+        text_encoder=CLIPTextModel(_clip(16)),
+        tokenizer=character_tokenizer(),
+        text_encoder_2=CLIPTextModelWithProjection(_clip(16)),
+        tokenizer_2=character_tokenizer(),
+        add_watermarker=False,
+    )
+
+
+def z_image() -> DiffusionPipeline:
+    tokenizer = _qwen_tokenizer()
+    return ZImagePipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0),
+        vae=_vae(4, scaling_factor=0.36, shift_factor=0.12, use_quant_conv=False, use_post_quant_conv=False),
+        text_encoder=Qwen3Model(_qwen3(tokenizer, layers=2)),
+        tokenizer=tokenizer,
+        transformer=ZImageTransformer2DModel(
+            in_channels=4,
+            dim=32,
+            n_layers=1,
+            n_refiner_layers=1,
+            n_heads=2,
+            n_kv_heads=2,
+            cap_feat_dim=16,
+            axes_dims=[4, 6, 6],
+            axes_lens=[1024, 32, 32],
+        ),
+    )
+
+
+def flux2_klein() -> DiffusionPipeline:
+    tokenizer = _qwen_tokenizer()
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        vae=AutoencoderKLFlux2(
+            down_block_types=("DownEncoderBlock2D",) * 2,
+            up_block_types=("UpDecoderBlock2D",) * 2,
+            block_out_channels=(8, 16),
+            latent_channels=4,
+            norm_num_groups=4,
+        ),
+        text_encoder=Qwen3ForCausalLM(_qwen3(tokenizer, layers=28)),  # of which the 9th, 18th and 27th are read
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            in_channels=16,
+            num_layers=1,
+            num_single_layers=1,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=3 * 16,
+            timestep_guidance_channels=16,
+            axes_dims_rope=(4, 4, 4, 4),
+            guidance_embeds=False,
+        ),
+    )
+
+
+def _qwen_tokenizer() -> Qwen2Tokenizer:
+    """A token for every byte, and Qwen's chat."""
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    characters = sorted(pre_tokenizers.ByteLevel.alphabet())
+    tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*special, *characters])}, merges=[])
+    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    return tokenizer
+
+
+def _qwen3(tokenizer: Qwen2Tokenizer, layers: int) -> Qwen3Config:
+    return Qwen3Config(
+        vocab_size=len(tokenizer),
+        hidden_size=16,
+        intermediate_size=16,
+        num_hidden_layers=layers,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=8,
+    )
+
+
 def _vae(channels: int, **more: Any) -> AutoencoderKL:
     return AutoencoderKL(
         down_block_types=("DownEncoderBlock2D",) * 2,
@@ -233,14 +346,18 @@ def _clip(width: int) -> CLIPTextConfig:
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "FLUX.1-dev": lambda: flux(dev=True),
     "FLUX.1-schnell": lambda: flux(dev=False),
+    "FLUX.2 klein": flux2_klein,
     "Qwen-Image": qwen_image,
     "SD3.5": stable_diffusion_3,
     "SD3.5 without T5": lambda: stable_diffusion_3(t5=False),
     "SD1.5": lambda: stable_diffusion(prediction="epsilon"),
     "SD2.1 (v)": lambda: stable_diffusion(prediction="v_prediction"),
+    "SDXL": lambda: stable_diffusion_xl(prediction="epsilon"),
+    "SDXL (v)": lambda: stable_diffusion_xl(prediction="v_prediction"),
     "Wan 2.1": wan,
     "Wan 2.2 14B": lambda: wan(experts=True),
     "Wan 2.2 5B": lambda: wan(expand_timesteps=True),
+    "Z-Image": z_image,
 }
 
 

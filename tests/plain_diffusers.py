@@ -41,7 +41,7 @@ def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.
     scale = "true_cfg_scale" if "Qwen" in type(pipeline).__name__ else "guidance_scale"
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
-        list(PROMPTS),
+        prompt=list(PROMPTS),
         height=settings.height,
         width=settings.width,
         num_inference_steps=STEPS,
@@ -90,7 +90,8 @@ def policy_of(family: str, folder: Path) -> PolicySettings:
         frames=5 if "Wan" in family else 1,
         guidance_scale=3.0,
         negative_prompt="" if "FLUX" in family else "9",
-        max_sequence_length=200 if "Qwen" in family else 6,  # whose template is long in characters
+        # Templates are long where a token is a character.
+        max_sequence_length=200 if "Qwen" in family else 40 if family in ("FLUX.2 klein", "Z-Image") else 6,
         precision="float32",
         device="cpu",
     )

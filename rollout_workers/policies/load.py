@@ -28,11 +28,14 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
+    "StableDiffusionXLPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionXLPolicy", None),
     "WanPipeline": Family(f"{__package__}.wan:WanPolicy", 512),
+    "ZImagePipeline": Family(f"{__package__}.z_image:ZImagePolicy", 512),
 }
 """diffusers' pipeline class -> its family. A new family is one file and one line here."""
 

@@ -191,14 +191,22 @@ class PipelinePolicy:
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's noise levels, shifted by the number of tokens where it asks for that."""
         scheduler = self.pipeline.scheduler
-        config, mu = scheduler.config, None
-        if config.use_dynamic_shifting:
-            rows, columns = self.latent_size
-            tokens = (rows // self._patch) * (columns // self._patch)
-            limits = (config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift)
-            mu = calculate_shift(tokens, *limits)
+        mu = self.dynamic_shift(steps) if scheduler.config.use_dynamic_shifting else None
         scheduler.set_timesteps(steps, sigmas=self.even_levels(steps), mu=mu)
         return [float(sigma) for sigma in scheduler.sigmas]
+
+    def dynamic_shift(self, steps: int) -> float:
+        """Logarithm of the shift that the model gives to this number of tokens (and of steps)."""
+        config = self.pipeline.scheduler.config
+        return calculate_shift(
+            self.tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+        )
+
+    @property
+    def tokens(self) -> int:
+        """Tokens of a picture."""
+        rows, columns = self.latent_size
+        return (rows // self._patch) * (columns // self._patch)
 
     def even_levels(self, steps: int) -> Any:
         """Noise levels before the shift, [steps], if they are not the scheduler's own."""
@@ -374,6 +382,14 @@ class PipelinePolicy:
     def check_frames(self) -> None:
         """Raises InputError for a number of frames (more than one) that the model can't make."""
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
+
+
+def chat_template(tokenizer: Any, *, thinking: bool) -> str:
+    """What a chat's tokenizer makes of a message, with {} in its place."""
+    message = [{"role": "user", "content": "{}"}]
+    return str(
+        tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    )
 
 
 def compile_network(network: Any) -> None:

@@ -1,15 +1,16 @@
-"""Stable Diffusion 1.5 and 2: a UNet that predicts the noise, or v.
+"""Stable Diffusion 1.5, 2 and XL: a UNet that predicts the noise, or v.
 
 Its states are kept in the coordinates of rectified flow, so that every kernel and solver serves it as it serves a flow
 model. Where diffusers has x = a * x0 + b * noise with a^2 + b^2 = 1, ours is x / (a + b) = (1 - s) * x0 + s * noise
 with s = b / (a + b). DDIM without noise is Euler's step there, and the kernel `ddim` is DDIM with it.
 """
 
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import DDIMScheduler, StableDiffusionPipeline
+from diffusers import DDIMScheduler, StableDiffusionPipeline, StableDiffusionXLPipeline
 
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
@@ -83,11 +84,16 @@ class StableDiffusionPolicy(PipelinePolicy):
             x.to(self.precision),
             self._timesteps(sigma),
             encoder_hidden_states=conditioning["prompt_embeds"],
+            added_cond_kwargs=self.added(conditioning),
             return_dict=False,
         )[0].float()
         if self.pipeline.scheduler.config.prediction_type == "epsilon":
             return predicted - (x - b * predicted) / a
         return (a * predicted + b * x) - (a * x - b * predicted)
+
+    def added(self, conditioning: Conditioning) -> dict[str, torch.Tensor] | None:
+        """The UNet's further inputs."""
+        return None
 
     def _timesteps(self, sigma: torch.Tensor) -> torch.Tensor:
         """The timestep of each noise level, int64 [rows]."""
@@ -99,6 +105,35 @@ class StableDiffusionPolicy(PipelinePolicy):
         """Pictures of leaves, which are taken back to diffusers' coordinates."""
         s = self._last_level.to(latents)
         return self.draw(latents / _state_std(s) / self.vae.config.scaling_factor)
+
+
+class StableDiffusionXLPolicy(StableDiffusionPolicy):
+    """`StableDiffusionXLPipeline`: two text encoders, and a UNet that is told the size of the picture."""
+
+    pipeline_class = StableDiffusionXLPipeline
+    absent = {"feature_extractor": None, "image_encoder": None, "add_watermarker": False}  # noqa: RUF012
+    float32_parts = ("vae",)  # its published autoencoder overflows in float16
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The joined embeddings of both encoders, token by token, and the second one's of the whole prompt."""
+        embeds, _, pooled, _ = self.pipeline.encode_prompt(
+            prompt, device=self.device, do_classifier_free_guidance=False
+        )
+        return {"prompt_embeds": embeds[0], "pooled_prompt_embeds": pooled[0]}
+
+    @cached_property
+    def _negative(self) -> dict[str, torch.Tensor]:
+        """As in diffusers, no negative prompt is zeros, where the pipeline says so."""
+        negative = self.embed(self.settings.negative_prompt)
+        if self.settings.negative_prompt or not self.pipeline.config.force_zeros_for_empty_prompt:
+            return negative
+        return {name: torch.zeros_like(value) for name, value in negative.items()}
+
+    def added(self, conditioning: Conditioning) -> dict[str, torch.Tensor]:
+        """The embedding of the whole prompt, and the size of a picture that is not cropped."""
+        pooled, size = conditioning["pooled_prompt_embeds"], (self.settings.height, self.settings.width)
+        sizes = torch.tensor([*size, 0, 0, *size], device=pooled.device, dtype=pooled.dtype)
+        return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
 
 
 def _state_std(s: torch.Tensor) -> torch.Tensor:

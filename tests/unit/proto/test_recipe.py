@@ -250,12 +250,15 @@ def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_recipe(Path("glyphs")) == load_recipe(GLYPHS)
     (tmp_path / "mine.yaml").write_text("base: glyphs_mix_grpo\nname: mine\n")
     assert load_recipe(Path("mine.yaml")).schedule == load_recipe(RECIPES / "glyphs_mix_grpo.yaml").schedule
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(InputError, match="recipe mine is a folder"):
+        load_recipe(Path("mine"))
     (tmp_path / "glyphs").rmdir()
     (tmp_path / "glyphs").write_text(f"base: {GLYPHS}\nname: mine\n")
     assert load_recipe(Path("glyphs")).name == "mine"
     for name, hint in {
         "glyph": "did you mean 'glyphs'",
-        "zzz": "those that go by their name are flux_hps_branch, ",
+        "zzz": "those that go by their name are flux2_klein_pickscore, ",
     }.items():
         with pytest.raises(InputError, match=f"recipe {name} doesn't exist; {hint}"):
             load_recipe(Path(name))

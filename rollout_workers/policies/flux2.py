@@ -1,0 +1,85 @@
+"""FLUX.2 klein: tokens of Qwen's encoder, and an autoencoder that normalises patches of its latents."""
+
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import Flux2KleinPipeline
+from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy, chat_template
+
+
+class Flux2KleinPolicy(PipelinePolicy):
+    """`Flux2KleinPipeline`. A state is the patches of the latents of one picture, [channels, rows, columns]."""
+
+    pipeline_class = Flux2KleinPipeline
+    lora_modules = (
+        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+        "attn.to_qkv_mlp_proj",
+    )
+    _patch = 2  # its configuration says 1: latents are patched before they reach the network
+
+    @property
+    def prompt_template(self) -> str:
+        """Qwen's chat around a prompt."""
+        return chat_template(self.pipeline.tokenizer, thinking=False)
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[channels, rows, columns] of patches."""
+        return self.network.config.in_channels, *(size // self._patch for size in self.latent_size)
+
+    @property
+    def guided(self) -> bool:
+        """Distilled models have their guidance within."""
+        return super().guided and not self.pipeline.config.is_distilled
+
+    def even_levels(self, steps: int) -> Any:
+        """Evenly spaced noise levels from 1 to 1 / steps, unless the scheduler spaces its own."""
+        return None if self.pipeline.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
+
+    def dynamic_shift(self, steps: int) -> float:
+        """A fit of the authors, by tokens and steps."""
+        return compute_empirical_mu(self.tokens, steps)
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """Every token's states in three of the encoder's layers, padding included."""
+        embeds, _ = self.pipeline.encode_prompt(
+            prompt, self.device, max_sequence_length=self.settings.max_sequence_length
+        )
+        return {"prompt_embeds": embeds[0]}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Velocity of patches; places have four coordinates, of which pictures use two and prompts the last."""
+        embeds, (_, rows, columns) = conditioning["prompt_embeds"], self.latent_shape
+        drawn = _places(1, rows, columns, 1).to(latents.device).expand(len(latents), -1, -1)
+        said = _places(1, 1, 1, embeds.shape[1]).to(latents.device).expand(len(latents), -1, -1)
+        velocity = network(
+            hidden_states=latents.flatten(2).transpose(1, 2).to(self.precision),
+            timestep=sigma.to(self.precision),
+            guidance=None,
+            encoder_hidden_states=embeds,
+            txt_ids=said,
+            img_ids=drawn,
+            return_dict=False,
+        )[0]
+        return velocity.transpose(1, 2).unflatten(2, (rows, columns))
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures of patches that have the mean and the variance of the autoencoder's."""
+        norm, epsilon = self.vae.bn, self.vae.config.batch_norm_eps
+        std = torch.sqrt(norm.running_var + epsilon).reshape(-1, 1, 1).to(latents)
+        patches = latents * std + norm.running_mean.reshape(-1, 1, 1).to(latents)
+        return self.draw(torch.nn.functional.pixel_shuffle(patches, self._patch))
+
+
+def _places(*sizes: int) -> torch.Tensor:
+    """Coordinates of all places of a grid, int64 [1, places, coordinates]."""
+    return torch.cartesian_prod(*(torch.arange(size) for size in sizes))[None]
