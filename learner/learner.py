@@ -198,7 +198,9 @@ class Learner:
                 if self.average:
                     self.average.update(self.engine.master_weights())
         if self.engine.rank == 0:
-            metrics.note_update(stats, first=update.first)
+            # Trees that were sampled ahead had older weights, and differ as they should.
+            same = update.first and (self.settings.staleness == 0 or update.iteration == 1)
+            metrics.note_update(stats, same_weights=same)
         if self.policy.device.type == "cuda":
             metrics.DEVICE_MEMORY.set(torch.cuda.max_memory_allocated(self.policy.device))
         return stats, strayed

@@ -26,7 +26,8 @@ RATIO = Gauge(
 CLIP_FRACTION = Gauge("branchgrpo_clip_fraction", "Share of the last update's edges whose gradient was clipped away.")
 LOGPROB_ABS_DIFF = Gauge(
     "branchgrpo_logprob_abs_diff",
-    "Maximum difference between the learner's and the sampler's log-probabilities in an iteration's first update.",
+    "Maximum difference between the learner's and the sampler's log-probabilities, in updates with the weights that "
+    "sampled.",
 )
 REWARD_SHARE = Gauge(
     "branchgrpo_reward_share", "Share of a trained reward in the advantages of the last update's trees.", ["reward"]
@@ -41,10 +42,10 @@ LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last upd
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")
 
 
-def note_update(stats: UpdateStats, first: bool) -> None:
+def note_update(stats: UpdateStats, same_weights: bool) -> None:
     """Export the figures of an update. They are equal on all ranks, and rank 0 exports them.
 
-    `first`: whether it is the first update of its iteration.
+    `same_weights`: whether it started from the weights that sampled its trees.
     """
     UPDATES.inc()
     EDGES_TRAINED.inc(stats.edges)
@@ -58,5 +59,5 @@ def note_update(stats: UpdateStats, first: bool) -> None:
     LEARNING_RATE.set(stats.learning_rate)
     for reward, share in reward_shares([stats]).items():
         REWARD_SHARE.labels(reward).set(share)
-    if first:
+    if same_weights:
         LOGPROB_ABS_DIFF.set(stats.logprob_abs_diff)

@@ -10,7 +10,7 @@ import torch
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.packed_tensor import ForwardCache
 from branchgrpo.proto.settings import RolloutSettings
-from branchgrpo.proto.tree import Tree
+from branchgrpo.proto.tree import Tree, Window
 from branchgrpo.rollout_workers.policies.base import load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
@@ -75,6 +75,22 @@ def test_a_left_out_tree_counts_as_one_without_advantages(run_settings: Settings
         found.append((stats.gradient_norm, {n: w.clone() for n, w in learner.weights().items()}))
     assert found[0][0] == found[1][0]
     assert all(torch.equal(found[0][1][name], found[1][1][name]) for name in found[0][1])
+
+
+@pytest.mark.parametrize("staleness", [0, 1])
+def test_trees_of_older_weights_raise_no_alarm(run_settings: Settings, sample: Sample, staleness: int) -> None:
+    changes = {"execution": "ray", "staleness": staleness}
+    settings = run_settings({"learner.updates_per_iteration": 1, "prompts.per_iteration": 2, **changes})
+    learner = Learner(load_policy(settings.policy), settings)
+    shown = []
+    for iteration in (1, 2):
+        trees = sample(learner.policy, settings.schedule.build(), prompts=("1", "2"))
+        for tree in trees:
+            tree.logprobs += 0.25 * iteration  # what other weights would have said
+        learner.accumulate(Window(iteration, trees, closes_update=True))
+        assert learner.step().logprob_abs_diff == pytest.approx(0.25 * iteration, abs=1e-4)
+        shown.append(REGISTRY.get_sample_value("branchgrpo_logprob_abs_diff"))
+    assert shown == pytest.approx([0.25, 0.25 if staleness else 0.5], abs=1e-4)
 
 
 def test_rows_are_those_that_the_schedule_counts(run_settings: Settings, sample: Sample) -> None:
