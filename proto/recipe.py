@@ -318,6 +318,11 @@ def _explain(detail: ErrorDetails, model: type[BaseModel]) -> str:
     # Where there are alternatives, pydantic adds which one it tried: `dict[int,int]`, `literal['a','b']`.
     key = ".".join(str(part) for part in detail["loc"] if "[" not in str(part))
     if detail["type"] == "extra_forbidden":
+        *section, name = detail["loc"]
+        if section and "." in str(name):
+            return (
+                f"unknown setting '{name}' in section '{'.'.join(map(str, section))}'; write '{key}' at the top level"
+            )
         return f"unknown setting '{key}'; {_nearest(key, model)}"
     message = detail["msg"].removeprefix("Value error, ")
     if detail["type"] == "missing":

@@ -264,6 +264,16 @@ def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
             load_recipe(Path(name))
 
 
+def test_a_dotted_key_within_a_section_is_sent_to_the_top_level(tmp_path: Path) -> None:
+    (tmp_path / "it.yaml").write_text("base: glyphs\nlearner: {optimizer.learning_rate: 1e-3}\n")
+    with pytest.raises(InputError) as error:
+        load_recipe(tmp_path / "it.yaml")
+    assert str(error.value) == (
+        "unknown setting 'optimizer.learning_rate' in section 'learner'; "
+        "write 'learner.optimizer.learning_rate' at the top level"
+    )
+
+
 def test_pools_of_rewards_that_the_base_alone_has_are_forgotten(tmp_path: Path) -> None:
     own = "base: glyphs\nrewards: {x: {function: 'a:b'}}\n"
     (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {x: {cpus: 2}}}\n")
