@@ -70,16 +70,20 @@ def copy(name: str, file: Path) -> list[Path]:
     """Copy a shipped recipe, with its comments, to `file`, and the prompt files that it names beside it.
 
     The copy's base, if it has one, is the shipped recipe. Returns the files written. Raises InputError for an unknown
-    name, or if one of the files exists.
+    name, or if the file exists, or a prompt file with other content.
     """
     source = shipped_recipe(name)
     text = BASE.sub(r"base: \1", source.read_text())
-    prompts = [line for line in source.parent.glob("*.txt") if re.search(rf"^ +\w+: {line.name}$", text, re.MULTILINE)]
-    contents = {file: text} | {file.parent / path.name: path.read_text() for path in prompts}
-    if there := [path for path in contents if path.exists()]:
-        raise InputError(f"{there[0]} exists; choose another place: branchgrpo init {name} FILE")
+    named = re.compile(r"^ +\w+: (\S+\.txt)$", re.MULTILINE).findall(text)
+    shipped_prompts = {path.name: path.read_text() for path in sorted(source.parent.glob("*.txt"))}
+    prompts = {file.parent / own: content for own, content in shipped_prompts.items() if own in named}
+    if file.exists():
+        raise InputError(f"{file} exists; name another file: branchgrpo init {name} FILE")
+    if other := [path for path, content in prompts.items() if path.exists() and path.read_text() != content]:
+        raise InputError(f"{other[0]} exists, with other prompts; name a file in another folder")
     if not file.parent.is_dir():
         raise InputError(f"folder {file.parent} doesn't exist")
-    for path in reversed(contents):  # the recipe last, when what it names is there
-        write_text(path, contents[path])
-    return [*contents]
+    new = {path: content for path, content in prompts.items() if not path.exists()} | {file: text}
+    for path, content in new.items():  # the recipe last, when what it names is there
+        write_text(path, content)
+    return [*reversed(new)]

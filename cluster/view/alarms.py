@@ -1,7 +1,7 @@
 """What is wrong with a run, in words, each with the iteration from which on it was so.
 
-Most limits are those of the Prometheus alerts, over iterations in place of minutes. A fall is told of sooner than
-there, for held-out prompts are the same each time.
+Most limits are those of the Prometheus alerts, over iterations in place of minutes. A fall raises an alarm sooner,
+because held-out prompts are the same each time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence
@@ -52,7 +52,7 @@ def alarms(
 
 
 def _not_risen(metrics: Sequence[Line], evaluations: Sequence[Line], weights: Mapping[str, float]) -> Iterator[Alarm]:
-    """Of every trained reward at most two alarms: that all leaves get the same, and that it has fallen or is flat."""
+    """At most two alarms for each trained reward: all leaves get the same; it has fallen, or is flat."""
     for name, weight in weights.items():
         if not weight:
             continue

@@ -93,7 +93,7 @@ def test_an_idle_model_waits_for_more_unless_the_batch_is_full() -> None:
     in_a_loop(test)
 
 
-def test_a_lone_request_waits_no_longer_than_it_must() -> None:
+def test_a_lone_request_is_answered() -> None:
     async def test(model: Model) -> None:
         model.free.release()
         assert await Batches(model, max_size=10, wait_seconds=0.01).reply(1, 1) == 10

@@ -41,10 +41,19 @@ def test_a_copy_is_the_same_recipe_with_its_comments(name: str, tmp_path: Path) 
 
 def test_a_copy_replaces_nothing(tmp_path: Path) -> None:
     (tmp_path / "glyphs_train.txt").write_text("mine")
-    with pytest.raises(InputError, match=r"glyphs_train.txt exists; choose another place: branchgrpo init glyphs FILE"):
+    with pytest.raises(InputError, match=r"glyphs_train.txt exists, with other prompts; name a file in another folder"):
         copy("glyphs", tmp_path / "mine.yaml")
     assert [path.name for path in tmp_path.iterdir()] == ["glyphs_train.txt"]
     with pytest.raises(InputError, match=r"recipe glyph doesn't exist; did you mean 'glyphs'\?"):
         copy("glyph", tmp_path / "mine.yaml")
     with pytest.raises(InputError, match="folder .*nowhere doesn't exist"):
         copy("shapes", tmp_path / "nowhere" / "mine.yaml")
+
+
+def test_copies_of_one_folder_share_their_prompts(tmp_path: Path) -> None:
+    first, second = tmp_path / "first.yaml", tmp_path / "second.yaml"
+    prompts = {tmp_path / "glyphs_held_out.txt", tmp_path / "glyphs_train.txt"}
+    assert {*copy("glyphs", first)} == {first, *prompts}
+    assert copy("glyphs", second) == [second]
+    with pytest.raises(InputError, match=r"first.yaml exists; name another file: branchgrpo init glyphs FILE"):
+        copy("glyphs", first)
