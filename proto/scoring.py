@@ -33,6 +33,10 @@ class NotScored(RunFailed):
         return self.reason
 
 
+class NotAnswered(NotScored):
+    """A service gave no answer, in all attempts at asking it: it won't answer other requests either."""
+
+
 def is_final(error: BaseException) -> bool:
     """Whether another attempt would end in the same error."""
     return isinstance(error, InputError) or (isinstance(error, NotScored) and error.final)

@@ -27,13 +27,15 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 from ..proto.errors import InputError
 from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
-from ..proto.scoring import NotScored, checked_token
+from ..proto.scoring import NotAnswered, NotScored, checked_token
 from ..proto.settings import JudgeSettings
 
 RETRIES = 6
 """Attempts after the first one, with waits in between that grow from half a second to 8 s."""
 PROBE_RETRIES = 2
 CONNECT_SECONDS = 10.0
+RETRIED_STATUSES = (408, 409, 429)
+"""Refusals after which the client asks again, as it does after any answer from 500 on."""
 TOP = 20
 """Number of tokens whose log-probabilities are asked for: as many as servers give by default."""
 SHOWN = 200
@@ -82,7 +84,8 @@ class Judge:
             raise InputError(f"{self._setting}.model is '{model}'; the endpoint serves {some}")
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Raises InputError for a prompt without the fields that the questions name, and NotScored."""
+        """Raises InputError for a prompt without the fields that the questions name, NotScored for a question
+        that is refused or wrongly answered, and NotAnswered if the endpoint gives no answer in all attempts."""
         setting, wanted, shown = f"{self._setting}.questions", [], {}
         for picture, prompt in zip(media, prompts, strict=True):
             frames = some_frames(picture, self._settings.frames)
@@ -121,7 +124,8 @@ class Judge:
             )
         except openai.OpenAIError as error:
             reason = f"'{question[:SHOWN]}' has no answer by {self._settings.url}: {_short(error)}"
-            raise NotScored(f"reward '{self._reward}': {reason}", final=True) from error
+            failure = NotScored if _refused(error) else NotAnswered
+            raise failure(f"reward '{self._reward}': {reason}", final=True) from error
         if not isinstance(answer, ChatCompletion) or not answer.choices:  # such as the page of a proxy
             raise NotScored(f"reward '{self._reward}': {self._settings.url} answered with what can't be read")
         try:
@@ -191,6 +195,15 @@ def _api_key(variable: str | None, setting: str) -> str | None:
     if not (key := os.environ.get(variable)):
         raise InputError(f"{setting}.api_key_env is '{variable}', a variable that isn't set here")
     return checked_token(key, f"the variable {variable} of {setting}.api_key_env")
+
+
+def _refused(error: openai.OpenAIError) -> bool:
+    """Whether the endpoint rejected this question, and may well answer others."""
+    return (
+        isinstance(error, openai.APIStatusError)
+        and error.status_code < 500
+        and error.status_code not in RETRIED_STATUSES
+    )
 
 
 def _short(error: openai.OpenAIError) -> str:

@@ -15,6 +15,7 @@ from ..proto.scoring import (
     MAX_BYTES,
     MAX_HEADER_BYTES,
     MAX_PICTURES,
+    NotAnswered,
     NotScored,
     ScoreReply,
     ScoreRequest,
@@ -56,7 +57,7 @@ class RemoteReward:
         )
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
-        """Raises NotScored, which is final: what could be tried has been."""
+        """Raises NotScored, which is final; NotAnswered after the last attempt."""
         size = per_request(media)
         parts = [self._scores(media[i : i + size], prompts[i : i + size]) for i in range(0, len(media), size)]
         return {self._reward: np.concatenate(parts)}
@@ -66,7 +67,8 @@ class RemoteReward:
         try:
             reply = self._retrying(self._ask, body)
         except (requests.RequestException, _Passing) as error:
-            raise NotScored(f"reward '{self._reward}' had no score from {self._url}: {error}", final=True) from error
+            reason = f"reward '{self._reward}' had no score from {self._url}: {error}"
+            raise NotAnswered(reason, final=True) from error
         try:
             return reply.check([self._reward], len(media)).scores[self._reward]
         except ValueError as error:

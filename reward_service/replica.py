@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
-from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
+from ..proto.scoring import NotAnswered, NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
 from ..proto.user_code import described
@@ -36,7 +36,6 @@ class Replica:
     def __init__(self, model: str, rewards: Mapping[str, RewardSettings], settings: RewardPoolSettings) -> None:
         """Loads the model."""
         self.model, self.rewards, self.settings = model, list(rewards), settings
-        self._remote = any(reward.url for reward in rewards.values())
         name, own = next(iter(rewards.items()))
         self._scorer = load_scorer(name, own, settings.threads)
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
@@ -55,9 +54,10 @@ class Replica:
                     return [await asyncio.to_thread(self._one, *requests)]
                 try:
                     return await asyncio.to_thread(self._together, requests)
-                except Exception as error:
-                    if isinstance(error, NotScored) and self._remote:  # which has been asked often enough
-                        return [error] * len(requests)
+                except NotAnswered as error:  # by a service that has been asked often enough
+                    metrics.FAILURES.labels(self.model).inc(len(requests))
+                    return [error] * len(requests)
+                except Exception:
                     # Find out which of them it was.
                     return [await asyncio.to_thread(self._one, request) for request in requests]
         finally:

@@ -98,7 +98,7 @@ class Endpoint:
     def _completed(self, body: dict[str, Any]) -> dict[str, Any]:
         self.requests.append(body)
         if self.failures:
-            raise HTTPException(self.failures.pop(), "busy")
+            raise HTTPException(self.failures.pop(), "busy", {"retry-after-ms": "1"})
         (message,) = body["messages"]
         parts = message["content"]
         pictures = [picture_of(part["image_url"]["url"]) for part in parts if part["type"] == "image_url"]

@@ -13,8 +13,9 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt
-from branchgrpo.proto.scoring import NotScored, ScoreReply
+from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
+from branchgrpo.reward_service import judge as judges
 from branchgrpo.reward_service.judge import yes_share
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorer, load_scorer
@@ -69,6 +70,16 @@ def settings(address: str, **changes: Any) -> RewardSettings:
 
 def judge(url: str, **changes: Any) -> Scorer:
     return load_scorer("faithful", settings(url, **changes), None)
+
+
+def replica_of(own: RewardSettings) -> Replica:
+    """A replica that was loaded within an event loop, as Ray Serve does it."""
+
+    async def loaded() -> Replica:
+        return Replica("faithful", {"faithful": own}, RewardPoolSettings())
+
+    (replica,) = at_once([loaded()])
+    return replica
 
 
 def share_of_yes(endpoint: Endpoint, shown: list[np.ndarray], question: str) -> float:
@@ -157,15 +168,33 @@ def test_a_refused_question_has_no_score(endpoint: Endpoint, url: str) -> None:
 
 
 def test_a_prompt_that_lacks_a_field_spoils_no_other(endpoint: Endpoint, url: str) -> None:
-    async def loaded() -> Replica:  # within an event loop, as Ray Serve does it
-        return Replica("faithful", {"faithful": settings(url)}, RewardPoolSettings())
-
-    (replica,) = at_once([loaded()])
+    replica = replica_of(settings(url))
     bad, good = at_once([replica.score(MEDIA[:1], ["a cat"], "bad"), replica.score(MEDIA[1:2], PROMPTS[1:2], "good")])
     assert isinstance(bad, InputError)
     assert "the prompt 'a cat' has no field 'things'; there are prompt" in str(bad)
     assert isinstance(good, ScoreReply)
     assert len(good.scores["faithful"]) == 1
+
+
+@pytest.mark.parametrize(
+    ("status", "attempts"),
+    [(503, 7), (429, 7), (422, 1 + 3)],  # of the refused batch, and of each request by itself
+)
+def test_only_a_refused_batch_is_asked_one_by_one(endpoint: Endpoint, url: str, status: int, attempts: int) -> None:
+    replica = replica_of(settings(url, questions=["Is this a dog ?"]))
+    endpoint.failures[:] = [status] * 99
+    replies = at_once(replica.score(MEDIA[:1], PROMPTS[:1], id) for id in "abc")
+    assert len(endpoint.requests) == attempts
+    assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
+
+
+def test_a_judge_that_is_gone_answers_no_request(endpoint: Endpoint, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(judges, "RETRIES", 0)
+    with serving(endpoint.app()) as address:
+        replica = replica_of(settings(f"{address}v1"))
+    replies = at_once(replica.score(MEDIA[:1], PROMPTS[:1], id) for id in "abc")
+    assert all(isinstance(reply, NotAnswered) for reply in replies)
+    assert len(set(map(id, replies))) == 1
 
 
 @pytest.mark.parametrize(
