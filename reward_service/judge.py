@@ -70,6 +70,7 @@ class Judge:
     def probe(self) -> None:
         """Raises InputError if the endpoint isn't there, refuses the key, or doesn't serve the model."""
         url, model = self._settings.url, self._settings.model
+        no_list = f"{self._setting}.url is '{url}', where no list of models is; it usually ends with /v1"
         try:
             with openai.OpenAI(**self._access | {"max_retries": PROBE_RETRIES}) as client:
                 found = client.models.list()
@@ -77,9 +78,14 @@ class Judge:
             raise InputError(f"{self._setting}.url is '{url}', which answers {_short(error)}") from error
         except openai.OpenAIError as error:
             raise InputError(f"{self._setting}.url is '{url}', which doesn't answer: {_short(error)}") from error
-        if (models := getattr(found, "data", None)) is None:  # a page of another kind
-            raise InputError(f"{self._setting}.url is '{url}', where no list of models is; it mostly ends with /v1")
-        if model not in (served := [model.id for model in models]):
+        except (ValueError, AttributeError) as error:  # of the client: no JSON, or no object
+            raise InputError(no_list) from error
+        models: Any = getattr(found, "data", None)
+        listed = models if isinstance(models, list) else []
+        served = [name for one in listed if isinstance(name := getattr(one, "id", None), str)]
+        if not served and models != []:  # a page of another kind
+            raise InputError(no_list)
+        if model not in served:
             some = ", ".join(served[:TOP]) or "none"
             raise InputError(f"{self._setting}.model is '{model}'; the endpoint serves {some}")
 
@@ -114,6 +120,7 @@ class Judge:
     async def _ask(self, client: openai.AsyncOpenAI, urls: Sequence[str], question: str) -> float:
         pictures = [{"type": "image_url", "image_url": {"url": url}} for url in urls]
         content = [*pictures, {"type": "text", "text": question}]
+        unreadable = f"reward '{self._reward}': {self._settings.url} answered with what can't be read"
         try:
             answer: Any = await client.chat.completions.create(
                 model=self._settings.model,
@@ -126,8 +133,10 @@ class Judge:
             reason = f"'{question[:SHOWN]}' has no answer by {self._settings.url}: {_short(error)}"
             failure = NotScored if _refused(error) else NotAnswered
             raise failure(f"reward '{self._reward}': {reason}", final=True) from error
+        except ValueError as error:  # of the client: no JSON, whatever its content type says
+            raise NotScored(unreadable) from error
         if not isinstance(answer, ChatCompletion) or not answer.choices:  # such as the page of a proxy
-            raise NotScored(f"reward '{self._reward}': {self._settings.url} answered with what can't be read")
+            raise NotScored(unreadable)
         try:
             return self._graded(answer.choices[0])
         except ValueError as error:

@@ -12,8 +12,9 @@ from typing import Annotated, Any
 
 import numpy as np
 import torch
-from fastapi import FastAPI, Header, HTTPException
+from fastapi import FastAPI, Header, HTTPException, Request, Response
 from PIL import Image
+from starlette.middleware.base import RequestResponseEndpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
 
@@ -35,6 +36,8 @@ class Endpoint:
     """Statuses that the next requests get in place of an answer."""
     says: str | None = None
     """What it writes in place of the likeliest answer."""
+    page: str | None = None
+    """A page of the type JSON, which everybody gets in place of an answer."""
     waiting: int = 0
     most_waiting: int = 0
 
@@ -72,6 +75,12 @@ class Endpoint:
 
     def app(self) -> FastAPI:
         app = FastAPI()
+
+        @app.middleware("http")
+        async def page_first(request: Request, answer: RequestResponseEndpoint) -> Response:
+            if self.page is None:
+                return await answer(request)
+            return Response(self.page, media_type="application/json")
 
         @app.get("/v1/models")
         def served(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:

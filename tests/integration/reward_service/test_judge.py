@@ -215,6 +215,26 @@ def test_check_says_what_keeps_a_judge_from_answering(
     assert not any("another-key" in str(key) for key in endpoint.keys)
 
 
+@pytest.mark.parametrize("page", ["<html>", "[1]", "{}", '{"data": 5}', '{"data": [{"name": "x"}]}'])
+def test_a_page_that_is_no_list_of_models_is_told(
+    endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    monkeypatch.setattr(endpoint, "page", page)
+    with pytest.raises(InputError, match=f"rewards.faithful.judge.url is '{url}', where no list of models is"):
+        judge(url)
+
+
+@pytest.mark.parametrize("page", ["<html>", "{}"])
+def test_a_page_that_is_no_answer_is_no_score(
+    endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch, page: str
+) -> None:
+    asks = judge(url)
+    monkeypatch.setattr(endpoint, "page", page)
+    with pytest.raises(NotScored, match=f"reward 'faithful': {url} answered with what can't be read") as failure:
+        asks(MEDIA, PROMPTS)
+    assert not failure.value.final
+
+
 def test_a_run_keeps_the_key_of_its_judge_to_itself(endpoint: Endpoint, url: str, run_settings: Settings) -> None:
     own = settings(url, questions=["Is this {prompt} ?"])
     rewards = {"faithful": own.model_dump(exclude_defaults=True)}
