@@ -17,7 +17,7 @@ from ...proto.settings import RunSettings
 from ...proto.user_code import TRACEBACK
 from ...reward_service.scorers import check_source
 from ...rollout_workers.kernels import grid_levels
-from ...rollout_workers.policies.base import Policy, Weights, cut_prompts, trainable
+from ...rollout_workers.policies.base import Policy, Weights, cut_prompts, trainable, with_guidance
 from ...rollout_workers.policies.folder import Part, read_headers, weight_files
 from ...rollout_workers.policies.load import find_adapter, find_policy, load_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
@@ -96,6 +96,7 @@ def check(settings: RunSettings) -> CheckReport:
             schedule = settings.schedule.build(1, settings.seed)
             grid_levels(schedule, policy.sigmas(schedule.grid_steps))
             found.guided = getattr(policy, "guided", False)
+            found.advice += _of_guidance(settings, policy)
             if cut := cut_prompts(policy, prompts):
                 found.advice.append(cut_warning(cut, settings.policy.max_sequence_length))
             trained = sum(weight.numel() for weight in trainable(policy.network).values())
@@ -162,6 +163,17 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
     if settings.learner.kl_weight:
         own["rows of the KL term's reference"] = [*own.values()][-1]
     return {name: (count, count * trees) for name, count in own.items()}
+
+
+def _of_guidance(settings: RunSettings, policy: Policy) -> Iterator[str]:
+    """A warning if neither rollouts nor evaluations are guided away from the negative prompt."""
+    scale = settings.evaluation.guidance_scale
+    both = [policy] if scale is None else [policy, with_guidance(policy, scale)]
+    if settings.policy.negative_prompt and not any(getattr(one, "guided", False) for one in both):
+        yield (
+            f"policy.negative_prompt has no effect: policy.guidance_scale is {settings.policy.guidance_scale:g}, which "
+            "is no guidance for this model"
+        )
 
 
 def _without_weights(settings: RunSettings) -> Policy:

@@ -60,12 +60,6 @@ def _of_schedule(settings: RunSettings) -> Iterator[str]:
         yield f"the window doesn't move in {settings.iterations} iterations: schedule.window_every is {every}"
     if given.adapt and SplitChooser(settings).stuck:
         yield "schedule.adapt.forward_passes is so small that the splits have one place only, and can't move"
-    scales = (settings.policy.guidance_scale, settings.evaluation.guidance_scale or 0.0)
-    if settings.policy.negative_prompt and max(scales) <= 1:
-        yield (
-            f"policy.negative_prompt has no effect: policy.guidance_scale is {settings.policy.guidance_scale:g}, and 1 "
-            "and less are no guidance"
-        )
 
 
 def _effective(settings: RunSettings, name: str) -> int | None:

@@ -13,6 +13,7 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of
 from support import RECIPES, Settings
 from typer.testing import CliRunner
 
@@ -128,6 +129,27 @@ def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
 def test_what_a_run_would_refuse_is_told(run_settings: Settings, changes: dict[str, Any], message: str) -> None:
     (told,) = check(run_settings(changes)).missing
     assert told.startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("family", "scale", "evaluation", "told"),
+    [
+        ("SD3.5", 1.0, None, True),
+        ("SD3.5", 1.0, 2.0, False),
+        ("SD3.5", 1.5, None, False),
+        ("Z-Image", 0.0, None, True),
+        ("Z-Image", 0.5, None, False),
+    ],
+)
+def test_a_negative_prompt_without_guidance_is_told(
+    run_settings: Settings, tmp_path: Path, family: str, scale: float, evaluation: float | None, told: bool
+) -> None:
+    policy = policy_of(family, tmp_path / "pipeline").model_copy(update={"guidance_scale": scale})
+    found = check(run_settings({"policy": policy.model_dump(), "evaluation.guidance_scale": evaluation}))
+    assert found.parameters, found.missing
+    expected = f"policy.negative_prompt has no effect: policy.guidance_scale is {scale:g}, which is no guidance"
+    assert any(line.startswith(expected) for line in found.advice) == told
+    assert any("negative_prompt" in line for line in found.advice) == told
 
 
 def test_a_broken_index_is_told(run_settings: Settings, tmp_path: Path) -> None:

@@ -60,7 +60,6 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
             {"learner.objective": "nft", "learner.clip_range": 2e-4},
             "learner.clip_range has no effect: learner.objective is 'nft'",
         ),
-        ({"policy.negative_prompt": "fog", "policy.guidance_scale": 1.0}, "policy.negative_prompt has no effect"),
     ],
 )
 def test_what_has_no_effect_is_told(run_settings: Settings, changes: dict[str, Any], line: str) -> None:
