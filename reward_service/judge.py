@@ -29,11 +29,9 @@ from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token
 from ..proto.settings import JudgeSettings
+from .judge_limits import CONNECT_SECONDS, RETRIES
 
-RETRIES = 6
-"""Attempts after the first one, with waits in between that grow from half a second to 8 s."""
 PROBE_RETRIES = 2
-CONNECT_SECONDS = 10.0
 RETRIED_STATUSES = (408, 409, 429)
 """Refusals after which the client asks again, as it does after any answer from 500 on."""
 TOP = 20

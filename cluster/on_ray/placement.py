@@ -7,7 +7,8 @@ from dataclasses import dataclass
 import ray
 
 from ...proto.errors import InputError
-from ...proto.settings import PoolSettings, RewardPoolSettings, RunSettings
+from ...proto.settings import PoolSettings, RewardPoolSettings, RewardSettings, RunSettings
+from ...reward_service.judge_limits import longest_request
 from ...reward_service.remote import longest
 from ...reward_service.scorers import reward_models
 from .internals import free_resources
@@ -37,16 +38,15 @@ class Node:
 
 
 def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Model -> its pool, with the CPUs of each replica. A request takes at least as long as all attempts at asking
-    another service."""
+    """Model -> its pool, with the CPUs of each replica. No request ends before all attempts at asking another
+    service."""
     pools = {}
     for model, rewards in reward_models(settings.rewards).items():
         pool = settings.pools.rewards.get(model, RewardPoolSettings())
         light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
         cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
-        asked = [reward for reward in rewards.values() if reward.url or reward.judge]
-        asking = max((longest(reward.timeout_seconds) for reward in asked), default=0.0)
-        pools[model] = pool.model_copy(update={"cpus": cpus, "timeout_seconds": max(pool.timeout_seconds, asking)})
+        timeout = max(pool.timeout_seconds, *(_seconds_of_attempts(reward, pool) for reward in rewards.values()))
+        pools[model] = pool.model_copy(update={"cpus": cpus, "timeout_seconds": timeout})
     return pools
 
 
@@ -123,6 +123,13 @@ def wait_for_room(wanted: Sequence[Demand], seconds: float) -> bool:
 def threads_of(pool: PoolSettings, settings: RunSettings) -> int:
     """CPU threads of each process of a pool."""
     return pool.threads or settings.threads or max(1, math.ceil(pool.cpus))
+
+
+def _seconds_of_attempts(reward: RewardSettings, pool: RewardPoolSettings) -> float:
+    """Seconds that a request to the service behind a reward may take; 0 if there is none."""
+    if reward.judge:
+        return longest_request(reward.judge, reward.timeout_seconds, pool.batch_pictures)
+    return longest(reward.timeout_seconds) if reward.url else 0.0
 
 
 def _fits(each: Mapping[str, float], free: Mapping[str, float]) -> bool:
