@@ -7,6 +7,7 @@ the likeliest.
 import base64
 import io
 import json
+import threading
 from dataclasses import dataclass, field
 from typing import Annotated, Any
 
@@ -38,8 +39,11 @@ class Endpoint:
     """What it writes in place of the likeliest answer."""
     page: str | None = None
     """A page of the type JSON, which everybody gets in place of an answer."""
+    gate: threading.Barrier | None = None
+    """Holds questions back until so many of them wait."""
     waiting: int = 0
-    most_waiting: int = 0
+    max_waiting: int = 0
+    lock: threading.Lock = field(default_factory=threading.Lock)
 
     def __post_init__(self) -> None:
         vocabulary = {word: number for number, word in enumerate((IMAGE, "<unknown>", *WORDS))}
@@ -90,12 +94,16 @@ class Endpoint:
         @app.post("/v1/chat/completions")
         def complete(body: dict[str, Any], authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
             self._let_in(authorization)
-            self.waiting += 1
-            self.most_waiting = max(self.most_waiting, self.waiting)
+            with self.lock:
+                self.waiting += 1
+                self.max_waiting = max(self.max_waiting, self.waiting)
             try:
+                if self.gate:
+                    self.gate.wait(timeout=60)
                 return self._completed(body)
             finally:
-                self.waiting -= 1
+                with self.lock:
+                    self.waiting -= 1
 
         return app
 

@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -55,6 +56,7 @@ def endpoint(served: tuple[Endpoint, str], monkeypatch: pytest.MonkeyPatch) -> E
     monkeypatch.setenv("OPENAI_API_KEY", "another-key")
     for noted in (served[0].requests, served[0].keys, served[0].failures):
         noted.clear()
+    served[0].max_waiting = 0
     return served[0]
 
 
@@ -91,11 +93,17 @@ def share_of_yes(endpoint: Endpoint, shown: list[np.ndarray], question: str) -> 
 
 @pytest.mark.parametrize("combine", ["mean", "min"])
 def test_yes_and_no_are_weighed_as_the_model_does(endpoint: Endpoint, url: str, combine: str) -> None:
-    found = judge(url, combine=combine, concurrency=3)(MEDIA, PROMPTS)["faithful"]
+    found = judge(url, combine=combine)(MEDIA, PROMPTS)["faithful"]
     grades = [[share_of_yes(endpoint, [p], q) for q in asked] for p, asked in zip(MEDIA, QUESTIONS, strict=True)]
     np.testing.assert_allclose(found, [getattr(np, combine)(own) for own in grades], rtol=1e-6)
     assert np.ptp(found) > 0.01
-    assert endpoint.most_waiting <= 3
+
+
+def test_so_many_questions_wait_at_once(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(endpoint, "gate", threading.Barrier(3))
+    judge(url, concurrency=3, questions=["Is this a dog ?", "Is this a cat ?", "Is this red ?"])(MEDIA, PROMPTS)
+    assert len(endpoint.requests) == 12
+    assert endpoint.max_waiting == 3
 
 
 def test_a_rubric_takes_the_answer_that_the_model_writes(endpoint: Endpoint, url: str) -> None:
