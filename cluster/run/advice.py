@@ -11,7 +11,7 @@ from ...proto.settings import DepthPruningSettings, PruningSettings, RunSettings
 from .adaptive_splits import SplitChooser
 
 MAX_SPREAD_RATIO = 10
-"""How many times as far as another's the scores of one reward may spread, by their weights, without a warning."""
+"""Maximum ratio of the spreads of two rewards' weighted scores that gives no warning."""
 
 
 def advice(settings: RunSettings) -> list[str]:
@@ -25,13 +25,13 @@ def outweighed(settings: RunSettings, shares: Mapping[str, float]) -> list[str]:
     spread = {name: share for name, share in shares.items() if share}
     if settings.advantage.combine == "advantages" or len(spread) < 2:
         return []
-    most, least = max(spread, key=spread.__getitem__), min(spread, key=spread.__getitem__)
-    times = spread[most] / spread[least]
+    widest, narrowest = max(spread, key=spread.__getitem__), min(spread, key=spread.__getitem__)
+    times = spread[widest] / spread[narrowest]
     if times <= MAX_SPREAD_RATIO:
         return []
     return [
-        f"rewards.{most} outweighs rewards.{least}: within trees its weighted scores spread {times:.0f} times as far, "
-        f"so little is learned from '{least}'; with advantage.combine 'advantages' their weights alone count"
+        f"rewards.{widest} outweighs rewards.{narrowest}: within trees its weighted scores spread {times:.0f} times as "
+        f"far, so little is learned from '{narrowest}'; with advantage.combine 'advantages' their weights alone count"
     ]
 
 
