@@ -2,6 +2,8 @@
 
 from importlib.util import find_spec
 
+import pydantic
+
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import check_judge_package, reward_models
@@ -38,7 +40,21 @@ def _check_wandb() -> None:
         raise InputError("logging.wandb_project is set and the package 'wandb' isn't installed: pip install wandb")
     import wandb  # only where a recipe asks for it
 
-    if wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False):
+    try:
+        lacks_login = wandb.setup().settings.mode == "online" and not wandb.login(prompt=False, verify=False)
+    except pydantic.ValidationError as error:
+        wrong = error.errors()[0]
+        name = ".".join(map(str, wrong["loc"]))
+        raise InputError(
+            f"logging.wandb_project is set and Weights & Biases refuses its setting '{name}' (WANDB_{name.upper()} in "
+            f"the environment): {wrong['msg']}, not {wrong['input']!r}"
+        ) from error
+    except wandb.Error as error:
+        raise InputError(
+            f"logging.wandb_project is set and Weights & Biases refuses the login or the environment ({error}): "
+            "correct that, run `wandb login`, or set WANDB_MODE=offline"
+        ) from error
+    if lacks_login:
         raise InputError(
             "logging.wandb_project is set and nobody is logged in to Weights & Biases: run `wandb login`, or set "
             "WANDB_MODE=offline"

@@ -122,6 +122,27 @@ def test_nobody_logged_in_is_told_before_the_run(run_settings: Settings, monkeyp
     assert not (settings.runs / settings.name).exists()
 
 
+@pytest.mark.parametrize(
+    ("environment", "told"),
+    [
+        ({"MODE": "online", "API_KEY": "short"}, r"refuses the login .*40\+ characters.* run `wandb login`"),
+        ({"MODE": "bogus"}, "WANDB_MODE .*'online', 'offline', .*not 'bogus'"),
+        ({"BASE_URL": "nowhere"}, "WANDB_BASE_URL .*valid URL.*not 'nowhere'"),
+    ],
+    ids=["key", "mode", "address"],
+)
+def test_what_wandb_refuses_is_told_before_the_run(
+    environment: dict[str, str], told: str, run_settings: Settings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    wandb.teardown()
+    for name, value in environment.items():
+        monkeypatch.setenv(f"WANDB_{name}", value)
+    settings = run_settings({"logging.wandb_project": "mine"})
+    with pytest.raises(InputError, match=told):
+        train(settings, RunDisplay())
+    assert not (settings.runs / settings.name).exists()
+
+
 @pytest.mark.parametrize("last_step", [1, 3])
 def test_a_server_gets_what_it_lacks_and_nothing_twice(
     last_step: int, run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
