@@ -28,6 +28,8 @@ def offline_runs(run: Path) -> list[OfflineRun]:
         inspect = [sys.executable, "-m", "wandb", "leet", "inspect", "--json", str(folder)]
         told = subprocess.run(inspect, check=True, capture_output=True, text=True).stdout
         records = [json.loads(line) for line in told.splitlines()]
+        if not records:  # its helper process was killed
+            continue
         (first,) = (record["run"] for record in records if record["type"] == "run")
         items = [record["history"]["item"] for record in records if record["type"] == "history"]
         steps = {item["_step"]: item for item in items}

@@ -1,20 +1,25 @@
-"""The log of a run at Weights & Biases (W&B): a step for every iteration, each written once, whole or not at all.
+"""The log of a run at Weights & Biases (W&B): a step for every iteration, written whole, and once.
 
 wandb.json in the run folder keeps the id of the W&B run, and the last step that was written. A run that goes on, after
 `--resume` or a recovery, goes on there too: what it does again it doesn't write again, since it comes out the same. W&B
 can't take a step back. So when a run returns to an earlier checkpoint, or goes on with other settings from one, the
 file is set aside with what comes after that checkpoint (`change_log.py`), and a new W&B run of the same group begins
 with the figures up to there.
+
+Offline, a killed driver or helper process of W&B loses what W&B has not written to disk yet: those steps are not
+written again. Online the server says what it has, and gets the rest.
 """
 
 import json
-from collections.abc import Mapping
+import logging
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from secrets import token_hex
 from tempfile import TemporaryDirectory
 from typing import Any
 
-from ...proto.atomic_files import write_text
+from ...proto.atomic_files import is_full, write_text
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 
@@ -22,7 +27,11 @@ FILE = "wandb.json"
 
 
 class WandbLog:
-    """The W&B run of a run folder."""
+    """The W&B run of a run folder.
+
+    If W&B fails, for instance because its helper process is gone, the run goes on without it: this warns, and adds
+    nothing more. W&B gets what it lacks when the run is resumed.
+    """
 
     def __init__(self, folder: Path, settings: RunSettings) -> None:
         """Begin the W&B run, or go on with it, also with one that is still open. Raises InputError if W&B refuses."""
@@ -34,6 +43,7 @@ class WandbLog:
         self._pictures: dict[str, bytes] = {}
         self._iteration: int | None = None
         """Iteration of the row that isn't written yet."""
+        self._failed = False
         self._keep()
         if wandb.run is not None and wandb.run.id == self._id:
             self._run = wandb.run  # left open for this
@@ -67,7 +77,7 @@ class WandbLog:
         self, iteration: int, values: Mapping[str, float] | None = None, pictures: Mapping[str, bytes] | None = None
     ) -> None:
         """Add scalars and pictures, as PNG, to an iteration unless it was written; earlier ones are written now."""
-        if iteration <= self._last:
+        if self._failed or iteration <= self._last:
             return
         if self._iteration is not None and self._iteration < iteration:
             self.complete(self._iteration)
@@ -77,24 +87,48 @@ class WandbLog:
 
     def complete(self, iteration: int) -> None:
         """Write the row of an iteration, to which nothing more can be added."""
-        if self._iteration != iteration:
+        if self._failed or self._iteration != iteration:
             return
         import wandb
 
         self._last = iteration
         self._keep()  # first: this may fail for a full disk, and be called again
-        with TemporaryDirectory() as folder:
+        with self._outlived(), TemporaryDirectory() as folder:
             images = {}
             for number, (name, png) in enumerate(self._pictures.items()):
                 path = Path(folder) / f"{number}.png"
                 path.write_bytes(png)
                 images[name] = wandb.Image(str(path))
             self._run.log({**self._row, **images}, step=iteration, commit=True)
+        if self._failed:
+            self._last = iteration - 1
+            self._keep()
         self._row, self._pictures, self._iteration = {}, {}, None
 
     def close(self) -> None:
         """End the W&B run for now. A row that isn't complete isn't written: what goes on will log it again."""
-        self._run.finish()
+        if not self._failed:
+            with self._outlived():
+                self._run.finish()
+
+    @contextmanager
+    def _outlived(self) -> Iterator[None]:
+        """What W&B raises inside ends its part in the run, not the run, unless it tells of a full disk."""
+        try:
+            yield
+        except Exception as error:
+            if is_full(error):
+                raise
+            self._failed = True
+            logging.getLogger(__name__).warning(
+                "logging to Weights & Biases has failed (%s), and the run goes on without it: its figures are in the "
+                "run folder, and Weights & Biases gets what it lacks at the next resume",
+                error,
+            )
+            import wandb
+
+            with suppress(Exception):  # the next run shall have a helper process of its own
+                wandb.teardown()
 
     def _keep(self) -> None:
         write_text(self._file, json.dumps({"id": self._id, "step": self._last}) + "\n")

@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import psutil
 import pytest
 import wandb
 from branchgrpo.cluster.run.change_log import set_aside_after
@@ -16,7 +17,7 @@ from branchgrpo.cluster.run.log import RunLog
 from branchgrpo.cluster.run.loop import IterationReport, Progress
 from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.train import train
-from branchgrpo.proto.errors import InputError, ProcessLost
+from branchgrpo.proto.errors import Diverged, InputError, ProcessLost
 from branchgrpo.proto.settings import RunSettings
 from offline_wandb import offline_runs
 from PIL import Image
@@ -29,8 +30,9 @@ PICTURES = ("samples", "trees/0", "before_after")
 
 @pytest.fixture(autouse=True)
 def offline(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """W&B reads its environment once."""
+    """W&B reads its environment once, and keeps a run that it could not finish."""
     wandb.teardown()
+    monkeypatch.setattr(wandb, "run", None)
     monkeypatch.setenv("WANDB_MODE", "offline")
     monkeypatch.setenv("WANDB_SILENT", "true")
     monkeypatch.setenv("WANDB_ERROR_REPORTING", "false")
@@ -47,6 +49,12 @@ def log(folder: RunFolder, settings: RunSettings, steps: dict[int, float], *, co
         if complete or step != max(steps):
             own.complete(step)
     own.close()
+
+
+def kill_helper() -> None:
+    (helper,) = (child for child in psutil.Process().children() if child.name() == "wandb-core")
+    helper.kill()
+    helper.wait()
 
 
 def png(shade: int) -> bytes:
@@ -109,6 +117,40 @@ def test_a_recovery_goes_on_with_the_same_run(run_settings: Settings, monkeypatc
     assert [item["rewards/ocr/mean"] for item in items[1:]] == [line["rewards"]["ocr"]["mean"] for line in lines]
     shown = {name: [item["_step"] for item in items if f"{name}.path" in item] for name in PICTURES}
     assert shown == {"samples": [2, 4], "trees/0": [1], "before_after": [4]}
+
+
+def test_a_run_outlives_the_helper_process_of_wandb(
+    run_settings: Settings, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It says so once; and what W&B lacks then it gets from the next process, each step once."""
+    settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
+    with RunFolder.create(settings) as folder:
+        log(folder, settings, {0: 0.0, 1: 0.25})
+        own = RunLog(folder, settings, 2)
+        for iteration in (2, 3, 4):
+            folder.append("metrics", line(iteration, diversity=iteration / 4))
+            own.pictures(iteration, {"trees/0": png(iteration)})
+            if iteration == 2:
+                kill_helper()
+            own.complete(iteration)
+        own.close()
+        assert caplog.text.count("goes on without it") == 1
+        monkeypatch.setattr(wandb, "run", None)
+        log(folder, settings, {5: 0.5})
+    found = offline_runs(folder.path)
+    assert [step for one in found for step in one.steps] == [0, 1, 2, 3, 4, 5]
+    assert [found[-1].steps[step]["diversity"] for step in (2, 3, 4)] == [0.5, 0.75, 1.0]
+    assert len({one.id for one in found}) == 1
+
+
+def test_an_error_is_not_hidden_by_one_of_wandb(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    def diverging(loop: InProcessLoop, number: int, progress: Progress) -> IterationReport:
+        kill_helper()
+        raise Diverged("the loss is nan")
+
+    monkeypatch.setattr(InProcessLoop, "iterate", diverging)
+    with pytest.raises(Diverged, match="the loss is nan"):
+        train(run_settings({"prompts.held_out_count": 0, "logging.wandb_project": "mine"}), RunDisplay())
 
 
 def test_nobody_logged_in_is_told_before_the_run(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
