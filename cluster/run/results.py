@@ -15,9 +15,10 @@ BEFORE_AFTER, PROMPTS_SHOWN = "before_after.png", 24
 
 def draw_before_after(folder: RunFolder, settings: RunSettings) -> bool:
     """Draw held-out pictures of the newest evaluation beside those of the first that can be compared with it. Returns
-    whether there are two.
+    whether there are two; if not, an earlier picture is removed.
     """
     if len(alike := comparable(folder.lines("evaluations"))) < 2:
+        (folder.path / BEFORE_AFTER).unlink(missing_ok=True)
         return False
     ends = {"before": alike[0], "after": alike[-1]}
     evaluations = [folder.evaluation(line, PROMPTS_SHOWN) for line in ends.values()]
@@ -29,13 +30,12 @@ def draw_before_after(folder: RunFolder, settings: RunSettings) -> bool:
 
 
 def write_results(folder: RunFolder, settings: RunSettings, error: BaseException | None = None) -> None:
-    """Write reward curve, before and after if it is missing, and summary, from what the folder holds.
+    """Write reward curve, before and after, and summary, from what the folder holds.
 
     `error` is what has ended a run before its time.
     """
     pictures.reward_curve(folder.path / "reward_curve.png", folder.lines("metrics"), folder.lines("evaluations"))
-    if not (folder.path / BEFORE_AFTER).exists():
-        draw_before_after(folder, settings)
+    draw_before_after(folder, settings)
     write_text(folder.path / "summary.json", json.dumps(summary(folder, error), indent=2) + "\n")
 
 

@@ -1,0 +1,42 @@
+"""What a run's folder shows of its results is made of all that it holds."""
+
+from pathlib import Path
+
+import numpy as np
+from branchgrpo.cluster.run.evaluation import Evaluation
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.results import draw_before_after, write_results
+from PIL import Image
+from support import Settings
+
+WAY, OTHER_WAY = {"ocr": "x"}, {"ocr": "y"}
+
+
+def add(folder: RunFolder, iteration: int, shade: int, way: dict[str, str]) -> None:
+    """An evaluation whose picture is of one shade."""
+    media = np.full((1, 16, 16, 3), (shade, 0, 0), np.uint8)
+    folder.add_evaluation(iteration, Evaluation(["a"], media, {"ocr": np.zeros(1)}), way)
+
+
+def reds(path: Path) -> set[int]:
+    """The shades of red in a picture."""
+    with Image.open(path) as picture:
+        found = picture.getcolors(picture.width * picture.height)
+    return {red for _, (red, green, blue) in found if red and not green and not blue}
+
+
+def test_before_and_after_are_of_the_newest_evaluation(run_settings: Settings) -> None:
+    """Also if the run was killed before it drew the last one, and if nothing can be compared with that."""
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        picture = folder.path / "before_after.png"
+        add(folder, 0, 50, WAY)
+        add(folder, 1, 150, WAY)
+        assert draw_before_after(folder, settings)
+        assert reds(picture) == {50, 150}
+        add(folder, 2, 250, WAY)
+        write_results(folder, settings)
+        assert reds(picture) == {50, 250}
+        add(folder, 2, 100, OTHER_WAY)
+        write_results(folder, settings)
+        assert not picture.exists()
