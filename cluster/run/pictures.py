@@ -34,13 +34,15 @@ def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: s
         scored = zip(evaluation.prompts, evaluation.rewards[reward], strict=True)
         labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
         sheets.append((title, _labelled(list(evaluation.media), labels, columns, MAXIMUM_SHOWN)))
-    width = sum(sheet.width for _, sheet in sheets) + GAP * (len(sheets) - 1)
+    font = ImageFont.load_default(TITLE_PIXELS - 10)
+    widths = [max(sheet.width, math.ceil(font.getlength(title)) + 2) for title, sheet in sheets]
+    width = sum(widths) + GAP * (len(sheets) - 1)
     both = Image.new("RGB", (width, TITLE_PIXELS + max(sheet.height for _, sheet in sheets)), "white")
     x = 0
-    for title, sheet in sheets:
-        ImageDraw.Draw(both).text((x + 1, 4), title, "black", ImageFont.load_default(TITLE_PIXELS - 10))
+    for (title, sheet), taken in zip(sheets, widths, strict=True):
+        ImageDraw.Draw(both).text((x + 1, 4), title, "black", font)
         both.paste(sheet, (x, TITLE_PIXELS))
-        x += sheet.width + GAP
+        x += taken + GAP
     _save_sheet(both, path)
 
 
@@ -96,15 +98,15 @@ def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Se
 def _labelled(
     media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], columns: int, maximum: float = math.inf
 ) -> Image.Image:
-    """Labelled pictures as one; those with a side above `maximum` are made smaller."""
+    """Labelled pictures as one; those with a side above `maximum` are made smaller, and narrow ones larger up to it."""
     stills = [Image.fromarray(still(picture)) for picture in media]
     for picture in stills:
         if max(picture.size) > maximum:
             picture.thumbnail((maximum, maximum))
     columns = min(columns, len(stills))
     width, height = (max(picture.size[axis] for picture in stills) for axis in (0, 1))
-    factor = math.ceil(MINIMUM_LABELLED / width)
-    height, width = factor * height, factor * width
+    factor = int(min(math.ceil(MINIMUM_LABELLED / width), max(1, maximum / height)))
+    height, width = factor * height, max(factor * width, MINIMUM_LABELLED)
     font = ImageFont.load_default(LABEL_PIXELS)
     line = LABEL_PIXELS + 4
     strip = line * max(label.count("\n") + 1 for label in labels) + 4

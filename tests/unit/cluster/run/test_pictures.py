@@ -55,3 +55,32 @@ def test_before_and_after_stand_side_by_side(shape: tuple[int, ...], pixels: int
             counts = [found.get(colour, 0) for colour in colours.values()]
             assert counts[left_or_right] == 5 * pixels
             assert counts[1 - left_or_right] == 0
+
+
+def half(title: str, height: int, width: int) -> tuple[str, Evaluation]:
+    """A half of before and after with one red picture."""
+    media = np.broadcast_to(np.array((200, 0, 0), np.uint8), (1, height, width, 3))
+    return title, Evaluation(["a"], media, {"ocr": np.zeros(1)})
+
+
+def test_titles_do_not_run_over_each_other(tmp_path: Path) -> None:
+    """Each half looks as it does alone, however few pictures are below its title."""
+    halves = [half("before, iteration 0: mean ocr 0.25", 64, 64), half("after, iteration 20: mean ocr 0.75", 64, 64)]
+    for name, shown in (("both", halves), ("left", halves[:1]), ("right", halves[1:])):
+        before_after(tmp_path / f"{name}.png", shown, "ocr")
+    both, left, right = (Image.open(tmp_path / f"{name}.png") for name in ("both", "left", "right"))
+    assert both.width == left.width + 24 + right.width
+    assert both.crop((0, 0, *left.size)).tobytes() == left.tobytes()
+    assert both.crop((both.width - right.width, 0, *both.size)).tobytes() == right.tobytes()
+    assert {colour for _, colour in left.crop((left.width - 1, 0, *left.size)).getcolors()} == {(255, 255, 255)}
+
+
+@pytest.mark.parametrize(
+    ("size", "shown"),
+    [((1000, 100), (256, 26)), ((100, 1000), (26, 256)), ((100, 40), (200, 80)), ((32, 64), (64, 128))],
+)
+def test_no_picture_is_shown_above_the_maximum(size: tuple[int, int], shown: tuple[int, int], tmp_path: Path) -> None:
+    before_after(tmp_path / "one.png", [half("one", *size)], "ocr")
+    with Image.open(tmp_path / "one.png") as picture:
+        red = np.all(np.asarray(picture) == (200, 0, 0), axis=2)
+    assert (red.any(axis=1).sum(), red.any(axis=0).sum()) == shown
