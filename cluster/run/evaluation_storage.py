@@ -19,6 +19,12 @@ def write(path: Path, evaluation: Evaluation) -> None:
         temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
 
 
+def read_prompts(path: Path) -> list[str]:
+    """The prompt of every picture of the evaluation in a file; no picture is read."""
+    with safe_open(path, "numpy") as file:
+        return [str(prompt) for prompt in json.loads(file.metadata()["prompts"])]
+
+
 def read(path: Path, prompts: int | None = None) -> Evaluation:
     """The evaluation in a file; with `prompts`, one picture for each of so many first prompts. Others aren't read."""
     with safe_open(path, "numpy") as file:

@@ -5,7 +5,8 @@ import json
 from ...proto.atomic_files import write_text
 from ...proto.settings import RunSettings
 from . import pictures
-from .evaluation import MADE_WITH, comparable
+from .evaluation import MADE_WITH, comparable, evaluation_file
+from .evaluation_storage import read_prompts
 from .folder import RunFolder
 from .stop import Stopped
 
@@ -50,7 +51,7 @@ def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, 
         "ended": "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
         "error": None if error is None or isinstance(error, Stopped) else str(error) or type(error).__name__,
         "iterations": metrics[-1]["iteration"] if metrics else 0,
-        "evaluation_prompts": len(set(folder.evaluation(first).prompts)) if evaluations else 0,
+        "evaluation_prompts": len(set(read_prompts(folder.path / evaluation_file(first)))) if evaluations else 0,
         "before": {name: first[name] for name in means} if evaluations else None,
         "before_iteration": first.get("iteration"),
         "after": {name: last[name] for name in means} if len(evaluations) > 1 else None,

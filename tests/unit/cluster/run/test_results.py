@@ -1,11 +1,12 @@
 """What a run's folder shows of its results is made of all that it holds."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.folder import RunFolder
-from branchgrpo.cluster.run.results import draw_before_after, write_results
+from branchgrpo.cluster.run.results import draw_before_after, summary, write_results
 from PIL import Image
 from support import Settings
 
@@ -40,3 +41,16 @@ def test_before_and_after_are_of_the_newest_evaluation(run_settings: Settings) -
         add(folder, 2, 100, OTHER_WAY)
         write_results(folder, settings)
         assert not picture.exists()
+
+
+def test_a_summary_reads_no_pictures(run_settings: Settings) -> None:
+    """Those of this evaluation would need a tebibyte."""
+    with RunFolder.create(run_settings()) as folder:
+        add(folder, 0, 50, WAY)
+        (path,) = (folder.path / "evaluations").iterdir()
+        media = {"dtype": "U8", "shape": [3, 2**40 // 3, 1, 1], "data_offsets": [0, 2**40 // 3 * 3]}
+        header = json.dumps({"__metadata__": {"prompts": json.dumps(["a", "b", "a"])}, "media": media}).encode()
+        with path.open("wb") as file:
+            file.write(len(header).to_bytes(8, "little") + header)
+            file.truncate(8 + len(header) + 2**40 // 3 * 3)  # takes no room on the disk
+        assert summary(folder)["evaluation_prompts"] == 2
