@@ -20,6 +20,7 @@ from ..proto.tracing import span, start_tracing, stop_tracing
 from ..proto.update_stats import reward_shares
 from .run import pictures, samples, tree_record
 from .run.advice import advice, outweighed
+from .run.change_log import set_aside_wandb
 from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
@@ -89,7 +90,7 @@ def _go(
                         loop = _loop(settings, folder, prompts, address)
                     else:
                         loop.restart()
-                return _Run(loop, folder, settings, display, stop).go(prompts, held_out)
+                return _Run(loop, folder, settings, display, stop, held_out).go(prompts, held_out)
             except ProcessLost as error:
                 reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1
                 if fruitless > MAX_FRUITLESS_RESTARTS:
@@ -159,7 +160,13 @@ class _Run:
     """The iterations of one run, with what stands around them."""
 
     def __init__(
-        self, loop: Loop, folder: RunFolder, settings: RunSettings, display: RunDisplay, stop: StopRequest
+        self,
+        loop: Loop,
+        folder: RunFolder,
+        settings: RunSettings,
+        display: RunDisplay,
+        stop: StopRequest,
+        held_out: Sequence[str],
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
         changes = folder.changes
@@ -170,6 +177,9 @@ class _Run:
             display.resumed(folder.checkpoint(self.done), self.done)
             with display.waiting("loading the checkpoint"):
                 loop.load(folder.checkpoint(self.done))
+        self._evaluates_again = bool(self.done) and not self._evaluated_alike(held_out)
+        if self._evaluates_again:
+            set_aside_wandb(folder, self.done)
         self.log = self._write(lambda: RunLog(folder, settings, self.done + 1))
         self._told = False  # that a reward outweighs another
         stop.asked = self._answer
@@ -183,7 +193,7 @@ class _Run:
                     self.display.advise([cut_warning(cut, settings.policy.max_sequence_length)])
                 self._evaluate(0, held_out)
                 self._write(lambda: self.log.complete(0))
-            elif not self._evaluated_alike(held_out):
+            elif self._evaluates_again:
                 self._evaluate(self.done, held_out)  # what later evaluations can be compared with
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):

@@ -52,6 +52,14 @@ def set_aside_after(folder: "RunFolder", iteration: int) -> None:
     folder.forget_after(iteration or -1)
 
 
+def set_aside_wandb(folder: "RunFolder", iteration: int) -> None:
+    """Make way for a new W&B run, to which another evaluation of an iteration can be written, if the present one has
+    that iteration already."""
+    if last_step(folder.path) >= iteration:
+        aside = _free_name(folder.path / "set-aside" / f"after-{iteration:06d}")
+        _move(folder.path / WANDB, aside / WANDB)
+
+
 def _keep_prompts(run: Path, name: str, done: int) -> None:
     """Rename the prompts that were used up to an iteration, before others take their name."""
     for path in (run / "prompts").glob(f"{name}.*"):

@@ -97,6 +97,23 @@ def test_a_return_begins_a_new_run_with_the_figures_so_far(run_settings: Setting
     assert other.steps[3]["evaluation/ocr"] == 0.75
 
 
+def test_another_evaluation_of_a_written_step_begins_a_new_run(run_settings: Settings) -> None:
+    """A finished run goes on as the same W&B run, unless other rewards need an evaluation where it ended."""
+    settings = {**GLYPHS, "iterations": 1, "logging.wandb_project": "mine", "logging.tensorboard": False}
+    run = train(run_settings(settings), RunDisplay())
+    train(run_settings({**settings, "iterations": 2}), RunDisplay(), resume=True)
+    more = {**settings, "iterations": 3, "rewards": {"jpeg_compressibility": {"weight": 1.0}}}
+    train(run_settings(more), RunDisplay(), resume=True)
+    first, same, other = offline_runs(run)
+    assert first.id == same.id != other.id
+    assert [[*found.steps] for found in (first, same, other)] == [[0, 1], [2], [0, 1, 2, 3]]
+    assert "evaluation/jpeg_compressibility" not in same.steps[2]
+    assert (
+        other.steps[2]["evaluation/jpeg_compressibility"]
+        == RunFolder.open(run).lines("evaluations")[-2]["jpeg_compressibility"]
+    )
+
+
 def test_a_recovery_goes_on_with_the_same_run(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
     """A process is lost once in iteration 3, before there is any checkpoint."""
     iterate, lost = InProcessLoop.iterate, iter([ProcessLost("a process is gone")])
