@@ -15,8 +15,8 @@ from ...proto.settings import RunSettings
 from ..on_ray.placement import demands
 
 BASE = re.compile(r"^base: *(\S+)\.yaml *$", re.MULTILINE)
-VERIFIED = "Verified: "
-"""Begins the line of a recipe's head that says how far it has been run."""
+RUN_WITH = "Run with "
+"""Begins the line of a recipe's head that says how far it has been verified."""
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class ShippedRecipe:
     name: str
     about: str
     """The first sentence of its head."""
-    verified: str
-    """How far it has been run."""
+    run_with: str
+    """Weights that it has been run with: how far it is verified."""
     settings: RunSettings
 
     @property
@@ -39,29 +39,26 @@ class ShippedRecipe:
 def shipped() -> Iterator[ShippedRecipe]:
     """All shipped recipes, by name."""
     for path in sorted(SHIPPED.glob("*.yaml")):
-        head, verified = _head(path.read_text())
-        yield ShippedRecipe(path.stem, re.split(r"(?<=\.) ", head)[0].rstrip("."), verified, load_recipe(path))
+        head, run_with = _head(path.read_text())
+        yield ShippedRecipe(path.stem, re.split(r"(?<=\.) ", head)[0].rstrip("."), run_with, load_recipe(path))
 
 
 def _head(text: str) -> tuple[str, str]:
-    """The comment that a recipe begins with, and its line about verification."""
+    """The comment that a recipe begins with, and what its line about verification says."""
     lines = [line.removeprefix("#").strip() for line in re.match(r"(#.*\n)*", text)[0].splitlines()]  # type: ignore[index]
-    verified = next((line for line in lines if line.startswith(VERIFIED)), VERIFIED)
-    return " ".join(line for line in lines if line != verified), verified.removeprefix(VERIFIED).rstrip(".")
+    run_with = next((line for line in lines if line.startswith(RUN_WITH)), RUN_WITH)
+    return " ".join(line for line in lines if line != run_with), run_with.removeprefix(RUN_WITH).rstrip(".")
 
 
 def show(console: Console) -> None:
     """Print the shipped recipes as a table."""
-    table = Table("recipe", "what for", "method", "trains", "rewards", "GPUs", "verified", show_lines=True)
+    table = Table(show_lines=True)
+    table.add_column("recipe", no_wrap=True)
+    table.add_column("what for")
+    table.add_column("GPUs", justify="right")
+    table.add_column("run with")
     for recipe in shipped():
-        settings = recipe.settings
-        rewards = ", ".join(name for name, reward in settings.rewards.items() if reward.weight)
-        trains = "LoRA" if settings.learner.lora else "all"
-        method: str = settings.schedule.method
-        if settings.learner.objective not in ("ratio", method):
-            method += f", {settings.learner.objective}"
-        gpus = f"{recipe.gpus:g}" if recipe.gpus else "none"
-        table.add_row(recipe.name, recipe.about, method, trains, rewards, gpus, recipe.verified)
+        table.add_row(recipe.name, recipe.about, f"{recipe.gpus:g}" if recipe.gpus else "none", recipe.run_with)
     console.print(table)
     console.print("Start from one: branchgrpo init NAME", highlight=False)
 
