@@ -144,6 +144,8 @@ class PolicySettings(Settings):
     pretrained: HomeText
     """Folder of a diffusers pipeline, such as a local FLUX.1-dev, or `glyphs` or `shapes` for an embedded one. A
     relative path starts in the current folder."""
+    variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
+    """Variant of the weights, such as `fp16`, of those parts that have it. null: the files without one."""
     height: Pixels = 720
     """Height of the pictures, pixels."""
     width: Pixels = 720

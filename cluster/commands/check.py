@@ -89,7 +89,7 @@ def check(settings: RunSettings) -> CheckReport:
         folder, adapter = find_policy(settings.policy)
         family = find_adapter(adapter)
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
-            parts = family.find_parts(folder)
+            parts = family.find_parts(folder, settings.policy.variant)
             if problems := find_problems(parts.values()):
                 raise InputError("\n".join(problems))
             policy = _without_weights(settings)

@@ -357,7 +357,7 @@ def _must_be_free(path: Path) -> None:
 def policy_fingerprint(settings: RunSettings) -> str | None:
     """A digest that identifies the policy in any folder; None for a user's adapter, whose files are unknown."""
     folder, _ = find_policy(settings.policy)
-    return None if settings.policy.adapter else content_fingerprint(folder)
+    return None if settings.policy.adapter else content_fingerprint(folder, settings.policy.variant)
 
 
 def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:

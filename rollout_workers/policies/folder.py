@@ -4,7 +4,7 @@ import json
 import os
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from pathlib import Path
 from typing import Any
@@ -28,6 +28,8 @@ class Part:
     library: str
     class_name: str
     folder: Path
+    variant: str | None = None
+    """Variant of its weights, such as fp16: part of the files' names."""
 
     @property
     def has_weights(self) -> bool:
@@ -56,19 +58,40 @@ def read_index(folder: Path) -> dict[str, Any]:
     return index
 
 
-def find_parts(folder: Path) -> dict[str, Part | None]:
+def find_parts(folder: Path, variant: str | None = None) -> dict[str, Part | None]:
     """The parts of a pipeline, by name; None for those that it does without, such as SD 3.5 without T5.
 
-    Raises InputError as `read_index` does, or for an entry of the index that names no class.
+    As in diffusers, parts that have weights of the variant are taken with these, and the others as they are. Raises
+    InputError as `read_index` does, for an entry of the index that names no class, or if no part has the variant.
     """
     named = {name: value for name, value in read_index(folder).items() if isinstance(value, list)}
     for name, value in named.items():
         if len(value) != 2 or not all(entry is None or isinstance(entry, str) for entry in value):
             raise InputError(f"{folder / INDEX} says of {name} {value!r}; it must be a library and a class")
-    return {
-        name: Part(name, value[0], value[1], folder / name) if value[0] and value[1] else None
+    parts = {
+        name: _of_variant(Part(name, value[0], value[1], folder / name), variant) if value[0] and value[1] else None
         for name, value in named.items()
     }
+    if variant and not any(part and part.variant for part in parts.values()):
+        raise InputError(f"policy.variant is '{variant}'; no part of {folder} has weights of this variant")
+    return parts
+
+
+def _of_variant(part: Part, variant: str | None) -> Part:
+    """The part with the variant, if it has weights of it."""
+    other = replace(part, variant=variant)
+    there = variant and part.has_weights and part.library in WEIGHTS
+    return other if there and any(file.is_file() for file in _weights_names(other)) else part
+
+
+def _weights_names(part: Part) -> tuple[Path, Path]:
+    """The file of a part's weights, and the index in whose place there are several."""
+    infix = f".{part.variant}" if part.variant else ""
+    name = WEIGHTS[part.library]
+    return (
+        part.folder / f"{name.removesuffix('.safetensors')}{infix}.safetensors",
+        part.folder / f"{name}.index{infix}.json",
+    )
 
 
 def weight_files(part: Part) -> list[Path]:
@@ -76,8 +99,7 @@ def weight_files(part: Part) -> list[Path]:
 
     Raises InputError, naming the file, if one isn't there.
     """
-    single = part.folder / WEIGHTS[part.library]
-    index = single.with_name(f"{single.name}.index.json")
+    single, index = _weights_names(part)
     # Where both are there, transformers takes the one file, and diffusers the index.
     if os.path.lexists(index) and not (part.library == "transformers" and single.is_file()):
         listed = read_json(index).get("weight_map")
@@ -92,14 +114,14 @@ def weight_files(part: Part) -> list[Path]:
     return files
 
 
-def content_fingerprint(folder: Path) -> str:
+def content_fingerprint(folder: Path, variant: str | None = None) -> str:
     """Tells pipelines with other weights apart, wherever they lie: a digest of samples of every file of weights.
 
     Cheap: reads 64 kB of each file. Training moves all weights, so that samples differ. Raises InputError as
     `weight_files` does.
     """
     digest = sha256()
-    parts = {name: part for name, part in find_parts(folder).items() if part and part.has_weights}
+    parts = {name: part for name, part in find_parts(folder, variant).items() if part and part.has_weights}
     for name, part in sorted(parts.items()):
         for file in weight_files(part):
             size = file.stat().st_size
@@ -119,10 +141,7 @@ def _why_absent(file: Path) -> str:
     variants = sorted({path.name.split(".")[-2] for path in file.parent.glob("*.*.safetensors")} - {"index"})
     variants = [name for name in variants if not name.split("-")[0].isdigit()]
     if variants:
-        return (
-            f"missing; there are files of the variant {variants[0]} only. Give them the name without '.{variants[0]}', "
-            "or save the pipeline again without variant="
-        )
+        return f"missing; there are files of the variant {variants[0]} only, which policy.variant={variants[0]} takes"
     if any(file.parent.glob("*.bin")):
         return (
             "missing; there is a .bin, and weights that are pickled are not read: they could run code. Save them again "

@@ -70,7 +70,7 @@ class PipelinePolicy:
                 f"policy.negative_prompt is '{settings.negative_prompt}', and this model has no classifier-free "
                 "guidance; leave it out"
             )
-        parts = self.find_parts(folder)
+        parts = self.find_parts(folder, settings.variant)
         around = {name for name, part in parts.items() if part.has_weights and name not in self.networks}
         null = find_parts(folder).keys() - parts.keys()
         absent = {**dict.fromkeys(null), **self.absent, **(dict.fromkeys(around) if network_only else {})}
@@ -88,6 +88,7 @@ class PipelinePolicy:
                 folder,
                 dtype={"default": self.precision, **dict.fromkeys(self.float32_parts, torch.float32)},
                 local_files_only=True,
+                variant=settings.variant,
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
                 **absent,
             )
@@ -118,12 +119,12 @@ class PipelinePolicy:
             self.vae.requires_grad_(False).to(device)
 
     @classmethod
-    def find_parts(cls, folder: Path) -> dict[str, Part]:
-        """The parts of the pipeline in `folder` that a policy uses, by name.
+    def find_parts(cls, folder: Path, variant: str | None) -> dict[str, Part]:
+        """The parts of the pipeline in `folder` that a policy uses, by name, with weights of the variant.
 
-        Raises InputError if the index is broken, or names no network, autoencoder or scheduler.
+        Raises InputError as `find_parts` does, or if the index names no network, autoencoder or scheduler.
         """
-        parts = {name: part for name, part in find_parts(folder).items() if part and name not in cls.absent}
+        parts = {name: part for name, part in find_parts(folder, variant).items() if part and name not in cls.absent}
         for name in (cls.networks[0], "vae", "scheduler"):
             if name not in parts:
                 raise InputError(f"policy.pretrained is '{folder}', whose {INDEX} names no {name}")
@@ -245,6 +246,7 @@ class PipelinePolicy:
             settings.max_sequence_length,
             settings.precision,
             settings.negative_prompt if self.guided else None,
+            *((settings.variant,) if settings.variant else ()),
         )
 
     @cached_property
@@ -351,7 +353,7 @@ class PipelinePolicy:
         """As every policy's. A LoRA over weights that aren't the published ones (`start_from`) is merged into them: by
         itself it would be of no use."""
         paths = []
-        parts = self.find_parts(self.folder)
+        parts = self.find_parts(self.folder, self.settings.variant)
         for number, (name, network) in enumerate(self._networks.items(), start=1):
             adapted = getattr(network, "peft_config", None)
             if adapted and self.start.changes_any:

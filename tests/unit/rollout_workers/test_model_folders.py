@@ -131,7 +131,7 @@ BROKEN: dict[str, tuple[Change, str]] = {
     "adapters": (weights(TRANSFORMER, adapted), "base_layer.weight': adapters of PEFT lie around its weights; merge"),
     "variants only": (
         renamed(VAE, "diffusion_pytorch_model.fp16.safetensors"),
-        f"{VAE}, weights of a AutoencoderKL: missing; there are files of the variant fp16 only",
+        f"{VAE}, weights of a AutoencoderKL: missing; there are files of the variant fp16 only, which policy.variant",
     ),
     "pickled": (renamed(T5, "pytorch_model.bin"), f"{T5}, weights of a T5EncoderModel: missing; there is a .bin"),
     "a link to nowhere": (linked(T5), f"{T5}, weights of a T5EncoderModel: a link to /blobs/gone, which isn't there"),
@@ -278,6 +278,40 @@ def test_folders_that_diffusers_reads_draw_the_same(change: Change, folder: Path
         np.testing.assert_array_equal(changed.decode(states), whole.decode(states))
     for name, value in whole.network.state_dict().items():
         assert torch.equal(changed.network.state_dict()[name], value), name
+
+
+def in_shards(folder: Path) -> None:
+    sharded(TRANSFORMER, lambda places, part: None)(folder)
+    for file in (folder / "transformer").glob("diffusion*"):
+        index = file.name.removesuffix("index.json")
+        new = f"{index}index.fp16.json" if index != file.name else file.name.replace("_model-", "_model.fp16-")
+        file.rename(file.with_name(new))
+    index = folder / "transformer/diffusion_pytorch_model.safetensors.index.fp16.json"
+    index.write_text(index.read_text().replace("_model-", "_model.fp16-"))
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        renamed(TRANSFORMER, "diffusion_pytorch_model.fp16.safetensors"),
+        renamed(T5, "model.fp16.safetensors"),
+        in_shards,
+    ],
+    ids=["network", "encoder", "shards"],
+)
+def test_weights_of_a_variant_are_taken_where_there_are(change: Change, folder: Path, run_settings: Settings) -> None:
+    whole = load_policy(run_settings().policy)
+    change(folder)
+    settings = run_settings({"policy.pretrained": str(folder), "policy.variant": "fp16"})
+    assert not check(settings).missing
+    policy = load_policy(settings.policy)
+    assert torch.equal(policy.encode("123")["prompt_embeds"], whole.encode("123")["prompt_embeds"])
+    for name, value in whole.network.state_dict().items():
+        assert torch.equal(policy.network.state_dict()[name], value), name
+    settings = run_settings({"policy.pretrained": str(folder), "policy.variant": "bf16"})
+    with pytest.raises(InputError, match=r"policy.variant is 'bf16'; no part of .* has weights of this variant"):
+        load_policy(settings.policy)
+    assert len(check(settings).missing) == 1
 
 
 @pytest.mark.parametrize(
