@@ -26,7 +26,7 @@ from .ema import WeightAverage
 from .engine import Engine
 from .export import export
 from .nft import OldPolicy, leaf_rows, nft_loss, noised_batches
-from .objective import clipped_objective, kl_divergence, means_logprobs, predicted_means
+from .objective import clipped_objective, kl_divergence, kl_weights, means_logprobs, predicted_means
 from .reference import Reference
 from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 from .tree_notes import TreeNotes
@@ -329,9 +329,10 @@ class Learner:
         loss = objective.loss
         if self.reference:
             reference = predicted_means(self.reference.velocity, transitions, batch)
-            divergence = (batch.weights * kl_divergence(transitions, batch, means, reference)).sum()
-            loss = loss + self.settings.learner.kl_weight * divergence
-            self._update.divergences.append(divergence.detach())
+            divergences = kl_divergence(transitions, batch, means, reference)
+            weights = kl_weights(transitions, batch, self.settings.learner.kl_scale)
+            loss = loss + self.settings.learner.kl_weight * (weights * divergences).sum()
+            self._update.divergences.append((batch.weights * divergences).sum().detach())
         self._add_gradient(loss, len(batch.states))
         self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
         difference = logprobs.detach() - batch.logprobs

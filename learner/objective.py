@@ -5,6 +5,7 @@ from dataclasses import dataclass
 
 import torch
 
+from ..proto.settings import KlScale
 from ..rollout_workers.kernels import CoefficientTable
 from .rows import MicroBatch
 
@@ -26,12 +27,23 @@ def means_logprobs(transitions: CoefficientTable, batch: MicroBatch, means: torc
 def kl_divergence(
     transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor, reference: torch.Tensor
 ) -> torch.Tensor:
-    """KL of each edge's step_coefficients to the reference's, ||mean - mean_ref||^2 / (2 std^2), float32 [E].
+    """KL of each edge's transition to the reference's, ||mean - mean_ref||^2 / (2 std^2), float32 [E].
 
     The Gaussian closed form, averaged over latent dimensions like the log-probability.
     """
     rows = transitions.kl(batch.steps, means, reference)
     return rows[batch.parents]
+
+
+def kl_weights(transitions: CoefficientTable, batch: MicroBatch, scale: KlScale) -> torch.Tensor:
+    """Weight of each edge's KL divergence in the KL term, float32 [E]: its own and, with `flow_grpo`, its step's -ds.
+
+    Flow-GRPO (arXiv 2505.05470) divides by the deviation without its factor sqrt(-ds), so that its KL is -ds times the
+    exact one.
+    """
+    if scale == "exact":
+        return batch.weights
+    return batch.weights * transitions.length.to(batch.weights.device)[batch.steps[batch.parents]]
 
 
 @dataclass(frozen=True)

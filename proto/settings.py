@@ -65,6 +65,7 @@ HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(p
 HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A text that may be such a path or something else, such as a name."""
 Precision = Literal["float32", "bfloat16"]
+KlScale = Literal["exact", "flow_grpo"]
 MAX_NAME = 200
 """Maximum length of a run's name, bytes. The system allows 255 for a folder."""
 Method = Literal[
@@ -615,6 +616,10 @@ class LearnerSettings(Settings):
     kl_weight: NonNegativeFloat = 0.0
     """Weight of the KL divergence to the policy before training, averaged over latent dimensions. Above 0 it takes
     another forward pass per row and, without `lora`, a second copy of the network (sharded over ranks at ZeRO 3)."""
+    kl_scale: KlScale = "exact"
+    """What `kl_weight` weighs. `exact`: the KL divergence. `flow_grpo`: that times the fall of the noise level in the
+    edge's step, as Flow-GRPO has it, for weights from its recipes: over 10 steps at shift 3 it is 28 (first step) to
+    5.6 (last trained step) times smaller. It needs the kernel `flow` or `dance`."""
     keep_graph: bool = False
     """Keep the graphs of the rollout's forward passes, so that the learner makes only the backward passes. It is
     faster, and needs memory for the activations of all of an iteration's trained rows. It needs one process that

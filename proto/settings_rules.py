@@ -130,6 +130,13 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
             )
 
 
+def the_scale_of_the_kl_is_known(run: "RunSettings") -> Misfit:
+    """Flow-GRPO's KL leaves out a root of the step's length, which the noise of the kernels `cps` and `ddim` hasn't."""
+    noisy = {step.kernel for step in run.schedule.build().steps if step.stochastic}
+    if run.learner.kl_scale == "flow_grpo" and (other := sorted(noisy - {"flow", "dance"})):
+        yield f"learner.kl_scale is 'flow_grpo' with the kernel '{other[0]}'; use 'exact', or the kernel flow or dance"
+
+
 def pruning_leaves_some_depths(run: "RunSettings") -> Misfit:
     """The window of depth pruning lies among the trained depths, leaves some of them, and has room to slide."""
     if not (depth := run.pruning.depth):
@@ -193,6 +200,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     graphs_stay_in_one_process,
     some_step_is_trained,
     leaves_are_learned_from_alone,
+    the_scale_of_the_kl_is_known,
     pruning_leaves_some_depths,
     sampling_ahead_needs_workers,
     partitioned_ranks_do_not_sample,

@@ -143,6 +143,8 @@ class CoefficientTable:
     std: torch.Tensor
     c: torch.Tensor
     """Coefficient of the clean state predicted one step before; 0 except for multistep solvers."""
+    length: torch.Tensor
+    """By how much the noise level falls, -ds."""
 
     @classmethod
     def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "CoefficientTable":
@@ -157,8 +159,9 @@ class CoefficientTable:
                 taken.append(multistep(*levels[i - 1 : i + 2]))
             else:
                 taken.append(step_coefficients(step.kernel, levels[i], levels[i + 1], step.eta, grid[1]))
-        tables = (torch.tensor([getattr(step, name) for step in taken]) for name in ("a", "b", "std", "c"))
-        return cls(torch.tensor(levels[:-1]), *tables)
+        tables = {name: torch.tensor([getattr(step, name) for step in taken]) for name in ("a", "b", "std", "c")}
+        lengths = [s - s_next for s, s_next in pairwise(levels)]
+        return cls(torch.tensor(levels[:-1]), **tables, length=torch.tensor(lengths))
 
     def mean(self, step: torch.Tensor | int, x: torch.Tensor, v: torch.Tensor) -> torch.Tensor:
         """Mean of the next state, float32 like `x` [rows, ...]; `step` is one number or int64 [rows].

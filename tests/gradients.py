@@ -39,7 +39,14 @@ def naive_mean(kernel: Kernel, eta: float, x: torch.Tensor, v: torch.Tensor, s: 
     return mean, level * math.sqrt(-ds)
 
 
-def naive_gradient(policy: Policy, trees: list[Tree], clip_range: float, reference=None, kl_weight: float = 0.0):
+def naive_gradient(
+    policy: Policy,
+    trees: list[Tree],
+    clip_range: float,
+    reference=None,
+    kl_weight: float = 0.0,
+    kl_scale: str = "exact",
+):
     """A loop over edges in plain torch, one forward and backward each, from the formulas of the kernels and GRPO."""
     parameters = trainable(policy.network)
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
@@ -75,6 +82,8 @@ def naive_gradient(policy: Policy, trees: list[Tree], clip_range: float, referen
                 with torch.no_grad():
                     v = reference.velocity(x, level, conditioning)
                 held, _ = naive_mean(taken.kernel, taken.eta, x, v, s, s_next, grid[1])
+                if kl_scale == "flow_grpo":  # its deviation has no factor sqrt(-ds)
+                    std = std / math.sqrt(s - s_next)
                 loss = loss + kl_weight * kl_divergence(Normal(mean, std), Normal(held, std)).mean()
             loss = loss / (schedule.trained_edges * len(trees))
             for name, gradient in zip(parameters, torch.autograd.grad(loss, list(parameters.values())), strict=True):

@@ -10,6 +10,7 @@ from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import clipped_objective
 from branchgrpo.learner.rows import micro_batches, pick_rows
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import METHODS
 from branchgrpo.proto.packed_tensor import ForwardCache
 from branchgrpo.proto.schedule import Kernel, tree_schedule
@@ -133,13 +134,14 @@ def test_every_method_has_ratio_one_and_the_naive_gradient(
     assert_same_gradient(learner, expected, 1e-4)
 
 
-@pytest.mark.parametrize("stage", [0, 3])
+@pytest.mark.parametrize(("stage", "scale"), [(0, "exact"), (3, "exact"), (0, "flow_grpo")])
 @pytest.mark.parametrize("lora", [False, True], ids=["full", "lora"])
 def test_the_kl_term_is_that_of_torch_s_distributions(
-    run_settings: Settings, sample: Sample, stage: int, lora: bool
+    run_settings: Settings, sample: Sample, stage: int, scale: str, lora: bool
 ) -> None:
     """The first step moves the weights; the gradient of the second has a KL to where they were."""
     changes = {"learner.zero_stage": stage, "learner.lora": {"rank": 2} if lora else None, "learner.kl_weight": 50.0}
+    changes["learner.kl_scale"] = scale
     settings = run_settings(
         {**changes, "learner.optimizer": {"learning_rate": 1e-2, "betas": [0.0, 0.9], "gradient_clipping": 0.0}}
     )
@@ -154,12 +156,27 @@ def test_the_kl_term_is_that_of_torch_s_distributions(
         torch.manual_seed(settings.seed)
         now.add_lora(settings.learner.lora)
     load_weights(now.network, learner.weights())
-    expected = naive_gradient(now, trees, settings.learner.clip_range, reference, kl_weight=50.0)
+    expected = naive_gradient(now, trees, settings.learner.clip_range, reference, 50.0, scale)
     second = update(learner, trees)
     assert second.kl > 1e-6
     scale = max(float(gradient.abs().max()) for gradient in expected.values())
     for name, moment in first_moments(learner).items():  # with beta1 = 0 it is the gradient
         torch.testing.assert_close(moment, expected[name], atol=1e-4 * scale, rtol=1e-4)
+
+
+def test_the_exact_kl_is_28_to_5_6_times_that_of_flow_grpo() -> None:
+    """Over 10 steps at shift 3: their factor is the fall of the noise level."""
+    shifted = [3 * s / (1 + 2 * s) for s in np.linspace(1, 0, 11)]
+    times = 1 / CoefficientTable.of(METHODS["flow_grpo"](steps=10), shifted).length
+    assert times[0].item() == pytest.approx(28)
+    assert times[-2].item() == pytest.approx(5.6)
+    assert (times.diff() < 0).all()
+
+
+@pytest.mark.parametrize("kernel", ["cps", "ddim"])
+def test_the_scale_of_flow_grpo_is_for_its_own_noise(run_settings: Settings, kernel: Kernel) -> None:
+    with pytest.raises(InputError, match=f"learner.kl_scale is 'flow_grpo' with the kernel '{kernel}'"):
+        run_settings({"learner.kl_scale": "flow_grpo", "learner.kl_weight": 0.1, "schedule.kernel": kernel})
 
 
 @pytest.mark.parametrize("stage", [0, 1, 2])

@@ -60,6 +60,7 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
             {"learner.objective": "nft", "learner.clip_range": 2e-4},
             "learner.clip_range has no effect: learner.objective is 'nft'",
         ),
+        ({"learner.kl_scale": "flow_grpo"}, "learner.kl_scale has no effect: learner.kl_weight is 0"),
     ],
 )
 def test_what_has_no_effect_is_told(run_settings: Settings, changes: dict[str, Any], line: str) -> None:
