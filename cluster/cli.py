@@ -16,6 +16,8 @@ from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
 from .commands.cluster_cli import Cluster, Overrides, TokenFile, token_of
 from .commands.cluster_cli import app as cluster_commands
+from .commands.export_cli import Best, Ema, Run
+from .commands.export_cli import app as export_commands
 from .commands.recipe_cli import app as recipe_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
@@ -32,6 +34,7 @@ app = typer.Typer(
 )
 
 app.add_typer(recipe_commands)
+app.add_typer(export_commands)
 app.add_typer(cluster_commands)
 
 RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to continue.")]
@@ -42,12 +45,6 @@ BackTo = Annotated[
         "--iteration", min=0, help="With --resume: go back to the checkpoint of this iteration; 0 starts again."
     ),
 ]
-Run = Annotated[Path, typer.Argument(help="Folder of a run, such as runs/glyphs.")]
-Ema = Annotated[bool, typer.Option("--ema", help="Use the running average of the weights.")]
-Iteration = Annotated[
-    int | None, typer.Option("--iteration", help="Use the checkpoint of this iteration, not the newest.")
-]
-Best = Annotated[bool, typer.Option("--best", help="Use the checkpoint with the best evaluation, not the newest.")]
 
 
 @app.callback(invoke_without_command=True)
@@ -187,37 +184,6 @@ def evaluate(
 
     named: list[WhichCheckpoint] = ["best"] if best else [*(iteration or ())] or ["newest"]
     evaluate_command(target, overrides or [], None if all_ else named, ema, against, out, Console())
-
-
-@app.command()
-def export(
-    run: Run,
-    out: Annotated[Path, typer.Argument(help="New folder to write to.")],
-    ema: Ema = False,
-    iteration: Iteration = None,
-    best: Best = False,
-) -> None:
-    """Write the trained model in diffusers' format: a transformer folder, or a LoRA file.
-
-    Example: [bold]branchgrpo export runs/glyphs exported[/bold]
-    """
-    from ..proto.atomic_files import must_be_new
-
-    must_be_new(out)
-    from ..learner.export import export as write
-    from .run.folder import RunFolder
-    from .run.trained import policy_with, trained_weights
-
-    folder = RunFolder.open(run)
-    number, weights = trained_weights(folder, _which(iteration, best), ema=ema)
-    saved = write(policy_with(folder.settings, weights), out)
-    typer.echo(f"exported: {saved}, of iteration {number}")
-
-
-def _which(iteration: int | None, best: bool) -> "WhichCheckpoint":
-    if best and iteration is not None:
-        raise InputError(f"--best and --iteration {iteration} name different checkpoints; give one of them")
-    return "best" if best else "newest" if iteration is None else iteration
 
 
 @app.command()

@@ -39,17 +39,10 @@ def add_adapters(
         _copy_adapters(earlier, network)
 
 
-def save_adapters(
-    network: torch.nn.Module, pipeline_class: type[DiffusionPipeline], name: str, folder: Path, number: int
-) -> Path:
-    """Save the LoRA of a pipeline's network in diffusers' format, under the network's `name`; returns the file.
-
-    `number` counts the pipeline's networks from 1.
-    """
-    file = f"pytorch_lora_weights{f'_{number}' if number > 1 else ''}.safetensors"
+def save_adapters(network: torch.nn.Module, pipeline_class: type[DiffusionPipeline], name: str, file: Path) -> None:
+    """Save the LoRA of a pipeline's network in diffusers' format, under the network's `name`."""
     layers, facts = get_peft_model_state_dict(network), _collate_lora_metadata({name: network})
-    pipeline_class.save_lora_weights(folder, weight_name=file, **{f"{name}_lora_layers": layers}, **facts)
-    return folder / file
+    pipeline_class.save_lora_weights(file.parent, weight_name=file.name, **{f"{name}_lora_layers": layers}, **facts)
 
 
 @torch.no_grad()

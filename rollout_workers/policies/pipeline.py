@@ -20,7 +20,7 @@ from .base import Builder, Network
 from .embeddings import fingerprint
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
 from .lora import add_adapters, merged, save_adapters
-from .start import Start, Starts
+from .start import Start, Starts, lora_files
 from .weights import find_problems, one_line
 
 NEGATIVE = "negative_"
@@ -354,14 +354,16 @@ class PipelinePolicy:
         itself it would be of no use."""
         paths = []
         parts = self.find_parts(self.folder, self.settings.variant)
-        for number, (name, network) in enumerate(self._networks.items(), start=1):
+        files = [folder / file for file in lora_files(len(self._networks))]
+        for (name, network), file in zip(self._networks.items(), files, strict=True):
             adapted = getattr(network, "peft_config", None)
             if adapted and self.start.changes_any:
                 # The weights below are read from disk: ranks that share them (ZeRO 3) don't hold them.
                 network = merged(parts[name], self._weights(parts[name]), network, self.precision)
             elif adapted:
                 # The second network's adapters go by the first one's name: diffusers loads them into either.
-                paths.append(save_adapters(network, self.pipeline_class, self.networks[0], folder, number))
+                save_adapters(network, self.pipeline_class, self.networks[0], file)
+                paths.append(file)
                 continue
             network.save_pretrained(folder / name, safe_serialization=True)
             paths.append(folder / name)

@@ -25,8 +25,10 @@ from ...proto.settings import LoraSettings, StartSettings
 from .folder import Part, StoredTensor, find_parts, opened, read_headers, read_json, weight_files
 from .weights import check_dtypes, check_part, compare, explain, one_line, without_numbers
 
-LORA_FILES = ("pytorch_lora_weights.safetensors", "pytorch_lora_weights_2.safetensors")
-"""diffusers' names, of a model's first network and of its second."""
+LORA_STEM = "pytorch_lora_weights"
+"""The beginning of the names of LoRA files, diffusers' own."""
+NUMBERED = (f"{LORA_STEM}.safetensors", f"{LORA_STEM}_2.safetensors")
+"""Earlier names of the LoRAs of two networks, which are still read."""
 PEFT_CONFIG, PEFT_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
 ADAPTER = "default"
 
@@ -213,14 +215,17 @@ class Starts:
             weights = safetensors.torch.load_file(path / PEFT_WEIGHTS)
             own = {tensor.removeprefix("base_model.model."): value for tensor, value in weights.items()}
             return {name: self._adapted(part, own, LoraConfig.from_pretrained(str(path)))}
-        files = [path / file for file in LORA_FILES[: len(self._networks)]] if path.is_dir() else [path]
+        names = lora_files(len(self._networks))
+        if len(names) > 1 and (path / NUMBERED[1]).is_file():
+            names = NUMBERED
+        files = [path / name for name in names] if path.is_dir() else [path]
         if absent := [file.name for file in files if not file.is_file()]:
             raise InputError(
                 f"it is no run, no LoRA, and no network of diffusers' (there is no {absent[0]}, {PEFT_CONFIG}, or "
                 f"folder {' or '.join(self._networks)})"
             )
         if len(files) < len(self._networks):
-            raise InputError(f"this model has two networks; name the folder with {' and '.join(LORA_FILES)}")
+            raise InputError(f"this model has two networks; name the folder with {' and '.join(names)}")
         for file in files:
             _check_lora(file)
         return {name: self._of_diffusers(name, file) for name, file in zip(self._networks, files, strict=True)}
@@ -261,6 +266,12 @@ class Starts:
         if odd := [*told.unexpected_keys, *(name for name in told.missing_keys if f".{ADAPTER}." in name)]:
             raise InputError(f"its '{odd[0]}' doesn't fit a {part.class_name}{_more(odd)}")
         return _in_float32(model)
+
+
+def lora_files(networks: int) -> tuple[str, ...]:
+    """Names of the LoRA files of a model: diffusers' own, or by the noise levels of Wan 2.2's two networks."""
+    ends = ("",) if networks == 1 else ("_high_noise", "_low_noise")
+    return tuple(f"{LORA_STEM}{end}.safetensors" for end in ends)
 
 
 def is_checkpoint(path: Path) -> bool:

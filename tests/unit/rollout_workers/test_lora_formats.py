@@ -1,0 +1,146 @@
+"""LoRA files for other tools, read as those read them, against the weights that diffusers merges."""
+
+from copy import deepcopy
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, Literal
+
+import pytest
+import safetensors.torch
+import torch
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import LoraSettings, PolicySettings
+from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.policies.lora_formats import save_lora, sdxl_name
+from families import networks
+from plain_diffusers import plain, policy_of
+
+UNETS = ["SD1.5", "SDXL"]
+FUSED = ["FLUX.1-dev", "FLUX.2 klein", "SD3.5", "Z-Image"]
+FAMILIES = [*UNETS, *FUSED, "Qwen-Image", "Wan 2.1", "Wan 2.2 14B"]
+
+
+@pytest.fixture(params=FAMILIES, scope="module")
+def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[str, Any]:
+    """A family's name, and its policy with a LoRA whose alpha is not its rank."""
+    settings = policy_of(request.param, tmp_path_factory.mktemp("family") / "pipeline")
+    policy: Any = load_policy(settings)
+    policy.add_lora(LoraSettings(rank=2, alpha=6))
+    torch.manual_seed(1)
+    for name, parameter in policy.network.named_parameters():
+        if "lora_B" in name:
+            torch.nn.init.normal_(parameter, std=0.3)
+    return request.param, policy
+
+
+def fused(network: Any) -> dict[str, torch.Tensor]:
+    """The weights with the LoRA in them, by the names without it."""
+    whole = deepcopy(network)
+    whole.fuse_lora()
+    state = whole.state_dict().items()
+    return {name.replace(".base_layer", ""): value for name, value in state if "lora_" not in name}
+
+
+def read(file: Path) -> dict[str, torch.Tensor]:
+    """What ComfyUI and kohya's tools add to each layer: up @ down * alpha / rank, and alpha = rank without a tensor."""
+    tensors, changes = safetensors.torch.load_file(file), {}
+    for down, up in (("lora_down", "lora_up"), ("lora_A", "lora_B")):
+        for layer in (name.removesuffix(f".{down}.weight") for name in tensors if name.endswith(f".{down}.weight")):
+            first, second = tensors[f"{layer}.{down}.weight"], tensors[f"{layer}.{up}.weight"]
+            alpha = tensors[f"{layer}.alpha"].item() if f"{layer}.alpha" in tensors else len(first)
+            changes[layer] = second.flatten(1) @ first.flatten(1) * (alpha / len(first))
+    assert 3 * len(changes) == len(tensors)  # nothing else is there that they would leave out
+    return changes
+
+
+def named_as_in_diffusers(name: str, path: str) -> str:
+    """The name under which ComfyUI looks for a layer that it knows by diffusers' path."""
+    if name in UNETS:
+        return f"lora_unet_{path.replace('.', '_')}"
+    return f"diffusion_model.{path}" if name == "Qwen-Image" else f"transformer.{path}"
+
+
+def test_comfyui_applies_the_lora_at_full_strength(family: tuple[str, Any], tmp_path: Path) -> None:
+    name, policy = family
+    if "Wan" in name or name == "SDXL":
+        pytest.skip("goes by names of its own")
+    (file,) = save_lora(policy, tmp_path, "comfyui", "mine")
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
+    published, expected, changes = {}, fused(policy.network), read(file)
+    for path, weight in policy.network.state_dict().items():
+        if path.endswith(".base_layer.weight"):
+            published[path.removesuffix(".base_layer.weight")] = weight
+    assert {named_as_in_diffusers(name, path) for path in published} == changes.keys()
+    for path, weight in published.items():
+        merged = weight + changes[named_as_in_diffusers(name, path)].reshape(weight.shape)
+        torch.testing.assert_close(merged, expected[f"{path}.weight"])
+        assert not torch.allclose(merged, weight, atol=1e-2)
+
+
+@pytest.mark.parametrize("form", ["comfyui", "kohya"])
+def test_diffusers_reads_what_other_tools_are_given(
+    family: tuple[str, Any], form: Literal["comfyui", "kohya"], tmp_path: Path
+) -> None:
+    """Its readers of files from sd-scripts, musubi-tuner and ComfyUI know the names that those give to layers."""
+    name, policy = family
+    if form == "kohya" and name in FUSED:
+        with pytest.raises(InputError, match="--format is 'kohya', whose tools fuse layers"):
+            save_lora(policy, tmp_path, form, "mine")
+        return
+    if form == "comfyui" and name in FUSED:
+        pytest.skip("read by ComfyUI with diffusers' paths, see above")
+    files = save_lora(policy, tmp_path, form, "mine")
+    loaded = plain(policy.settings.pretrained)
+    for number, file in enumerate(files):
+        second = {"load_into_transformer_2": True} if number else {}
+        loaded.load_lora_weights(tmp_path, weight_name=file.name, **second)
+    for part, network in networks(loaded).items():
+        expected = fused(getattr(policy.pipeline, part))
+        for path, weight in fused(network).items():
+            torch.testing.assert_close(weight, expected[path], msg=path)
+
+
+def test_both_loras_of_wan_2_2_say_what_they_are(family: tuple[str, Any], tmp_path: Path) -> None:
+    name, policy = family
+    files = save_lora(policy, tmp_path, "comfyui", "mine")
+    if name != "Wan 2.2 14B":
+        assert [file.name for file in files] == ["mine.safetensors"]
+        return
+    assert [file.name for file in files] == ["mine_high_noise.safetensors", "mine_low_noise.safetensors"]
+    folder = policy.save(tmp_path / "diffusers")
+    ends = ("high_noise", "low_noise")
+    assert sorted(file.name for file in folder.iterdir()) == [f"pytorch_lora_weights_{e}.safetensors" for e in ends]
+    settings: dict[str, Any] = {**policy.settings.model_dump(), "start_from": str(folder)}
+    started: Any = load_policy(PolicySettings(**settings))
+    for part, network in networks(started.pipeline).items():
+        expected = fused(getattr(policy.pipeline, part))
+        for path, weight in network.state_dict().items():
+            torch.testing.assert_close(weight, expected[path])
+
+
+@pytest.mark.parametrize(
+    ("diffusers", "stability"),
+    {
+        "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_out.0": (
+            "input_blocks.4.1.transformer_blocks.1.attn1.to_out.0"
+        ),
+        "down_blocks.2.attentions.1.proj_in": "input_blocks.8.1.proj_in",
+        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
+        "down_blocks.0.resnets.1.time_emb_proj": "input_blocks.2.0.emb_layers.1",
+        "mid_block.attentions.0.transformer_blocks.9.ff.net.2": "middle_block.1.transformer_blocks.9.ff.net.2",
+        "mid_block.resnets.1.conv1": "middle_block.2.in_layers.2",
+        "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k": "output_blocks.2.1.transformer_blocks.0.attn2.to_k",
+        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
+        "up_blocks.2.resnets.0.conv_shortcut": "output_blocks.6.0.skip_connection",
+    }.items(),
+)
+def test_layers_of_sdxl_have_stabilitys_names(diffusers: str, stability: str) -> None:
+    published = SimpleNamespace(
+        layers_per_block=2, up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
+    )
+    assert sdxl_name(diffusers, published) == stability
+
+
+def test_a_layer_without_a_name_elsewhere_is_refused() -> None:
+    with pytest.raises(InputError, match="has 'conv_in', for which only --format diffusers has a name"):
+        sdxl_name("conv_in", SimpleNamespace(layers_per_block=2))
