@@ -1,6 +1,10 @@
-"""The trained weights in diffusers' format."""
+"""The trained weights as files: in diffusers' format, and as one safetensors file."""
 
+from collections.abc import Mapping
 from pathlib import Path
+
+import safetensors.torch
+import torch
 
 from ..proto.atomic_files import whole
 from ..rollout_workers.policies.base import Policy
@@ -15,3 +19,8 @@ def export(policy: Policy, folder: Path, *, replace: bool = False) -> Path:
         temporary.mkdir()
         saved = policy.save(temporary).relative_to(temporary)
     return folder / saved
+
+
+def save_weights(path: Path, weights: Mapping[str, torch.Tensor]) -> None:
+    """Weights as one safetensors file."""
+    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)

@@ -14,6 +14,7 @@ import torch
 
 from ..proto.errors import Diverged, InputError
 from ..proto.packed_tensor import ForwardCache
+from ..proto.schedule import Schedule
 from ..proto.settings import RunSettings
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Tree, Window
@@ -24,12 +25,13 @@ from . import metrics
 from .credit import Credit, leaf_credit, tree_credit
 from .ema import WeightAverage
 from .engine import Engine
-from .export import export
+from .export import export, save_weights
 from .nft import OldPolicy, leaf_rows, nft_loss, noised_batches
-from .objective import clipped_objective, kl_divergence, kl_weights, means_logprobs, predicted_means
+from .objective import kl_divergence, kl_weights, means_logprobs, predicted_means
 from .reference import Reference
 from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 from .tree_notes import TreeNotes
+from .trust_region import edge_objective
 
 
 @dataclass
@@ -122,7 +124,7 @@ class Learner:
         self._update.notes.edges(trees, credits, rows, self.policy.sigmas)
         computed = self._computed if self.kept_forwards is None else self._kept
         for batch, means in computed(rows, trees, credits, transitions):
-            self._backward(transitions, batch, means)
+            self._backward(schedule, transitions, batch, means)
         stats, edges = self._update.stats, sum(len(row.children) for row in rows)
         unpruned = sum(int((credit.weights > 0).sum()) for credit in credits)
         stats.note_pulls(credit.pulls for credit in credits)
@@ -320,12 +322,12 @@ class Learner:
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         return self.policy.velocity(latents, sigma, conditioning, self.engine.module)
 
-    def _backward(self, transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor) -> None:
+    def _backward(
+        self, schedule: Schedule, transitions: CoefficientTable, batch: MicroBatch, means: torch.Tensor
+    ) -> None:
         """Backward pass of the objective, given the `means` of the states after each parent state."""
         logprobs = means_logprobs(transitions, batch, means)
-        objective = clipped_objective(
-            logprobs, batch.logprobs, batch.advantages, batch.weights, self.settings.learner.clip_range
-        )
+        objective = edge_objective(self.settings, self._update.iteration, schedule, transitions, batch, means, logprobs)
         loss = objective.loss
         if self.reference:
             reference = predicted_means(self.reference.velocity, transitions, batch)
@@ -346,8 +348,3 @@ class Learner:
         self.engine.backward(loss * self.engine.ranks / self.settings.trees_per_update)
         metrics.ROWS_TRAINED.inc(rows)
         metrics.MICRO_BATCH_ROWS.observe(rows)
-
-
-def save_weights(path: Path, weights: dict[str, torch.Tensor]) -> None:
-    """Weights as one safetensors file."""
-    safetensors.torch.save_file({name: value.detach().cpu().contiguous() for name, value in weights.items()}, path)

@@ -114,6 +114,7 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
         return
     needs = (
         (learner.kl_weight == 0, f"learner.kl_weight is {learner.kl_weight}"),
+        (learner.trust_region == "clip", f"learner.trust_region is '{learner.trust_region}'"),
         (not learner.keep_graph, "learner.keep_graph is on"),
         (not run.pruning.depth and not run.pruning.width, "pruning is on"),
         (learner.zero_stage < 3, f"learner.zero_stage is {learner.zero_stage}"),
@@ -125,8 +126,8 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
     for fits, misfit in needs:
         if not fits:
             yield (
-                "learner.objective 'nft' needs kl_weight 0, no kept graphs, no pruning, ZeRO below 3 and, with "
-                f"old_decay on Ray, placement 'separate'; {misfit}"
+                "learner.objective 'nft' needs kl_weight 0, trust_region 'clip', no kept graphs, no pruning, ZeRO "
+                f"below 3 and, with old_decay on Ray, placement 'separate'; {misfit}"
             )
 
 
@@ -135,6 +136,15 @@ def the_scale_of_the_kl_is_known(run: "RunSettings") -> Misfit:
     noisy = {step.kernel for step in run.schedule.build().steps if step.stochastic}
     if run.learner.kl_scale == "flow_grpo" and (other := sorted(noisy - {"flow", "dance"})):
         yield f"learner.kl_scale is 'flow_grpo' with the kernel '{other[0]}'; use 'exact', or the kernel flow or dance"
+
+
+def moves_are_told_from_exact_states(run: "RunSettings") -> Misfit:
+    """A mean's move is told from the stored state and its noise, so rounding the state would be taken for a move."""
+    if run.learner.trust_region != "clip" and run.rollout.latents_precision != "float32":
+        yield (
+            f"learner.trust_region is '{run.learner.trust_region}' with rollout.latents_precision "
+            f"'{run.rollout.latents_precision}'; use 'float32', or trust_region 'clip'"
+        )
 
 
 def pruning_leaves_some_depths(run: "RunSettings") -> Misfit:
@@ -201,6 +211,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     some_step_is_trained,
     leaves_are_learned_from_alone,
     the_scale_of_the_kl_is_known,
+    moves_are_told_from_exact_states,
     pruning_leaves_some_depths,
     sampling_ahead_needs_workers,
     partitioned_ranks_do_not_sample,

@@ -181,6 +181,10 @@ class CoefficientTable:
         density = -((child.float() - mean) ** 2) / (2 * std**2) - std.log() - 0.5 * math.log(2 * math.pi)
         return density.flatten(1).mean(dim=1)
 
+    def drawn_around(self, step: torch.Tensor, child: torch.Tensor, noise: torch.Tensor) -> torch.Tensor:
+        """The mean that a child was drawn around with this noise, float32 [rows, ...]."""
+        return child.float() - _per_row(self.std, step, noise) * noise
+
     def kl(self, step: torch.Tensor, mean: torch.Tensor, reference: torch.Tensor) -> torch.Tensor:
         """KL divergence of two transitions that differ in their means, averaged over dimensions, float32 [rows]."""
         std = _per_row(self.std, step, mean)

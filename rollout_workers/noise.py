@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from ..proto.methods import LOTS
-from ..proto.schedule import IntArray
+from ..proto.schedule import IntArray, Schedule
 
 if TYPE_CHECKING:
     import torch
@@ -52,6 +52,17 @@ def gaussian(seed: int, iteration: int, tree: int, node: int, stream: Stream, sh
 
     drawn = generator(seed, iteration, tree, node, stream).standard_normal(tuple(shape), dtype=np.float32)
     return torch.from_numpy(drawn)
+
+
+def edge_noise(
+    seed: int, iteration: int, tree: int, node: int, schedule: Schedule, shape: Sequence[int]
+) -> torch.Tensor:
+    """The noise that a node was drawn with after its parent, standard normal, float32 [*shape] on the CPU."""
+    own = gaussian(seed, iteration, tree, node, Stream.OWN, shape)
+    parent = int(schedule.parent[node])
+    if schedule.steps[int(schedule.depth[parent])].children == 1:
+        return own
+    return sibling_noise(gaussian(seed, iteration, tree, parent, Stream.SHARED, shape), own, schedule.sibling_spread)
 
 
 def antithetic_sources(roots: IntArray) -> tuple[IntArray, IntArray]:

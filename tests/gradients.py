@@ -39,6 +39,16 @@ def naive_mean(kernel: Kernel, eta: float, x: torch.Tensor, v: torch.Tensor, s: 
     return mean, level * math.sqrt(-ds)
 
 
+def guarded_gain(
+    new: Normal, old: Normal, child: torch.Tensor, advantage: float, length: float, clip_range: float
+) -> torch.Tensor:
+    """GRPO-Guard's gain of an edge by the formula of its paper, from its transition's distributions, new and old."""
+    log_ratio = (new.log_prob(child) - old.log_prob(child)).mean()
+    bias = ((new.mean - old.mean) ** 2 / (2 * old.variance)).mean()
+    ratio = torch.exp((log_ratio + bias) * old.stddev.flatten()[0])
+    return torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage) / length
+
+
 def naive_gradient(
     policy: Policy,
     trees: list[Tree],
@@ -46,8 +56,12 @@ def naive_gradient(
     reference=None,
     kl_weight: float = 0.0,
     kl_scale: str = "exact",
+    gain_since: Callable[..., torch.Tensor] | None = None,
 ):
-    """A loop over edges in plain torch, one forward and backward each, from the formulas of the kernels and GRPO."""
+    """A loop over edges in plain torch, one forward and backward each, from the formulas of the kernels and GRPO.
+
+    With `gain_since`, an edge's gain is that function of its transition now and at `reference`.
+    """
     parameters = trainable(policy.network)
     total = {name: torch.zeros_like(parameter) for name, parameter in parameters.items()}
     for tree in trees:
@@ -82,6 +96,9 @@ def naive_gradient(
                 with torch.no_grad():
                     v = reference.velocity(x, level, conditioning)
                 held, _ = naive_mean(taken.kernel, taken.eta, x, v, s, s_next, grid[1])
+                if gain_since is not None:
+                    child = tree.state(node)[None]
+                    loss = -gain_since(Normal(mean, std), Normal(held, std), child, advantage, s - s_next, clip_range)
                 if kl_scale == "flow_grpo":  # its deviation has no factor sqrt(-ds)
                     std = std / math.sqrt(s - s_next)
                 loss = loss + kl_weight * kl_divergence(Normal(mean, std), Normal(held, std)).mean()

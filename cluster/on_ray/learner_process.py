@@ -13,7 +13,8 @@ from torch.distributed import TCPStore  # type: ignore[attr-defined]
 
 from ...learner import metrics
 from ...learner.deepspeed_setup import join_ranks
-from ...learner.learner import Learner, save_weights
+from ...learner.export import save_weights
+from ...learner.learner import Learner
 from ...learner.partitioned import builder
 from ...proto.packed_tensor import PackedTensor
 from ...proto.remote_tree import RemoteTree, States
