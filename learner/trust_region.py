@@ -1,4 +1,4 @@
-"""How an update is kept near the policy that sampled: by the clipped ratio, or by what has become of each mean."""
+"""How an update is kept near the policy that sampled: by the clipped ratio, or by how far each mean has moved."""
 
 from __future__ import annotations
 
@@ -32,6 +32,11 @@ def edge_objective(
     steps = batch.steps[batch.parents]
     noise = sampled_noise(batch, settings.seed, iteration, schedule)
     new, old = means[batch.parents], transitions.drawn_around(steps, batch.children, noise)
+    if given.trust_region == "divergence":
+        divergences = transitions.kl(steps, new.detach(), old)
+        return masked_objective(
+            logprobs, batch.logprobs, batch.advantages, batch.weights, divergences, given.divergence_limit
+        )
     lengths = transitions.length.to(new.device)[steps]
     return guarded_objective(new - old, noise, batch.advantages, batch.weights, lengths, given.clip_range)
 
@@ -62,3 +67,23 @@ def guarded_objective(
     """
     log_ratios = (noise * moves).flatten(1).mean(dim=1)
     return clipped_objective(log_ratios, torch.zeros_like(log_ratios), advantages, weights / lengths, clip_range)
+
+
+def masked_objective(
+    logprobs: torch.Tensor,
+    old_logprobs: torch.Tensor,
+    advantages: torch.Tensor,
+    weights: torch.Tensor,
+    divergences: torch.Tensor,
+    limit: float,
+) -> Objective:
+    """Sum over edges of weight * -rho * A, without those that would stray further (Flow-DPPO, arXiv 2606.11025).
+
+    An edge is left out if its transition's KL divergence since it was sampled is above `limit`, and its advantage
+    pulls the ratio rho further from 1: A > 0 and rho > 1, or A < 0 and rho < 1. All arguments float32 [E]; only
+    `logprobs` carries a gradient.
+    """
+    ratios = torch.exp(logprobs - old_logprobs)
+    left_out = ((divergences > limit) & ((ratios - 1) * advantages > 0)).detach()
+    gains = torch.where(left_out, 0.0, ratios * advantages)
+    return Objective(loss=-(weights * gains).sum(), clipped=left_out)

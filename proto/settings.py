@@ -610,10 +610,15 @@ class LearnerSettings(Settings):
     window_trees: Rows = 8
     """Number of consecutive trees from which micro-batches are composed. More fill them better; the learner starts
     later."""
-    trust_region: Literal["clip", "guard"] = "clip"
+    trust_region: Literal["clip", "guard", "divergence"] = "clip"
     """What keeps an update near the policy that sampled. `clip`: the ratio is clipped at `clip_range`, as in PPO.
     `guard`: the same with a normalised ratio, which is centred at 1 and spreads alike in every step, and with each
-    step's gradient over the step's length (GRPO-Guard, arXiv 2510.22319). Its clip ranges are about 2e-6."""
+    step's gradient over the step's length (GRPO-Guard, arXiv 2510.22319). Its clip ranges are about 2e-6.
+    `divergence`: without clipping; an edge beyond `divergence_limit` gives no gradient that leads further away
+    (Flow-DPPO, arXiv 2606.11025)."""
+    divergence_limit: PositiveFloat = 1e-5
+    """With `trust_region: divergence`, the maximum KL divergence of an edge's step from the one that was sampled,
+    averaged over latent dimensions."""
     clip_range: PositiveFloat = 1e-4
     """c of the clipped objective: an edge moves the ratio no further than 1 - c or 1 + c. Log-probabilities are
     averaged over latent dimensions, so good values are far below PPO's usual 0.2."""

@@ -49,6 +49,15 @@ def guarded_gain(
     return torch.min(ratio * advantage, ratio.clamp(1 - clip_range, 1 + clip_range) * advantage) / length
 
 
+def masked_gain(
+    new: Normal, old: Normal, child: torch.Tensor, advantage: float, length: float, limit: float
+) -> torch.Tensor:
+    """Flow-DPPO's gain of an edge by the formula of its paper, from its transition's distributions, new and old."""
+    ratio = torch.exp((new.log_prob(child) - old.log_prob(child)).mean())
+    strays = ratio > 1 if advantage > 0 else ratio < 1
+    return 0 * ratio if strays and kl_divergence(old, new).mean() > limit else ratio * advantage
+
+
 def naive_gradient(
     policy: Policy,
     trees: list[Tree],

@@ -105,6 +105,10 @@ def _of_learning(settings: RunSettings) -> Iterator[str]:
         yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
     if settings.learner.objective == "nft" and _changed(settings.learner, "clip_range"):
         yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
+    if settings.learner.trust_region == "divergence" and _changed(settings.learner, "clip_range"):
+        yield "learner.clip_range has no effect: learner.trust_region is 'divergence', which clips no ratio"
+    if settings.learner.trust_region != "divergence" and _changed(settings.learner, "divergence_limit"):
+        yield f"learner.divergence_limit has no effect: learner.trust_region is '{settings.learner.trust_region}'"
     if not settings.learner.kl_weight and _changed(settings.learner, "kl_scale"):
         yield "learner.kl_scale has no effect: learner.kl_weight is 0"
     if settings.learner.trust is not None and (settings.learner.passes == 1 or settings.learner.objective == "nft"):

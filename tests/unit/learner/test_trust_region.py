@@ -10,20 +10,20 @@ from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.objective import means_logprobs, predicted_means
 from branchgrpo.learner.rows import micro_batches, pick_rows
-from branchgrpo.learner.trust_region import edge_objective, sampled_noise
+from branchgrpo.learner.trust_region import edge_objective, masked_objective, sampled_noise
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.schedule import Kernel, tree_schedule
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.base import Policy, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
-from gradients import Sample, first_moments, guarded_gain, naive_gradient, update
+from gradients import Sample, first_moments, guarded_gain, masked_gain, naive_gradient, update
 from support import Settings
 from torch.distributions import Normal
 
 SEED = 7
 """That of the trees of `sample`."""
-REGIONS = {"guard": ({"learner.trust_region": "guard"}, guarded_gain, "clip_range")}
-"""Settings of each region, an edge's gain by the formula of its paper, and the setting that bounds it."""
+REGIONS = {"guard": (guarded_gain, "clip_range", 1e-3), "divergence": (masked_gain, "divergence_limit", 1e-2)}
+"""An edge's gain by the formula of each region's paper, and the setting that bounds it, with a value for the test."""
 
 
 @pytest.mark.parametrize("kernel", ["dance", "flow", "cps"])
@@ -49,8 +49,8 @@ def test_objective_and_gradient_are_those_of_the_plain_formula(
     run_settings: Settings, sample: Sample, region: str, kernel: Kernel
 ) -> None:
     """In float64, by autograd, over means that have moved at random."""
-    changes, gain, limit = REGIONS[region]
-    settings = run_settings({**changes, "seed": SEED, f"learner.{limit}": 1e-3})
+    gain, limit, bound = REGIONS[region]
+    settings = run_settings({"learner.trust_region": region, "seed": SEED, f"learner.{limit}": bound})
     policy, schedule = load_policy(settings.policy), tree_schedule(5, kernel=kernel, eta=0.7, splits={0: 2, 2: 3})
     trees, rng = sample(policy, schedule), np.random.default_rng(0)
     transitions = CoefficientTable.of(schedule, policy.sigmas(5))
@@ -58,7 +58,8 @@ def test_objective_and_gradient_are_those_of_the_plain_formula(
     (batch,) = micro_batches(pick_rows(trees, credits), trees, credits, rows=999)
     with torch.no_grad():
         old = predicted_means(policy.velocity, transitions, batch)
-    new = (old + 0.05 * torch.from_numpy(rng.normal(size=old.shape)).float()).requires_grad_()
+    sizes = torch.linspace(0.001, 0.1, len(old)).reshape(-1, *[1] * (old.ndim - 1))
+    new = (old + sizes * torch.from_numpy(rng.normal(size=old.shape)).float()).requires_grad_()
     objective = edge_objective(settings, 1, schedule, transitions, batch, new, means_logprobs(transitions, batch, new))
     objective.loss.backward()
 
@@ -67,7 +68,6 @@ def test_objective_and_gradient_are_those_of_the_plain_formula(
         step = int(batch.steps[row])
         std = transitions.std[step].double()
         now, then = Normal(exact[row], std), Normal(old[row].double(), std)
-        bound = getattr(settings.learner, limit)
         gained = gain(
             now, then, batch.children[edge], float(batch.advantages[edge]), grid[step] - grid[step + 1], bound
         )
@@ -85,10 +85,10 @@ def test_the_second_update_has_the_gradient_of_a_naive_loop(
     run_settings: Settings, sample: Sample, region: str, lora: bool
 ) -> None:
     """The first one moves the weights. The naive loop takes old means from the policy that sampled."""
-    changes, gain, limit = REGIONS[region]
+    gain, limit, _ = REGIONS[region]
     settings = run_settings(
         {
-            **changes,
+            "learner.trust_region": region,
             "seed": SEED,
             f"learner.{limit}": 1e-4,
             "learner.lora": {"rank": 2} if lora else None,
@@ -112,6 +112,18 @@ def test_the_second_update_has_the_gradient_of_a_naive_loop(
     assert scale > 0
     for name, moment in first_moments(learner).items():  # with beta1 = 0 it is the gradient
         torch.testing.assert_close(moment, expected[name], atol=1e-3 * scale, rtol=1e-3)
+
+
+def test_masked_objective_by_hand() -> None:
+    ratios = torch.tensor([1.5, 1.5, 0.5, 0.5, 1.5])
+    advantages = torch.tensor([1.0, -1.0, 1.0, -1.0, 1.0])
+    divergences = torch.tensor([0.2, 0.2, 0.2, 0.2, 0.05])
+    logprobs = ratios.log().requires_grad_()
+    objective = masked_objective(logprobs, torch.zeros(5), advantages, torch.full((5,), 0.2), divergences, limit=0.1)
+    assert objective.clipped.tolist() == [True, False, False, True, False]
+    assert objective.loss.item() == pytest.approx(-0.2 * (-1.5 + 0.5 + 1.5))
+    objective.loss.backward()
+    assert logprobs.grad.tolist() == pytest.approx([0, 0.3, -0.1, 0, -0.3])
 
 
 def test_moves_need_states_as_they_were_drawn(run_settings: Settings) -> None:

@@ -60,6 +60,11 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
             {"learner.objective": "nft", "learner.clip_range": 2e-4},
             "learner.clip_range has no effect: learner.objective is 'nft'",
         ),
+        (
+            {"learner.trust_region": "divergence", "learner.clip_range": 2e-4},
+            "learner.clip_range has no effect: learner.trust_region is 'divergence'",
+        ),
+        ({"learner.divergence_limit": 1e-4}, "learner.divergence_limit has no effect: learner.trust_region is 'clip'"),
         ({"learner.kl_scale": "flow_grpo"}, "learner.kl_scale has no effect: learner.kl_weight is 0"),
     ],
 )
