@@ -25,11 +25,13 @@ def plain(folder: str) -> Any:
     return DiffusionPipeline.from_pretrained(folder, **{name: None for name, v in index.items() if v == [None, None]})
 
 
-def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor) -> np.ndarray:
-    """What plain diffusers draws from the starts, in [0, 1]."""
+def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor, *, as_it_is: bool = False) -> np.ndarray:
+    """What plain diffusers draws from the starts, in [0, 1]; `as_it_is` with the pipeline's own scheduler."""
     published, video = pipeline.scheduler, settings.frames > 1
     config = published.config
-    if hasattr(pipeline, "unet"):
+    if as_it_is:
+        pass
+    elif hasattr(pipeline, "unet"):
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     elif video:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)

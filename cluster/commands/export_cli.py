@@ -38,19 +38,29 @@ def export(
     form: Annotated[
         Format, typer.Option("--format", help="Tool that is to read a LoRA: kohya is sd-scripts and musubi-tuner.")
     ] = Format.DIFFUSERS,
+    merge: Annotated[
+        bool, typer.Option("--merge", help="Write a whole pipeline, LoRAs merged, with a model card: ready to publish.")
+    ] = False,
 ) -> None:
     """Write the trained model in diffusers' format: a transformer folder, or a LoRA file, also for other tools.
 
     Example: [bold]branchgrpo export runs/glyphs exported[/bold], or, of a run with a LoRA,
-    [bold]branchgrpo export runs/mine exported --format comfyui[/bold]
+    [bold]branchgrpo export runs/mine exported --format comfyui[/bold], or
+    [bold]branchgrpo export runs/mine pipeline --merge[/bold]
     """
     from ...proto.atomic_files import must_be_new
 
     must_be_new(out)
     from . import export as exporting
 
-    number, files = exporting.export(run, out, _which(iteration, best), ema=ema, form=form.value)
+    number, files = exporting.export(run, out, _which(iteration, best), ema=ema, form=form.value, merge=merge)
     typer.echo(f"exported: {', '.join(map(str, files))}, of iteration {number}")
+    if merge:
+        from .publish import upload_command
+
+        typer.echo(
+            f"to publish it, read README.md and recipe.yaml there, then: {upload_command(run.resolve().name, out)}"
+        )
 
 
 def _which(iteration: int | None, best: bool) -> "WhichCheckpoint":

@@ -349,15 +349,15 @@ class PipelinePolicy:
         for name, network in self._networks.items():
             add_adapters(network, settings, self.lora_modules, (self.start.adapters or {}).get(name))
 
-    def save(self, folder: Path) -> Path:
-        """As every policy's. A LoRA over weights that aren't the published ones (`start_from`) is merged into them: by
-        itself it would be of no use."""
+    def save(self, folder: Path, *, merge: bool = False) -> Path:
+        """As every policy's; with `merge`, a LoRA is merged into the weights. One over weights that aren't the
+        published ones (`start_from`) always is: by itself it would be of no use."""
         paths = []
         parts = self.find_parts(self.folder, self.settings.variant)
         files = [folder / file for file in lora_files(len(self._networks))]
         for (name, network), file in zip(self._networks.items(), files, strict=True):
             adapted = getattr(network, "peft_config", None)
-            if adapted and self.start.changes_any:
+            if adapted and (merge or self.start.changes_any):
                 # The weights below are read from disk: ranks that share them (ZeRO 3) don't hold them.
                 network = merged(parts[name], self._weights(parts[name]), network, self.precision)
             elif adapted:

@@ -1,17 +1,27 @@
 """`branchgrpo export`: the trained model of a run, for diffusers and for other tools."""
 
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.export import export
+from branchgrpo.cluster.commands.publish import base_model, publish, upload_command
 from branchgrpo.cluster.run.checkpoints import written
+from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.trained import policy_with
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
+from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.worker import RolloutWorker
+from diffusers import DiffusionPipeline
+from huggingface_hub import ModelCard
+from plain_diffusers import PROMPTS, STEPS, policy_of, starts, theirs
 from support import COUNTING, Settings
 
 
@@ -27,6 +37,57 @@ def trained(settings: RunSettings) -> RunFolder:
         with written(folder.checkpoint(1)) as temporary:
             safetensors.torch.save_file(weights, temporary / "weights.safetensors")
     return folder
+
+
+@pytest.mark.parametrize(
+    ("family", "lora", "shift"),
+    [("FLUX.1-dev", {"rank": 2, "alpha": 6}, 2.0), ("SD1.5", None, None), ("Wan 2.2 14B", {"rank": 2}, None)],
+)
+def test_a_merged_pipeline_draws_what_evaluate_drew(
+    family: str, lora: Any, shift: float | None, run_settings: Settings, tmp_path: Path
+) -> None:
+    """Loaded by plain diffusers, with the scheduler that is in it."""
+    base = tmp_path / "base"
+    own = policy_of(family, base).model_copy(update={"shift": shift})
+    (base / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\nText.\n")
+    changes = {"policy": own.model_dump(), "schedule": {"steps": STEPS}, "rewards": COUNTING, "learner.lora": lora}
+    settings = run_settings({**changes, "name": "mine"})
+    run = trained(settings)
+    for iteration, score in ((0, 0.25), (1, 0.75)):
+        run.append("evaluations", {"iteration": iteration, "count": score})
+    number, (out,) = export(run.path, tmp_path / "out", "newest", merge=True)
+
+    policy: Any = policy_with(settings, run.checkpoint(1) / "weights.safetensors")
+    drawn = evaluate(RolloutWorker(policy, settings.rollout), Scorers(settings.rewards), settings, PROMPTS).media
+    pipeline = DiffusionPipeline.from_pretrained(out)
+    reference = theirs(pipeline, settings.policy, starts(policy, settings.evaluation.seed), as_it_is=True)
+    assert np.abs(drawn.astype(int) - (reference * 255).round().astype(int)).max() <= 1
+    assert drawn.std() > 2
+
+    assert (number, out) == (1, tmp_path / "out")
+    assert (out / "vae" / "diffusion_pytorch_model.safetensors").samefile(
+        base / "vae" / "diffusion_pytorch_model.safetensors"
+    )
+    card = ModelCard.load(out / "README.md")
+    assert card.data.to_dict().items() >= {"base_model": "base", "license": "other", "license_name": "mine"}.items()
+    assert "| count | 0.2500 | 0.7500 |" in card.content
+    assert upload_command("mine", out) == f"hf upload mine {out} ."
+
+
+def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:
+    base = tmp_path / "base"
+    settings = run_settings({"policy": policy_of("SD1.5", base).model_dump(), "rewards": COUNTING})
+    run = trained(settings)
+    (run.path / "recipe.yaml").rename(run.path / "elsewhere.yaml")
+    policy: Any = load_policy(settings.policy)
+    with pytest.raises(OSError, match=r"recipe\.yaml"):
+        publish(run, policy, 1, tmp_path / "out", ema=False)
+    assert not list(tmp_path.glob("*out*"))
+
+
+def test_the_base_model_is_named_by_its_repository() -> None:
+    cache = Path("/home/me/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-dev/snapshots/0123")
+    assert base_model(cache) == "black-forest-labs/FLUX.1-dev"
 
 
 def test_a_lora_for_comfyui_goes_by_the_runs_name(run_settings: Settings, tmp_path: Path) -> None:

@@ -1,0 +1,153 @@
+"""A whole pipeline with what a run has trained in its place, and a model card: ready to publish."""
+
+import json
+import os
+import shlex
+import shutil
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import ModelCard, ModelCardData
+
+from ...proto.atomic_files import whole
+from ...proto.settings import RunSettings
+from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
+from ...rollout_workers.policies.pipeline import PipelinePolicy
+from ..run.evaluation import MADE_WITH, comparable, evaluation_steps
+from ..run.folder import RunFolder
+
+WEIGHT_ENDS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".ckpt", ".bin.index.json")
+LICENCE_KEYS = ("license", "license_name", "license_link")
+
+
+def publish(folder: RunFolder, policy: PipelinePolicy, iteration: int, out: Path, *, ema: bool) -> None:
+    """Write the pipeline of a policy into the new folder `out`, with its trained networks, LoRAs merged.
+
+    The scheduler is the one that evaluations use. Weights of the other parts are hard links to the base model's files
+    where the file system allows it, and copies elsewhere.
+    """
+    with whole(out) as temporary:
+        temporary.mkdir()
+        policy.save(temporary, merge=True)
+        scheduler = policy.pipeline.scheduler
+        scheduler.save_pretrained(temporary / "scheduler")
+        for name, part in find_parts(policy.folder, policy.settings.variant).items():
+            if part and not (temporary / name).exists():
+                _take_over(part, temporary / name)
+        for licence in policy.folder.glob("LICENSE*"):
+            shutil.copyfile(licence, temporary / licence.name)
+        index = read_json(policy.folder / INDEX) | {"scheduler": ["diffusers", type(scheduler).__name__]}
+        (temporary / INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
+        shutil.copyfile(folder.path / "recipe.yaml", temporary / "recipe.yaml")
+        (temporary / "README.md").write_text(model_card(folder, policy, iteration, ema=ema), encoding="utf-8")
+
+
+def upload_command(name: str, out: Path) -> str:
+    """The command line that uploads a folder as a model of one's own on the Hugging Face Hub."""
+    return shlex.join(["hf", "upload", name, str(out), "."])
+
+
+def _take_over(part: Part, to: Path) -> None:
+    """Link the files of a part that are loaded."""
+    chosen = weight_files(part) if part.has_weights else None
+    for file in part.folder.rglob("*"):
+        is_weight = file.name.endswith(WEIGHT_ENDS)
+        if file.is_dir() or (is_weight and chosen is not None and file not in chosen):
+            continue
+        target = to / file.relative_to(part.folder)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        if is_weight:
+            with suppress(OSError):
+                os.link(file.resolve(), target)
+        if not target.exists():
+            shutil.copyfile(file, target)
+
+
+def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema: bool) -> str:
+    """A model card for the Hugging Face Hub: what the model was made of and how, its rewards, and how it is loaded."""
+    settings, base = folder.settings, base_model(policy.folder)
+    video = settings.policy.frames > 1
+    data = ModelCardData(
+        base_model=base,
+        library_name="diffusers",
+        pipeline_tag="text-to-video" if video else "text-to-image",
+        tags=["branchgrpo", "reinforcement-learning"],
+        **_licence(policy.folder),
+    )
+    sampling = {
+        "steps in training": settings.schedule.build().grid_steps,
+        "steps in evaluation": evaluation_steps(settings),
+        "shift": "the base model's" if settings.policy.shift is None else settings.policy.shift,
+        "guidance scale in training": settings.policy.guidance_scale,
+        "height x width": f"{settings.policy.height} x {settings.policy.width}"
+        + (f", {settings.policy.frames} frames" if video else ""),
+    }
+    rewards = ", ".join(f"{name} (weight {reward.weight:g})" for name, reward in settings.rewards.items())
+    return "\n".join(
+        [
+            f"---\n{data.to_yaml()}\n---",
+            f"\n# {settings.name}\n",
+            f"`{base}`, aligned with rewards by BranchGRPO: {rewards}; iteration {iteration}"
+            f"{', running average of the weights' if ema else ''}. [recipe.yaml](recipe.yaml) has all settings.",
+            "" if data.to_dict().get("license") else "\nThe base model's licence applies; its folder doesn't name it.",
+            *(() if ema else _rewards(folder, iteration)),
+            "\n## Sampling\n\n| | |\n|---|---|",
+            *(f"| {name} | {value} |" for name, value in sampling.items()),
+            f"\n## Use\n\n```python\n{_example(settings, policy)}\n```\n",
+        ]
+    )
+
+
+def base_model(folder: Path) -> str:
+    """The name of the model in a folder: that of its repository if it lies in the Hub's cache, or the folder's."""
+    cached = [path.name for path in (folder, *folder.parents) if path.name.startswith("models--")]
+    return cached[0].removeprefix("models--").replace("--", "/") if cached else folder.resolve().name
+
+
+def _licence(folder: Path) -> dict[str, Any]:
+    """What the model card in a folder says of its licence."""
+    with suppress(OSError, ValueError):
+        data = ModelCard.load(folder / "README.md", ignore_metadata_errors=True).data.to_dict()
+        return {key: data[key] for key in LICENCE_KEYS if key in data}
+    return {}
+
+
+def _rewards(folder: RunFolder, iteration: int) -> list[str]:
+    """The rewards of held-out prompts before training and at an iteration, as a table."""
+    lines = {line["iteration"]: line for line in comparable(folder.lines("evaluations"))}
+    if len(lines) < 2 or iteration not in lines:
+        return []
+    first = min(lines)
+    names = [name for name in lines[iteration] if name not in ("iteration", MADE_WITH)]
+    rows = [f"| {name} | {lines[first][name]:.4f} | {lines[iteration][name]:.4f} |" for name in names]
+    return [
+        "\n## Rewards of held-out prompts\n",
+        f"| | iteration {first} | iteration {iteration} |\n|---|---|---|",
+        *rows,
+    ]
+
+
+def _example(run: RunSettings, policy: PipelinePolicy) -> str:
+    """Python that draws as evaluations do."""
+    settings, name = run.policy, policy.pipeline_class.__name__
+    guidance = settings.guidance_scale if run.evaluation.guidance_scale is None else run.evaluation.guidance_scale
+    scale = "true_cfg_scale" if name == "QwenImagePipeline" else "guidance_scale"
+    given = {
+        "height": settings.height,
+        "width": settings.width,
+        "num_inference_steps": evaluation_steps(run),
+        scale: guidance,
+        "num_frames": settings.frames if settings.frames > 1 else None,
+        "guidance_scale_2": settings.guidance_scale_2,
+        "negative_prompt": settings.negative_prompt or None,
+        "max_sequence_length": None if "unet" in policy.networks else settings.max_sequence_length,
+    }
+    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items() if value is not None)
+    variant = f", variant={settings.variant!r}" if settings.variant else ""
+    result = "frames" if settings.frames > 1 else "images"
+    return (
+        "import torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f'pipe = DiffusionPipeline.from_pretrained("PATH_OR_REPOSITORY", dtype=torch.{settings.precision}{variant})\n'
+        f'pipe("a prompt", {arguments}).{result}[0]'
+    )
