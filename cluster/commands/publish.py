@@ -1,5 +1,6 @@
 """A whole pipeline with what a run has trained in its place, and a model card: ready to publish."""
 
+import inspect
 import json
 import os
 import shlex
@@ -14,11 +15,14 @@ from ...proto.atomic_files import whole
 from ...proto.settings import RunSettings
 from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
 from ...rollout_workers.policies.pipeline import PipelinePolicy
+from ...rollout_workers.policies.qwen_image import QwenImagePolicy
 from ..run.evaluation import MADE_WITH, comparable, evaluation_steps
 from ..run.folder import RunFolder
 
 WEIGHT_ENDS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".ckpt", ".bin.index.json")
 LICENCE_KEYS = ("license", "license_name", "license_link")
+PLACE = "PATH_OR_REPOSITORY"
+"""Stands on a model card where the user writes where the pipeline is."""
 
 
 def publish(folder: RunFolder, policy: PipelinePolicy, iteration: int, out: Path, *, ema: bool) -> None:
@@ -94,7 +98,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             *(() if ema else _rewards(folder, iteration)),
             "\n## Sampling\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in sampling.items()),
-            f"\n## Use\n\n```python\n{_example(settings, policy)}\n```\n",
+            f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
         ]
     )
 
@@ -128,26 +132,25 @@ def _rewards(folder: RunFolder, iteration: int) -> list[str]:
     ]
 
 
-def _example(run: RunSettings, policy: PipelinePolicy) -> str:
-    """Python that draws as evaluations do."""
-    settings, name = run.policy, policy.pipeline_class.__name__
+def usage(run: RunSettings, policy: PipelinePolicy) -> str:
+    """Python that draws as evaluations do, for what of it the pipeline's call takes."""
+    settings, accepted = run.policy, inspect.signature(policy.pipeline_class.__call__).parameters
     guidance = settings.guidance_scale if run.evaluation.guidance_scale is None else run.evaluation.guidance_scale
-    scale = "true_cfg_scale" if name == "QwenImagePipeline" else "guidance_scale"
     given = {
         "height": settings.height,
         "width": settings.width,
         "num_inference_steps": evaluation_steps(run),
-        scale: guidance,
-        "num_frames": settings.frames if settings.frames > 1 else None,
+        "true_cfg_scale" if isinstance(policy, QwenImagePolicy) else "guidance_scale": guidance,
+        "num_frames": settings.frames,
         "guidance_scale_2": settings.guidance_scale_2,
         "negative_prompt": settings.negative_prompt or None,
-        "max_sequence_length": None if "unet" in policy.networks else settings.max_sequence_length,
+        "max_sequence_length": settings.max_sequence_length,
     }
-    arguments = ", ".join(f"{key}={value!r}" for key, value in given.items() if value is not None)
+    arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""
     result = "frames" if settings.frames > 1 else "images"
     return (
         "import torch\nfrom diffusers import DiffusionPipeline\n\n"
-        f'pipe = DiffusionPipeline.from_pretrained("PATH_OR_REPOSITORY", dtype=torch.{settings.precision}{variant})\n'
-        f'pipe("a prompt", {arguments}).{result}[0]'
+        f'pipe = DiffusionPipeline.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
+        f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{result}[0]'
     )

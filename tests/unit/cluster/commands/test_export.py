@@ -8,7 +8,7 @@ import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.export import export
-from branchgrpo.cluster.commands.publish import base_model, publish, upload_command
+from branchgrpo.cluster.commands.publish import PLACE, base_model, publish, upload_command, usage
 from branchgrpo.cluster.run.checkpoints import written
 from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder
@@ -72,6 +72,16 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
     assert card.data.to_dict().items() >= {"base_model": "base", "license": "other", "license_name": "mine"}.items()
     assert "| count | 0.2500 | 0.7500 |" in card.content
     assert upload_command("mine", out) == f"hf upload mine {out} ."
+
+
+@pytest.mark.parametrize("family", ["FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5", "Wan 2.2 14B", "Z-Image"])
+def test_the_code_on_a_model_card_draws(family: str, run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings({"policy": policy_of(family, tmp_path / "base").model_dump(), "evaluation.steps": 3})
+    policy: Any = load_policy(settings.policy, network_only=True)
+    found: dict[str, Any] = {}
+    exec(usage(settings, policy).replace(PLACE, str(tmp_path / "base")), found)
+    picture = found["drawn"]
+    assert (picture[0].shape if settings.policy.frames > 1 else np.asarray(picture).shape) == (16, 32, 3)
 
 
 def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:
