@@ -21,9 +21,9 @@ import psutil
 import pytest
 from branchgrpo.cluster.commands import status
 from branchgrpo.proto.packed_tensor import ForwardCache
-from branchgrpo.proto.recipe import parse_settings
 from branchgrpo.proto.schedule import Schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, RunSettings
+from branchgrpo.proto.settings_errors import parse_settings
 from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy

@@ -19,9 +19,9 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from ...proto.recipe import parse_settings
 from ...proto.remote_tree import states_of
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import parse_settings
 from ...proto.tree import Task
 from ..support.model_sizes import PIXELS, VIT_H, Counted, count, sampled_tree, sizes
 from ..support.report import OUT, Out, Rounds, report_path, write_report

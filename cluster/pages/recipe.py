@@ -12,8 +12,8 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ...proto.methods import METHODS
-from ...proto.recipe import setting_paths, settings_classes
 from ...proto.settings import MAX_COUNT, ScheduleSettings
+from ...proto.settings_errors import setting_paths, settings_classes
 
 
 def reference() -> str:

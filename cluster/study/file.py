@@ -12,8 +12,9 @@ from pydantic import Field, PositiveFloat, model_validator
 from ...proto.atomic_files import decoded
 from ...proto.errors import InputError
 from ...proto.prompts import Prompt, read_prompts
-from ...proto.recipe import load_variant, validated
+from ...proto.recipe import load_variant
 from ...proto.settings import Amount, HomePath, PositiveInt, RunSettings, Seed, Settings
+from ...proto.settings_errors import validated
 from ...proto.yaml12 import read_yaml
 from ..run.evaluation import made_with, sampled_prompts
 

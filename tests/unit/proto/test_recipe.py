@@ -6,7 +6,8 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import FORMER_NAMES, dump_recipe, load_recipe, parse_settings, setting_paths
+from branchgrpo.proto.recipe import dump_recipe, load_recipe
+from branchgrpo.proto.settings_errors import FORMER_NAMES, parse_settings, setting_paths
 from branchgrpo.proto.yaml12 import read_yaml, write_yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

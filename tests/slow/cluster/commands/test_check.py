@@ -5,7 +5,8 @@ from collections.abc import Iterator
 import pytest
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import load_recipe, setting_paths
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings_errors import setting_paths
 from support import RECIPES
 
 EXTREMES = ("0", "-1", "1", "2147483648", "9223372036854775808", "1e-300", "1e30", "1e300", ".inf", "-.inf", ".nan")
