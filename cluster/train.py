@@ -24,9 +24,10 @@ from .run.change_log import set_aside_wandb
 from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
-from .run.folder import RunFolder, has_begun
+from .run.folder import RunFolder
 from .run.log import RunLog
 from .run.loop import IterationReport, Loop
+from .run.new_folder import has_begun
 from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
 from .run.results import BEFORE_AFTER, draw_before_after, write_results

@@ -24,7 +24,7 @@ from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
 from ..run.advice import advice
-from ..run.folder import check_place
+from ..run.new_folder import check_place
 from ..run.preflight import check_packages, check_recipe
 from ..run.prompt_order import cut_warning, training_and_held_out
 from ..run.start_point import find_start

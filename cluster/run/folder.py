@@ -26,37 +26,27 @@ summary.json, before_after.png, reward_curve.png
 import json
 import math
 import os
-import platform
 import shutil
 from collections.abc import Callable, Collection, Iterator, Mapping, Sequence
 from contextlib import contextmanager, suppress
-from importlib import metadata
 from pathlib import Path
 from typing import Any, Literal
 
-from ... import __version__
-from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, remove, sweep, write_text
+from ...proto.atomic_files import remove, sweep, write_text
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe, save_recipe
 from ...proto.settings import CheckpointSettings, RunSettings
-from ...rollout_workers.policies.folder import content_fingerprint
-from ...rollout_workers.policies.load import find_policy
 from . import evaluation_storage
 from .change_log import set_aside_after, write_changes
 from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
-from .driver_lock import FILE as LOCK
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file
+from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
 from .state import resume_command
 
-FINGERPRINTS = "fingerprints.json"
-VERSIONS = "versions.json"
-BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
-"""Files of a new folder before recipe.yaml makes it a run's."""
 WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
-PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
 
 
 class RunFolder:
@@ -80,14 +70,14 @@ class RunFolder:
         """
         path = settings.runs / settings.name
         missing = [parent for parent in path.parents if not os.path.lexists(parent)]
-        _must_be_free(path)
+        must_be_free(path)
         check_place(settings)
         path.mkdir(parents=True, exist_ok=True)
         folder = cls(path)
         with driver_lock(path):
-            _must_be_free(path)  # another driver may have begun meanwhile
+            must_be_free(path)  # another driver may have begun meanwhile
             try:
-                _begin(path, settings)
+                begin(path, settings)
                 yield folder
             except BaseException:
                 if not folder.started:
@@ -318,48 +308,6 @@ class RunFolder:
         return evaluation_storage.read(self.path / evaluation_file(line), prompts)
 
 
-def has_begun(path: Path) -> bool:
-    """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
-    if not os.path.isdir(path):
-        return os.path.lexists(path)
-    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
-    return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
-
-
-def _begin(path: Path, settings: RunSettings) -> None:
-    """Write what makes a folder that of a run. Raises InputError if the disk is full."""
-    try:
-        sweep(path)
-        write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
-        write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
-        save_recipe(settings, path)
-    except OSError as error:
-        if is_full(error):
-            raise InputError(
-                f"run folder {path} has no space: {error.strerror}; make room, or name another place (runs=...)"
-            ) from error
-        raise
-
-
-def check_place(settings: RunSettings) -> None:
-    """Raises InputError if there is no folder of the run, and none can be made."""
-    try:
-        must_be_makeable(settings.runs / settings.name)
-    except InputError as error:
-        raise InputError(f"runs is '{settings.runs}': run folder {error}") from error
-
-
-def _must_be_free(path: Path) -> None:
-    if has_begun(path):
-        raise InputError(f"run folder {path} exists; give --resume to continue it, or another name (name=...)")
-
-
-def policy_fingerprint(settings: RunSettings) -> str | None:
-    """A digest that identifies the policy in any folder; None for a user's adapter, whose files are unknown."""
-    folder, _ = find_policy(settings.policy)
-    return None if settings.policy.adapter else content_fingerprint(folder, settings.policy.variant)
-
-
 def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """The settings of a recipe, or of the run in a folder, with overrides. Raises InputError as `load_recipe` does."""
     if not target.is_dir():
@@ -369,13 +317,3 @@ def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
         raise InputError(f"'{given[0]}' names another run than the one in {target}; leave it out")
     target = target if target.name not in ("", "..") else target.resolve()
     return settings.model_copy(update={"runs": target.parent, "name": target.name})
-
-
-def _versions() -> dict[str, str]:
-    found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
-    for package in PACKAGES:
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            found[package] = "not installed"
-    return found

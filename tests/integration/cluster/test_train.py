@@ -15,7 +15,8 @@ import torch
 from branchgrpo.cluster.cli import app
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.evaluation import evaluate
-from branchgrpo.cluster.run.folder import RunFolder, has_begun
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.new_folder import has_begun
 from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.run.trained import trained_weights
 from branchgrpo.cluster.train import train
@@ -251,7 +252,7 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
 NEW = """
 import os, signal, sys
 from pathlib import Path
-from branchgrpo.cluster.run import folder
+from branchgrpo.cluster.run import folder, new_folder
 from branchgrpo.proto import atomic_files
 from branchgrpo.proto.recipe import load_recipe
 
@@ -260,7 +261,7 @@ def write_text(path, text):
         os.kill(os.getpid(), signal.SIGKILL)
     atomic_files.write_text(path, text)
 
-folder.write_text = folder.save_recipe.__globals__["write_text"] = write_text
+new_folder.write_text = new_folder.save_recipe.__globals__["write_text"] = write_text
 with folder.RunFolder.create(load_recipe(Path(sys.argv[1]))):
     pass
 """

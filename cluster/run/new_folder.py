@@ -1,0 +1,75 @@
+"""What a run folder begins with: the settings, and what identifies the policy and the packages."""
+
+import json
+import os
+import platform
+from importlib import metadata
+from pathlib import Path
+
+from ... import __version__
+from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, sweep, write_text
+from ...proto.errors import InputError
+from ...proto.recipe import save_recipe
+from ...proto.settings import RunSettings
+from ...rollout_workers.policies.folder import content_fingerprint
+from ...rollout_workers.policies.load import find_policy
+from .driver_lock import FILE as LOCK
+
+FINGERPRINTS = "fingerprints.json"
+VERSIONS = "versions.json"
+BEFORE_RECIPE = {LOCK, VERSIONS, FINGERPRINTS, "prompts"}
+"""Files of a new folder before recipe.yaml makes it a run's."""
+PACKAGES = ("torch", "diffusers", "transformers", "deepspeed", "peft", "ray", "rapidocr", "numpy")
+
+
+def has_begun(path: Path) -> bool:
+    """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
+    if not os.path.isdir(path):
+        return os.path.lexists(path)
+    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
+    return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
+
+
+def begin(path: Path, settings: RunSettings) -> None:
+    """Write what makes a folder that of a run. Raises InputError if the disk is full."""
+    try:
+        sweep(path)
+        write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
+        write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
+        save_recipe(settings, path)
+    except OSError as error:
+        if is_full(error):
+            raise InputError(
+                f"run folder {path} has no space: {error.strerror}; make room, or name another place (runs=...)"
+            ) from error
+        raise
+
+
+def check_place(settings: RunSettings) -> None:
+    """Raises InputError if there is no folder of the run, and none can be made."""
+    try:
+        must_be_makeable(settings.runs / settings.name)
+    except InputError as error:
+        raise InputError(f"runs is '{settings.runs}': run folder {error}") from error
+
+
+def must_be_free(path: Path) -> None:
+    """Raises InputError if there is a run at a path, or anything else."""
+    if has_begun(path):
+        raise InputError(f"run folder {path} exists; give --resume to continue it, or another name (name=...)")
+
+
+def policy_fingerprint(settings: RunSettings) -> str | None:
+    """A digest that identifies the policy in any folder; None for a user's adapter, whose files are unknown."""
+    folder, _ = find_policy(settings.policy)
+    return None if settings.policy.adapter else content_fingerprint(folder, settings.policy.variant)
+
+
+def _versions() -> dict[str, str]:
+    found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
+    for package in PACKAGES:
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            found[package] = "not installed"
+    return found
