@@ -9,7 +9,8 @@ from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import PipelinePolicy, chat_template
+from .pipeline import PipelinePolicy
+from .prompt_encoding import chat_template
 
 
 class Flux2KleinPolicy(PipelinePolicy):

@@ -8,7 +8,8 @@ from diffusers import ZImagePipeline
 
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import PipelinePolicy, chat_template
+from .pipeline import PipelinePolicy
+from .prompt_encoding import chat_template
 
 
 class ZImagePolicy(PipelinePolicy):

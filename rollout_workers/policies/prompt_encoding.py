@@ -1,0 +1,109 @@
+"""How the prompts of a diffusers pipeline are encoded, and which of them are cut."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any, ClassVar
+
+import torch
+
+from ...proto.settings import PolicySettings
+from ...proto.tree import Conditioning
+from .embeddings import fingerprint
+
+NEGATIVE = "negative_"
+"""Before the names of the negative prompt's entries in a conditioning."""
+
+
+class PromptEncoding:
+    """The text encoders of a pipeline. A family defines `embed`, and where it differs what stands here."""
+
+    tokenizer: ClassVar[str] = "tokenizer"
+    """The pipeline's tokenizer by whose tokens prompts are cut."""
+    pipeline: Any
+    folder: Path
+    settings: PolicySettings
+    device: torch.device
+
+    @property
+    def guided(self) -> bool:
+        """Whether the negative prompt is encoded too."""
+        raise NotImplementedError
+
+    @property
+    def encoders(self) -> dict[str, torch.nn.Module]:
+        """The text encoders that were loaded, by the pipeline's names."""
+        parts = self.pipeline.components.items()
+        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+
+    @torch.no_grad()
+    def encode(self, prompt: str) -> Conditioning:
+        """The conditioning on a prompt and, with guidance, on the negative prompt. Moves the encoders to the device."""
+        for tensor, kept in self._encoder_weights:
+            if tensor.device.type != self.device.type:
+                tensor.data = kept.to(self.device)
+        conditioning = self.embed(prompt)
+        if not self.guided:
+            return conditioning
+        return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
+
+    def release_encoders(self) -> None:
+        """Free the device of the text encoders."""
+        for tensor, kept in self._encoder_weights:  # which are still there: nothing is copied back
+            tensor.data = kept
+
+    @cached_property
+    def _encoder_weights(self) -> list[tuple[torch.Tensor, torch.Tensor]]:
+        """Parameters and buffers of the text encoders, and what they hold in the host's memory."""
+        tensors = (t for encoder in self.encoders.values() for t in (*encoder.parameters(), *encoder.buffers()))
+        return [(tensor, tensor.data) for tensor in tensors]
+
+    @cached_property
+    def encoding(self) -> str:
+        """Names what `encode` depends on beside the prompt: encoders, length, precision, negative prompt."""
+        parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(("text_encoder", "tokenizer")))
+        settings = self.settings
+        return fingerprint(
+            parts,
+            type(self).__name__,
+            settings.max_sequence_length,
+            settings.precision,
+            settings.negative_prompt if self.guided else None,
+            *((settings.variant,) if settings.variant else ()),
+        )
+
+    @cached_property
+    def _negative(self) -> dict[str, torch.Tensor]:
+        return self.embed(self.settings.negative_prompt)
+
+    def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
+        """Those of `prompts` that are longer than what is encoded of them."""
+        name, limit = self.prompt_tokens
+        if (tokenizer := getattr(self.pipeline, name, None)) is None:
+            return []
+        # There are never more tokens than bytes, and two around them: most prompts needn't be looked at.
+        texts = {prompt: self.prompt_template.format(prompt) for prompt in prompts}
+        long = [prompt for prompt, text in texts.items() if len(text.encode()) + 2 > limit]
+        return [prompt for prompt in long if len(tokenizer(texts[prompt], verbose=False).input_ids) > limit]
+
+    @property
+    def prompt_template(self) -> str:
+        """The text that is encoded for a prompt, with {} in its place."""
+        return "{}"
+
+    @property
+    def prompt_tokens(self) -> tuple[str, int]:
+        """The tokenizer by which a prompt is cut, by the pipeline's name, and the number of tokens that are left."""
+        return self.tokenizer, self.settings.max_sequence_length
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The network's input from one prompt, each tensor without a batch dimension. Encoders are on the device."""
+        raise NotImplementedError
+
+
+def chat_template(tokenizer: Any, *, thinking: bool) -> str:
+    """What a chat's tokenizer makes of a message, with {} in its place."""
+    message = [{"role": "user", "content": "{}"}]
+    return str(
+        tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
+    )
