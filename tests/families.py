@@ -51,6 +51,9 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
+"""Noise levels of Stable Diffusion."""
+
 
 def flux(*, dev: bool) -> DiffusionPipeline:
     pipeline = new_pipeline()
@@ -103,24 +106,15 @@ def stable_diffusion_3(*, t5: bool = True) -> DiffusionPipeline:
 
 def stable_diffusion(*, prediction: str) -> DiffusionPipeline:
     return StableDiffusionPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
+        unet=_unet(
             down_block_types=("CrossAttnDownBlock2D", "DownBlock2D"),
             up_block_types=("UpBlock2D", "CrossAttnUpBlock2D"),
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
             attention_head_dim=2,
             cross_attention_dim=16,
         ),
         scheduler=PNDMScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
+            **BETAS,
             skip_prk_steps=True,
-            steps_offset=1,
             prediction_type=prediction,
         ),
         vae=_vae(4, scaling_factor=0.18215),
@@ -213,15 +207,9 @@ def qwen_image() -> DiffusionPipeline:
 
 def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
     return StableDiffusionXLPipeline(
-        unet=UNet2DConditionModel(
-            sample_size=8,
-            in_channels=4,
-            out_channels=4,
+        unet=_unet(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
             up_block_types=("CrossAttnUpBlock2D", "UpBlock2D"),
-            block_out_channels=(8, 16),
-            layers_per_block=1,
-            norm_num_groups=4,
             attention_head_dim=(2, 4),
             transformer_layers_per_block=(1, 2),
             use_linear_projection=True,
@@ -231,11 +219,8 @@ def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
             cross_attention_dim=32,
         ),
         scheduler=EulerDiscreteScheduler(
-            beta_start=0.00085,
-            beta_end=0.012,
-            beta_schedule="scaled_linear",
+            **BETAS,
             timestep_spacing="leading",
-            steps_offset=1,
             prediction_type=prediction,
         ),
         vae=_vae(4, scaling_factor=0.13025, force_upcast=True),
@@ -314,6 +299,11 @@ def _qwen3(tokenizer: Qwen2Tokenizer, layers: int) -> Qwen3Config:
         num_key_value_heads=2,
         head_dim=8,
     )
+
+
+def _unet(**more: Any) -> UNet2DConditionModel:
+    sizes = {"sample_size": 8, "block_out_channels": (8, 16), "layers_per_block": 1, "norm_num_groups": 4}
+    return UNet2DConditionModel(in_channels=4, out_channels=4, **sizes, **more)
 
 
 def _vae(channels: int, **more: Any) -> AutoencoderKL:
