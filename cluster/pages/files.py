@@ -16,6 +16,7 @@ ROOMS = {
     "learner": "From scored trees to new weights.",
     "cluster": "From a recipe to a run. Only `on_ray` and `commands` know Ray.",
     "cluster/run": "One run, whatever executes it.",
+    "cluster/plan": "Before a run: its FLOPs, memory and seconds, and the layouts that it could have.",
     "cluster/study": "Studies: variants of a recipe over several seeds, and the report on their runs.",
     "cluster/view": "The web pages about runs: `branchgrpo view`.",
     "cluster/on_ray": "A run's processes on a Ray cluster.",

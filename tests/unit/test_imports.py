@@ -16,10 +16,11 @@ MAY_IMPORT = {
 }
 CLUSTER_MAY_IMPORT = {
     "run": {"run"},
-    "on_ray": {"on_ray", "run"},
-    "study": {"study", "run"},
+    "plan": {"plan", "run"},
+    "on_ray": {"on_ray", "plan", "run"},
+    "study": {"study", "plan", "run"},
     "view": {"view", "run"},
-    "commands": {"commands", "on_ray", "run", "study", "view"},
+    "commands": {"commands", "on_ray", "plan", "run", "study", "view"},
     "pages": {"pages", "run", "on_ray"},
     "train": {"on_ray", "run"},
     "cli": {"train", "commands", "on_ray", "run"},
