@@ -19,6 +19,8 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
+from ...cluster.plan.costs import Cluster, Costs
+from ...cluster.plan.simulation import Outcome, simulate
 from ...proto.remote_tree import states_of
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import parse_settings
@@ -26,8 +28,6 @@ from ...proto.tree import Task
 from ..support.model_sizes import PIXELS, VIT_H, Counted, count, sampled_tree, sizes
 from ..support.report import OUT, Out, Rounds, report_path, write_report
 from . import microbenchmarks
-from .costs import Cluster, Costs
-from .simulation import Outcome, simulate
 from .validation import check
 
 GPUS = (8, 64, 512)

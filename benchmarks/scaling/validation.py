@@ -16,13 +16,13 @@ from rich.table import Table
 
 from ...cluster.on_ray.connect import NAMESPACE
 from ...cluster.on_ray.names import controller_name
+from ...cluster.plan.costs import Cluster, Costs
+from ...cluster.plan.simulation import simulate
 from ...proto.settings import RunSettings
 from ..support.demo import stand_in_run
 from ..support.report import Rounds
 from ..support.stand_ins import PICTURE_SECONDS, RowPolicy
 from ..support.timed_loop import on_ray, timed
-from .costs import Cluster, Costs
-from .simulation import simulate
 
 WORKERS = (1, 2, 4)
 TOLERANCE = 0.15

@@ -14,8 +14,8 @@ from typing import Any
 import numpy as np
 import simpy
 
-from ...cluster.run.cuts import MAX_UNREAD_PARTS, groups, windows
 from ...proto.settings import RunSettings
+from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
 from .costs import Cluster, Costs
 from .queues import Line, Network, Replica, Steps
 from .stretches import Part, Stretch, nodes_of_rows, stretches

@@ -6,8 +6,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from branchgrpo.benchmarks.scaling.simulation import Cluster, Costs, Outcome, simulate, stretches
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
+from branchgrpo.cluster.plan.simulation import Cluster, Costs, Outcome, simulate, stretches
 from branchgrpo.cluster.run.cuts import MAX_UNREAD_PARTS
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
