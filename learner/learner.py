@@ -19,6 +19,7 @@ from ..proto.settings import RunSettings
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, Tree, Window
 from ..proto.update_stats import UpdateStats
+from ..proto.usage import on_gpu
 from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from . import metrics
@@ -145,7 +146,7 @@ class Learner:
         self._update.notes.leaves(trees, credits, rows, self.policy.sigmas)
         batches = noised_batches(rows, settings, window.iteration, rank=self.engine.rank, ranks=self.engine.ranks)
         for batch in batches:
-            with span("forward and backward", rows=len(batch.states)):
+            with span("forward and backward", rows=len(batch.states)), on_gpu(self.policy.device):
                 batch = batch.to(self.policy.device)
                 inputs = batch.states, batch.sigmas, batch.conditioning
                 new = self._velocity(*inputs)
@@ -192,7 +193,7 @@ class Learner:
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
             stats.learning_rate = self.engine.learning_rate
-            with span("optimizer step"):
+            with span("optimizer step"), on_gpu(self.policy.device):
                 try:
                     stats.gradient_norm = self.engine.step()
                 except FloatingPointError as error:
@@ -291,7 +292,7 @@ class Learner:
             ranks=self.engine.ranks,
         )
         for batch in batches:
-            with span("forward and backward", rows=len(batch.states)):
+            with span("forward and backward", rows=len(batch.states)), on_gpu(self.policy.device):
                 batch = batch.to(self.policy.device)
                 yield batch, predicted_means(self._velocity, transitions, batch)
 
@@ -305,7 +306,7 @@ class Learner:
             parents = enumerate(zip(forward.trees.tolist(), forward.nodes.tolist(), strict=True))
             trained = {place: row_of[parent] for place, parent in parents if parent in row_of}
             if trained:
-                with span("backward", rows=len(trained)):
+                with span("backward", rows=len(trained)), on_gpu(self.policy.device):
                     batch = assemble(list(trained.values()), trees, credits).to(self.policy.device)
                     velocity = forward.velocity[list(trained)]
                     yield batch, transitions.mean(batch.steps, batch.states, velocity)

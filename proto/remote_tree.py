@@ -18,6 +18,7 @@ import numpy.typing as npt
 from .packed_tensor import PackedTensor
 from .schedule import IntArray, Schedule
 from .tree import FloatArray, Tree, TreePart
+from .usage import NOTHING, Usage
 
 if TYPE_CHECKING:
     import torch
@@ -42,13 +43,15 @@ class PartHeader:
     """Diversity of all the tree's leaves; in the tree's last part only."""
     thumbnails: Mapping[int, bytes] = field(default_factory=dict)
     """Pictures of nodes as WebP, if the tree is recorded."""
+    usage: Usage = NOTHING
+    """What its worker has spent since the previous part of the task."""
 
     @classmethod
-    def of(cls, part: TreePart) -> PartHeader:
+    def of(cls, part: TreePart, usage: Usage = NOTHING) -> PartHeader:
         """The header of a part."""
         names = tuple(part.conditioning or ())
         logprobs = part.logprobs.cpu().numpy()
-        return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, part.thumbnails)
+        return cls(part.tree, part.nodes, logprobs, part.leaves, names, part.diversity, part.thumbnails, usage)
 
 
 def part_id(iteration: int, tree: int, leaves: IntArray) -> str:

@@ -11,6 +11,7 @@ import numpy.typing as npt
 from .errors import InputError, RunFailed
 from .prompts import fields_of, with_fields
 from .safetensors_codec import decode, encode
+from .usage import NOTHING, Usage
 
 MAX_PICTURES = 256
 """Maximum pictures of a request over HTTP, counting the frames of clips, unless a service is set to accept more."""
@@ -108,6 +109,8 @@ class ScoreReply:
     scores: Mapping[str, npt.NDArray[np.float64]] = field(default_factory=dict)
     """Reward -> its scores, float64 [n]."""
     id: str = ""
+    usage: Usage = field(default=NOTHING, compare=False)
+    """What they cost, with its share of the batches that it was in. It stays within a run."""
 
     def check(self, rewards: Sequence[str], pictures: int) -> "ScoreReply":
         """This reply, if it has a score by each of `rewards` for each of the `pictures`.

@@ -21,6 +21,7 @@ FILE_BYTES = 16_000_000
 """A process keeps its newest spans, in two files of at most this size."""
 
 _process: dict[str, str] = {}
+_measures_cpu = True
 _queue: QueueHandler | None = None
 _listener: QueueListener | None = None
 
@@ -30,14 +31,17 @@ class _SpanFile(RotatingFileHandler):
         """Drop what can't be written, to a full disk say: the run needs no spans."""
 
 
-def start_tracing(folder: Path | None, component: str, pool: str) -> None:
+def start_tracing(folder: Path | None, component: str, pool: str, *, several_at_once: bool = False) -> None:
     """Write the spans of this process into `folder` from now on, in a background thread; nowhere if that is None.
+
+    Spans have the CPU seconds of the process, unless it does `several_at_once`.
 
     A folder that can't be written to is warned of, and nothing is traced. It is made, what it lies in isn't: on a node
     that doesn't share the run folder spans would be written where nobody reads them.
     """
-    global _queue, _listener
+    global _queue, _listener, _measures_cpu
     stop_tracing()
+    _measures_cpu = not several_at_once
     if folder is None:
         return
     process = f"{pool} {socket.gethostname()}:{os.getpid()}"
@@ -73,11 +77,13 @@ def span(name: str, **attributes: Any) -> Iterator[None]:
     if not _queue:
         yield
         return
-    start, began = time.time(), time.perf_counter()
+    start, began, worked = time.time(), time.perf_counter(), time.process_time()
     try:
         yield
     finally:
         end = start + time.perf_counter() - began
         if queue := _queue:
-            line = json.dumps({**_process, "name": name, "start": start, "end": end, "attributes": attributes})
+            cpu = time.process_time() - worked if _measures_cpu else None
+            times = {"start": start, "end": end, "cpu": cpu}
+            line = json.dumps({**_process, "name": name, **times, "attributes": attributes})
             queue.emit(LogRecord("", INFO, "", 0, line, None, None))

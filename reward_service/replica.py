@@ -4,8 +4,8 @@ A plain class; `cluster/on_ray/reward_deployment.py` makes a Ray Serve deploymen
 """
 
 import asyncio
-import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
@@ -15,6 +15,7 @@ from ..proto.errors import InputError
 from ..proto.scoring import NotAnswered, NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
+from ..proto.usage import Stopwatch
 from ..proto.user_code import described
 from . import metrics
 from .batches import Batches
@@ -46,23 +47,30 @@ class Replica:
         return await self._batches.reply(_Request(media, prompts, id), len(media))
 
     async def _batch(self, requests: Sequence[_Request]) -> list[Scored]:
+        """The reply to each request, with its share of what the batch has cost."""
+        watch, count = Stopwatch("scoring"), sum(len(request.media) for request in requests)
+        with span("score", pictures=count, requests=[request.id for request in requests]):
+            scored = await self._scored(requests)
+        usage = watch.lap()
+        metrics.BATCH_PICTURES.labels(self.model).observe(count)
+        metrics.SCORING_SECONDS.labels(self.model).observe(usage.seconds)
+        return [
+            replace(one, usage=usage.share(len(request.media) / count)) if isinstance(one, ScoreReply) else one
+            for one, request in zip(scored, requests, strict=True)
+        ]
+
+    async def _scored(self, requests: Sequence[_Request]) -> list[Scored]:
         """The reply to each request: one bad request spoils no other."""
-        start, count = time.perf_counter(), sum(len(request.media) for request in requests)
+        if len(requests) == 1:
+            return [await asyncio.to_thread(self._one, *requests)]
         try:
-            with span("score", pictures=count, requests=[request.id for request in requests]):
-                if len(requests) == 1:
-                    return [await asyncio.to_thread(self._one, *requests)]
-                try:
-                    return await asyncio.to_thread(self._together, requests)
-                except NotAnswered as error:  # by a service that has been asked often enough
-                    metrics.FAILURES.labels(self.model).inc(len(requests))
-                    return [error] * len(requests)
-                except Exception:
-                    # Find out which of them it was.
-                    return [await asyncio.to_thread(self._one, request) for request in requests]
-        finally:
-            metrics.BATCH_PICTURES.labels(self.model).observe(count)
-            metrics.SCORING_SECONDS.labels(self.model).observe(time.perf_counter() - start)
+            return await asyncio.to_thread(self._together, requests)
+        except NotAnswered as error:  # by a service that has been asked often enough
+            metrics.FAILURES.labels(self.model).inc(len(requests))
+            return [error] * len(requests)
+        except Exception:
+            # Find out which of them it was.
+            return [await asyncio.to_thread(self._one, request) for request in requests]
 
     def _one(self, request: _Request) -> Scored:
         try:

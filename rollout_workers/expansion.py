@@ -18,6 +18,7 @@ from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
 from ..proto.tree import Conditioning, SampledPart, Task
+from ..proto.usage import on_gpu
 from . import metrics
 from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
@@ -119,7 +120,7 @@ class _Growth:
         rows = torch.as_tensor(parents.tree, device=self.policy.device)
         sigma = self.transitions.sigma[depth].to(self.policy.device)
         cache = self.kept_forwards if step.trained else None
-        with torch.set_grad_enabled(cache is not None):
+        with torch.set_grad_enabled(cache is not None), on_gpu(self.policy.device):
             velocity = self.policy.velocity(
                 parents.states,
                 sigma.expand(len(rows)),
@@ -177,7 +178,8 @@ class _Growth:
                 self.pending[tree].thumbnails.update(zip(nodes[begin:end], pictures, strict=True))
 
     def _decode(self, states: torch.Tensor) -> torch.Tensor:
-        return torch.cat([self.policy.decode(part) for part in states.split(self.settings.decode_batch)])
+        with on_gpu(self.policy.device):
+            return torch.cat([self.policy.decode(part) for part in states.split(self.settings.decode_batch)])
 
     def _start_noise(self, tree: IntArray, index: IntArray) -> torch.Tensor:
         """Starting noise of the roots at `index` of trees, float32 [n, *latent_shape]."""

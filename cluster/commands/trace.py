@@ -24,10 +24,11 @@ def show(trace: IterationTrace, console: Console) -> None:
         total = sum(seconds)
         table.add_row(name, str(len(seconds)), f"{total:.3f}", f"{total / trace.seconds:.1%}")
     console.print(table)
-    table = Table("pool", "processes", "idle seconds", "idle share", "of it handing over")
+    table = Table("pool", "processes", "idle seconds", "idle share", "of it handing over", "CPU seconds")
     for use in idle(trace):
         share = use.idle / (use.processes * trace.seconds)
-        table.add_row(use.pool, str(use.processes), f"{use.idle:.2f}", f"{share:.0%}", f"{use.waited:.2f} s")
+        cpu, waited = sum(use.cpu.values()), f"{use.waited:.2f} s"
+        table.add_row(use.pool, str(use.processes), f"{use.idle:.2f}", f"{share:.0%}", waited, f"{cpu:.2f}")
     console.print(table)
     if trace.first_score:
         console.print(f"first leaf scored after {trace.first_score:.0%} of the forward passes")

@@ -18,6 +18,7 @@ from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import start_tracing
 from ...proto.tree import Task, Window
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import Usage
 from .messages import Launch, ProcessInfo, WeightsRef
 
 if TYPE_CHECKING:
@@ -85,10 +86,10 @@ class LearnerActor(_Shell):
         self.process = LearnerProcess(self.launch, meeting, self._store)
         return self._ready("learner")
 
-    def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
+    def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
         return self.process.accumulate(window)
 
-    def publish(self) -> tuple[int, "Weights | None"]:
+    def publish(self) -> tuple[int, "Weights | None", Usage]:
         return self.process.publish()
 
     def weights(self) -> tuple[int, "Weights | None"]:

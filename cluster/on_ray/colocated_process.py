@@ -2,6 +2,7 @@
 
 from typing import Any
 
+from ...proto.usage import export
 from ...rollout_workers.worker import RolloutWorker
 from .learner_process import LearnerProcess
 from .messages import Launch, WeightsRef
@@ -15,6 +16,7 @@ class ColocatedProcess(LearnerProcess, Sampler):
 
     def __init__(self, launch: Launch, meeting: tuple[str, int] | None, store: Any) -> None:
         super().__init__(launch, meeting, store)
+        export("rollout")
         own = self.learner
         self.worker = RolloutWorker(own.policy, launch.settings.rollout, own.version, own.kept_forwards)
 

@@ -26,6 +26,7 @@ from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
 from ...proto.tree import FloatArray, Task
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import Usage
 from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks, means_of
@@ -68,10 +69,11 @@ class Controller:
         Returns the report, without samples, and of each tree whose pictures are kept its prompt, its rewards, and
         references to the pictures of its parts.
         """
-        start = time.perf_counter()
+        start, cpu = time.perf_counter(), time.process_time()
         with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number)
         seconds = time.perf_counter() - start
+        iteration.spent("controller", Usage(seconds, time.process_time() - cpu))
         self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
         return self._report(iteration, updates, seconds), iteration.samples()
 
@@ -87,7 +89,9 @@ class Controller:
             updates = await self._learn(iteration)
         self.planner.record(iteration.plan, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
-            self.published.append(await self.pools.learner.publish())
+            version, usage = await self.pools.learner.publish()
+            self.published.append(version)
+            iteration.spent("publishing", usage)
         return iteration, updates
 
     def _sample(self, number: int, weights: WeightsRef) -> Iteration:
@@ -127,6 +131,7 @@ class Controller:
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
                 async for part in read_parts(worker, task, iteration.weights, self.published[-1].version):
+                    iteration.spent("rollout", part.header.usage)
                     if tree := trees.get(part.header.tree):
                         tree.add(part, shown=tree.number < iteration.shown)
                         asked, begun = time.monotonic(), asyncio.Event()
@@ -163,6 +168,7 @@ class Controller:
                     if iteration.leave_out(tree.number, error):
                         return
                     raise
+        iteration.spent("scoring", reply.usage)
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
         iteration.leaves_scored += len(header.leaves)
@@ -182,7 +188,8 @@ class Controller:
                 needed = trees if self.settings.placement == "colocated" else end
                 await iteration.ready(range(begin, needed))
             with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
-                stats = await self.pools.learner.accumulate(window.of(iteration.hand_over))
+                stats, usage = await self.pools.learner.accumulate(window.of(iteration.hand_over))
+            iteration.spent("learning", usage)
             updates += [stats] if stats else []
             await self._make_room(end - begin)
             self.watch.progress = ("learning", end / trees)
@@ -207,6 +214,7 @@ class Controller:
             iteration=iteration.number,
             rewards={name: np.concatenate([rewards[name] for rewards in scored]) for name in names},
             seconds=phase_seconds(timeline),
+            usage=iteration.usage,
             forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
             trees=iteration.records(updates),
@@ -227,7 +235,7 @@ class Controller:
         `recoveries` is how often the run has been set up again; `port` is where to listen.
         """
         mark_warnings()
-        start_tracing(self.settings.trace_folder, "controller", "controller")
+        start_tracing(self.settings.trace_folder, "controller", "controller", several_at_once=True)
         log, node = self.settings.logging, ray.util.get_node_ip_address()
         serving = serve_http(self.status, self.exporters, log.metrics_host, node, port, metrics.REGISTRY)
         address, self._server = await serving

@@ -8,6 +8,7 @@ What must not be lost (logs, pictures, checkpoints' names) stays with the driver
 import logging
 import os
 import socket
+import time
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -22,6 +23,7 @@ from ...proto.atomic_files import is_full
 from ...proto.errors import InputError, ProcessLost, RunFailed
 from ...proto.exporter import listening
 from ...proto.settings import RunSettings
+from ...proto.usage import Usage
 from ..run import checkpoints
 from ..run.evaluation import Evaluation, sampled_prompts
 from ..run.loop import IterationReport, Progress
@@ -178,10 +180,12 @@ class RayLoop:
             ) from error
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
+        wall, cpu = time.perf_counter(), time.process_time()
         report, shown = self._call(self._controller.iterate.remote(number), progress)
         media = unwrapped(lambda: [np.concatenate(ray.get(parts)) for _, _, parts in shown])
         samples = [TreeSamples(prompt, own, leaves) for (prompt, own, _), leaves in zip(shown, media, strict=True)]
-        return replace(report, samples=samples)
+        own = Usage(time.perf_counter() - wall, time.process_time() - cpu)
+        return replace(report, samples=samples, usage={**report.usage, "driver": own})
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         cut: list[str] = self._call(self._controller.cut_prompts.remote(list(prompts)))

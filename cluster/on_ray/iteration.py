@@ -22,6 +22,7 @@ from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray, Task, fill_scores
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import NOTHING, Usage
 from ..run.cuts import training_tasks
 from ..run.loop import shown_trees
 from ..run.phases import Timeline
@@ -111,6 +112,8 @@ class Iteration:
         self.task_seconds: dict[tuple[int, ...], float] = {}
         """Trees of a task -> the seconds of sampling them, without the time for which scoring held it up."""
         self.leaves_scored = 0
+        self.usage: dict[str, Usage] = {}
+        """Phase -> what its processes have spent, also on tasks that were rerun."""
         self._trees: dict[int, asyncio.Future[RemoteTree[Any]]] = {
             number: asyncio.get_running_loop().create_future() for number in range(len(prompts))
         }
@@ -127,6 +130,10 @@ class Iteration:
         async with task_group() as group:
             for task in self.tasks:
                 group.create_task(sample(self, task))
+
+    def spent(self, phase: str, usage: Usage) -> None:
+        """Note what a process has spent on a phase."""
+        self.usage[phase] = self.usage.get(phase, NOTHING) + usage
 
     def growing(self, task: Task) -> dict[int, GrowingTree]:
         """Those trees of a task that aren't complete yet, as they are before anything has arrived."""

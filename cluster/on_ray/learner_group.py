@@ -10,6 +10,7 @@ import ray
 from ...proto.remote_tree import RemoteTree
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import NOTHING, Usage
 from .messages import ProcessInfo, WeightsRef
 
 
@@ -25,21 +26,25 @@ class LearnerGroup:
         meeting = await self.actors[0].meeting_place.remote() if len(self.actors) > 1 else None
         self.infos = await self._all(lambda rank: rank.setup.remote(meeting))
 
-    async def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
-        """Add the gradients of a window of scored trees. Returns the update's figures if the window ends an update."""
+    async def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
+        """Add the gradients of a window of scored trees. Returns the update's figures if the window ends an update, and
+        what all ranks have spent."""
         # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
         given = window if len(self.actors) == 1 else ray.put(window)
-        stats: list[UpdateStats | None] = await self._all(lambda rank: rank.accumulate.remote(given))
-        first, *others = stats
+        done: list[tuple[UpdateStats | None, Usage]] = await self._all(lambda rank: rank.accumulate.remote(given))
+        first, *others = (stats for stats, _ in done)
         if first:
             for other in others:
                 pairs = zip(first.recorded, other.recorded if other else (), strict=True)
                 first.recorded = tuple(own.joined(more) for own, more in pairs)
-        return first
+        return first, sum((usage for _, usage in done), NOTHING)
 
-    async def publish(self) -> WeightsRef:
-        """Make a new version of the weights."""
-        return await self._weights(lambda rank: rank.publish)
+    async def publish(self) -> tuple[WeightsRef, Usage]:
+        """Make a new version of the weights. Returns it, and what all ranks have spent."""
+        calls = [actor.publish.options(num_returns=3).remote() for actor in self.actors]
+        versions = await asyncio.gather(*(version for version, _, _ in calls))
+        usages = await asyncio.gather(*(usage for _, _, usage in calls))
+        return WeightsRef(versions[0], calls[0][1]), sum(usages, NOTHING)
 
     async def weights(self) -> WeightsRef:
         """The current version of the weights."""

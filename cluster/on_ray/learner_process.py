@@ -1,7 +1,6 @@
 """The work of a learner rank on Ray: windows of trees are fetched and learned from, weights packed for publishing."""
 
 import os
-import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -21,6 +20,7 @@ from ...proto.remote_tree import RemoteTree, States
 from ...proto.tracing import span
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import Stopwatch, Usage, export
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
 from ..run.checkpoints import PREVIOUS
@@ -38,6 +38,7 @@ class LearnerProcess:
     def __init__(self, launch: Launch, meeting: tuple[str, int] | None, store: Any) -> None:
         """Joins the other ranks at `meeting`, if there are any, and loads; rank 0 has opened the `store` there."""
         torch.set_num_threads(launch.threads)
+        export("learning", "publishing")
         settings, self.rank = launch.settings, launch.rank
         device = find_device(settings.policy)
         os.environ["DS_ACCELERATOR"] = device.type
@@ -48,20 +49,25 @@ class LearnerProcess:
         policy = load_policy(settings.policy, network_only=self.network_only, build=build)
         self.learner = Learner(policy, settings)
 
-    def accumulate(self, window: Window[RemoteTree[Any]]) -> UpdateStats | None:
-        """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update."""
-        start = time.perf_counter()
+    def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
+        """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update.
+
+        Returns the figures of that update, and what the call has cost.
+        """
+        watch = Stopwatch("learning")
         with span("learn", iteration=window.iteration, trees=[tree.number for tree in window.trees]):
             self.learner.accumulate(window.of(lambda tree: tree.tree(_fetched)))
             stats = self.learner.step() if window.closes_update else None
-        metrics.LEARNING_SECONDS.inc(time.perf_counter() - start)
-        return stats
+        usage = watch.lap()
+        metrics.LEARNING_SECONDS.inc(usage.seconds)
+        return stats, usage
 
-    def publish(self) -> tuple[int, Weights | None]:
-        """Make a new version. Returns its number and, on rank 0, its weights."""
+    def publish(self) -> tuple[int, Weights | None, Usage]:
+        """Make a new version. Returns its number, on rank 0 its weights, and what the call has cost."""
+        watch = Stopwatch("publishing")
         with span("publish", version=self.learner.version + 1):
             self.learner.publish()
-            return self.weights()
+            return *self.weights(), watch.lap()
 
     def weights(self) -> tuple[int, Weights | None]:
         """The current version's number and, on rank 0, its weights."""

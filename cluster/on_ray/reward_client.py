@@ -15,6 +15,7 @@ from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from ...proto.errors import InputError
 from ...proto.scoring import NotScored, ScoreReply, is_final
+from ...proto.usage import NOTHING
 
 ATTEMPTS = 6
 """Times a request is sent, with waits of 0.2 to 5 s between them: a replica that died is replaced in that time."""
@@ -62,7 +63,8 @@ class RewardClient:
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for reply in replies:
             scores.update(reply.scores)
-        reply = ScoreReply({name: scores[name] for name in rewards if name in scores}, id)
+        usage = sum((reply.usage for reply in replies), NOTHING)
+        reply = ScoreReply({name: scores[name] for name in rewards if name in scores}, id, usage)
         return reply.check(rewards, len(prompts))
 
     async def _score(self, model: str, media: Any, prompts: list[str], id: str) -> ScoreReply:

@@ -27,6 +27,7 @@ from ...proto.logs import mark_warnings
 from ...proto.scoring import NotScored, is_final
 from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...proto.tracing import start_tracing
+from ...proto.usage import export
 from ...reward_service import metrics
 from ...reward_service.replica import Replica, Scored
 from ...reward_service.scorers import reward_models
@@ -86,6 +87,7 @@ class ServedReplica:
                 raise  # Serve starts it again
             self._failure = error
         metrics.export(model)
+        export("scoring")
         self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
         name, namespace = directory
         start_exporter(

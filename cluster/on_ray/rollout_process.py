@@ -12,6 +12,7 @@ import torch
 from ...proto.remote_tree import PartHeader, States, part_id, states_of
 from ...proto.tracing import span
 from ...proto.tree import Task
+from ...proto.usage import Stopwatch, export
 from ...rollout_workers import metrics
 from ...rollout_workers.policies.base import add_adapters
 from ...rollout_workers.policies.load import load_policy
@@ -34,13 +35,15 @@ class Sampler:
         self._use(weights)
         metrics.WEIGHTS_STALENESS.set(newest - weights.version)
         counted = time.perf_counter()
+        watch = Stopwatch("rollout")
         with span("task", iteration=task.iteration, trees=task.trees):
             for part in self.worker.sample(task):
-                given = time.perf_counter()
+                given, usage = time.perf_counter(), watch.lap()
                 with span("hand over", part=part_id(task.iteration, part.tree, part.leaves)):
                     yield part.media
                     yield states_of(part)
-                    yield PartHeader.of(part)
+                    yield PartHeader.of(part, usage)
+                watch.start()
                 now = time.perf_counter()
                 metrics.HANDING_OVER_SECONDS.inc(now - given)
                 metrics.SAMPLING_SECONDS.inc(now - counted)
@@ -66,6 +69,7 @@ class RolloutProcess(Sampler):
     def __init__(self, launch: Launch) -> None:
         """Loads the policy. Raises InputError if it can't be loaded."""
         torch.set_num_threads(launch.threads)
+        export("rollout")
         settings = launch.settings
         policy = load_policy(settings.policy)
         if settings.learner.lora:

@@ -10,14 +10,21 @@ from types import ModuleType
 from prometheus_client.metrics import MetricWrapperBase
 
 from ...learner import metrics as learner
+from ...proto import usage
 from ...proto.yaml12 import read_yaml
 from ...reward_service import metrics as scoring
 from ...rollout_workers import metrics as sampling
 from ..on_ray import metrics as run
 
 ALERTS = Path(__file__).parents[1] / "observability" / "prometheus" / "alerts.yaml"
-EXPORTED_BY = {"controller": run, "rollout": sampling, "learner": learner, "reward": scoring}
-"""Component -> the metrics of such processes."""
+EXPORTED_BY = {
+    "controller": run,
+    "rollout": sampling,
+    "learner": learner,
+    "reward": scoring,
+    "rollout, learner, reward": usage,
+}
+"""Components -> the metrics of such processes."""
 
 
 @dataclass(frozen=True)
@@ -51,8 +58,9 @@ def page() -> str:
     alerts = (f"- `{rule['alert']}`: {rule['annotations']['description']}" for rule in rules["rules"])
     wrapped = "\n".join(fill(alert, 120, subsequent_indent="  ", break_on_hyphens=False) for alert in alerts)
     lines = [Path(__file__).with_suffix(".md").read_text().replace("[alerts]", wrapped)]
-    for component, module in EXPORTED_BY.items():
-        lines += [f"### Component `{component}`", "", "| series | type | labels | meaning |", "|---|---|---|---|"]
+    for components, module in EXPORTED_BY.items():
+        named = " and ".join(f"`{component}`" for component in components.split(", "))
+        lines += [f"### Component {named}", "", "| series | type | labels | meaning |", "|---|---|---|---|"]
         for series in series_of(module):
             labels = ", ".join(f"`{label}`" for label in series.labels)
             lines.append(f"| `{series.name}` | {series.kind} | {labels} | {series.meaning} |")

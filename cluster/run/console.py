@@ -120,7 +120,8 @@ class RunDisplay:
         """Print the rewards and seconds of a finished iteration."""
         rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
         phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
-        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}")
+        cpu = sum(usage.cpu_seconds for usage in report.usage.values())
+        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}  |  {cpu:.1f} CPU s")
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 

@@ -26,7 +26,7 @@ from . import checkpoints
 from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
 from .loop import IterationReport, Progress, shown_trees
-from .phases import Timeline
+from .phases import OwnTimeline
 from .planner import Planner
 from .samples import TreeSamples
 from .tree_record import TreeRecord, tree_record
@@ -55,7 +55,7 @@ class InProcessLoop:
         self.worker = RolloutWorker(sampler, settings.rollout, self.learner.version, self.learner.kept_forwards)
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
-        timeline = Timeline()
+        timeline = OwnTimeline()
         plan, rewards = self.planner.plan(number), list(self.settings.training_rewards)
         schedule, prompts = plan.schedule, plan.prompts
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
@@ -92,6 +92,7 @@ class InProcessLoop:
             iteration=number,
             rewards={name: np.concatenate([tree.rewards[name] for tree in trees]) for name in rewards},
             seconds={name: timeline.seconds(name) for name in timeline.spans},
+            usage=timeline.usage,
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             diversity=float(diversity.mean()),

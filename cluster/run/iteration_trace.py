@@ -39,6 +39,8 @@ class Span:
     start: float
     end: float
     attributes: dict[str, Any] = field(default_factory=dict, hash=False)
+    cpu: float | None = None
+    """CPU seconds of its process meanwhile; None for a process that does several things at once."""
 
     def gives(self) -> list[str]:
         """Keys of the results that other spans may need."""
@@ -251,6 +253,8 @@ class PoolUse:
     """Seconds, added up over them."""
     waited: float
     """Seconds of these in which they waited to hand parts over."""
+    cpu: Mapping[str, float]
+    """Process -> its CPU seconds at work."""
 
 
 def idle(trace: IterationTrace) -> list[PoolUse]:
@@ -264,14 +268,31 @@ def idle(trace: IterationTrace) -> list[PoolUse]:
     uses = []
     for pool, processes in pools.items():
         idle = waited = 0.0
-        for spans in processes.values():
+        cpu = {}
+        for process, spans in processes.items():
+            cpu[process] = sum(_cpu_within(span, trace) for span in _outermost(spans))
             clipped = [(span, max(span.start, trace.start), min(span.end, trace.end)) for span in spans]
             handing = length([[start, end] for span, start, end in clipped if span.name in WAITS], trace.end)
             idle += trace.seconds - length([[start, end] for _, start, end in clipped], trace.end) + handing
             waited += handing
         unseen = max(trace.processes.get(pool, 0) - len(processes), 0)
-        uses.append(PoolUse(pool, len(processes) + unseen, idle + unseen * trace.seconds, waited))
+        uses.append(PoolUse(pool, len(processes) + unseen, idle + unseen * trace.seconds, waited, cpu))
     return sorted(uses, key=lambda use: use.idle / use.processes)
+
+
+def _outermost(spans: Sequence[Span]) -> list[Span]:
+    """Spans of one process that are part of no other one."""
+    found: list[Span] = []
+    for span in sorted(spans, key=lambda span: (span.start, -span.end)):
+        if not found or not _inside(span, found[-1]):
+            found.append(span)
+    return found
+
+
+def _cpu_within(span: Span, trace: IterationTrace) -> float:
+    """CPU seconds of the part of a span that lies in the iteration."""
+    inside = min(span.end, trace.end) - max(span.start, trace.start)
+    return (span.cpu or 0.0) * inside / (span.end - span.start) if span.end > span.start else 0.0
 
 
 def lanes(spans: Sequence[Span]) -> list[list[Span]]:

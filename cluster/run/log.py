@@ -141,6 +141,11 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "started": time.time() - seconds,
         "seconds": seconds,
         "phase_seconds": report.seconds,
+        "busy_seconds": {phase: usage.seconds for phase, usage in report.usage.items()},
+        "cpu_seconds": {phase: usage.cpu_seconds for phase, usage in report.usage.items()},
+        "gpu_seconds": {
+            phase: usage.gpu_seconds for phase, usage in report.usage.items() if usage.gpu_seconds is not None
+        },
         "rewards": {
             name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()

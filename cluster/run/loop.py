@@ -10,6 +10,7 @@ import numpy.typing as npt
 
 from ...proto.settings import LoggingSettings
 from ...proto.update_stats import UpdateStats
+from ...proto.usage import Usage
 from .evaluation import Evaluation
 from .samples import TreeSamples
 from .tree_record import TreeRecord
@@ -39,6 +40,8 @@ class IterationReport:
     updates: list[UpdateStats]
     diversity: float
     """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
+    usage: dict[str, Usage] = field(default_factory=dict)
+    """Phase -> what all processes have spent on it; on Ray also that of `controller` and `driver`."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False

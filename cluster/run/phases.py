@@ -8,6 +8,7 @@ from dataclasses import dataclass, field
 from typing import Any, TypeVar
 
 from ...proto.tracing import span as traced
+from ...proto.usage import NOTHING, Stopwatch, Usage
 
 Item = TypeVar("Item")
 Span = list[float]
@@ -50,6 +51,21 @@ class Timeline:
         """Share of phase `name` during which phase `behind` was running too; 0 for a phase that never was."""
         total = self.seconds(name)
         return (total + self.seconds(behind) - self.seconds(name, behind)) / total if total else 0.0
+
+
+@dataclass
+class OwnTimeline(Timeline):
+    """The phases of a process that goes through them one after the other, and what it spends on them."""
+
+    usage: dict[str, Usage] = field(default_factory=dict)
+    """Phase -> what it has cost."""
+
+    @contextmanager
+    def phase(self, name: str, **attributes: Any) -> Iterator[None]:
+        watch = Stopwatch(name)
+        with super().phase(name, **attributes):
+            yield
+        self.usage[name] = self.usage.get(name, NOTHING) + watch.lap()
 
 
 def length(spans: Sequence[Span], now: float) -> float:

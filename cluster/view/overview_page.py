@@ -106,6 +106,13 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     for index, phase in enumerate(phases):
         seconds.layer(phase, column(metrics, "phase_seconds", phase), index)
     seconds.line("iteration", column(metrics, "seconds"), 7)
+    spent = chart(
+        "CPU seconds by phase",
+        "Stacked, of all processes. Where fewer than the busy seconds times threads, processes waited for a core.",
+    )
+    busy = list(dict.fromkeys(name for line in metrics for name in _keys(line.get("cpu_seconds"))))
+    for index, phase in enumerate(busy):
+        spent.layer(phase, column(metrics, "cpu_seconds", phase), index)
     shares = chart(
         "Shares of rewards", "Stacked. How much of the advantages is due to each reward (advantage.combine).", 0.0
     )
@@ -124,6 +131,7 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
         single("Diversity", "Of the leaves of a tree. If it falls, samples become alike.", "diversity"),
         *([shares] if len(rewards) > 1 else []),
         seconds,
+        *([spent] if busy else []),
         edges,
         single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction"),
         ratio,

@@ -1,6 +1,7 @@
 """The section of where an iteration's seconds went: a lane for each process, and the critical path."""
 
 from collections import defaultdict
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -32,6 +33,8 @@ class Lane:
     """The bars of a process, in lines in each of which any two are apart or one within the other."""
 
     process: str
+    cpu: float | None
+    """CPU seconds at work; None if they weren't measured."""
     lines: list[list[Bar]]
 
 
@@ -55,22 +58,23 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     names = list(dict.fromkeys(span.name for span in trace.spans))
     colours = {name: index % COLOURS for index, name in enumerate(names)}
     steps = [(step, colours.get(step.name.partition(": ")[2])) for step in path]
+    uses = idle(trace)
     return render(
         "time.html",
         trace=trace,
         iterations=iterations,
         path=[_bar(trace, step.name, step.start, step.end, colour, True) for step, colour in steps],
-        lanes=_lanes(trace, path, colours),
+        lanes=_lanes(trace, path, colours, {process: cpu for use in uses for process, cpu in use.cpu.items()}),
         colours=colours,
         ticks=[(25 * i, seconds(trace.seconds * i / 4)) for i in range(5)],
         totals=sorted(((name, len(parts), sum(parts)) for name, parts in totals.items()), key=lambda row: -row[2]),
-        idle=idle(trace),
+        idle=uses,
         action=links.section("time"),
         newest="iteration" not in asked,
     )
 
 
-def _lanes(trace: IterationTrace, path: list[Step], colours: dict[str, int]) -> list[Lane]:
+def _lanes(trace: IterationTrace, path: list[Step], colours: dict[str, int], cpu: Mapping[str, float]) -> list[Lane]:
     processes: dict[tuple[str, str], list[Span]] = defaultdict(list)
     for span in trace.spans:
         if span.name != "iteration":
@@ -86,6 +90,7 @@ def _lanes(trace: IterationTrace, path: list[Step], colours: dict[str, int]) -> 
     return [
         Lane(
             process,
+            cpu.get(process),
             [
                 [_bar(trace, span.name, span.start, span.end, colours[span.name], critical(span)) for span in line]
                 for line in lanes([span for span in spans if span.end - span.start > MINIMUM_SHARE * trace.seconds])

@@ -85,6 +85,10 @@ def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Pa
     assert [line["rewards"] for line in lines] == [line["rewards"] for line in reference]
     assert all(line["logprob_abs_diff"] < 1e-5 for line in lines)
     assert sum(line["edges"] for line in lines) > 0
+    for line in lines:
+        assert line["cpu_seconds"].keys() == line["busy_seconds"].keys() == line["phase_seconds"].keys()
+        assert line["busy_seconds"] == pytest.approx(line["phase_seconds"], abs=0.05)
+        assert (line["gpu_seconds"] == {}) == (not torch.cuda.is_available())
 
     summary = json.loads((straight / "summary.json").read_text())
     assert summary["iterations"] == 3

@@ -18,6 +18,7 @@ from urllib.parse import urlencode
 import matplotlib.pyplot as plt
 import pytest
 import requests
+import torch
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, reachable, started
 from branchgrpo.cluster.commands import draw_dashboards
 from branchgrpo.cluster.commands.draw_dashboards import draw
@@ -33,6 +34,7 @@ from branchgrpo.cluster.pages.metrics import EXPORTED_BY, series_name, series_of
 from branchgrpo.cluster.run.iteration_trace import critical_path, read
 from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.learner import metrics as learner
+from branchgrpo.proto import usage
 from branchgrpo.proto.prompts import read_prompts
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -221,13 +223,16 @@ def assert_queries_find_data(prometheus: Prometheus, start: float, end: float) -
 
 
 def assert_components_export_their_own(prometheus: Prometheus) -> None:
-    for component, module in EXPORTED_BY.items():
+    for components, module in EXPORTED_BY.items():
         for series in series_of(module):
             if "evaluation" in series.name:  # there has been none yet
                 continue
+            if "gpu_seconds" in series.name and not torch.cuda.is_available():
+                continue
             name = f"{series.name}_sum" if series.kind == "histogram" else series.name
             found = prometheus.ask("query", query=f"count by (component) ({name})")
-            assert [one["metric"] for one in found] == [{"component": component}], name
+            exporters = {one["metric"]["component"] for one in found}
+            assert exporters == set(components.split(", ")), name
 
 
 def assert_counts_are_right(prometheus: Prometheus, settings: RunSettings, reports: list[IterationReport]) -> None:
@@ -242,6 +247,9 @@ def assert_counts_are_right(prometheus: Prometheus, settings: RunSettings, repor
     assert counted(sampling.LEAVES_SAMPLED) == counted(run.LEAVES_SCORED) == trees * schedule.leaves
     assert counted(scoring.LEAVES_SCORED) == trees * schedule.leaves
     assert counted(learner.EDGES_TRAINED) + counted(learner.EDGES_SKIPPED) == trees * schedule.trained_edges
+    for phase in ("rollout", "scoring", "learning", "publishing"):
+        told = sum(report.usage[phase].cpu_seconds for report in reports)
+        assert counted(usage.CPU_SECONDS, f'{{phase="{phase}"}}') == pytest.approx(told)
     assert counted(learner.ROWS_TRAINED) == sum(update.rows for report in reports for update in report.updates)
     for phase in run.PHASES:
         seconds = sum(report.seconds[phase] for report in reports)

@@ -173,6 +173,7 @@ def test_a_torn_line_of_spans_costs_only_itself(tmp_path: Path) -> None:
     assert [one.name for one in found.spans] == ["iteration", "forward", "fails"]
     assert [one.name for one in innermost(found.spans)] == ["forward", "fails"]
     outer, forward, fails = found.spans
+    assert 0 <= forward.cpu <= outer.cpu
     assert outer.start <= forward.start <= forward.end <= fails.start <= fails.end <= outer.end
     assert (forward.attributes, forward.pool) == ({"rows": 2}, "rollout_workers")
 
