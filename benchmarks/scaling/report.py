@@ -20,12 +20,14 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cluster.plan.costs import Cluster, Costs
+from ...cluster.plan.reward_shapes import VIT_H
 from ...cluster.plan.simulation import Outcome, simulate
 from ...proto.remote_tree import states_of
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import parse_settings
 from ...proto.tree import Task
-from ..support.model_sizes import PIXELS, VIT_H, Counted, count, sampled_tree, sizes
+from ..support.model_sizes import PIXELS, Counted, count
+from ..support.part_sizes import sampled_tree, sizes
 from ..support.report import OUT, Out, Rounds, report_path, write_report
 from . import microbenchmarks
 from .validation import check

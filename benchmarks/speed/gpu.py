@@ -31,6 +31,8 @@ from rich.progress import Progress
 from rich.table import Table
 from transformers import CLIPVisionConfig, CLIPVisionModel
 
+from ...cluster.plan.flops import count_flops
+from ...cluster.plan.reward_shapes import VIT_H
 from ...learner.credit import tree_credit
 from ...learner.objective import clipped_objective, means_logprobs, predicted_means
 from ...learner.rows import micro_batches, pick_rows
@@ -58,8 +60,6 @@ from ..support.model_sizes import (
     TEXT_CHANNELS,
     TEXT_TOKENS,
     VAE_BLOCKS,
-    VIT_H,
-    flops,
     flux_autoencoder,
 )
 from ..support.report import OUT, Out, report_path, write_report
@@ -325,7 +325,7 @@ def main(
     scale, path = TINY if tiny else FULL, report_path(out, "gpu")
     found = _earlier(path, {"device": name, "tiny": tiny, "steps": steps, "rows": rows, "times": times})
     shapes = Bench(scale, torch.device("meta"), compiled=False)
-    row_flops = flops(lambda: shapes.forward(1))
+    row_flops = count_flops(lambda: shapes.forward(1))
     ways = ["eager", "compiled"] if compiled else ["eager"]
     with Progress(transient=True) as progress:
         for way in ways:

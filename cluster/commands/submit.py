@@ -37,6 +37,7 @@ SHIPPED = (
     "cluster/observability/grafana/**/*",
     "cluster/observability/prometheus/*.yaml",
     "cluster/on_ray/*.py",
+    "cluster/plan/*.py",
     "cluster/run/*.py",
     "cluster/study/*.py",
     "cluster/view/**/*",

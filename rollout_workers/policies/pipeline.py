@@ -2,7 +2,7 @@
 
 import os
 import shutil
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
 from pathlib import Path
@@ -69,8 +69,7 @@ class PipelinePolicy(PromptEncoding):
         around = {name for name, part in parts.items() if part.has_weights and name not in self.networks}
         null = find_parts(folder).keys() - parts.keys()
         absent = {**dict.fromkeys(null), **self.absent, **(dict.fromkeys(around) if network_only else {})}
-        if problems := find_problems(part for name, part in parts.items() if name not in absent):
-            raise InputError("\n".join(problems))
+        self.check_parts([part for name, part in parts.items() if name not in absent])
         networks = {name: parts[name] for name in self.networks if name in parts}
         self.start = Start()
         if settings.start_from:
@@ -112,6 +111,11 @@ class PipelinePolicy(PromptEncoding):
             part.requires_grad_(False)
         if self.vae is not None:
             self.vae.requires_grad_(False).to(device)
+
+    def check_parts(self, parts: Sequence[Part]) -> None:
+        """Raises InputError for parts that can't be loaded, before any is."""
+        if problems := find_problems(parts):
+            raise InputError("\n".join(problems))
 
     @classmethod
     def find_parts(cls, folder: Path, variant: str | None) -> dict[str, Part]:

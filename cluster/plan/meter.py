@@ -1,0 +1,100 @@
+"""Calls on shapes without numbers (the meta device): their floating-point operations, and the bytes that they hold."""
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+from unittest.mock import patch
+
+import torch
+import torch.nn.functional as F
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map_only
+from torch.utils.flop_counter import flop_registry
+
+META = torch.device("meta")
+aten: Any = torch.ops.aten
+
+
+class Meter(TorchDispatchMode):
+    """Counts what is done with shapes while it is active.
+
+    What was computed from a shape is a shape, also if real tensors took part. Small tensors that decide about control
+    flow (noise levels, masks, tokens) can so stay real: what depends on their numbers is as in a run.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.flops = 0.0
+        """A multiplication with an addition counts as two."""
+        self.bytes = 0
+        """Of all shapes that were computed, those that are still held."""
+        self.peak = 0
+        """The maximum of `bytes`."""
+        self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
+        self._given: dict[int, torch.UntypedStorage] = {}
+        """What was there before, such as parameters."""
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        tensors = [leaf for leaf in tree_leaves((args, kwargs)) if isinstance(leaf, torch.Tensor)]
+        shapes = [tensor for tensor in tensors if tensor.is_meta]
+        for shape in shapes:
+            storage = shape.untyped_storage()
+            if id(storage) not in self._held:
+                self._given[id(storage)] = storage
+        if shapes:
+            if func is aten._local_scalar_dense.default:  # whether a mask hides nothing: prompts are whole
+                return True
+            if len(shapes) < len(tensors) and func is not aten.index.Tensor:  # which looks at a mask
+                args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(META), (args, kwargs))
+            if kwargs.get("device") is not None:
+                kwargs = {**kwargs, "device": META}
+        result = func(*args, **kwargs)
+        if count := flop_registry.get(func.overloadpacket):
+            self.flops += count(*args, **kwargs, out_val=result)
+        for leaf in tree_leaves(result):
+            if isinstance(leaf, torch.Tensor) and leaf.is_meta:
+                self._hold(leaf.untyped_storage())
+        return result
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key, size = id(storage), storage.nbytes()
+        if key in self._held or key in self._given:
+            return
+
+        def release(_: object) -> None:
+            del self._held[key]
+            self.bytes -= size
+
+        self._held[key] = weakref.ref(storage, release)
+        self.bytes += size
+        self.peak = max(self.peak, self.bytes)
+
+
+@contextmanager
+def metered() -> Iterator[Meter]:
+    """Within it, operations on shapes are counted, and attention is a fused kernel as on devices."""
+    with patch.object(F, "scaled_dot_product_attention", _attention), Meter() as meter:
+        yield meter
+
+
+def _attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """Attention that keeps no scores. By itself the meta device takes one step after the other."""
+    if enable_gqa:
+        groups = query.shape[-3] // key.shape[-3]
+        key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)
+    if attn_mask is not None:
+        attn_mask = attn_mask.to(query.dtype).expand(*query.shape[:-1], key.shape[-2])
+    attend = aten._scaled_dot_product_efficient_attention
+    attended: torch.Tensor = attend(query, key, value, attn_mask, True, dropout_p, is_causal, scale=scale)[0]
+    return attended

@@ -1,0 +1,94 @@
+"""The networks of a run as shapes without numbers, on the meta device: of files, only configurations are read."""
+
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import diffusers
+import torch
+import transformers
+
+from ...proto.errors import InputError
+from ...proto.settings import RunSettings
+from ...proto.tree import Conditioning
+from ...rollout_workers.policies.base import Weights
+from ...rollout_workers.policies.load import find_adapter, find_policy
+from ...rollout_workers.policies.pipeline import PipelinePolicy
+from ...rollout_workers.policies.prompt_encoding import NEGATIVE
+from ...rollout_workers.policies.weights import without_numbers
+from .meter import metered
+
+
+def policy_shapes(settings: RunSettings) -> PipelinePolicy:
+    """The policy as the learner trains it and the rollout calls it, with shapes in place of numbers, on the CPU by its
+    own account.
+
+    Files of weights needn't be there. Raises InputError as the policy itself would, and for one that is over no
+    diffusers pipeline.
+    """
+    here = settings.policy.model_copy(update={"device": "cpu", "compile": False})
+    folder, name = find_policy(here)
+    family: Any = find_adapter(name)
+    if not issubclass(family, PipelinePolicy):
+        raise InputError(f"policy.adapter is '{name}', no PipelinePolicy: what its network takes can't be counted")
+    for library in (diffusers, transformers):
+        library.utils.logging.disable_progress_bar()
+    precision = getattr(torch, here.precision)
+
+    def shapes(make: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
+        with torch.device("meta"):
+            return _cast(make(), precision)
+
+    unchecked = type(family)(family.__name__, (_WithoutFiles, family), {})
+    policy: PipelinePolicy = unchecked(folder, here, torch.device("cpu"), network_only=True, build=shapes)
+    for part in family.find_parts(folder, here.variant).values():
+        if part.has_weights and part.name not in family.networks:
+            if part.library == "diffusers":
+                module = without_numbers(part)
+            else:
+                kind = getattr(transformers, part.class_name)
+                with torch.device("meta"):
+                    module = kind(kind.config_class.from_pretrained(part.folder, local_files_only=True))
+            own = torch.float32 if part.name in family.float32_parts else precision
+            policy.pipeline.register_modules(**{part.name: _cast(module, own).eval().requires_grad_(False)})
+    if settings.learner.lora:
+        with torch.device("meta"):
+            policy.add_lora(settings.learner.lora)
+    if settings.learner.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    return policy
+
+
+@torch.no_grad()
+def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
+    """The conditioning on a prompt that fills `policy.max_sequence_length`, and with guidance on the negative one."""
+    with metered(), _quiet():  # libraries warn of what they cut
+        one = policy.embed("a " * policy.settings.max_sequence_length)
+    return {**one, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    loggings = diffusers.utils.logging, transformers.utils.logging
+    levels = [logging.get_verbosity() for logging in loggings]
+    for logging in loggings:
+        logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        for logging, level in zip(loggings, levels, strict=True):
+            logging.set_verbosity(level)
+
+
+class _WithoutFiles:
+    """A policy that may lack its files of weights."""
+
+    def check_parts(self, parts: Sequence[Any]) -> None:
+        """Nothing is read from them."""
+
+
+def _cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """A module with all parameters in `dtype`, as policies have them."""
+    for parameter in module.parameters():
+        parameter.data = parameter.data.to(dtype)
+    return module

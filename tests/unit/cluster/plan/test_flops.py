@@ -1,0 +1,102 @@
+"""What a run computes, counted on shapes."""
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from branchgrpo.benchmarks.support.model_sizes import flux_dev
+from branchgrpo.cluster.plan.flops import count_work
+from branchgrpo.cluster.plan.shapes import conditioning_shapes, policy_shapes
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.rollout_workers.policies.base import collate
+from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of
+from support import RECIPES, Settings
+from torch.nn.attention import SDPBackend, sdpa_kernel
+from torch.utils.flop_counter import FlopCounterMode
+
+LONG = "9 " * 200
+"""More than is encoded of a prompt."""
+
+
+@pytest.fixture(scope="module")
+def flux(tmp_path_factory: pytest.TempPathFactory) -> RunSettings:
+    """The paper's recipe, over the published configurations alone."""
+    folder = flux_dev(tmp_path_factory.mktemp("flux"))
+    return load_recipe(RECIPES / "flux_hps_branch.yaml", [f"policy.pretrained={folder}"])
+
+
+def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
+    """Also with checkpoints, of which the backward pass computes all blocks again, and takes twice a forward pass."""
+    work = count_work(flux)
+    assert round(work.forward_row / 1e12, 2) == 37.28
+    assert round(work.decode_leaf / 1e12, 2) == 5.04
+    assert work.trained_row / work.forward_row == pytest.approx(4, rel=0.02)
+    assert work.score_leaf["hps"] == pytest.approx(2 * 632e6 * 257, rel=0.05)  # parameters times tokens
+
+
+@pytest.mark.parametrize("family", ["FLUX.1-dev", "SDXL", "Wan 2.2 14B", "Qwen-Image", "Z-Image"])
+def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
+    given = policy_of(family, tmp_path / "pipeline")
+    settings = run_settings({"policy": given.model_dump()})
+    policy, shapes = load_policy(given), policy_shapes(settings)
+    conditioning, work = collate([policy.encode(LONG)]), count_work(settings, shapes)
+    for name, value in collate([conditioning_shapes(shapes)]).items():
+        assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)
+    state = torch.zeros(1, *policy.latent_shape)
+    forward = _counted(lambda: policy.velocity(state, torch.tensor([0.5]), conditioning))
+    assert work.forward_row == pytest.approx(forward, rel=0.003)  # the negative prompt is short
+    assert work.decode_leaf == _counted(lambda: policy.decode(state))
+
+
+def _counted(call: Any) -> float:
+    """FLOPs of real tensors, with attention as two matrix products."""
+    with torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+        call()
+    return counter.get_total_flops()
+
+
+def test_adapters_have_no_gradient_of_other_weights(run_settings: Settings) -> None:
+    full, lora, checkpointed = (
+        count_work(run_settings(changes)).trained_row
+        for changes in ({}, {"learner.lora": {"rank": 1}}, {"learner.gradient_checkpointing": True})
+    )
+    forward = count_work(run_settings()).forward_row
+    assert full == pytest.approx(3 * forward, rel=0.05)
+    assert lora == pytest.approx(2 * forward, rel=0.15)
+    assert checkpointed == pytest.approx(4 * forward, rel=0.1)
+
+
+def test_kept_graphs_spare_a_pass_and_a_reference_takes_one(run_settings: Settings) -> None:
+    one = {"learner.updates_per_iteration": 1}
+    plain = count_work(run_settings(one))
+    kept, with_kl = (
+        count_work(run_settings({**one, name: value})).trained_row
+        for name, value in (("learner.keep_graph", True), ("learner.kl_weight", 1.0))
+    )
+    assert plain.trained_row - kept == with_kl - plain.trained_row == plain.forward_row
+
+
+def test_only_torch_models_of_known_shape_are_counted(run_settings: Settings) -> None:
+    rewards = {
+        "ocr": {},
+        "pick_score": {},
+        "aesthetic": {},
+        "image_reward": {},
+        "far": {"url": "http://far"},
+    }
+    scores = count_work(run_settings({"rewards": rewards})).score_leaf
+    assert scores["ocr"] is scores["far"] is None
+    assert scores["pick_score"] == pytest.approx(2 * 632e6 * 257, rel=0.05)
+    assert scores["aesthetic"] == pytest.approx(2 * 304e6 * 257, rel=0.05)
+    assert scores["image_reward"] is not None
+    assert scores["image_reward"] > 2 * 304e6 * 197
+
+
+def test_a_policy_over_no_pipeline_is_refused(run_settings: Settings) -> None:
+    changes = {"policy.adapter": "branchgrpo.benchmarks.support.gaussian:GaussianPolicy"}
+    with pytest.raises(InputError, match="policy.adapter is"):
+        count_work(run_settings(changes))
