@@ -27,7 +27,7 @@ from .run.evaluation import MADE_WITH, made_with, sampled_prompts
 from .run.folder import RunFolder
 from .run.log import RunLog
 from .run.loop import IterationReport, Loop
-from .run.new_folder import has_begun
+from .run.new_folder import has_begun, with_kept_pictures
 from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
 from .run.results import BEFORE_AFTER, draw_before_after, write_results
@@ -63,6 +63,7 @@ def train(
         opened = RunFolder.resume(settings, back_to) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
+            train_prompts, held_out = (with_kept_pictures(own, folder.path) for own in (train_prompts, held_out))
             try:
                 _go(folder, settings, display, stop, address, train_prompts, held_out)
             except BaseException as error:

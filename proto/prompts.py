@@ -1,7 +1,7 @@
 """Prompts and their sources: text, JSON, CSV, parquet, Hugging Face datasets.
 
-A prompt is its text. It may also carry the other fields of its row (the text to be drawn, a reference picture) for
-rewards.
+A prompt is its text. It may also carry pictures, which policies and rewards read, and the other fields of its row (the
+text to be drawn, say) for rewards.
 """
 
 import csv
@@ -13,12 +13,17 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any, Literal
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .atomic_files import decoded
 from .errors import InputError
+from .pictures import FOLDER as PICTURES
+from .pictures import Picture, Unreadable, find_pictures
+
+if TYPE_CHECKING:
+    from .settings import PromptSettings
 
 Row = tuple[str, Any]
 """What to call its place, and what stands there: a text, an object, or the ValueError of what can't be read."""
@@ -38,17 +43,27 @@ MAX_FIELD = 2**24
 
 
 class Prompt(str):
-    """A text with fields. Equal to, and hashed as, the text."""
+    """A text with fields and pictures. Prompts are equal if texts and pictures are, whatever their fields."""
 
     fields: Mapping[str, Any]
+    pictures: tuple[Picture, ...]
 
-    def __new__(cls, text: str, fields: Mapping[str, Any] | None = None) -> "Prompt":
+    def __new__(cls, text: str, fields: Mapping[str, Any] | None = None, pictures: Iterable[Picture] = ()) -> "Prompt":
         prompt = super().__new__(cls, text)
-        prompt.fields = dict(fields or {})
+        prompt.fields, prompt.pictures = dict(fields or {}), tuple(pictures)
         return prompt
 
     def __reduce__(self) -> tuple[Any, ...]:
-        return Prompt, (str(self), self.fields)
+        return Prompt, (str(self), self.fields, self.pictures)
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, str) and str(self) == str(other) and self.pictures == pictures_of(other)
+
+    def __ne__(self, other: object) -> bool:  # that of `str` compares texts alone
+        return not self == other
+
+    def __hash__(self) -> int:
+        return hash((str(self), self.pictures)) if self.pictures else hash(str(self))
 
 
 def fields_of(prompt: str) -> Mapping[str, Any]:
@@ -56,23 +71,47 @@ def fields_of(prompt: str) -> Mapping[str, Any]:
     return prompt.fields if isinstance(prompt, Prompt) else {}
 
 
+def pictures_of(prompt: str) -> tuple[Picture, ...]:
+    """The pictures of a prompt; a plain text has none."""
+    return prompt.pictures if isinstance(prompt, Prompt) else ()
+
+
+def identity(prompt: str) -> list[Any]:
+    """What tells a prompt from others, as plain data: its text, its fields and, if it has any, its pictures' names."""
+    names = [picture.name for picture in pictures_of(prompt)]
+    return [str(prompt), dict(fields_of(prompt)), *([names] if names else [])]
+
+
 def with_fields(prompts: Sequence[str], fields: Sequence[Mapping[str, Any]] | None) -> list[str]:
     """Prompts with the fields of each. Raises ValueError for another number of them."""
     return list(prompts) if fields is None else [Prompt(p, f) for p, f in zip(prompts, fields, strict=True)]
 
 
-def read_prompts(source: Path, setting: str, column: str = "prompt", *, quiet: bool = False) -> list[Prompt]:
+def prompts_in(settings: "PromptSettings", name: Literal["train", "held_out"], *, quiet: bool = False) -> list[Prompt]:
+    """All prompts of a source that the settings name. Raises InputError as `read_prompts` does."""
+    source = getattr(settings, name)
+    return read_prompts(source, f"prompts.{name}", settings.column, settings.picture_column, quiet=quiet)
+
+
+def read_prompts(
+    source: Path, setting: str, column: str = "prompt", picture_column: str | None = None, *, quiet: bool = False
+) -> list[Prompt]:
     """All prompts of a file, of a folder that `datasets` reads, or of `hf:NAME` of the hub (both with `@split`).
 
-    Rows are texts, or objects with the text under `column`; what else they hold are the prompt's fields, as JSON has
-    them: times are texts, bytes are in base64, NaN and infinity are null, a picture of a dataset is an object with
-    `bytes` and `path`. Rows without a text, or with what JSON can't hold, are left out, counted and named in a warning,
-    unless `quiet`. Raises InputError, naming `setting`, if the source can't be read or no prompt is left.
+    Rows are texts, or objects with the text under `column`, and with a picture or a list of them under
+    `picture_column`: paths that start in the source's folder, or files' bytes. What else they hold are the prompt's
+    fields, as JSON has them: times are texts, bytes are in base64, NaN and infinity are null, a picture of a dataset is
+    an object with `bytes` and `path`. Rows without a text, or with what JSON can't hold, are left out, counted and
+    named in a warning, unless `quiet`. Raises InputError, naming `setting`, if the source can't be read, if no prompt
+    is left, or for a row whose picture is missing or can't be read.
     """
     prompts, bad = [], []
+    folder = source if source.is_dir() else source.parent
     for place, row in _rows(source, setting, column):
         try:
-            prompts.append(_prompt(row, column))
+            prompts.append(_prompt(row, column, picture_column, folder))
+        except Unreadable as error:
+            raise InputError(f"{setting} is '{source}': {place} has {error}") from error
         except ValueError as error:
             bad.append(f"{place} has {' '.join(str(error).split())[:SHOWN]}")
     if bad and not quiet:
@@ -84,8 +123,8 @@ def read_prompts(source: Path, setting: str, column: str = "prompt", *, quiet: b
     return prompts
 
 
-def _prompt(row: Any, column: str) -> Prompt:
-    """The prompt of a row. Raises ValueError that says what the row has instead."""
+def _prompt(row: Any, column: str, picture_column: str | None, folder: Path) -> Prompt:
+    """The prompt of a row. Raises ValueError that says what the row has instead, Unreadable for its picture."""
     if isinstance(row, ValueError):
         raise row
     text, fields = row, {}
@@ -99,13 +138,14 @@ def _prompt(row: Any, column: str) -> Prompt:
         raise ValueError("a NUL in its text")
     if not _is_unicode(text):
         raise ValueError("half a character (a lone surrogate) in its text")
+    given = fields.pop(picture_column, None) if picture_column else None
     try:
         fields = to_jsonable_python(fields, bytes_mode="base64", inf_nan_mode="null")
         if not _is_unicode(json.dumps(fields, ensure_ascii=False)):
             raise ValueError("half a character (a lone surrogate)")
     except (PydanticSerializationError, ValueError, RecursionError) as error:
         raise ValueError(f"a field that can't be kept: {error}") from error
-    return Prompt(text, fields)
+    return Prompt(text, fields, find_pictures(given, picture_column, folder) if picture_column else ())
 
 
 def _is_unicode(text: str) -> bool:
@@ -116,9 +156,26 @@ def _is_unicode(text: str) -> bool:
     return True
 
 
-def write_lines(prompts: Sequence[str], column: str = "prompt") -> str:
-    """Prompts as JSON lines, of which `read_prompts` makes the same again."""
-    return "".join(json.dumps({column: str(p), **fields_of(p)}) + "\n" for p in prompts)
+def write_lines(prompts: Sequence[str], column: str = "prompt", picture_column: str | None = None) -> str:
+    """Prompts as JSON lines, of which `read_prompts` makes the same again, with pictures in the folder `PICTURES`."""
+
+    def row(prompt: str) -> dict[str, Any]:
+        pictures = [f"{PICTURES}/{picture.name}" for picture in pictures_of(prompt)]
+        return {column: str(prompt), **fields_of(prompt), **({picture_column: pictures} if picture_column else {})}
+
+    return "".join(json.dumps(row(prompt)) + "\n" for prompt in prompts)
+
+
+def dump_prompts(prompts: Sequence[str]) -> str:
+    """Prompts without their fields as JSON, of which `parse_prompts` makes the same again."""
+    entries = [[str(prompt), [picture.name for picture in pictures_of(prompt)]] for prompt in prompts]
+    return json.dumps([[text, names] if names else text for text, names in entries])
+
+
+def parse_prompts(text: str) -> list[Prompt]:
+    """The prompts that `dump_prompts` wrote; of their pictures, the names."""
+    pairs = [(entry, []) if isinstance(entry, str) else entry for entry in json.loads(text)]
+    return [Prompt(prompt, pictures=map(Picture, names)) for prompt, names in pairs]
 
 
 def _rows(source: Path, setting: str, column: str) -> Iterator[Row]:

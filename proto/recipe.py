@@ -13,7 +13,9 @@ from pydantic import BaseModel
 
 from .atomic_files import decoded, write_text
 from .errors import InputError
-from .prompts import HUB, read_prompts, write_lines
+from .pictures import FOLDER as PICTURES
+from .pictures import keep
+from .prompts import HUB, prompts_in, write_lines
 from .settings import RunSettings
 from .settings_errors import parse_settings, shown
 from .user_code import described, is_users
@@ -252,18 +254,20 @@ def dump_recipe(settings: RunSettings) -> str:
 
 
 def save_recipe(settings: RunSettings, folder: Path) -> Path:
-    """Write `folder`/recipe.yaml with copies of the prompt files beside it, and return its path.
+    """Write `folder`/recipe.yaml with copies of the prompts and their pictures beside it, and return its path.
 
     `load_recipe` makes the same settings of it, also where the original files are not.
     """
-    copies, column = {}, settings.prompts.column
+    copies, given = {}, settings.prompts
     for name in ("train", "held_out"):
-        if source := getattr(settings.prompts, name):
-            prompts = read_prompts(source, f"prompts.{name}", column, quiet=True)
-            lines = all(prompt.isprintable() and not prompt.fields for prompt in prompts)
+        if getattr(given, name):
+            prompts = prompts_in(given, name, quiet=True)
+            keep((picture for prompt in prompts for picture in prompt.pictures), folder / "prompts" / PICTURES)
+            lines = not given.picture_column and all(prompt.isprintable() and not prompt.fields for prompt in prompts)
             copies[name] = Path("prompts", f"{name}.{'txt' if lines else 'jsonl'}")
-            text = "".join(f"{prompt}\n" for prompt in prompts) if lines else write_lines(prompts, column)
+            text = "".join(f"{prompt}\n" for prompt in prompts)
+            text = text if lines else write_lines(prompts, given.column, given.picture_column)
             write_text(folder / copies[name], text)
-    own = settings.prompts.model_copy(update=copies)
+    own = given.model_copy(update=copies)
     write_text(folder / "recipe.yaml", dump_recipe(settings.model_copy(update={"prompts": own})))
     return folder / "recipe.yaml"

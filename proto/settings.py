@@ -208,6 +208,11 @@ class PromptSettings(Settings):
     column: str = "prompt"
     """The column with the prompt's text, if rows have several. The other columns are passed to rewards as the prompt's
     fields."""
+    picture_column: str | None = None
+    """The column with the pictures that the policy starts from, and that rewards see too: the path of a file, the bytes
+    of one, or a list of these, as many in every row. A relative path starts in the source's folder. They are scaled to
+    the policy's size, and cut where their sides have another ratio. The run folder keeps copies, which all processes
+    must be able to read. null: the policy reads no pictures."""
     per_iteration: Annotated[int, Field(gt=0, le=100_000)] = 8
     """Prompts, and so trees, per iteration. Their order is shuffled anew in each pass through the prompts. More give a
     steadier gradient and a longer iteration."""

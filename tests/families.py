@@ -16,6 +16,7 @@ from diffusers import (
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
     Flux2Transformer2DModel,
+    FluxKontextPipeline,
     FluxTransformer2DModel,
     PNDMScheduler,
     QwenImagePipeline,
@@ -73,6 +74,10 @@ def flux(*, dev: bool) -> DiffusionPipeline:
     pipeline.vae.register_to_config(scaling_factor=0.36, shift_factor=0.12)
     pipeline.register_modules(transformer=transformer, scheduler=FlowMatchEulerDiscreteScheduler(**shift))
     return pipeline
+
+
+def flux_kontext() -> DiffusionPipeline:
+    return FluxKontextPipeline(**flux(dev=True).components)
 
 
 def stable_diffusion_3(*, t5: bool = True) -> DiffusionPipeline:
@@ -336,6 +341,7 @@ def _clip(width: int) -> CLIPTextConfig:
 FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "FLUX.1-dev": lambda: flux(dev=True),
     "FLUX.1-schnell": lambda: flux(dev=False),
+    "FLUX.1 Kontext": flux_kontext,
     "FLUX.2 klein": flux2_klein,
     "Qwen-Image": qwen_image,
     "SD3.5": stable_diffusion_3,

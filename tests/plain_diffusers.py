@@ -1,6 +1,8 @@
 """What plain diffusers draws, and small runs of each family, to be compared with it."""
 
+import io
 import json
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -8,15 +10,35 @@ import numpy as np
 import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.loop import IterationReport
+from branchgrpo.proto.pictures import find_pictures
+from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families import saved
+from PIL import Image
 from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
+SIZE = {"height": 16, "width": 32}
+PICTURES = {"FLUX.1 Kontext": 1}
+"""Families that start from pictures, and from how many."""
+
+
+def prompts_of(family: str) -> tuple[str, ...]:
+    """Two prompts, with pictures of another size than what is drawn where the family starts from them."""
+    generator = np.random.default_rng(0)
+
+    def picture() -> bytes:
+        with io.BytesIO() as file:
+            Image.fromarray(generator.integers(0, 256, (3, 5, 3), np.uint8)).resize((50, 30)).save(file, "PNG")
+            return file.getvalue()
+
+    count = PICTURES.get(family, 0)
+    pictures = [find_pictures([picture() for _ in range(count)], "image", Path()) if count else () for _ in PROMPTS]
+    return tuple(Prompt(text, pictures=own) for text, own in zip(PROMPTS, pictures, strict=True))
 
 
 def plain(folder: str) -> Any:
@@ -25,7 +47,14 @@ def plain(folder: str) -> Any:
     return DiffusionPipeline.from_pretrained(folder, **{name: None for name, v in index.items() if v == [None, None]})
 
 
-def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor, *, as_it_is: bool = False) -> np.ndarray:
+def theirs(
+    pipeline: Any,
+    settings: PolicySettings,
+    starts: torch.Tensor,
+    prompts: Sequence[str] = PROMPTS,
+    *,
+    as_it_is: bool = False,
+) -> np.ndarray:
     """What plain diffusers draws from the starts, in [0, 1]; `as_it_is` with the pipeline's own scheduler."""
     published, video = pipeline.scheduler, settings.frames > 1
     config = published.config
@@ -39,11 +68,12 @@ def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor, *, as_
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             config, use_dynamic_shifting=False, shift=settings.shift
         )
-    flux, unet = "Flux" in type(pipeline).__name__, hasattr(pipeline, "unet")
-    scale = "true_cfg_scale" if "Qwen" in type(pipeline).__name__ else "guidance_scale"
+    name = type(pipeline).__name__
+    flux, unet = "Flux" in name, hasattr(pipeline, "unet")
+    scale = "true_cfg_scale" if "Qwen" in name else "guidance_scale"
     pipeline.set_progress_bar_config(disable=True)
     drawn = pipeline(
-        prompt=list(PROMPTS),
+        prompt=list(map(str, prompts)),
         height=settings.height,
         width=settings.width,
         num_inference_steps=STEPS,
@@ -52,10 +82,17 @@ def theirs(pipeline: Any, settings: PolicySettings, starts: torch.Tensor, *, as_
         **{scale: settings.guidance_scale},
         **({} if flux else {"negative_prompt": [settings.negative_prompt] * len(PROMPTS)}),
         **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
+        **({"image": _fitted(prompts, settings)} if any(map(pictures_of, prompts)) else {}),
+        **({"_auto_resize": False, "max_area": settings.height * settings.width} if "Kontext" in name else {}),
         **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
     )
     pipeline.scheduler = published
     return np.asarray(drawn.frames if video else drawn.images)
+
+
+def _fitted(prompts: Sequence[str], settings: PolicySettings) -> list[Image.Image]:
+    """The first picture of every prompt, in the policy's size."""
+    return [pictures_of(prompt)[0].fitted(settings.height, settings.width) for prompt in prompts]
 
 
 def starts(policy: Policy, seed: int) -> torch.Tensor:
@@ -63,7 +100,7 @@ def starts(policy: Policy, seed: int) -> torch.Tensor:
 
 
 def two_iterations(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings
+    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings, prompts: Sequence[str] = PROMPTS
 ) -> list[IterationReport]:
     """Two iterations with all that saves memory in one process."""
     run = run_settings(
@@ -79,7 +116,7 @@ def two_iterations(
             "learner.optimizer": {"learning_rate": 1e-3},
         }
     )
-    loop = InProcessLoop(run, PROMPTS)
+    loop = InProcessLoop(run, prompts)
     return [loop.iterate(number) for number in (1, 2)]
 
 
@@ -87,8 +124,7 @@ def policy_of(family: str, folder: Path) -> PolicySettings:
     """A small policy of a family, with guidance."""
     return PolicySettings(
         pretrained=str(saved(family, folder)),
-        height=16,
-        width=32,
+        **SIZE,
         frames=5 if "Wan" in family else 1,
         guidance_scale=3.0,
         negative_prompt="" if "FLUX" in family else "9",

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...proto.errors import InputError
-from ...proto.prompts import fields_of, read_prompts
+from ...proto.prompts import identity, prompts_in
 from ...proto.settings import RunSettings
 from .evaluation import short_name
 from .prompt_order import training_and_held_out
@@ -17,7 +17,7 @@ FIXED = {
     "learner.lora": "the checkpoint holds the weights of these adapters and no others",
 }
 """Settings, or sections of them, that no resumed run may change, each with the reason."""
-PLACES = ("name", "runs", "resume", "prompts.column")
+PLACES = ("name", "runs", "resume", "prompts.column", "prompts.picture_column")
 """Settings that say where a run is and how it is started. Prompts are compared by their content."""
 Content = Mapping[str, Any]
 
@@ -72,9 +72,9 @@ def _plain(settings: RunSettings) -> dict[str, Any]:
     """Settings as plain data; prompts by what the files hold, wherever these are."""
     content = settings.model_dump(mode="json")
     for name in ("train", "held_out"):
-        if path := getattr(settings.prompts, name):
-            prompts = read_prompts(path, f"prompts.{name}", settings.prompts.column, quiet=True)
-            name_of_content = short_name([(prompt, dict(fields_of(prompt))) for prompt in prompts])
+        if getattr(settings.prompts, name):
+            prompts = prompts_in(settings.prompts, name, quiet=True)
+            name_of_content = short_name([identity(prompt) for prompt in prompts])
             content["prompts"][name] = f"{len(prompts)} prompts ({name_of_content})"
     return content
 

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from ...proto.prompts import fields_of
+from ...proto.prompts import identity
 from ...proto.schedule import ode_schedule
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import PolicySettings, RunSettings
@@ -98,7 +98,7 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
     `prompts` has one for every picture.
     """
     pictures = {
-        "prompts": [(prompt, dict(fields_of(prompt))) for prompt in prompts],
+        "prompts": [identity(prompt) for prompt in prompts],
         "seed": settings.evaluation.seed,
         "steps": evaluation_steps(settings),
         "policy": guided(settings).model_dump(mode="json", exclude=OF_NO_EFFECT["policy"]),

@@ -1,12 +1,13 @@
 """The file of an evaluation: its pictures and scores in safetensors, its prompts in the header."""
 
-import json
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 from safetensors import safe_open
 
 from ...proto.atomic_files import whole
+from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import encode
 from .evaluation import Evaluation
 
@@ -15,20 +16,20 @@ def write(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation, whole or not at all."""
     rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
     with whole(path) as temporary:
-        header = {"prompts": json.dumps(list(evaluation.prompts))}
+        header = {"prompts": dump_prompts(evaluation.prompts)}
         temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
 
 
-def read_prompts(path: Path) -> list[str]:
+def read_prompts(path: Path) -> Sequence[str]:
     """The prompt of every picture of the evaluation in a file; no picture is read."""
     with safe_open(path, "numpy") as file:
-        return [str(prompt) for prompt in json.loads(file.metadata()["prompts"])]
+        return parse_prompts(file.metadata()["prompts"])
 
 
 def read(path: Path, prompts: int | None = None) -> Evaluation:
     """The evaluation in a file; with `prompts`, one picture for each of so many first prompts. Others aren't read."""
     with safe_open(path, "numpy") as file:
-        every: list[str] = json.loads(file.metadata()["prompts"])
+        every = parse_prompts(file.metadata()["prompts"])
         names = [name for name in file.keys() if name != "media"]  # noqa: SIM118  # it is no mapping
         rewards = {name.removeprefix("reward."): file.get_tensor(name) for name in names}
         if prompts is None:

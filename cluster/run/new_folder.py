@@ -3,12 +3,15 @@
 import json
 import os
 import platform
+from collections.abc import Sequence
 from importlib import metadata
 from pathlib import Path
 
 from ... import __version__
 from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, sweep, write_text
 from ...proto.errors import InputError
+from ...proto.pictures import FOLDER as PICTURES
+from ...proto.prompts import Prompt
 from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ...rollout_workers.policies.folder import content_fingerprint
@@ -43,6 +46,12 @@ def begin(path: Path, settings: RunSettings) -> None:
                 f"run folder {path} has no space: {error.strerror}; make room, or name another place (runs=...)"
             ) from error
         raise
+
+
+def with_kept_pictures(prompts: Sequence[Prompt], path: Path) -> list[Prompt]:
+    """The prompts of a run with their pictures read from the run folder's copies, which every process can reach."""
+    folder = path / "prompts" / PICTURES
+    return [Prompt(one, one.fields, [picture.kept_in(folder) for picture in one.pictures]) for one in prompts]
 
 
 def check_place(settings: RunSettings) -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...learner.advantages import FLAT_SPREAD
+from ...proto.prompts import dump_prompts
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray
 from ...rollout_workers.noise import Stream
@@ -86,7 +87,7 @@ class PromptChooser:
         return [int(place) for place in teaching[np.argsort(waits[teaching] / weights[teaching], kind="stable")]]
 
     def _digest(self) -> str:
-        return sha256(json.dumps(list(self._prompts)).encode()).hexdigest()
+        return sha256(dump_prompts(self._prompts).encode()).hexdigest()
 
 
 def reward_spread(leaves: FloatArray) -> float:

@@ -9,10 +9,11 @@ from itertools import count
 import numpy as np
 
 from ...proto.errors import InputError
-from ...proto.prompts import Prompt, read_prompts
+from ...proto.prompts import Prompt, prompts_in
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import check_prompts
 from ...rollout_workers.noise import Stream
+from ...rollout_workers.policies.load import check_pictures
 
 HELD_OUT_PASS = 2**63 - 1
 """Number of a pass through the prompts that no run gets to, whose order says which of them are held out."""
@@ -30,14 +31,15 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
     """The prompts to train on, and those to evaluate on, of which there may be none.
 
     Warns of rows that are repeated, and of texts that are in both. Raises InputError for sources that can't be read, or
-    that leave nothing to train on, and for prompts without the fields that a judge's questions name.
+    that leave nothing to train on, for prompts without the fields that a judge's questions name, and for other pictures
+    than the policy reads.
     """
     given, warn = settings.prompts, logging.getLogger(__name__).warning
-    train = read_prompts(given.train, "prompts.train", given.column)
+    train = prompts_in(given, "train")
     if repeats := len(train) - len({(prompt, json.dumps(prompt.fields, sort_keys=True)) for prompt in train}):
         warn("prompts.train: %d of %d rows repeat an earlier one", repeats, len(train))
     if given.held_out:
-        held_out = read_prompts(given.held_out, "prompts.held_out", given.column)
+        held_out = prompts_in(given, "held_out")
         trained = set(train)
         if both := sum(prompt in trained for prompt in held_out):
             warn("prompts.held_out: %d of %d are in prompts.train too, and are trained on", both, len(held_out))
@@ -51,6 +53,7 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
         held_out = [prompt for prompt in texts if prompt in kept]
         train = [prompt for prompt in train if prompt not in kept]
     check_prompts(settings.rewards, [*train, *held_out])
+    check_pictures(settings, [*train, *held_out])
     if given.focused and given.per_iteration > len(train):
         raise InputError(
             f"prompts.per_iteration is {given.per_iteration} of {len(train)} prompts; with prompts.focus no prompt is "

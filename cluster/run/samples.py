@@ -5,7 +5,6 @@ samples/iteration-<iteration>.safetensors has an array `reward.<name>` over the 
 order of trees and leaves.
 """
 
-import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ import numpy as np
 from PIL import Image
 
 from ...proto.atomic_files import whole
+from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import decode, encode
 from ...proto.tree import FloatArray
 from ...proto.webp import Media
@@ -61,9 +61,9 @@ def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> Image.Imag
     arrays = {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(pictures)}
     for name in trees[0].rewards:
         arrays[f"reward.{name}"] = np.concatenate([tree.rewards[name] for tree in trees])
-    prompts = [str(tree.prompt) for tree in trees for _ in tree.media]
+    prompts = [tree.prompt for tree in trees for _ in tree.media]
     with whole(run / samples_file(iteration)) as temporary:
-        temporary.write_bytes(encode(arrays, {"prompts": json.dumps(prompts)}))
+        temporary.write_bytes(encode(arrays, {"prompts": dump_prompts(prompts)}))
     return grid
 
 
@@ -71,7 +71,7 @@ def parse(data: bytes) -> Samples:
     """The samples in the bytes of a file. Raises ValueError if they hold none, or aren't whole."""
     arrays, header = decode(data)
     try:
-        prompts = [str(prompt) for prompt in json.loads(header["prompts"])]
+        prompts = parse_prompts(header["prompts"])
         pictures = [arrays[f"picture.{i}"].tobytes() for i in range(len(prompts))]
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error

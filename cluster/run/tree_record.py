@@ -17,7 +17,8 @@ import numpy.typing as npt
 from ...proto.atomic_files import whole
 from ...proto.errors import InputError
 from ...proto.learned_tree import EdgeState, LearnedTree
-from ...proto.prompts import Prompt, fields_of
+from ...proto.pictures import Picture
+from ...proto.prompts import Prompt, fields_of, pictures_of
 from ...proto.safetensors_codec import decode, encode
 from ...proto.schedule import IntArray, Schedule
 from ...proto.tree import FloatArray
@@ -153,6 +154,7 @@ def write(run: Path, record: TreeRecord) -> Path:
         "iteration": str(record.iteration),
         "tree": str(record.tree),
         "prompt": str(record.prompt),
+        "pictures": json.dumps([picture.name for picture in pictures_of(record.prompt)]),
         "fields": json.dumps(dict(fields_of(record.prompt))),
         "objective": record.objective,
         "rewards": json.dumps([*record.rewards]),
@@ -219,7 +221,9 @@ def _record(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> Tree
     return TreeRecord(
         iteration=int(header["iteration"]),
         tree=int(header["tree"]),
-        prompt=Prompt(header["prompt"], json.loads(header["fields"])),
+        prompt=Prompt(
+            header["prompt"], json.loads(header["fields"]), map(Picture, json.loads(header.get("pictures", "[]")))
+        ),
         objective=header["objective"],
         rewards=rewards,
         merit=arrays.get("merit"),

@@ -209,9 +209,9 @@ def _must_be_comparable(file: StudyFile, variants: Mapping[str, Sequence[Candida
 def _held_out(settings: RunSettings) -> Sequence[Prompt]:
     prompts = settings.prompts
     assert prompts.held_out
-    return _read(prompts.held_out, prompts.column)[: settings.evaluation.prompts]
+    return _read(prompts.held_out, prompts.column, prompts.picture_column)[: settings.evaluation.prompts]
 
 
 @lru_cache
-def _read(source: Path, column: str) -> list[Prompt]:
-    return read_prompts(source, "prompts.held_out", column, quiet=True)
+def _read(source: Path, column: str, picture_column: str | None) -> list[Prompt]:
+    return read_prompts(source, "prompts.held_out", column, picture_column, quiet=True)

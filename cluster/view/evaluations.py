@@ -1,12 +1,12 @@
 """Evaluations of a run with their pictures, of which no more than one at a time is read."""
 
-import json
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
 
+from ...proto.prompts import parse_prompts
 from ...proto.webp import webp
 from ..run.evaluation import evaluation_file
 from .figures import Line, alike
@@ -45,7 +45,7 @@ def _read(run: Run, line: Line) -> Evaluated | None:
         return None
     try:
         with safe_open(path, "numpy") as file:
-            prompts = [str(prompt) for prompt in json.loads((file.metadata() or {})["prompts"])]
+            prompts = parse_prompts((file.metadata() or {})["prompts"])
             names = [key for key in file.keys() if key.startswith("reward.")]  # noqa: SIM118  # it is no mapping
             rewards = {key.removeprefix("reward."): file.get_tensor(key).tolist() for key in names}
             count = file.get_slice("media").get_shape()[0]

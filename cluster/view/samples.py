@@ -34,10 +34,10 @@ def samples_of(run: Run, iteration: int) -> Samples | None:
 
 def by_prompt(samples: Samples, iteration: int, reward: str, links: Links) -> list[SampledPrompt]:
     """The prompts of an iteration, in their order, with their pictures by a reward."""
-    prompts, scores = np.array(samples.prompts), samples.rewards[reward]
+    scores = samples.rewards[reward]
     found = []
     for prompt in dict.fromkeys(samples.prompts):
-        own = np.flatnonzero(prompts == prompt)
+        own = np.flatnonzero([other == prompt for other in samples.prompts])
         order = own[np.argsort(-scores[own], kind="stable")]
         pictures = [(links.picture(f"samples/{iteration}/{i}"), figure(float(scores[i]))) for i in order]
         mean, spread = float(scores[own].mean()), float(scores[own].std())

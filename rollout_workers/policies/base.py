@@ -37,10 +37,10 @@ class Policy(Protocol):
 
     @property
     def encoding(self) -> str:
-        """Names what `encode` depends on beside the prompt; a file name."""
+        """Names what `encode` depends on beside the prompt and its pictures; a file name."""
 
     def encode(self, prompt: str) -> Conditioning:
-        """The network's conditioning on a prompt. Moves text encoders to the device."""
+        """The network's conditioning on a prompt and its pictures. Moves text encoders to the device."""
 
     def release_encoders(self) -> None:
         """Take text encoders from the device: no prompt is to be encoded in a while."""

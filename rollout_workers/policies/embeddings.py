@@ -12,6 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from ...proto.atomic_files import whole
+from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Policy
 
@@ -70,7 +71,8 @@ class Embeddings:
                 logging.getLogger(__name__).warning("an embedding could not be kept in %s: %s", path.parent, error)
 
     def _path(self, prompt: str) -> Path | None:
-        name = hashlib.sha256(prompt.encode()).hexdigest()
+        whole = "\0".join([prompt, *(picture.name for picture in pictures_of(prompt))])
+        name = hashlib.sha256(whole.encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors" if self._folder else None
 
 

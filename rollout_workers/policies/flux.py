@@ -1,10 +1,12 @@
-"""The Flux family: FLUX.1-dev, FLUX.1-schnell and the embedded policies."""
+"""The Flux family: FLUX.1-dev, FLUX.1-schnell, FLUX.1 Kontext and the embedded policies."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import FluxPipeline
+from diffusers import FluxKontextPipeline, FluxPipeline
+from PIL import Image
 
 from ...proto.tree import Conditioning
 from .base import Network
@@ -44,7 +46,6 @@ class FluxPolicy(PipelinePolicy):
         guidance = None
         if self.network.config.guidance_embeds:
             guidance = torch.full([len(latents)], self.settings.guidance_scale, device=device)
-        height, width = (size // self._patch for size in self.latent_size)
         return network(
             hidden_states=latents.to(self.precision),
             timestep=sigma.to(self.precision),
@@ -52,12 +53,42 @@ class FluxPolicy(PipelinePolicy):
             pooled_projections=conditioning["pooled_prompt_embeds"],
             encoder_hidden_states=embeds,
             txt_ids=torch.zeros(embeds.shape[1], 3, device=device, dtype=self.precision),
-            img_ids=FluxPipeline._prepare_latent_image_ids(1, height, width, device, self.precision),
+            img_ids=self.places(device),
             return_dict=False,
         )[0]
+
+    def places(self, device: torch.device) -> torch.Tensor:
+        """Coordinates of the tokens, [tokens, 3]."""
+        height, width = (size // self._patch for size in self.latent_size)
+        return FluxPipeline._prepare_latent_image_ids(1, height, width, device, self.precision)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of unpacked latents."""
         z = FluxPipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
         return self.draw(z / self.vae.config.scaling_factor + self.vae.config.shift_factor)
+
+
+class FluxKontextPolicy(FluxPolicy):
+    """`FluxKontextPipeline`: the latents of the picture to edit are further tokens, with places of their own."""
+
+    pipeline_class = FluxKontextPipeline
+    encoding_parts = (*FluxPolicy.encoding_parts, "vae")
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The latents of the picture, packed into as many tokens as a state."""
+        z = self.encode_picture(pictures[0])
+        z = (z - self.vae.config.shift_factor) * self.vae.config.scaling_factor
+        return {"picture": FluxPipeline._pack_latents(z, *z.shape)[0]}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Velocity of a state's own tokens."""
+        both = torch.cat([latents.to(self.precision), conditioning["picture"]], dim=1)
+        return super().predict(network, both, sigma, conditioning)[:, : latents.shape[1]]
+
+    def places(self, device: torch.device) -> torch.Tensor:
+        """Coordinates of a state's tokens, and then of the picture's, which differ in the first."""
+        own = super().places(device)
+        return torch.cat([own, own + torch.tensor([1, 0, 0], device=device, dtype=own.dtype)])

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...proto.errors import InputError
+from ...proto.prompts import pictures_of
 from ...proto.recipe import imported
-from ...proto.settings import PolicySettings
+from ...proto.settings import PolicySettings, RunSettings
 from .folder import INDEX, read_index
 
 if TYPE_CHECKING:
@@ -25,10 +26,13 @@ class Family(NamedTuple):
     """`module:class`."""
     max_sequence_length: int | None
     """Maximum number of a prompt's tokens; None if it isn't a setting."""
+    pictures: range = range(1)
+    """How many pictures a prompt may have."""
 
 
 FAMILIES = {
     "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512),
+    "FluxKontextPipeline": Family(f"{__package__}.flux:FluxKontextPolicy", 512, range(1, 2)),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
@@ -85,7 +89,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
 
     Raises InputError if there is no pipeline, none that we know, or one that takes no prompts of that length.
     """
-    folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
+    folder = _folder(settings)
     if not os.path.lexists(folder / INDEX):
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}) or "
@@ -99,12 +103,39 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
             f"{sorted(FAMILIES)}"
         )
-    adapter, limit = FAMILIES[family]
+    adapter, limit, _ = FAMILIES[family]
     if limit is not None and settings.max_sequence_length > limit:
         raise InputError(
             f"policy.max_sequence_length is {settings.max_sequence_length}; a {family} takes at most {limit}"
         )
     return folder, adapter
+
+
+def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
+    """Raises InputError for prompts with more or fewer pictures than the policy reads, or not as many each.
+
+    Nothing is known of a user's adapter, and of a policy that isn't here.
+    """
+    column, setting = settings.prompts.picture_column, "prompts.picture_column"
+    found = sorted({len(pictures_of(prompt)) for prompt in prompts})
+    if len(found) > 1:
+        raise InputError(f"{setting} is '{column}', with {found[0]} to {found[-1]} pictures; all rows need as many")
+    folder = _folder(settings.policy)
+    if settings.policy.adapter or not os.path.lexists(folder / INDEX):
+        return
+    if (family := read_index(folder)["_class_name"]) not in FAMILIES:  # which `find_policy` reports
+        return
+    allowed = FAMILIES[family].pictures
+    if found[0] not in allowed:
+        least, most = allowed[0], allowed[-1]
+        takes = "no pictures" if not most else f"{least} to {most} pictures" if least < most else "one picture"
+        has = f"is '{column}', with {found[0]} in each row" if column else "is null"
+        do = "leave it out" if not most else "name the column with as many"
+        raise InputError(f"{setting} {has}; a {family} takes {takes} with a prompt: {do}")
+
+
+def _folder(settings: PolicySettings) -> Path:
+    return EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
 
 
 def find_device(settings: PolicySettings) -> torch.device:

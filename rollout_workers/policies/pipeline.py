@@ -12,6 +12,7 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
+from PIL import Image
 
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings, PolicySettings
@@ -220,7 +221,7 @@ class PipelinePolicy(PromptEncoding):
         if not self.guided:
             return self.predict(network, latents, sigma, conditioning)
         own = {name: value for name, value in conditioning.items() if not name.startswith(NEGATIVE)}
-        both = {name: torch.cat([conditioning[NEGATIVE + name], value]) for name, value in own.items()}
+        both = {name: torch.cat([conditioning.get(NEGATIVE + name, value), value]) for name, value in own.items()}
         twice = latents.repeat(2, *[1] * (latents.dim() - 1))
         without, towards = self.predict(network, twice, sigma.repeat(2), both).float().chunk(2)
         return self.guide(without, towards, sigma)
@@ -235,6 +236,11 @@ class PipelinePolicy(PromptEncoding):
         """
         drawn = self.vae.decode(z.to(self.vae.dtype)).sample
         return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
+
+    def encode_picture(self, picture: Image.Image) -> torch.Tensor:
+        """The autoencoder's own latents of a picture, [1, channels, rows, columns]: the likeliest ones."""
+        pixels = self.pipeline.image_processor.preprocess(picture).to(self.vae.device, self.vae.dtype)
+        return self.vae.encode(pixels).latent_dist.mode()
 
     def denormalised(self, latents: torch.Tensor) -> torch.Tensor:
         """[rows, channels, frames, rows, columns], for an autoencoder with a mean and a deviation for each channel."""

@@ -6,7 +6,9 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
+from PIL import Image
 
+from ...proto.prompts import pictures_of
 from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .embeddings import fingerprint
@@ -18,6 +20,8 @@ NEGATIVE = "negative_"
 class PromptEncoding:
     """The text encoders of a pipeline. A family defines `embed`, and where it differs what stands here."""
 
+    encoding_parts: ClassVar[tuple[str, ...]] = ("text_encoder", "tokenizer")
+    """How the names begin of the pipeline's parts that encode; with "vae", pictures in the policy's size."""
     tokenizer: ClassVar[str] = "tokenizer"
     """The pipeline's tokenizer by whose tokens prompts are cut."""
     pipeline: Any
@@ -38,11 +42,15 @@ class PromptEncoding:
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Conditioning:
-        """The conditioning on a prompt and, with guidance, on the negative prompt. Moves the encoders to the device."""
+        """The conditioning on a prompt with its pictures and, with guidance, on the negative prompt.
+
+        Moves the encoders to the device.
+        """
         for tensor, kept in self._encoder_weights:
             if tensor.device.type != self.device.type:
                 tensor.data = kept.to(self.device)
-        conditioning = self.embed(prompt)
+        pictures = [one.fitted(self.settings.height, self.settings.width) for one in pictures_of(prompt)]
+        conditioning = self.embed(prompt) | (self.embed_pictures(pictures) if pictures else {})
         if not self.guided:
             return conditioning
         return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
@@ -61,8 +69,9 @@ class PromptEncoding:
     @cached_property
     def encoding(self) -> str:
         """Names what `encode` depends on beside the prompt: encoders, length, precision, negative prompt."""
-        parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(("text_encoder", "tokenizer")))
-        settings = self.settings
+        settings, own = self.settings, self.encoding_parts
+        parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(own))
+        size = (settings.height, settings.width) if "vae" in own else ()
         return fingerprint(
             parts,
             type(self).__name__,
@@ -70,6 +79,7 @@ class PromptEncoding:
             settings.precision,
             settings.negative_prompt if self.guided else None,
             *((settings.variant,) if settings.variant else ()),
+            *size,
         )
 
     @cached_property
@@ -98,6 +108,10 @@ class PromptEncoding:
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The network's input from one prompt, each tensor without a batch dimension. Encoders are on the device."""
+        raise NotImplementedError
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The network's input from the pictures of a prompt, which have the policy's size, likewise."""
         raise NotImplementedError
 
 

@@ -22,7 +22,7 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import FAMILIES
 from gradients import edge_logprobs
-from plain_diffusers import PROMPTS, STEPS, plain, policy_of, starts, theirs, two_iterations
+from plain_diffusers import STEPS, plain, policy_of, prompts_of, starts, theirs, two_iterations
 from support import COUNTING, Settings
 
 
@@ -32,8 +32,18 @@ def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PolicySettin
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
-def settings(request: pytest.FixtureRequest, policies: dict[str, PolicySettings]) -> PolicySettings:
-    return policies[request.param]
+def family(request: pytest.FixtureRequest) -> str:
+    return str(request.param)
+
+
+@pytest.fixture(scope="module")
+def settings(family: str, policies: dict[str, PolicySettings]) -> PolicySettings:
+    return policies[family]
+
+
+@pytest.fixture(scope="module")
+def prompts(family: str) -> tuple[str, ...]:
+    return prompts_of(family)
 
 
 @pytest.fixture(scope="module")
@@ -46,7 +56,9 @@ def pipeline(settings: PolicySettings) -> Any:
     [{}, {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
     ids=["guided", "plain", "scale 0", "shift", "second scale"],
 )
-def test_ode_equals_plain_diffusers(settings: PolicySettings, pipeline: Any, changes: dict[str, Any]) -> None:
+def test_ode_equals_plain_diffusers(
+    settings: PolicySettings, prompts: tuple[str, ...], pipeline: Any, changes: dict[str, Any]
+) -> None:
     settings = settings.model_copy(update=changes)
     if "shift" in changes and hasattr(pipeline, "unet"):
         pytest.skip("its noise levels are not shifted")
@@ -55,10 +67,10 @@ def test_ode_equals_plain_diffusers(settings: PolicySettings, pipeline: Any, cha
             load_policy(settings)
         return
     policy = load_policy(settings)
-    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
     ours = policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
-    reference = theirs(pipeline, settings, starts(policy, 5))
+    reference = theirs(pipeline, settings, starts(policy, 5), prompts)
     assert reference.std() > 0.01
     np.testing.assert_allclose(ours, reference, atol=1e-4)
     if policy.guided and not changes:
@@ -68,11 +80,13 @@ def test_ode_equals_plain_diffusers(settings: PolicySettings, pipeline: Any, cha
 
 
 @pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_task_is_sampled_with_its_own_guidance(settings: PolicySettings, scale: float) -> None:
+def test_a_task_is_sampled_with_its_own_guidance(
+    settings: PolicySettings, prompts: tuple[str, ...], scale: float
+) -> None:
     """From guidance to none too, which takes another conditioning; and the policy stays as it is."""
     policy = load_policy(settings)
     worker = RolloutWorker(policy, RolloutSettings())
-    task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
+    task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
     before = next(worker.sample(task)).latents[-1]
     drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
     if scale <= 1:  # which leaves a second one without effect
@@ -84,11 +98,13 @@ def test_a_task_is_sampled_with_its_own_guidance(settings: PolicySettings, scale
         assert not torch.equal(drawn, before)
 
 
-def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Callable[..., list[Tree]]) -> None:
+def test_unchanged_weights_give_ratio_one(
+    settings: PolicySettings, prompts: tuple[str, ...], sample: Callable[..., list[Tree]]
+) -> None:
     policy = load_policy(settings)
     for kernel in ("dance", "ddim") if hasattr(policy.pipeline, "unet") else ("dance", "flow"):
         schedule = tree_schedule(STEPS, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
-        trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=4), prompts=PROMPTS)
+        trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=4), prompts=prompts)
         transitions = CoefficientTable.of(schedule, policy.sigmas(STEPS))
         everything = [Credit(np.ones(schedule.nodes), edge_weights(schedule, "edge"))] * len(trees)
         for batch in micro_batches(pick_rows(trees, everything), trees, everything, rows=17):
@@ -99,16 +115,20 @@ def test_unchanged_weights_give_ratio_one(settings: PolicySettings, sample: Call
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2}], ids=["full", "lora"])
 def test_bfloat16_with_recomputed_activations_has_ratio_one(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings
+    settings: PolicySettings, prompts: tuple[str, ...], lora: dict[str, int] | None, run_settings: Settings
 ) -> None:
-    reports = two_iterations(settings.model_copy(update={"precision": "bfloat16"}), lora, run_settings)
+    reports = two_iterations(settings.model_copy(update={"precision": "bfloat16"}), lora, run_settings, prompts)
     assert [report.updates[0].logprob_abs_diff for report in reports] == [0, 0]
     assert all(report.updates[0].gradient_norm > 0 for report in reports)
 
 
 @pytest.mark.parametrize("lora", [None, {"rank": 2, "alpha": 4}], ids=["full", "lora"])
 def test_an_update_trains_the_network_and_its_export_draws_it(
-    settings: PolicySettings, lora: dict[str, int] | None, run_settings: Settings, tmp_path: Path
+    settings: PolicySettings,
+    prompts: tuple[str, ...],
+    lora: dict[str, int] | None,
+    run_settings: Settings,
+    tmp_path: Path,
 ) -> None:
     run = run_settings(
         {
@@ -121,7 +141,7 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
             "learner.optimizer": {"learning_rate": 1e-2},
         }
     )
-    loop = InProcessLoop(run, PROMPTS)
+    loop = InProcessLoop(run, prompts)
     pipeline = loop.policy.pipeline
     everything = {
         f"{name}.{parameter}": value
@@ -141,7 +161,7 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
     if lora:
         assert all("lora" in name for name in changed)
 
-    evaluation = loop.evaluate(PROMPTS)
+    evaluation = loop.evaluate(prompts)
     exported = loop.policy.save(tmp_path / "exported")
     loaded = plain(settings.pretrained)
     for number, name in enumerate(loop.policy._networks):
@@ -152,7 +172,7 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
         else:
             folder = exported if exported.name == name else exported / name
             setattr(loaded, name, type(getattr(loaded, name)).from_pretrained(folder))
-    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed))
+    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed), prompts)
     difference = np.abs(evaluation.media.astype(int) - (reference * 255).round().astype(int))
     assert difference.max() <= 1
     assert evaluation.media.std() > 2

@@ -1,0 +1,113 @@
+"""Pictures that come with prompts, known by their content. Policies start from them, and rewards see them."""
+
+import io
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from functools import cache
+from hashlib import sha256
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageOps
+
+from .atomic_files import whole
+from .errors import InputError
+
+FOLDER = "pictures"
+"""Beside a file of prompts, the folder with copies of their pictures."""
+
+
+BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+"""What Pillow raises for files that it can't read."""
+
+
+class Unreadable(Exception):
+    """There is no picture in a row, or none that can be read. Its text goes on from "the row has"."""
+
+
+@dataclass(frozen=True)
+class Picture:
+    """A picture of a prompt. Two with the same content are equal."""
+
+    name: str
+    """A digest of the file's content, with the suffix of its format."""
+    source: Path | bytes | None = field(default=None, compare=False, repr=False)
+    """Its file or the content itself; None where only the name is known."""
+
+    def content(self) -> bytes:
+        """The file's content. Raises InputError if it can't be read."""
+        if isinstance(self.source, bytes):
+            return self.source
+        try:
+            return Path(self.source or self.name).read_bytes()
+        except OSError as error:
+            raise InputError(f"the picture '{self.source}' can't be read: {error.strerror}") from error
+
+    def image(self) -> Image.Image:
+        """The picture in RGB, as its camera held it. Raises InputError if it can't be read."""
+        try:
+            with Image.open(io.BytesIO(self.content())) as stored:
+                return ImageOps.exif_transpose(stored).convert("RGB")
+        except BROKEN as error:  # of Pillow, for damaged files
+            raise InputError(f"the picture '{self.source or self.name}' can't be decoded: {error}") from error
+
+    def fitted(self, height: int, width: int) -> Image.Image:
+        """The picture in another size, the middle of it where its sides have another ratio. Raises as `image` does."""
+        return ImageOps.fit(self.image(), (width, height), Image.Resampling.LANCZOS)
+
+    def pixels(self) -> npt.NDArray[np.uint8]:
+        """The picture as uint8 [height, width, 3]. Raises as `image` does."""
+        return np.asarray(self.image())
+
+    def kept_in(self, folder: Path) -> "Picture":
+        """The same picture, read from its copy in a folder."""
+        return replace(self, source=folder / self.name)
+
+
+def find_pictures(value: Any, column: str, folder: Path) -> list[Picture]:
+    """The pictures that a row's `column` holds: a path that starts in `folder`, a file's bytes, an object with `bytes`
+    or `path`, or a list of these. Raises Unreadable if there is none, or one can't be read."""
+    given = value if isinstance(value, list) else [value]
+    if not given or not all(given):
+        raise Unreadable(f"no picture in '{column}', of prompts.picture_column")
+    return [_find(one, column, folder) for one in given]
+
+
+def _find(value: Any, column: str, folder: Path) -> Picture:
+    if isinstance(value, Mapping):
+        value = value.get("bytes") or value.get("path")
+    if isinstance(value, bytes):
+        try:
+            return Picture(_name(value), value)
+        except BROKEN as error:
+            raise Unreadable(f"bytes in '{column}' that are no picture: {error}") from error
+    if not isinstance(value, str) or "\0" in value:
+        raise Unreadable(f"neither a path nor bytes in '{column}', of prompts.picture_column")
+    path = folder / Path(value).expanduser()
+    try:
+        facts = path.stat()
+        return Picture(_name_of_file(path.resolve(), facts.st_size, facts.st_mtime_ns), path.resolve())
+    except (*BROKEN, RuntimeError) as error:
+        reason = getattr(error, "strerror", None) or "it is no picture in a format that Pillow reads"
+        raise Unreadable(f"in '{column}' the picture '{path}', which can't be read: {reason}") from error
+
+
+@cache
+def _name_of_file(path: Path, size: int, modified: int) -> str:
+    return _name(path.read_bytes())
+
+
+def _name(content: bytes) -> str:
+    with Image.open(io.BytesIO(content)) as stored:
+        return f"{sha256(content).hexdigest()[:32]}.{(stored.format or 'picture').lower()}"
+
+
+def keep(pictures: Iterable[Picture], folder: Path) -> None:
+    """Copy pictures into a folder, each under its name, those that aren't there."""
+    for picture in pictures:
+        copy = folder / picture.name
+        if not copy.exists():
+            with whole(copy) as temporary:
+                temporary.write_bytes(picture.content())
