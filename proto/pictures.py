@@ -19,6 +19,8 @@ FOLDER = "pictures"
 """Beside a file of prompts, the folder with copies of their pictures."""
 
 
+Pixels = npt.NDArray[np.uint8]
+"""uint8 [height, width, 3]."""
 BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that it can't read."""
 
@@ -33,32 +35,36 @@ class Picture:
 
     name: str
     """A digest of the file's content, with the suffix of its format."""
-    source: Path | bytes | None = field(default=None, compare=False, repr=False)
-    """Its file or the content itself; None where only the name is known."""
+    source: Path | bytes | Pixels | None = field(default=None, compare=False, repr=False)
+    """Its file, the file's content, or the pixels; None where only the name is known."""
 
     def content(self) -> bytes:
         """The file's content. Raises InputError if it can't be read."""
         if isinstance(self.source, bytes):
             return self.source
+        if not isinstance(self.source, Path):
+            raise InputError(f"of the picture {self.name} there is no file")
         try:
-            return Path(self.source or self.name).read_bytes()
+            return self.source.read_bytes()
         except OSError as error:
             raise InputError(f"the picture '{self.source}' can't be read: {error.strerror}") from error
 
     def image(self) -> Image.Image:
         """The picture in RGB, as its camera held it. Raises InputError if it can't be read."""
+        if isinstance(self.source, np.ndarray):
+            return Image.fromarray(self.source)
         try:
             with Image.open(io.BytesIO(self.content())) as stored:
                 return ImageOps.exif_transpose(stored).convert("RGB")
         except BROKEN as error:  # of Pillow, for damaged files
-            raise InputError(f"the picture '{self.source or self.name}' can't be decoded: {error}") from error
+            raise InputError(f"the picture {self.name} can't be decoded: {error}") from error
 
     def fitted(self, height: int, width: int) -> Image.Image:
         """The picture in another size, the middle of it where its sides have another ratio. Raises as `image` does."""
         return ImageOps.fit(self.image(), (width, height), Image.Resampling.LANCZOS)
 
-    def pixels(self) -> npt.NDArray[np.uint8]:
-        """The picture as uint8 [height, width, 3]. Raises as `image` does."""
+    def pixels(self) -> Pixels:
+        """The picture as an array, uint8 [height, width, 3]. Raises as `image` does."""
         return np.asarray(self.image())
 
     def kept_in(self, folder: Path) -> "Picture":

@@ -82,9 +82,16 @@ def identity(prompt: str) -> list[Any]:
     return [str(prompt), dict(fields_of(prompt)), *([names] if names else [])]
 
 
-def with_fields(prompts: Sequence[str], fields: Sequence[Mapping[str, Any]] | None) -> list[str]:
-    """Prompts with the fields of each. Raises ValueError for another number of them."""
-    return list(prompts) if fields is None else [Prompt(p, f) for p, f in zip(prompts, fields, strict=True)]
+def with_fields(
+    prompts: Sequence[str],
+    fields: Sequence[Mapping[str, Any]] | None,
+    pictures: Sequence[Sequence[Picture]] | None = None,
+) -> list[str]:
+    """Prompts with the fields and the pictures of each. Raises ValueError for another number of them."""
+    if fields is None and pictures is None:
+        return list(prompts)
+    every = len(prompts)
+    return [Prompt(*one) for one in zip(prompts, fields or [{}] * every, pictures or [()] * every, strict=True)]
 
 
 def prompts_in(settings: "PromptSettings", name: Literal["train", "held_out"], *, quiet: bool = False) -> list[Prompt]:

@@ -9,7 +9,8 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, RunFailed
-from .prompts import fields_of, with_fields
+from .pictures import Picture
+from .prompts import fields_of, pictures_of, with_fields
 from .safetensors_codec import decode, encode
 from .usage import NOTHING, Usage
 
@@ -20,6 +21,10 @@ MAX_BYTES = 64 * 2**20
 MAX_HEADER_BYTES = 4 * 2**20
 """Maximum bytes of the JSON header of safetensors, which holds prompts and their fields. Parsing it blocks the
 server."""
+
+
+PICTURE = "picture."
+"""Before the name of a prompt's picture among the tensors of a request."""
 
 
 class NotScored(RunFailed):
@@ -84,11 +89,16 @@ class ScoreRequest:
             raise ValueError("rewards is empty; a request asks for at least one")
 
     def to_bytes(self) -> bytes:
-        """The request as safetensors, from which `from_bytes` makes it again."""
+        """The request as safetensors, from which `from_bytes` makes it again, with the prompts' pictures in the size of
+        the media."""
         facts: dict[str, Any] = {"id": self.id, "prompts": list(self.prompts), "rewards": list(self.rewards)}
+        pictures = {picture for prompt in self.prompts for picture in pictures_of(prompt)}
+        if pictures:
+            facts["pictures"] = [[picture.name for picture in pictures_of(prompt)] for prompt in self.prompts]
+        fitted = {PICTURE + one.name: np.asarray(one.fitted(*self.media.shape[-3:-1])) for one in pictures}
         if any(fields := [dict(fields_of(prompt)) for prompt in self.prompts]):
             facts["fields"] = fields
-        return encode({"media": self.media}, {"request": json.dumps(facts)})
+        return encode({"media": self.media, **fitted}, {"request": json.dumps(facts)})
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreRequest":
@@ -98,8 +108,25 @@ class ScoreRequest:
         if "media" not in arrays or "request" not in header:
             raise ValueError("not a score request: 'media' or 'request' is missing")
         facts = json.loads(header["request"])
-        facts["prompts"] = with_fields(facts["prompts"], facts.pop("fields", None))
+        pictures = received_pictures(arrays, facts.pop("pictures", None))
+        facts["prompts"] = with_fields(facts["prompts"], facts.pop("fields", None), pictures)
         return cls(media=arrays["media"], **facts)
+
+
+def received_pictures(
+    arrays: Mapping[str, np.ndarray], names: Sequence[Sequence[str]] | None
+) -> list[list[Picture]] | None:
+    """The pictures of each prompt, by their names among the arrays of a request; None if no names are given.
+
+    Raises ValueError for one that isn't there, or isn't uint8 [height, width, 3].
+    """
+    if names is None:
+        return None
+    for name in {one for own in names for one in own}:
+        found = arrays.get(PICTURE + name)
+        if found is None or found.dtype != np.uint8 or found.ndim != 3 or found.shape[-1] != 3:
+            raise ValueError(f"pictures names '{name[:80]}'; '{PICTURE}{name[:80]}' must be uint8 [height, width, 3]")
+    return [[Picture(name, arrays[PICTURE + name]) for name in own] for own in names]
 
 
 @dataclass(frozen=True)

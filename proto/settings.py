@@ -394,6 +394,9 @@ class JudgeSettings(Settings):
     """The score of several questions: the mean of their grades, or the worst one."""
     frames: PositiveInt = 8
     """Maximum frames of a clip that are shown, at equal distances. More show more of the motion and take longer."""
+    sources: bool = False
+    """Show the pictures that the policy started from (`prompts.picture_column`), in the result's size, before it, so
+    that questions can compare them: "Is the dog of the first picture red in the last?"."""
     concurrency: PositiveInt = 16
     """Maximum questions of a replica that wait for answers at once. More keep a large server busy."""
     cached_answers: PositiveInt = 100_000

@@ -49,6 +49,13 @@ def updates_divide_an_iteration(run: "RunSettings") -> Misfit:
         )
 
 
+def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
+    """Pictures that the policy started from are shown where prompts have any."""
+    for name, reward in run.rewards.items():
+        if reward.judge and reward.judge.sources and not run.prompts.picture_column:
+            yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"
+
+
 def evaluations_score_held_out_rewards(run: "RunSettings") -> Misfit:
     """Rewards for evaluations only are rewards of the recipe that aren't trained on."""
     for name in run.evaluation.rewards:
@@ -204,6 +211,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     compiling_needs_whole_layers,
     offloading_needs_partitions,
     updates_divide_an_iteration,
+    judges_see_pictures_that_there_are,
     evaluations_score_held_out_rewards,
     the_best_is_known,
     a_lora_is_trained_as_one,

@@ -25,6 +25,7 @@ from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..proto.errors import InputError
+from ..proto.prompts import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token
@@ -93,12 +94,18 @@ class Judge:
         setting, wanted, shown = f"{self._setting}.questions", [], {}
         for picture, prompt in zip(media, prompts, strict=True):
             frames = some_frames(picture, self._settings.frames)
+            if self._settings.sources:
+                frames = np.stack([*self._sources(prompt, frames.shape[1:3]), *frames])
             digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(frames).data) + str(frames.shape)
             shown[digest] = frames
             wanted.append([(digest, one) for one in questions(self._settings.questions, prompt, setting)])
         answers = asyncio.run(self._ask_all(dict.fromkeys(chain.from_iterable(wanted)), shown))
         combined = COMBINED[self._settings.combine]
         return {self._reward: np.array([combined([answers[key] for key in keys]) for keys in wanted])}
+
+    def _sources(self, prompt: str, size: tuple[int, ...]) -> list[npt.NDArray[np.uint8]]:
+        """The pictures that a prompt comes with, in the `size` of the one to be judged: height and width."""
+        return [np.asarray(picture.fitted(*size)) for picture in pictures_of(prompt)]
 
     async def _ask_all(self, wanted: Iterable[Key], shown: Mapping[str, npt.NDArray[np.uint8]]) -> dict[Key, float]:
         slots = asyncio.Semaphore(self._settings.concurrency)

@@ -7,9 +7,11 @@ and accepted.
 import json
 import logging
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
+from itertools import chain
+from types import MappingProxyType
 from typing import Annotated, Any, BinaryIO
 
 import numpy as np
@@ -21,7 +23,7 @@ from starlette.requests import Request
 
 from ..proto.prompts import with_fields
 from ..proto.safetensors_codec import decode
-from ..proto.scoring import MAX_BYTES, MAX_HEADER_BYTES, MAX_PICTURES, ScoreRequest
+from ..proto.scoring import MAX_BYTES, MAX_HEADER_BYTES, MAX_PICTURES, ScoreRequest, received_pictures
 from .admission import Slot
 from .uploads import Pictures, opened
 
@@ -46,6 +48,7 @@ class _Facts(BaseModel):
     id: str = Field("", max_length=MAX_ID, pattern=PRINTABLE)
     prompts: list[Annotated[str, Field(max_length=MAX_PROMPT)]]
     fields: list[dict[str, JsonValue]] | None = None
+    pictures: list[list[str]] | None = None
     rewards: list[str]
 
 
@@ -120,7 +123,7 @@ def from_bytes(data: bytes, rewards: Sequence[str], limits: Limits, slot: Slot) 
         there = ", ".join([*arrays, *header])[:80]
         raise HTTPException(422, f"the body holds {there!r}; it must have a tensor 'media' and a header 'request'")
     facts = _facts(header["request"], rewards)
-    return _request(arrays["media"], facts, limits)
+    return _request(arrays["media"], facts, limits, arrays)
 
 
 def _facts(text: str, rewards: Sequence[str]) -> _Facts:
@@ -138,13 +141,18 @@ def _facts(text: str, rewards: Sequence[str]) -> _Facts:
     return facts
 
 
-def _request(media: Pictures, facts: _Facts, limits: Limits) -> ScoreRequest:
+def _request(
+    media: Pictures, facts: _Facts, limits: Limits, arrays: Mapping[str, np.ndarray] = MappingProxyType({})
+) -> ScoreRequest:
     try:
-        prompts = with_fields(facts.prompts, facts.fields)
+        pictures = received_pictures(arrays, facts.pictures)
+        prompts = with_fields(facts.prompts, facts.fields, pictures)
         request = ScoreRequest(media=media, prompts=prompts, rewards=facts.rewards, id=facts.id)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
     limits.check(math.prod(media.shape[:-3]), *media.shape[-3:-1])
+    for picture in chain.from_iterable(pictures or ()):
+        limits.check(1, *picture.pixels().shape[:-1])
     return request
 
 

@@ -10,6 +10,7 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
+from ..proto.prompts import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
     MAX_BYTES,
@@ -58,7 +59,7 @@ class RemoteReward:
 
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises NotScored, which is final; NotAnswered after the last attempt."""
-        size = per_request(media)
+        size = per_request(media, max(len(pictures_of(prompt)) for prompt in prompts))
         parts = [self._scores(media[i : i + size], prompts[i : i + size]) for i in range(0, len(media), size)]
         return {self._reward: np.concatenate(parts)}
 
@@ -89,10 +90,12 @@ class RemoteReward:
             raise _Passing(f"an answer that can't be read: {error}") from error
 
 
-def per_request(media: npt.NDArray[np.uint8]) -> int:
-    """How many pictures or clips fit into a request: a service may refuse more, and a clip can't be cut."""
+def per_request(media: npt.NDArray[np.uint8], pictures: int = 0) -> int:
+    """How many pictures or clips, each with so many `pictures` of its prompt in a frame's size, fit into a request: a
+    service may refuse more, and a clip can't be cut."""
     frames = math.prod(media.shape[1:-3])
-    return max(1, min(MAX_PICTURES // frames, (MAX_BYTES - MAX_HEADER_BYTES) // max(media[0].nbytes, 1)))
+    size = media[0].nbytes + pictures * math.prod(media.shape[-3:])
+    return max(1, min(MAX_PICTURES // frames, (MAX_BYTES - MAX_HEADER_BYTES) // max(size, 1)))
 
 
 def longest(timeout: float) -> float:

@@ -1,10 +1,14 @@
 """Small random pipelines of each family, of diffusers' own classes and in the published layout of folders."""
 
-from collections.abc import Callable
+import io
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
+from branchgrpo.proto.pictures import find_pictures
+from branchgrpo.proto.prompts import Prompt
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer, new_pipeline
 from diffusers import (
     AutoencoderKL,
@@ -34,6 +38,7 @@ from diffusers import (
 )
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
+from PIL import Image
 from tokenizers import pre_tokenizers
 from transformers import (
     ByT5Tokenizer,
@@ -355,6 +360,23 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "Wan 2.2 5B": lambda: wan(expand_timesteps=True),
     "Z-Image": z_image,
 }
+
+
+PICTURES = {"FLUX.1 Kontext": 1}
+"""Families that start from pictures, and from how many."""
+
+
+def with_pictures(texts: Sequence[str], count: int) -> tuple[str, ...]:
+    """Prompts with so many random pictures each, of another size than what is drawn."""
+    generator = np.random.default_rng(0)
+
+    def picture() -> bytes:
+        with io.BytesIO() as file:
+            Image.fromarray(generator.integers(0, 256, (3, 5, 3), np.uint8)).resize((50, 30)).save(file, "PNG")
+            return file.getvalue()
+
+    every = [find_pictures([picture() for _ in range(count)], "image", Path()) if count else () for _ in texts]
+    return tuple(Prompt(text, pictures=own) for text, own in zip(texts, every, strict=True))
 
 
 def saved(name: str, folder: Path) -> Path:

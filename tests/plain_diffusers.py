@@ -1,6 +1,5 @@
 """What plain diffusers draws, and small runs of each family, to be compared with it."""
 
-import io
 import json
 from collections.abc import Sequence
 from pathlib import Path
@@ -10,35 +9,23 @@ import numpy as np
 import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.loop import IterationReport
-from branchgrpo.proto.pictures import find_pictures
-from branchgrpo.proto.prompts import Prompt, pictures_of
+from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from families import saved
+from families import PICTURES, saved, with_pictures
 from PIL import Image
 from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
 SIZE = {"height": 16, "width": 32}
-PICTURES = {"FLUX.1 Kontext": 1}
-"""Families that start from pictures, and from how many."""
 
 
 def prompts_of(family: str) -> tuple[str, ...]:
-    """Two prompts, with pictures of another size than what is drawn where the family starts from them."""
-    generator = np.random.default_rng(0)
-
-    def picture() -> bytes:
-        with io.BytesIO() as file:
-            Image.fromarray(generator.integers(0, 256, (3, 5, 3), np.uint8)).resize((50, 30)).save(file, "PNG")
-            return file.getvalue()
-
-    count = PICTURES.get(family, 0)
-    pictures = [find_pictures([picture() for _ in range(count)], "image", Path()) if count else () for _ in PROMPTS]
-    return tuple(Prompt(text, pictures=own) for text, own in zip(PROMPTS, pictures, strict=True))
+    """Two prompts, with pictures where the family starts from them."""
+    return with_pictures(PROMPTS, PICTURES.get(family, 0))
 
 
 def plain(folder: str) -> Any:

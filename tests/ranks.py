@@ -26,6 +26,7 @@ from branchgrpo.proto.tree import Task, Tree, Window
 from branchgrpo.rollout_workers.policies.base import Policy, collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
+from families import with_pictures
 
 ODD_NAME = "a run [1]+lr=3 (x)*? é"
 """What run names may hold."""
@@ -71,7 +72,7 @@ def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> N
 
 def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
     """A tree with random scores, and one whose equal scores leave no edge with an advantage."""
-    schedule, prompts = settings.schedule.build(), ("123", "456")
+    schedule, prompts = settings.schedule.build(), with_pictures(("123", "456"), _pictures(settings))
     worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=64))
     trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
     for part in worker.sample(Task(1, (0, 1), prompts, schedule, seed=7)):
@@ -81,6 +82,11 @@ def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
     for tree, given in zip(trees, (scores, np.full(schedule.leaves, 0.3)), strict=True):
         tree.add_scores(leaves, {"ocr": given, "ocr_exact": given})
     return trees
+
+
+def _pictures(settings: RunSettings) -> int:
+    """How many pictures a prompt has: as many as the digit at the end of their column's name says."""
+    return int((settings.prompts.picture_column or "0")[-1])
 
 
 def learn(learner: Learner, trees: list[Tree]) -> float:
@@ -117,7 +123,7 @@ def assert_same_network(settings: RunSettings) -> None:
 
         torch.manual_seed(0)
         states, sigma = torch.randn(2, *whole.latent_shape), torch.tensor([0.95, 0.3])
-        conditioning = collate([whole.encode(prompt) for prompt in ("12", "345")])
+        conditioning = collate([whole.encode(prompt) for prompt in with_pictures(("12", "345"), _pictures(settings))])
         module = gathering(shared.network, settings.learner, precision)
         with torch.no_grad():
             found = shared.velocity(states, sigma, conditioning, module)

@@ -21,6 +21,7 @@ from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
+from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings
@@ -143,6 +144,12 @@ def follows(found: IterationTrace) -> bool:
 def shade(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
     """A reward that is the mean of a picture: `function: support:shade`."""
     return media.mean(axis=tuple(range(1, media.ndim)))
+
+
+def change(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> list[float]:
+    """A reward that is the distance of a result from the picture that it started from: `function: support:change`."""
+    sources = [np.asarray(pictures_of(prompt)[0].fitted(*media.shape[1:3]), float) for prompt in prompts]
+    return [float(np.abs(one - source).mean()) for one, source in zip(media, sources, strict=True)]
 
 
 def scores(

@@ -23,6 +23,8 @@ WEIGHT_ENDS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".ckpt
 LICENCE_KEYS = ("license", "license_name", "license_link")
 PLACE = "PATH_OR_REPOSITORY"
 """Stands on a model card where the user writes where the pipeline is."""
+PICTURE = "picture.png"
+"""Stands there for the picture to start from."""
 
 
 def publish(folder: RunFolder, policy: PipelinePolicy, iteration: int, out: Path, *, ema: bool) -> None:
@@ -75,7 +77,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",
-        pipeline_tag="text-to-video" if video else "text-to-image",
+        pipeline_tag=f"{'image' if settings.prompts.picture_column else 'text'}-to-{'video' if video else 'image'}",
         tags=["branchgrpo", "reinforcement-learning"],
         **_licence(policy.folder),
     )
@@ -141,6 +143,8 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "width": settings.width,
         "num_inference_steps": evaluation_steps(run),
         "true_cfg_scale" if isinstance(policy, QwenImagePolicy) else "guidance_scale": guidance,
+        "max_area": settings.height * settings.width,  # Kontext would draw, and read, sizes of its own
+        "_auto_resize": False,
         "num_frames": settings.frames,
         "guidance_scale_2": settings.guidance_scale_2,
         "negative_prompt": settings.negative_prompt or None,
@@ -149,8 +153,14 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""
     result = "frames" if settings.frames > 1 else "images"
+    imported = read = ""
+    if run.prompts.picture_column:
+        imported = "from PIL import Image, ImageOps\n"
+        size = f"({settings.width}, {settings.height}), Image.Resampling.LANCZOS"
+        read = f'picture = ImageOps.fit(Image.open("{PICTURE}").convert("RGB"), {size})\n'
+        arguments.insert(0, "image=picture")
     return (
-        "import torch\nfrom diffusers import DiffusionPipeline\n\n"
+        f"import torch\nfrom diffusers import DiffusionPipeline\n{imported}\n{read}"
         f'pipe = DiffusionPipeline.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
         f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{result}[0]'
     )

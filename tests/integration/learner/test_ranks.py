@@ -12,13 +12,13 @@ from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.rollout_workers.policies.base import load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from diffusers import DiffusionPipeline
-from families import as_lora, saved
+from families import PICTURES, as_lora, saved
 from ranks import ODD_NAME, SETTINGS, assert_close, learn, run_ranks, unequal_trees
 from support import Settings
 
 METHODS = {"dance_grpo": None, "branch_grpo": {"rank": 2}, "tree_grpo": None}
 """With their adapters. A method is only a schedule, and these differ most: many roots, splits below roots, a window."""
-FAMILIES = ("FLUX.2 klein", "Qwen-Image", "SD1.5", "SD3.5", "SDXL", "Wan 2.2 14B", "Z-Image")
+FAMILIES = ("FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SD3.5", "SDXL", "Wan 2.2 14B", "Z-Image")
 """Beside FLUX.1-dev: tables that are no buffers, a UNet, a buffer with weights, tables of angles and two networks."""
 VARIANTS = [
     *METHODS,
@@ -57,6 +57,7 @@ def variants(
             "policy.frames": 5 if "Wan" in family else 1,
             "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.7},
             **({"policy.max_sequence_length": 200} if "Qwen" in family else {}),
+            **({"prompts.picture_column": f"pictures {PICTURES[family]}"} if family in PICTURES else {}),
             "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
         }
     changes["stage2 Wan 2.2 14B"] = {

@@ -13,13 +13,14 @@ from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import judge as judges
 from branchgrpo.reward_service.judge import yes_share
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import Scorer, load_scorer
+from families import with_pictures
 from judge_endpoint import KEY, NAME, Endpoint
 from published import pictures
 from rich.console import Console
@@ -97,6 +98,15 @@ def test_yes_and_no_are_weighed_as_the_model_does(endpoint: Endpoint, url: str, 
     grades = [[share_of_yes(endpoint, [p], q) for q in asked] for p, asked in zip(MEDIA, QUESTIONS, strict=True)]
     np.testing.assert_allclose(found, [getattr(np, combine)(own) for own in grades], rtol=1e-6)
     assert np.ptp(found) > 0.01
+
+
+def test_pictures_that_the_policy_started_from_are_shown_first(endpoint: Endpoint, url: str) -> None:
+    """They are part of what is asked about: an edit of another picture is another question."""
+    prompts = with_pictures(PROMPTS, 2)
+    found = judge(url, sources=True, questions=["Is this a dog ?"])(MEDIA[[0] * 4], prompts)["faithful"]
+    shown = [[*(np.asarray(one.fitted(24, 40)) for one in pictures_of(prompt)), MEDIA[0]] for prompt in prompts]
+    np.testing.assert_allclose(found, [share_of_yes(endpoint, own, "Is this a dog ?") for own in shown], rtol=1e-6)
+    assert len(set(found)) == len(endpoint.requests) == 4
 
 
 def test_so_many_questions_wait_at_once(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -8,12 +8,13 @@ import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.export import export
-from branchgrpo.cluster.commands.publish import PLACE, base_model, publish, upload_command, usage
+from branchgrpo.cluster.commands.publish import PICTURE, PLACE, base_model, publish, upload_command, usage
 from branchgrpo.cluster.run.checkpoints import written
 from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.trained import policy_with
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.policies.base import trainable
@@ -21,8 +22,11 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import DiffusionPipeline
 from huggingface_hub import ModelCard
-from plain_diffusers import PROMPTS, STEPS, policy_of, starts, theirs
+from PIL import Image
+from plain_diffusers import PROMPTS, STEPS, policy_of, prompts_of, starts, theirs
 from support import COUNTING, Settings
+
+CARDS = ("FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5", "Wan 2.2 14B", "Z-Image")
 
 
 def trained(settings: RunSettings) -> RunFolder:
@@ -74,12 +78,22 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
     assert upload_command("mine", out) == f"hf upload mine {out} ."
 
 
-@pytest.mark.parametrize("family", ["FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5", "Wan 2.2 14B", "Z-Image"])
+@pytest.mark.parametrize("family", CARDS)
 def test_the_code_on_a_model_card_draws(family: str, run_settings: Settings, tmp_path: Path) -> None:
-    settings = run_settings({"policy": policy_of(family, tmp_path / "base").model_dump(), "evaluation.steps": 3})
+    column = "image" if pictures_of(prompts_of(family)[0]) else None
+    settings = run_settings(
+        {
+            "policy": policy_of(family, tmp_path / "base").model_dump(),
+            "evaluation.steps": 3,
+            "prompts.picture_column": column,
+        }
+    )
     policy: Any = load_policy(settings.policy, network_only=True)
     found: dict[str, Any] = {}
-    exec(usage(settings, policy).replace(PLACE, str(tmp_path / "base")), found)
+    Image.new("RGB", (50, 30)).save(tmp_path / PICTURE)
+    code = usage(settings, policy).replace(PLACE, str(tmp_path / "base")).replace(PICTURE, str(tmp_path / PICTURE))
+    assert (PICTURE in code) == bool(column)
+    exec(code, found)
     picture = found["drawn"]
     assert (picture[0].shape if settings.policy.frames > 1 else np.asarray(picture).shape) == (16, 32, 3)
 
