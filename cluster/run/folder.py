@@ -1,7 +1,7 @@
 """The folder of a run. Every file is complete at any moment, also after the process was killed.
 
 recipe.yaml            all settings, as the run used them
-prompts/               copies of its prompt files
+prompts/               copies of its prompt files, and of the pictures in them
 versions.json          of Python and the packages that matter
 fingerprints.json      a digest of the policy, which is the same in any folder
 changes.jsonl          one line per setting that was changed when the run continued, and per return to a checkpoint

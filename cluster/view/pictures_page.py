@@ -11,6 +11,7 @@ from .figures import weights
 from .pages import Asked, Links, asked_number, figure, render
 from .runs import Run
 from .samples import by_prompt, iterations, samples_of
+from .sources import sources
 
 SHOWN = 24
 ORDERS = {"gain": "largest gain first", "loss": "largest loss first", "prompt": "as in the file"}
@@ -21,6 +22,8 @@ class Pair:
     """The pictures of one held-out prompt, from the same noise, one for each evaluation."""
 
     prompt: str
+    started_from: Sequence[str]
+    """Addresses of the pictures that came with the prompt."""
     gain: float
     sources: Sequence[str]
     scores: Sequence[str]
@@ -89,6 +92,7 @@ def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | Non
     return [
         Pair(
             found[-1].prompts[index],
+            sources(found[-1].prompts[index], links),
             gains[index],
             [links.picture(f"evaluation/{one.name}/{index}") for one in found],
             [figure(one.rewards[reward][index]) for one in found],

@@ -8,6 +8,7 @@ import numpy as np
 from ..run.samples import Samples, parse, sampled_iterations, samples_file
 from .pages import Links, Picture, figure
 from .runs import Run
+from .sources import sources
 
 
 @dataclass(frozen=True)
@@ -15,6 +16,8 @@ class SampledPrompt:
     """The pictures of one prompt in an iteration."""
 
     prompt: str
+    started_from: Sequence[str]
+    """Addresses of the pictures that came with the prompt."""
     mean: str
     spread: str
     """Standard deviation of the scores."""
@@ -41,7 +44,7 @@ def by_prompt(samples: Samples, iteration: int, reward: str, links: Links) -> li
         order = own[np.argsort(-scores[own], kind="stable")]
         pictures = [(links.picture(f"samples/{iteration}/{i}"), figure(float(scores[i]))) for i in order]
         mean, spread = float(scores[own].mean()), float(scores[own].std())
-        found.append(SampledPrompt(prompt, figure(mean), figure(spread), pictures))
+        found.append(SampledPrompt(prompt, sources(prompt, links), figure(mean), figure(spread), pictures))
     return found
 
 

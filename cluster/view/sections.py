@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from markupsafe import Markup
 
-from . import evaluations, overview_page, pictures_page, recipe_page, samples, time_page, trees_page
+from . import evaluations, overview_page, pictures_page, recipe_page, samples, sources, time_page, trees_page
 from .pages import Asked, Links, Picture, render
 from .runs import Run
 
@@ -29,6 +29,7 @@ SECTIONS = {
 PICTURES: dict[str, Callable[[Run, list[str]], Picture]] = {
     "evaluation": evaluations.evaluation_picture,
     "samples": samples.sample_picture,
+    "source": sources.source_picture,
     "tree": trees_page.picture,
 }
 """First part of a picture's name -> what makes it of the run and of the other parts."""

@@ -8,6 +8,7 @@ from markupsafe import Markup
 from ..run.tree_record import FOLDER, TreeRecord, parse, recorded_trees
 from .pages import Asked, Links, Picture, asked_number, render
 from .runs import Run
+from .sources import sources
 from .tree_drawing import draw, number, scale
 
 
@@ -46,6 +47,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         cards=cards,
         shown=drawings,
         links=links,
+        sources={record.tree: sources(record.prompt, links) for record in shown},
         scales={record.tree: scale(record) for record in shown},
         number=number,
     )

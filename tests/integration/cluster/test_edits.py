@@ -1,6 +1,9 @@
 """Runs of a policy that edits pictures, from prompts that name them."""
 
+import io
 import json
+import re
+from html import unescape
 from pathlib import Path
 from typing import Any
 
@@ -13,10 +16,13 @@ from branchgrpo.cluster.run import samples, tree_record
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train
+from branchgrpo.cluster.view.runs import Runs
+from branchgrpo.cluster.view.server import create_app
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import prompts_in
 from branchgrpo.proto.settings import RunSettings
 from families import saved
+from fastapi.testclient import TestClient
 from PIL import Image
 from rich.console import Console
 from support import Settings, assert_bit_equal, weights
@@ -69,6 +75,13 @@ def test_a_run_edits_pictures_that_it_keeps(edits: RunSettings, tmp_path: Path) 
     assert np.abs(last.media[0].astype(int) - last.media[1]).max() > 3
     assert set(samples.parse((run / samples.samples_file(2)).read_bytes()).prompts) <= set(held_out)
     assert all(tree_record.read(path).prompt in held_out for path in tree_record.recorded_trees(run).values())
+
+    client = TestClient(create_app(Runs(run.parent)), base_url="http://127.0.0.1")
+    for section in ("pictures", "trees"):
+        addresses = re.findall(r'class="source" src="(.*?)"', client.get(f"/{section}/run").text)
+        assert addresses
+        shown = client.get(unescape(addresses[0])).content
+        assert Image.open(io.BytesIO(shown)).size == (40, 30)
 
     evaluate_command(run, [], ["newest"], False, None, tmp_path / "drawn", QUIET)
     again = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "drawn" / "pictures").iterdir())]

@@ -18,7 +18,7 @@ from support import RECIPES, Settings
 from typer.testing import CliRunner
 
 REAL = [
-    *("flux_hps_branch", "flux_hps_mix", "flux_lora_24gb"),
+    *("flux_hps_branch", "flux_hps_mix", "flux_kontext", "flux_lora_24gb"),
     *("qwen_image_ocr", "sd15_aesthetic", "sd35_pickscore", "wan21_video"),
 ]
 
