@@ -89,7 +89,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
 
     Raises InputError if there is no pipeline, none that we know, or one that takes no prompts of that length.
     """
-    folder = _folder(settings)
+    folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
     if not os.path.lexists(folder / INDEX):
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}) or "
@@ -120,11 +120,13 @@ def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
     found = sorted({len(pictures_of(prompt)) for prompt in prompts})
     if len(found) > 1:
         raise InputError(f"{setting} is '{column}', with {found[0]} to {found[-1]} pictures; all rows need as many")
-    folder = _folder(settings.policy)
-    if settings.policy.adapter or not os.path.lexists(folder / INDEX):
+    try:
+        folder, _ = find_policy(settings.policy)
+    except InputError:  # which those report who need it here
         return
-    if (family := read_index(folder)["_class_name"]) not in FAMILIES:  # which `find_policy` reports
+    if settings.policy.adapter:
         return
+    family = read_index(folder)["_class_name"]
     allowed = FAMILIES[family].pictures
     if found[0] not in allowed:
         least, most = allowed[0], allowed[-1]
@@ -132,10 +134,6 @@ def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
         has = f"is '{column}', with {found[0]} in each row" if column else "is null"
         do = "leave it out" if not most else "name the column with as many"
         raise InputError(f"{setting} {has}; a {family} takes {takes} with a prompt: {do}")
-
-
-def _folder(settings: PolicySettings) -> Path:
-    return EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
 
 
 def find_device(settings: PolicySettings) -> torch.device:
