@@ -18,6 +18,7 @@ from .commands.cluster_cli import Cluster, Overrides, TokenFile, token_of
 from .commands.cluster_cli import app as cluster_commands
 from .commands.export_cli import Best, Ema, Run
 from .commands.export_cli import app as export_commands
+from .commands.plan_cli import app as plan_commands
 from .commands.recipe_cli import app as recipe_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
@@ -34,6 +35,7 @@ app = typer.Typer(
 )
 
 app.add_typer(recipe_commands)
+app.add_typer(plan_commands)
 app.add_typer(export_commands)
 app.add_typer(cluster_commands)
 

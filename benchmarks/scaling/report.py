@@ -10,7 +10,7 @@ is held against real runs with workers, a reward model and a learner that sleep.
 import math
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -121,22 +121,6 @@ def costs_of(counted: Counted, measured: Mapping[str, float], assumed: Assumed, 
     )
 
 
-def faster(costs: Costs) -> dict[str, Costs]:
-    """The same costs with one part twice as fast."""
-
-    def halved(*names: str) -> Costs:
-        return replace(costs, **{name: getattr(costs, name) / 2 for name in names})
-
-    return {
-        "rollout": halved("forward_row", "decode_picture"),
-        "learner": halved("micro_batch", "learn_row", "update"),
-        "rewards": halved("score_batch", "score_picture"),
-        "controller": halved("part_message", "score_reply", "window_tree", "window_rank"),
-        "network": replace(costs, network=2 * costs.network),
-        "object store": replace(costs, put=2 * costs.put, load_weights=costs.load_weights / 2),
-    }
-
-
 @dataclass(frozen=True)
 class Simulated:
     """The best division of the GPUs for a setting, and what limits it."""
@@ -176,7 +160,7 @@ def best(gpus: int, mode: str, costs: Costs, assumed: Assumed, weights: str) -> 
     outcomes = {workers: run(workers, costs) for workers in ({gpus} if mode == "colocated" else sorted(tried))}
     workers = min(outcomes, key=lambda workers: outcomes[workers].seconds[1])
     seconds = outcomes[workers].seconds[1]
-    gains = {part: seconds / run(workers, other).seconds[1] for part, other in faster(costs).items()}
+    gains = {part: seconds / run(workers, other).seconds[1] for part, other in costs.twice_as_fast().items()}
     ranks = gpus if mode == "colocated" else gpus - workers
     return Simulated(weights, gpus, mode, workers, ranks, seconds, ideal, outcomes[workers], gains)
 

@@ -90,13 +90,20 @@ def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 
     """Medians of `rounds` iterations, after one to warm up, of a run for each number of workers."""
     for count in workers:
         recipe = setting.recipe(count, rounds + 1)
-        with on_ray(recipe) as loop:
-            controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
-            while not _all_idle(ray.get(controller.status.remote()), count):
-                time.sleep(0.1)  # workers import and load first
-            seconds = [timed(loop, iteration)[0] for iteration in range(1, rounds + 2)]
+        real = real_seconds(recipe, count, rounds)
         simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
-        yield Comparison(setting.name, count, statistics.median(seconds[1:]), statistics.median(simulated[1:]))
+        yield Comparison(setting.name, count, real, statistics.median(simulated[1:]))
+
+
+def real_seconds(recipe: RunSettings, workers: int, rounds: int) -> float:
+    """The median of `rounds` iterations of a run, after one to warm up and, with staleness, before one that samples
+    nothing ahead."""
+    with on_ray(recipe) as loop:
+        controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
+        while recipe.placement == "separate" and not _all_idle(ray.get(controller.status.remote()), workers):
+            time.sleep(0.1)  # workers import and load first
+        seconds = [timed(loop, iteration)[0] for iteration in range(1, rounds + 2)]
+    return statistics.median(seconds[1:])
 
 
 def _all_idle(status: dict[str, Any], count: int) -> bool:

@@ -11,7 +11,6 @@ from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
-from ...learner.pruning import kept_edges
 from ...proto.errors import InputError, RunFailed
 from ...proto.settings import RunSettings
 from ...proto.user_code import TRACEBACK
@@ -23,6 +22,7 @@ from ...rollout_workers.policies.load import find_adapter, find_policy, load_pol
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
+from ..plan.rows import trained_edges
 from ..run.advice import advice
 from ..run.new_folder import check_place
 from ..run.preflight import check_packages, check_recipe
@@ -153,11 +153,8 @@ def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
         own |= {"rows of the learner": rows, "rows of the old policy": rows}
     else:
         own |= {"trained edges": schedule.trained_edges, "rows of the learner": schedule.rows}
-    given = settings.pruning
-    if parts := [part for part in (given.width, given.depth) if part]:
-        first = max(part.first_iteration for part in parts)
-        # Which edges are kept depends on the scores, how many doesn't.
-        kept = kept_edges(np.random.default_rng(0).random(schedule.nodes), schedule, given, first)
+    if settings.pruning.width or settings.pruning.depth:
+        kept = trained_edges(settings, schedule)
         own["edges that pruning keeps"] = int(kept.sum())
         own["rows of the learner that it keeps"] = len(np.unique(schedule.parent[kept]))
     if settings.learner.kl_weight:

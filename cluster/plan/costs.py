@@ -1,7 +1,8 @@
 """What a simulated run costs, and the cluster that it runs on."""
 
 import math
-from dataclasses import dataclass
+from collections.abc import Mapping
+from dataclasses import dataclass, field, replace
 
 from ...proto.settings import RunSettings
 
@@ -17,6 +18,8 @@ class Costs:
     score_batch: float = 0.0
     """A call of a reward model, however many pictures it gets."""
     score_picture: float = 0.0
+    score_pictures: Mapping[str, float] = field(default_factory=dict)
+    """The same of reward models that differ, by their names."""
     micro_batch: float = 0.0
     """A forward and backward pass of the learner, however many rows it has; gradients that are reduced after it."""
     learn_row: float = 0.0
@@ -46,6 +49,26 @@ class Costs:
     """Seconds of the controller to write down a tree of a window, once for all learner ranks."""
     window_rank: float = 0.0
     """Seconds of the controller to hand a window to one learner rank."""
+
+    def scoring(self, model: str) -> float:
+        """Seconds of a reward model for one picture."""
+        return self.score_pictures.get(model, self.score_picture)
+
+    def twice_as_fast(self) -> dict[str, "Costs"]:
+        """Part of a run -> the costs if that part were twice as fast."""
+
+        def halved(*names: str) -> Costs:
+            return replace(self, **{name: getattr(self, name) / 2 for name in names})
+
+        scores = {model: seconds / 2 for model, seconds in self.score_pictures.items()}
+        return {
+            "rollout": halved("forward", "forward_row", "decode_picture"),
+            "learner": halved("micro_batch", "learn_row", "update"),
+            "rewards": replace(halved("score_batch", "score_picture"), score_pictures=scores),
+            "controller": halved("part_message", "score_reply", "window_tree", "window_rank"),
+            "network": replace(self, network=2 * self.network),
+            "object store": replace(self, put=2 * self.put, load_weights=self.load_weights / 2),
+        }
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from typing import Any
 import simpy
 
 from ...proto.settings import RewardPoolSettings
-from .costs import Costs
 
 Steps = Generator[simpy.Event, Any, None]
 
@@ -52,8 +51,11 @@ class Replica:
     """One replica of a reward model, with the batches of `reward_service/batches.py`: when the model is free, and the
     first request has waited or the batch is full, it takes all that fits."""
 
-    def __init__(self, env: simpy.Environment, node: int, settings: RewardPoolSettings, costs: Costs) -> None:
-        self._env, self.node, self._costs = env, node, costs
+    def __init__(
+        self, env: simpy.Environment, node: int, settings: RewardPoolSettings, per_call: float, per_picture: float
+    ) -> None:
+        """`per_call` and `per_picture` are the seconds that the model takes."""
+        self._env, self.node, self._seconds_per_call, self._seconds_per_picture = env, node, per_call, per_picture
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
         self._size, self._wait = (1, 0.0) if settings.deterministic else (size, wait)
         self._per_call = size
@@ -96,7 +98,7 @@ class Replica:
         pictures = sum(count for _, count, _ in batch)
         self.batches.append(pictures)
         calls = math.ceil(pictures / self._per_call)
-        yield self.model.serve(calls * self._costs.score_batch + pictures * self._costs.score_picture)
+        yield self.model.serve(calls * self._seconds_per_call + pictures * self._seconds_per_picture)
         self.waiting -= len(batch)
         for _, _, scored in batch:
             scored.succeed()

@@ -18,6 +18,7 @@ from ...proto.settings import RunSettings
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
 from .costs import Cluster, Costs
 from .queues import Line, Network, Replica, Steps
+from .rows import learner_rows
 from .stretches import Part, Stretch, nodes_of_rows, stretches
 
 
@@ -49,6 +50,8 @@ class Outcome:
     busy: dict[str, float] = field(default_factory=dict)
     """Share of the time after the first iteration that each part worked: rollout workers and learner ranks (means), the
     busiest replica, the controller, the busiest line of the network."""
+    worked: dict[str, float] = field(default_factory=dict)
+    """Seconds of an iteration that each part worked or waited, means over all iterations."""
     waiting: dict[str, float] = field(default_factory=dict)
     """Share of that time that workers waited for weights and for back-pressure (means), and the learner for states and
     for weights to be put into the object store."""
@@ -63,7 +66,7 @@ class Outcome:
 def simulate(settings: RunSettings, costs: Costs, cluster: Cluster | None = None, iterations: int = 3) -> Outcome:
     """The outcome of so many iterations of a recipe. Every reward model must be named in `pools.rewards`.
 
-    Learner ranks train every row: no edge without an advantage, none pruned.
+    Every edge that pruning leaves has an advantage.
     """
     return Simulation(settings, costs, cluster or Cluster.of(settings), iterations).outcome
 
@@ -74,7 +77,7 @@ class Simulation:
     def __init__(self, settings: RunSettings, costs: Costs, cluster: Cluster, iterations: int) -> None:
         self.settings, self.costs, self.cluster, self.iterations = settings, costs, cluster, iterations
         self.colocated = settings.placement == "colocated"
-        self.schedule = settings.schedule.build()
+        self.schedule, self.rows = settings.schedule.build(), learner_rows(settings)
         self.env = env = simpy.Environment()
         nodes = cluster.nodes(self.colocated)
         self.network = Network(env, nodes, costs.network)
@@ -84,8 +87,8 @@ class Simulation:
         self.in_scoring = simpy.Resource(env, settings.rollout.max_parts_in_scoring)
         self.room = simpy.Container(env, settings.max_trees_ahead, settings.max_trees_ahead)
         self.models = [
-            [Replica(env, n % nodes, pool, costs) for n in range(cluster.replicas)]
-            for pool in settings.pools.rewards.values()
+            [Replica(env, n % nodes, pool, costs.score_batch, costs.scoring(model)) for n in range(cluster.replicas)]
+            for model, pool in settings.pools.rewards.items()
         ]
         self.held = [0] * cluster.workers
         """Version of each worker's weights."""
@@ -116,6 +119,7 @@ class Simulation:
         waits = ("weights", "back-pressure", "states", "publishing")
         self.outcome.busy = {name: share for name, share in shares.items() if name not in waits}
         self.outcome.waiting = {name: shares[name] for name in waits}
+        self.outcome.worked = {name: spent / self.iterations for name, spent in done.items()}
         self.outcome.counts["bytes"] = round(self.network.bytes)
         self.outcome.batches = [n for replicas in self.models for replica in replicas for n in replica.batches]
 
@@ -200,7 +204,7 @@ class Simulation:
             since = self.env.now
             yield self.env.all_of(list(self._fetch(iteration.trees[begin:end])))
             self.spent["states"] += self.env.now - since
-            rows = math.ceil(self.schedule.rows * (end - begin) / ranks)  # of the largest share
+            rows = math.ceil(self.rows * (end - begin) / ranks)  # of the largest share
             batches = math.ceil(rows / self.settings.learner.rows_per_micro_batch)
             seconds = batches * costs.micro_batch + rows * costs.learn_row + window.closes_update * costs.update
             self.spent["learner"] += seconds

@@ -1,0 +1,83 @@
+"""FLUX.1-dev at full size with random weights, measured on a GPU as `branchgrpo calibrate` would.
+
+It needs neither weights nor Ray nor DeepSpeed, and takes a minute and a half.
+
+    python -m branchgrpo.benchmarks.speed.gpu_calibration --out build/bench
+    python -m branchgrpo.benchmarks.speed.gpu_calibration --tiny   (a small network on any device, to see that it runs)
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Annotated
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import typer
+from rich.console import Console
+from transformers import CLIPVisionModel
+
+from ...cluster.commands.calibrate import show
+from ...cluster.plan.calibration import Calibration
+from ...cluster.plan.flops import Work, count_work
+from ...cluster.plan.measuring import Batches, device_name, device_peak, measure
+from ...proto.recipe import SHIPPED, load_recipe
+from ...reward_service.preprocessing import cropped, prepared
+from ...reward_service.scorers import Scores
+from ..support.model_sizes import flux_dev
+from ..support.report import OUT, Out, report_path
+from .gpu import FULL, TINY, RandomFlux, Scale
+
+RECIPE = "flux_hps_branch"
+BATCHES = Batches(forward=16, trained=4, decode=4, score=16)
+
+
+class Tower:
+    """A picture tower with random weights; scores are made up."""
+
+    def __init__(self, scale: Scale, device: torch.device) -> None:
+        self.scale, self.device = scale, device
+        self.network = CLIPVisionModel(scale.tower).to(device, torch.bfloat16).requires_grad_(False).eval()
+
+    @torch.no_grad()
+    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
+        pixels = prepared(media, self.scale.tower.image_size, cropped, self.device).to(torch.bfloat16)
+        outputs = self.network(pixel_values=pixels).pooler_output[:, 0]
+        return {"hps": outputs.float().cpu().numpy().astype(float)}
+
+
+def counted() -> Work:
+    """The recipe's FLOPs, counted on FLUX.1-dev's configurations."""
+    with TemporaryDirectory() as folder:
+        return count_work(load_recipe(SHIPPED / f"{RECIPE}.yaml", [f"policy.pretrained={flux_dev(Path(folder))}"]))
+
+
+def main(
+    out: Out = OUT,
+    tiny: Annotated[bool, typer.Option("--tiny", help="A small network, on whatever device there is.")] = False,
+) -> None:
+    """Measure, print a table, and write calibration.json, which `branchgrpo plan --calibration` takes.
+
+    Example: python -m branchgrpo.benchmarks.speed.gpu_calibration --out build/bench
+    """
+    device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+    if device.type == "cpu" and not tiny:
+        raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
+    path, console, scale = report_path(out, "calibration"), Console(width=120), TINY if tiny else FULL
+    work = None if tiny else counted()
+    policy = RandomFlux(scale, device, compiled=False)
+    policy.checkpoint_gradients()
+    peak, source = device_peak(device, "bfloat16")
+    found = []
+    for measured in measure(policy, BATCHES, work, peak, {"hps": Tower(scale, device)}):
+        console.print(f"{measured.work}: {measured.seconds}, {measured.pace}", highlight=False)
+        found.append(measured)
+    paces = {own.work: own.pace for own in found}
+    calibration = Calibration(device_name(device), peak, source, "bfloat16", RECIPE, paces)
+    calibration.save(path)
+    show(calibration, found, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)

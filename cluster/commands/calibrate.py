@@ -1,0 +1,99 @@
+"""`branchgrpo calibrate`: what this device does in a second, kept for plans."""
+
+from pathlib import Path
+
+import torch
+from rich.console import Console
+from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
+from rich.table import Table
+
+from ...proto.errors import InputError
+from ...proto.settings import RunSettings
+from ...reward_service.scorers import load_scorer, reward_models
+from ...rollout_workers.policies.base import Policy, add_adapters
+from ...rollout_workers.policies.load import load_policy
+from ..plan.calibration import Calibration, calibration_file
+from ..plan.flops import Work, count_work
+from ..plan.measuring import Batches, Measured, device_name, device_peak, measure
+
+
+def calibrate(settings: RunSettings, console: Console, file: Path | None = None) -> Path:
+    """Measure with what the recipe names, print it, and write it to `file` or to the device's place, which is returned.
+
+    Raises InputError for what can't be loaded, or doesn't fit the device's memory.
+    """
+    from ..on_ray.placement import threads_of  # and Ray with it, which benchmarks that print such tables do without
+
+    threads = threads_of(settings.pools.rollout_workers, settings)
+    torch.set_num_threads(threads)
+    with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
+        task = progress.add_task("loading")
+        work = _counted(settings, console)
+        policy = _learning(settings)
+        scorers = {
+            model: load_scorer(model, given[model], threads)
+            for model, given in reward_models(settings.rewards).items()
+            if not (given[model].url or given[model].judge)
+        }
+        precision = settings.policy.precision
+        peak, source = device_peak(policy.device, precision)
+        found: list[Measured] = []
+        try:
+            progress.update(task, description="measuring the rollout's rows")
+            for measured in measure(policy, _batches(settings), work, peak, scorers):
+                found.append(measured)
+                progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
+        except torch.OutOfMemoryError as error:
+            raise InputError(
+                f"no room for a row on {device_name(policy.device)} after {[own.work for own in found] or 'loading'}; "
+                "`branchgrpo plan` says what to change"
+            ) from error
+    name = device_name(policy.device)
+    paces = {own.work: own.pace for own in found}
+    calibration = Calibration(name, peak, source, precision, settings.name, paces)
+    file = file or calibration_file(name)
+    calibration.save(file)
+    show(calibration, found, console)
+    return file
+
+
+def show(calibration: Calibration, found: list[Measured], console: Console) -> None:
+    """Print what was measured as a table."""
+    peak = f"{calibration.peak / 1e12:,.4g} TFLOP/s ({calibration.peak_source})"
+    table = Table("", title=f"{calibration.device}, peak {peak}", title_justify="left")
+    for column in ("items in a call", "seconds of the call", "ms an item", "of the peak"):
+        table.add_column(column, justify="right")
+    for own in found:
+        count, seconds = list(own.seconds.items())[-1]
+        share = "" if own.pace.utilisation is None else f"{own.pace.utilisation:.1%}"
+        table.add_row(own.work, str(count), f"{seconds:.4g}", f"{1e3 * (own.pace.item or 0):.4g}", share)
+    console.print(table)
+
+
+def _counted(settings: RunSettings, console: Console) -> Work | None:
+    """The recipe's FLOPs, if they can be counted."""
+    try:
+        return count_work(settings)
+    except InputError as error:
+        console.print(f"seconds alone: {error}", markup=False, highlight=False)
+        return None
+
+
+def _learning(settings: RunSettings) -> Policy:
+    """The policy as the learner has it."""
+    policy, learner = load_policy(settings.policy), settings.learner
+    if learner.lora:
+        add_adapters(policy, learner.lora, settings.seed)
+    if learner.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    return policy
+
+
+def _batches(settings: RunSettings) -> Batches:
+    sizes = [pool.batch_pictures for pool in settings.pools.rewards.values()]
+    return Batches(
+        forward=settings.rollout.max_batch_rows,
+        trained=settings.learner.rows_per_micro_batch,
+        decode=settings.rollout.decode_batch,
+        score=min(sizes, default=64),
+    )

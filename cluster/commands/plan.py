@@ -1,0 +1,152 @@
+"""`branchgrpo plan`: the layouts of a run on given GPUs, from the fastest: seconds, GPU-hours, and what limits them."""
+
+import os
+from collections.abc import Sequence
+from functools import reduce
+from pathlib import Path
+from typing import Any
+
+from rich import box
+from rich.console import Console
+from rich.progress import Progress
+from rich.table import Table
+
+from ...proto.atomic_files import write_text
+from ...proto.errors import InputError
+from ...proto.recipe import SHIPPED
+from ...proto.settings import RunSettings
+from ...proto.yaml12 import write_yaml
+from ..plan.calibration import (
+    ASSUMED,
+    DECODE,
+    FORWARD,
+    Calibration,
+    device_of,
+    find_calibration,
+    load_calibration,
+)
+from ..plan.flops import count_work
+from ..plan.gpus import Gpu, find_gpu
+from ..plan.layouts import Layout, Plan, Planned, balance_of, layouts, plan
+from ..plan.measuring import device_name
+from ..plan.prices import Prices, count_sizes
+from ..plan.rows import learner_rows
+from ..plan.shapes import policy_shapes
+
+
+def find_device(gpu: str, file: Path | None) -> tuple[Gpu, Calibration]:
+    """The GPU of that name with its calibration: the one in `file`, the one at its device's place, or none.
+
+    `cpu` is a core of this machine, of which nothing is known unless it was calibrated. Raises InputError for unknown
+    names and files.
+    """
+    if gpu.lower() == "cpu":
+        import torch
+
+        name = device_name(torch.device("cpu"))
+        if not (calibration := load_calibration(file) if file else find_calibration(name)):
+            raise InputError(f"--gpu cpu: nothing is known of {name}; run `branchgrpo calibrate` on it first")
+        return device_of(calibration), calibration
+    found = find_gpu(gpu)
+    calibration = load_calibration(file) if file else find_calibration(found.device)
+    if calibration and calibration.device != found.device:
+        raise InputError(f"--calibration {file} is of {calibration.device}, and --gpu {gpu} is {found.device}")
+    return found, calibration or Calibration()
+
+
+def make_plan(settings: RunSettings, gpus: int, gpu: Gpu, calibration: Calibration) -> tuple[Plan, Prices]:
+    """The best layouts of a recipe on so many GPUs, and their prices. Raises InputError for a policy whose network
+    can't be counted."""
+    with Progress(transient=True) as progress:
+        counting = progress.add_task("counting", total=None)
+        policy = policy_shapes(settings)
+        prices = Prices(settings, count_work(settings, policy), count_sizes(settings, policy), gpu, calibration)
+        costs = prices.costs(Layout("colocated", gpus, gpus).cluster)
+        candidates = list(layouts(settings, gpus, balance_of(settings, costs, learner_rows(settings))))
+        progress.update(counting, visible=False)
+        simulating = progress.add_task("simulating", total=len(candidates))
+        made = plan(
+            settings,
+            candidates,
+            lambda layout: prices.costs(layout.cluster, layout.beside),
+            resource=resource(gpu),
+            advance=lambda: progress.advance(simulating),
+        )
+    return made, prices
+
+
+def resource(gpu: Gpu) -> str:
+    """What a pool reserves of a device."""
+    return "cpus" if gpu.name == "cpu" else "gpus"
+
+
+def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
+    """Print the best layouts as a table, what was assumed, and why other layouts were left out."""
+    settings, calibration = prices.settings, prices.calibration
+    title = f"{settings.name} on {gpus} x {prices.gpu.name}, seconds of an iteration"
+    table = Table("", "layout", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    for column in ("all", *(made.best[0].phases if made.best else ()), "GPU-hours"):
+        table.add_column(column, justify="right", no_wrap=True)
+    table.add_column("limited by")
+    for number, own in enumerate(made.best, start=1):
+        seconds = (f"{seconds:.3g}" for seconds in (own.seconds, *own.phases.values()))
+        table.add_row(str(number), own.layout.text, *seconds, f"{hours(own, gpus):,.3g}", own.limit)
+    if made.best:
+        console.print(table)
+        console.print(
+            "Phases overlap. Limited by: in brackets, by how much an iteration is shorter if that part is twice as "
+            f"fast. GPU-hours: of {settings.iterations} iterations, without evaluations and checkpoints.",
+            highlight=False,
+        )
+    console.print(_source(prices, calibration), highlight=False)
+    for reason, left in made.dropped.items():
+        console.print(
+            f"left out, {len(left)} layouts such as {left[0].placement} {left[0].text}: ", end="", style="yellow"
+        )
+        console.print(reason, markup=False, soft_wrap=True, highlight=False)
+
+
+def hours(own: Planned, gpus: int) -> float:
+    """GPU-hours of the whole run."""
+    return gpus * own.seconds * own.settings.iterations / 3600
+
+
+def _source(prices: Prices, calibration: Calibration) -> str:
+    """What the seconds come from."""
+    settings = prices.settings
+    if calibration.paces:
+        lines = f"Utilisation as measured on {calibration.device} with {calibration.recipe}"
+    else:
+        network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
+        lines = (
+            f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s in the network, "
+            f"{decoder:.0%} in decoder and rewards; `branchgrpo calibrate` measures them"
+        )
+    unknown = prices.unknown()
+    return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
+
+
+def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, overrides: Sequence[str], file: Path) -> None:
+    """Write a recipe that has `recipe` as its base, with the overrides of the command line and a layout."""
+    settings, gpu = prices.settings, prices.gpu
+    layout, content = own.layout.changes(settings, resource(gpu)), settings.model_dump()
+    names = [override.partition("=")[0] for override in overrides]
+    changes = {name: reduce(_inside, name.split("."), content) for name in names} | layout
+    written = (
+        f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"
+        f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} GPU-hours; "
+        f"{own.limit.partition(' ')[0]} limits it.\n" + write_yaml({"base": _base(recipe, file), **changes})
+    )
+    file.parent.mkdir(parents=True, exist_ok=True)
+    write_text(file, written)
+
+
+def _inside(section: Any, key: str) -> Any:
+    return section[key if key in section else int(key)]
+
+
+def _base(recipe: Path, file: Path) -> str:
+    """How the recipe in `file` names its base."""
+    if not recipe.is_file() and (SHIPPED / f"{recipe}.yaml").is_file():
+        return str(recipe)
+    return os.path.relpath(recipe.resolve(), file.resolve().parent)

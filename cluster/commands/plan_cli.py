@@ -1,0 +1,81 @@
+"""The commands about what a run would take: `plan` and `calibrate`. `cluster/cli.py` takes them in."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+
+from ...proto.errors import InputError
+from .cluster_cli import Overrides, Recipe
+
+app = typer.Typer()
+
+
+@app.command()
+def plan(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    gpus: Annotated[int, typer.Option(min=1, max=4096, help="Number of GPUs.")] = 8,
+    gpu: Annotated[
+        str, typer.Option(help="h100, h200, a100, l40s, 4090 or 5090; cpu for cores of this machine.")
+    ] = "h100",
+    calibration: Annotated[
+        Path | None,
+        typer.Option(help="File that `calibrate` wrote. Default: what it wrote for this GPU, if anything."),
+    ] = None,
+    write: Annotated[
+        Path | None, typer.Option(help="New recipe to write, with a layout's settings and RECIPE as its base.")
+    ] = None,
+    layout: Annotated[int, typer.Option(min=1, max=5, help="With --write: the table's row to write.")] = 1,
+) -> None:
+    """Show what a run would take: the five fastest layouts that fit, with their seconds, GPU-hours and limits.
+
+    Nothing is run: FLOPs and memory are counted on shapes, and a simulation says who waits for whom. Of the policy only
+    configuration files are read.
+
+    Example: [bold]branchgrpo plan flux_hps_branch policy.pretrained=/models/FLUX.1-dev --gpus 8 --gpu h100[/bold]
+    """
+    from ...proto.atomic_files import must_be_new
+    from ..run.folder import load_settings
+
+    if write:
+        must_be_new(write)
+    settings, console = load_settings(recipe, overrides or []), Console()
+    with console.status("starting"):
+        from . import plan as planning
+
+        kind, calibrated = planning.find_device(gpu, calibration)
+    made, prices = planning.make_plan(settings, gpus, kind, calibrated)
+    planning.show(made, prices, gpus, console)
+    if not made.best:
+        raise typer.Exit(1)
+    if write:
+        if layout > len(made.best):
+            raise InputError(f"--layout {layout}: the table has {len(made.best)} rows")
+        planning.write_layout(made.best[layout - 1], prices, gpus, recipe, overrides or [], write)
+        console.print(f"next: branchgrpo check {write}", markup=False, highlight=False, soft_wrap=True)
+
+
+@app.command()
+def calibrate(
+    recipe: Recipe,
+    overrides: Overrides = None,
+    out: Annotated[
+        Path | None, typer.Option(help="File to write. Default: ~/.cache/branchgrpo/calibration/DEVICE.json.")
+    ] = None,
+) -> None:
+    """Measure how fast this device does a recipe's work: rollout, training, decoding, rewards. It takes about a minute.
+
+    It loads what the recipe names. Plans for this kind of device, of any recipe, then use what was measured.
+
+    Example: [bold]branchgrpo calibrate recipes/glyphs.yaml[/bold], then
+    [bold]branchgrpo plan recipes/glyphs.yaml --gpus 2 --gpu cpu[/bold]
+    """
+    from ..run.folder import load_settings
+
+    settings, console = load_settings(recipe, overrides or []), Console()
+    with console.status("starting"):
+        from . import calibrate as calibrating
+    written = calibrating.calibrate(settings, console, out)
+    console.print(f"wrote {written}", markup=False, highlight=False, soft_wrap=True)

@@ -1,0 +1,100 @@
+"""Which share of its peak a device reaches: as it was measured there and kept in a file, or assumed."""
+
+import json
+import os
+import re
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from ...proto.atomic_files import write_text
+from ...proto.errors import InputError
+from .gpus import Gpu, gpu_of_device
+
+FORWARD, TRAINED, DECODE = "forward", "trained", "decode"
+"""Kinds of work beside scoring, which goes by the name of the reward model."""
+
+
+@dataclass(frozen=True)
+class Pace:
+    """How fast one kind of work goes."""
+
+    utilisation: float | None
+    """Share of the device's peak; None for work whose FLOPs aren't known."""
+    item: float | None = None
+    """Seconds of a row, picture or clip of the measured recipe, beside those of the call; None if assumed."""
+    call: float = 0.0
+    """Seconds of a call, however many it gets."""
+
+
+@dataclass(frozen=True)
+class Calibration:
+    """Paces of a device. Utilisations hold for other recipes too; seconds only where no FLOPs are known."""
+
+    device: str = ""
+    """As torch names it, or the processor."""
+    peak: float = 0.0
+    """FLOP/s that utilisations are shares of."""
+    peak_source: str = ""
+    precision: str = ""
+    recipe: str = ""
+    """What was measured."""
+    paces: Mapping[str, Pace] = field(default_factory=dict)
+
+    def pace(self, work: str) -> Pace:
+        """The pace of a kind of work: measured, or of another model of its kind, or assumed."""
+        if work in self.paces:
+            return self.paces[work]
+        return ASSUMED.get(work, ASSUMED_SCORING)
+
+    def save(self, file: Path) -> None:
+        """Write it as JSON."""
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_text(file, json.dumps(asdict(self), indent=1) + "\n")
+
+
+ASSUMED = {FORWARD: Pace(0.4), TRAINED: Pace(0.4), DECODE: Pace(0.2)}
+ASSUMED_SCORING = Pace(0.2)
+
+
+def load_calibration(file: Path) -> Calibration:
+    """The calibration in a file. Raises InputError if it can't be read."""
+    try:
+        content = json.loads(file.read_text())
+        paces = {name: Pace(**pace) for name, pace in content.pop("paces").items()}
+        return Calibration(**content, paces=paces)
+    except (OSError, ValueError, TypeError, KeyError) as error:
+        reason = getattr(error, "strerror", None) or "it isn't what `branchgrpo calibrate` writes"
+        raise InputError(f"calibration {file} can't be read: {reason}") from error
+
+
+def calibration_file(device: str) -> Path:
+    """The place of a device's calibration, in `~/.cache/branchgrpo/calibration` (or below `XDG_CACHE_HOME`)."""
+    cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
+    return cache / "branchgrpo" / "calibration" / f"{re.sub(r'[^a-z0-9]+', '_', device.lower()).strip('_')}.json"
+
+
+def find_calibration(device: str) -> Calibration | None:
+    """What was measured on a device of this name, if anything."""
+    file = calibration_file(device)
+    return load_calibration(file) if file.is_file() else None
+
+
+def device_of(calibration: Calibration) -> Gpu:
+    """The device that was measured: from the table of GPUs, or a processor core with its share of this machine's
+    memory. What isn't known of its links is no limit."""
+    if known := gpu_of_device(calibration.device):
+        return known
+    import psutil
+
+    unknown = {"bandwidth": float("inf"), "peers": float("inf"), "host": float("inf")}
+    memory = psutil.virtual_memory().total / (os.cpu_count() or 1)
+    return Gpu(
+        name="cpu",
+        device=calibration.device,
+        bfloat16=calibration.peak,
+        float32=calibration.peak,
+        memory=memory,
+        **unknown,
+        source=calibration.peak_source,
+    )

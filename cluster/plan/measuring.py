@@ -1,0 +1,149 @@
+"""What `branchgrpo calibrate` measures: seconds of the network, the decoder and reward models on this device.
+
+It takes any policy, from a recipe or made elsewhere.
+"""
+
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from statistics import median
+
+import numpy as np
+import torch
+
+from ...reward_service.scorers import Scorer
+from ...rollout_workers.policies.base import Policy, collate
+from .calibration import DECODE, FORWARD, TRAINED, Pace
+from .flops import Work
+from .gpus import gpu_of_device
+
+SECONDS = 10.0
+"""Of a measurement, at which it takes no larger batches and repeats nothing more."""
+REPEATS = 5
+SIDE = {"cpu": 1024, "cuda": 8192}
+"""Rows and columns of the matrices whose product gives a peak that no data sheet gives."""
+
+
+@dataclass(frozen=True)
+class Batches:
+    """The largest number of items in a call."""
+
+    forward: int
+    trained: int
+    decode: int
+    score: int
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Seconds of a kind of work."""
+
+    work: str
+    seconds: Mapping[int, float]
+    """Number of items in a call -> seconds of the call, medians."""
+    pace: Pace
+
+
+def measure(
+    policy: Policy, batches: Batches, work: Work | None, peak: float, scorers: Mapping[str, Scorer]
+) -> Iterator[Measured]:
+    """Measure the rollout's rows, the learner's, decoding, and each of `scorers` (model -> scorer), one after another.
+
+    The policy is as the learner prepares it: with adapters and checkpoints if it has them. Without `work`, the FLOPs,
+    only seconds are found. Raises torch.OutOfMemoryError if a single row has no room.
+    """
+    conditioning = {name: value.to(policy.device) for name, value in policy.encode("a prompt").items()}
+    policy.release_encoders()
+    flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}
+
+    def states(count: int) -> torch.Tensor:
+        return torch.zeros(count, *policy.latent_shape, device=policy.device)
+
+    def velocity(rows: int) -> torch.Tensor:
+        sigma = torch.full([rows], 0.5, device=policy.device)
+        return policy.velocity(states(rows), sigma, collate([conditioning] * rows))
+
+    @torch.no_grad()
+    def forward(rows: int) -> None:
+        velocity(rows)
+
+    def trained(rows: int) -> None:
+        velocity(rows).square().mean().backward()
+
+    @torch.no_grad()
+    def decode(leaves: int) -> torch.Tensor:
+        return policy.decode(states(leaves))
+
+    for kind, call, largest in (
+        (FORWARD, forward, batches.forward),
+        (TRAINED, trained, batches.trained),
+        (DECODE, decode, batches.decode),
+    ):
+        yield _measured(kind, call, largest, policy.device, flops.get(kind), peak)
+        for parameter in policy.network.parameters():
+            parameter.grad = None
+    picture = (decode(1).float().cpu().numpy() * 255).astype(np.uint8)
+    for model, scorer in scorers.items():
+        known = work.score_leaf.get(model) if work else None
+
+        def score(pictures: int, scorer: Scorer = scorer) -> None:
+            scorer(picture.repeat(pictures, 0), ["a prompt"] * pictures)
+
+        yield _measured(model, score, batches.score, policy.device, known, peak)
+
+
+def _measured(
+    kind: str, call: Callable[[int], object], largest: int, device: torch.device, flops: float | None, peak: float
+) -> Measured:
+    seconds, begin, count = {}, time.perf_counter(), 1
+    while True:
+        call(count)  # kernels are chosen, memory is found
+        seconds[count] = _median(partial(call, count), device)
+        last = count == largest or time.perf_counter() - begin > SECONDS
+        if last:
+            break
+        count = min(4 * count, largest)
+    item = seconds[count] / count
+    if count > 1:  # what a call takes by itself, and each item beside it
+        item = min(item, (seconds[count] - seconds[1]) / (count - 1))
+    item = item if item > 0 else seconds[count] / count
+    utilisation = flops / (item * peak) if flops else None
+    return Measured(kind, seconds, Pace(utilisation, item, max(0.0, seconds[count] - count * item)))
+
+
+def _median(call: Callable[[], object], device: torch.device) -> float:
+    spent: list[float] = []
+    while len(spent) < REPEATS and (len(spent) < 2 or sum(spent) < SECONDS / REPEATS):
+        _wait(device)
+        start = time.perf_counter()
+        call()
+        _wait(device)
+        spent.append(time.perf_counter() - start)
+    return median(spent)
+
+
+def _wait(device: torch.device) -> None:
+    if device.type == "cuda":
+        torch.cuda.synchronize(device)
+
+
+def device_name(device: torch.device) -> str:
+    """The GPU as torch names it, or the processor's model."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    lines = Path("/proc/cpuinfo").read_text().splitlines()
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return f"CPU {names[0]}" if names else "CPU"
+
+
+def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
+    """The peak of a device in FLOP/s, and its source: a data sheet, or a product of matrices that is timed here."""
+    if gpu := gpu_of_device(device_name(device)):
+        return gpu.peak(precision), gpu.source
+    side = SIDE[device.type]
+    matrix = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
+    torch.mm(matrix, matrix)
+    seconds = min(_median(lambda: torch.mm(matrix, matrix), device) for _ in range(3))
+    return 2 * side**3 / seconds, f"measured: a product of {side} x {side} matrices in {precision}"

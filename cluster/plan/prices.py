@@ -1,0 +1,144 @@
+"""What a recipe costs on a kind of GPU: seconds from FLOPs and utilisation, sizes from shapes."""
+
+import math
+from dataclasses import dataclass
+from typing import Any
+
+from ...proto.settings import RunSettings
+from ...reward_service.scorers import reward_models
+from ...rollout_workers.policies.base import trainable
+from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
+from .costs import Cluster, Costs
+from .flops import Work
+from .gpus import Gpu
+from .shapes import conditioning_shapes
+
+LINK = 0.4
+"""Share of a link's peak that collectives and copies reach; assumed."""
+BETWEEN_NODES = 50e9
+"""Bytes per second of a rank in collectives across nodes, with an InfiniBand port of 400 Gb/s each; assumed."""
+OBJECT_STORE = 5e9
+"""Bytes per second that Ray's object store moves out of a node, and into one; assumed."""
+PUT = 17.5e9
+"""Bytes per second into the object store; measured (docs/scaling.md), as all that follows."""
+PART_MESSAGE, SCORE_REPLY, WINDOW_TREE, WINDOW_RANK = 1.31e-3, 1.11e-3, 0.05e-3, 0.19e-3
+LATENCY = 0.002
+STATES = 3
+"""Numbers in float32 that an optimizer step reads and writes for a parameter: weight and two moments."""
+BYTES = {"float32": 4, "bfloat16": 2}
+
+
+@dataclass(frozen=True)
+class Sizes:
+    """Bytes of what travels or is worked on."""
+
+    picture: float
+    state: float
+    conditioning: float
+    network: float
+    """All weights."""
+    trained: float
+    """Those that are trained, and published."""
+    parameters: int
+    """Number of trained parameters."""
+
+
+def count_sizes(settings: RunSettings, policy: Any) -> Sizes:
+    """Sizes of a recipe with this policy, of which only shapes are looked at."""
+    own = settings.policy
+    trained = trainable(policy.network).values()
+    return Sizes(
+        picture=3 * own.height * own.width * own.frames,
+        state=math.prod(policy.latent_shape) * BYTES[settings.rollout.latents_precision],
+        conditioning=sum(tensor.nbytes for tensor in conditioning_shapes(policy).values()),
+        network=sum(parameter.nbytes for parameter in policy.network.parameters()),
+        trained=sum(parameter.nbytes for parameter in trained),
+        parameters=sum(parameter.numel() for parameter in trained),
+    )
+
+
+@dataclass(frozen=True)
+class Prices:
+    """A recipe's work and sizes, priced for a kind of GPU."""
+
+    settings: RunSettings
+    work: Work
+    sizes: Sizes
+    gpu: Gpu
+    calibration: Calibration
+
+    def costs(self, cluster: Cluster, shared_rewards: bool = False) -> Costs:
+        """The costs on so many processes. Reward models that share GPUs with sampling take their time from it."""
+        work, pace = self.work, self.calibration.pace
+        nft = self.settings.learner.objective == "nft"  # whose old policy looks at every row, too
+        scores = self.scores()
+        return Costs(
+            forward=pace(FORWARD).call,
+            forward_row=self._seconds(work.forward_row, pace(FORWARD)),
+            decode_picture=self._seconds(work.decode_leaf, pace(DECODE)) + shared_rewards * sum(scores.values()),
+            score_batch=max(pace(model).call for model in scores),
+            score_pictures=scores,
+            micro_batch=pace(TRAINED).call + self._reduced(cluster.ranks),
+            learn_row=self._seconds(work.trained_row, pace(TRAINED))
+            + nft * self._seconds(work.forward_row, pace(FORWARD)),
+            update=self._update(cluster.ranks),
+            load_weights=self.sizes.trained / (LINK * self.gpu.host),
+            picture_bytes=self.sizes.picture,
+            state_bytes=self.sizes.state,
+            conditioning_bytes=self.sizes.conditioning,
+            weights_bytes=self.sizes.trained,
+            put=PUT,
+            network=OBJECT_STORE,
+            latency=LATENCY,
+            part_message=PART_MESSAGE,
+            score_reply=SCORE_REPLY,
+            window_tree=WINDOW_TREE,
+            window_rank=WINDOW_RANK,
+        )
+
+    def scores(self) -> dict[str, float]:
+        """Model -> its seconds per picture. What isn't known is nothing."""
+        models = reward_models(self.settings.rewards)
+        return {
+            model: max(
+                self._seconds(self.work.score_leaf.get(reward), self.calibration.pace(model)) for reward in given
+            )
+            for model, given in models.items()
+        }
+
+    def unknown(self) -> list[str]:
+        """Reward models whose seconds are neither measured nor counted."""
+        models, paces = reward_models(self.settings.rewards), self.calibration.paces
+        return [
+            model
+            for model, given in models.items()
+            if model not in paces and not any(self.work.score_leaf.get(reward) for reward in given)
+        ]
+
+    def _seconds(self, flops: float | None, pace: Pace) -> float:
+        """Seconds of a row or picture."""
+        if flops and pace.utilisation:
+            return flops / (self.gpu.peak(self.settings.policy.precision) * pace.utilisation)
+        return pace.item or 0.0
+
+    def _link(self, ranks: int) -> float:
+        within = LINK * self.gpu.peers
+        return within if ranks <= Cluster.per_node else min(BETWEEN_NODES, within)
+
+    def _reduced(self, ranks: int) -> float:
+        """Seconds of what ranks exchange for a micro-batch: gradients from stage 2 on, weights in stage 3."""
+        learner, sizes = self.settings.learner, self.sizes
+        gathers = 3 if learner.gradient_checkpointing else 2
+        weights = gathers * sizes.network * (learner.zero_stage == 3)
+        seconds = weights / (LINK * self.gpu.host) * learner.offload.parameters
+        if ranks > 1:
+            seconds += (weights + sizes.trained * (learner.zero_stage >= 2)) / self._link(ranks)
+        return seconds
+
+    def _update(self, ranks: int) -> float:
+        """Seconds of an optimizer step: its states in memory, and what ranks exchange."""
+        learner, sizes = self.settings.learner, self.sizes
+        states = 2 * STATES * 4 * sizes.parameters / (ranks if learner.zero_stage else 1)
+        memory = LINK * self.gpu.host if learner.offload.optimizer else self.gpu.bandwidth
+        exchanged = sizes.trained * (2 if learner.zero_stage < 2 else 1) if ranks > 1 else 0
+        return states / memory + exchanged / self._link(ranks)

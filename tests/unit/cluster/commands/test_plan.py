@@ -1,0 +1,70 @@
+"""`branchgrpo plan` and `branchgrpo calibrate`, from the command line."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from branchgrpo.benchmarks.support.model_sizes import flux_dev
+from branchgrpo.cluster.cli import app
+from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.plan.calibration import calibration_file
+from branchgrpo.cluster.plan.measuring import device_name
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.recipe import load_recipe
+from typer.testing import CliRunner
+
+SMALL = ["rollout.max_batch_rows=4", "rollout.decode_batch=2", "learner.rows_per_micro_batch=2"]
+
+
+@pytest.fixture(autouse=True)
+def cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Where calibrations are kept, meanwhile."""
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("COLUMNS", "200")
+    return tmp_path / "cache"
+
+
+def command(*arguments: object) -> str:
+    """What a command prints. Raises as it does."""
+    result = CliRunner().invoke(app, [str(argument) for argument in arguments], catch_exceptions=False)
+    assert result.exit_code == 0, result.output
+    return result.output
+
+
+def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> None:
+    folder, file = flux_dev(tmp_path / "flux"), tmp_path / "written" / "mine.yaml"
+    given = [f"policy.pretrained={folder}", "iterations=7", "prompts.column=no: that"]
+    output = command("plan", "flux_hps_branch", *given, "--gpus", "8", "--write", file, "--layout", "2")
+    assert "flux_hps_branch on 8 x h100" in output
+    assert "Assumed: 40% of 989 TFLOP/s" in output
+    rows = [line.split()[0] for line in output.splitlines() if " rank" in line and line.split()[0].isdigit()]
+    assert rows == list("12345")
+    written, plain = load_recipe(file), load_recipe(Path("flux_hps_branch"), given)
+    assert (written.iterations, written.prompts.column) == (7, "no: that")
+    layout = dict.fromkeys(("pools", "placement", "staleness"))
+    assert written.model_copy(update=layout) == plain.model_copy(update=layout)
+    gpus = check(written).gpus
+    assert 7 <= sum(gpus.values()) <= 8
+    assert "mine.yaml" in output
+
+
+def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path) -> None:
+    with pytest.raises(InputError, match=r"--gpu cpu: nothing is known of CPU .*run `branchgrpo calibrate`"):
+        command("plan", "glyphs", "--gpu", "cpu")
+    output = command("calibrate", "glyphs", *SMALL)
+    file = calibration_file(device_name(torch.device("cpu")))
+    assert f"wrote {file}" in output
+    assert all(kind in output for kind in ("forward", "trained", "decode", "ocr"))
+    planned = command("plan", "glyphs", "--gpus", "2", "--gpu", "cpu")
+    assert "as measured on CPU" in planned
+    assert "colocated, 2 ranks" in planned
+    with pytest.raises(InputError, match=r"is of CPU .*and --gpu a100 is NVIDIA A100"):
+        command("plan", "glyphs", "--gpu", "a100", "--calibration", file)
+
+
+def test_mistakes_are_named_before_anything_is_counted(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match="--gpu h101: the GPUs that are known are h100"):
+        command("plan", "glyphs", "--gpu", "h101")
+    (tmp_path / "there.yaml").touch()
+    with pytest.raises(InputError, match="there.yaml"):
+        command("plan", "glyphs", "--write", tmp_path / "there.yaml")

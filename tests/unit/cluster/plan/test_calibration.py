@@ -1,0 +1,72 @@
+"""What a device does in a second: measured, kept in a file, and used."""
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from branchgrpo.cluster.plan.calibration import (
+    Calibration,
+    Pace,
+    calibration_file,
+    device_of,
+    find_calibration,
+    load_calibration,
+)
+from branchgrpo.cluster.plan.flops import count_work
+from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure
+from branchgrpo.proto.errors import InputError
+from branchgrpo.rollout_workers.policies.load import load_policy
+from support import Settings
+
+
+def test_a_calibration_is_found_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert find_calibration("NVIDIA H100 80GB HBM3") is None
+    own = Calibration(
+        "NVIDIA H100 80GB HBM3", 989e12, "its data sheet", "bfloat16", "flux", {"forward": Pace(0.5, 1.0)}
+    )
+    own.save(calibration_file(own.device))
+    assert calibration_file(own.device) == tmp_path / "branchgrpo/calibration/nvidia_h100_80gb_hbm3.json"
+    assert find_calibration(own.device) == own
+    assert device_of(own).name == "h100"
+    assert own.pace("forward").utilisation == 0.5
+    assert own.pace("trained").utilisation == 0.4  # assumed
+    assert own.pace("hps").utilisation == 0.2
+
+
+@pytest.mark.parametrize("content", ["", "[]", '{"paces": {"forward": {"speed": 1}}}', '{"device": "x"}'])
+def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
+    (tmp_path / "own.json").write_text(content)
+    with pytest.raises(InputError, match=r"own\.json can't be read: it isn't what `branchgrpo calibrate` writes"):
+        load_calibration(tmp_path / "own.json")
+
+
+def test_every_kind_of_work_is_measured(run_settings: Settings) -> None:
+    """Seconds of a call and of its items make up the seconds of the largest call, and the share goes by the items."""
+    settings = run_settings()
+    policy, work = load_policy(settings.policy), count_work(settings)
+    seen: list[tuple[int, ...]] = []
+
+    def scorer(media: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+        seen.append(media.shape)
+        return {"own": np.zeros(len(prompts))}
+
+    peak, _ = device_peak(torch.device("cpu"), "float32")
+    found = {own.work: own for own in measure(policy, Batches(4, 2, 2, 3), work, peak, {"own": scorer})}
+    assert list(found) == ["forward", "trained", "decode", "own"]
+    assert {shape[1:] for shape in seen} == {(settings.policy.height, settings.policy.width, 3)}
+    for own, largest in zip(found.values(), (4, 2, 2, 3), strict=True):
+        assert list(own.seconds) == [1, largest]
+        assert own.pace.call + largest * own.pace.item == pytest.approx(own.seconds[largest])
+    assert found["own"].pace.utilisation is None
+    assert found["trained"].pace.utilisation * found["trained"].pace.item * peak == pytest.approx(work.trained_row)
+    assert all(parameter.grad is None for parameter in policy.network.parameters())
+
+
+def test_this_machine_has_a_name_and_a_peak() -> None:
+    cpu = torch.device("cpu")
+    peak, source = device_peak(cpu, "float32")
+    assert device_name(cpu).startswith("CPU ")
+    assert source.startswith("measured")
+    assert 1e8 < peak < 1e14

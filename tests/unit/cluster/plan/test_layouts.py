@@ -1,0 +1,99 @@
+"""The layouts of a run: candidates, and the best of them."""
+
+from typing import Any
+
+import pytest
+from branchgrpo.cluster.plan.costs import Costs
+from branchgrpo.cluster.plan.layouts import Layout, balance_of, gpu_rewards, layouts, plan
+from branchgrpo.cluster.plan.rows import learner_rows
+from branchgrpo.proto.recipe import SHIPPED, load_recipe
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.settings_errors import parse_settings
+
+FLUX = load_recipe(SHIPPED / "flux_hps_branch.yaml")
+COSTS = Costs(forward_row=0.1, learn_row=0.4, decode_picture=0.03, score_pictures={"hps": 0.002})
+
+
+def recipe(**sections: Any) -> RunSettings:
+    """32 trees of eight leaves, a window for each four, on reward models without GPUs."""
+    content = {
+        "name": "planned",
+        "policy": {"pretrained": "none"},
+        "prompts": {"train": "none", "per_iteration": 32},
+        "rewards": {"ocr": {}},
+        "schedule": {"steps": 5, "splits": {0: 2, 1: 2, 2: 2}},
+        "rollout": {"trees_per_task": 1},
+        "learner": {"window_trees": 4, "rows_per_micro_batch": 4},
+    }
+    return parse_settings(content | sections)
+
+
+@pytest.mark.parametrize("gpus", [1, 2, 8, 100])
+def test_every_layout_uses_all_gpus_as_a_recipe_can(gpus: int) -> None:
+    found = list(layouts(FLUX, gpus, 0.4))
+    assert len(set(found)) == len(found) > 0
+    for layout in found:
+        whole = [layout.ranks, layout.workers * (layout.placement == "separate"), layout.replicas * (not layout.beside)]
+        assert sum(whole) == gpus
+        pools = layout.apply(FLUX).pools
+        reserved = [
+            (pools.learner.count, pools.learner.gpus),
+            (pools.rewards["hps"].replicas, pools.rewards["hps"].gpus),
+        ]
+        if layout.placement == "separate":
+            reserved.append((pools.rollout_workers.count, pools.rollout_workers.gpus))
+        assert sum(count * each for count, each in reserved) <= gpus + 1e-9
+
+
+def test_workers_and_ranks_are_divided_as_the_work_is() -> None:
+    """Sampling takes three times as long as learning; with staleness, both go on at once."""
+    settings = recipe()
+    schedule, rows = settings.schedule.build(), learner_rows(settings)
+    costs = Costs(forward_row=0.1, learn_row=0.1 * schedule.forward_passes / rows / 3)
+    balance = balance_of(settings, costs, rows)
+    assert balance == pytest.approx(0.75)
+    separate = [layout for layout in layouts(settings, 8, balance) if layout.staleness]
+    best = plan(settings, separate, lambda layout: costs).best[0]
+    assert (best.layout.workers, best.layout.ranks) == (6, 2)
+    tree = schedule.forward_passes * 0.1
+    assert best.seconds == pytest.approx(32 / 6 * tree, rel=0.15)
+    assert best.phases["sampling"] == pytest.approx(32 / 6 * tree, rel=0.01)
+
+
+def test_the_best_come_first_with_what_limits_them() -> None:
+    made = plan(FLUX, list(layouts(FLUX, 8, 0.4)), lambda layout: COSTS)
+    seconds = [own.seconds for own in made.best]
+    assert len(seconds) == 5
+    assert seconds == sorted(seconds)
+    assert made.best[0].layout == Layout("colocated", 8, 8, 0, 1, 0.15, True)
+    assert max(made.best[0].gains, key=lambda part: made.best[0].gains[part]) == "learner"
+    assert made.best[0].limit.startswith("learner (1.")
+    pooled = {(own.layout.workers, own.layout.staleness, own.layout.beside) for own in made.best}
+    assert len(pooled) == 5  # none differs in replicas alone, which these scores don't need
+
+
+def test_layouts_that_cannot_be_are_left_out_with_reasons() -> None:
+    partitioned = load_recipe(SHIPPED / "flux_hps_branch.yaml", ["learner.zero_stage=3"])
+    candidates = list(layouts(partitioned, 4, 0.5))
+
+    def misfit(settings: RunSettings) -> str | None:
+        return "no room" if settings.pools.learner.count > 2 else None
+
+    made = plan(partitioned, candidates, lambda layout: COSTS, misfit)
+    assert {own.layout.placement for own in made.best} == {"separate"}
+    assert {own.layout.ranks for own in made.best} <= {1, 2}
+    reasons = {reason: {layout.placement for layout in left} for reason, left in made.dropped.items()}
+    assert reasons.pop("no room") == {"separate"}
+    assert all("zero_stage is 3" in reason and left == {"colocated"} for reason, left in reasons.items())
+
+
+def test_one_gpu_samples_and_learns_in_turns() -> None:
+    assert {layout.placement for layout in layouts(FLUX, 1, 0.5)} == {"colocated"}
+    own = Layout("colocated", 1, 1, 0, 1, 0.15, True).apply(FLUX)
+    assert (own.pools.learner.gpus, own.pools.rewards["hps"].gpus) == (0.85, 0.15)
+
+
+def test_rewards_without_a_gpu_stay_without() -> None:
+    assert gpu_rewards(recipe()) == []
+    for layout in layouts(recipe(), 4, 0.5):
+        assert layout.apply(recipe()).pools.rewards["ocr"].gpus == 0

@@ -1,0 +1,83 @@
+"""Seconds and sizes of a recipe, against closed forms and against what a loaded policy holds."""
+
+import pytest
+import torch
+from branchgrpo.cluster.plan.calibration import Calibration, Pace
+from branchgrpo.cluster.plan.costs import Cluster
+from branchgrpo.cluster.plan.flops import Work
+from branchgrpo.cluster.plan.gpus import GPUS
+from branchgrpo.cluster.plan.prices import Prices, Sizes, count_sizes
+from branchgrpo.cluster.plan.shapes import policy_shapes
+from branchgrpo.cluster.plan.simulation import simulate
+from branchgrpo.proto.recipe import SHIPPED, load_recipe
+from branchgrpo.rollout_workers.policies.base import trainable
+from branchgrpo.rollout_workers.policies.load import load_policy
+from support import Settings
+
+WORK = Work(forward_row=40e12, trained_row=160e12, decode_leaf=5e12, score_leaf={"hps": 1e12})
+SIZES = Sizes(picture=1e6, state=5e5, conditioning=4e6, network=24e9, trained=24e9, parameters=12 * 10**9)
+FLUX = load_recipe(SHIPPED / "flux_hps_branch.yaml")
+
+
+def prices(calibration: Calibration | None = None, **overrides: str) -> Prices:
+    settings = load_recipe(
+        SHIPPED / "flux_hps_branch.yaml", [f"learner.{key}={text}" for key, text in overrides.items()]
+    )
+    return Prices(settings, WORK, SIZES, GPUS["h100"], calibration or Calibration())
+
+
+def test_seconds_are_flops_over_the_peak_and_its_share() -> None:
+    costs = prices().costs(Cluster(4, 1, 1))
+    assert costs.forward_row == pytest.approx(40 / (989 * 0.4))
+    assert costs.learn_row == pytest.approx(160 / (989 * 0.4))
+    assert costs.decode_picture == pytest.approx(5 / (989 * 0.2))
+    assert costs.score_pictures == {"hps": pytest.approx(1 / (989 * 0.2))}
+    beside = prices().costs(Cluster(4, 1, 1), shared_rewards=True)
+    assert beside.decode_picture == pytest.approx(6 / (989 * 0.2))
+
+
+def test_a_calibration_takes_the_place_of_what_is_assumed() -> None:
+    paces = {"forward": Pace(0.5, item=7.0, call=0.1), "hps": Pace(None, item=0.03)}
+    costs = prices(Calibration(paces=paces)).costs(Cluster(4, 1, 1))
+    assert (costs.forward, costs.forward_row) == (0.1, pytest.approx(40 / (989 * 0.5)))
+    assert costs.learn_row == pytest.approx(160 / (989 * 0.4))
+    assert costs.score_pictures == {"hps": 0.03}
+
+
+def test_ranks_exchange_what_their_stage_of_zero_divides() -> None:
+    one, many = Cluster(1, 1, 1), Cluster(1, 8, 1)
+    link = 0.4 * 450e9
+    assert prices().costs(one).micro_batch == 0
+    assert prices(zero_stage="1").costs(many).micro_batch == 0
+    assert prices(zero_stage="2").costs(many).micro_batch == pytest.approx(24e9 / link)
+    # Weights are gathered for the forward pass, its recomputation and the backward pass.
+    assert prices(zero_stage="3").costs(many).micro_batch == pytest.approx(4 * 24e9 / link)
+    assert prices(zero_stage="1").costs(many).update > prices(zero_stage="2").costs(many).update
+
+
+def test_a_run_in_one_process_takes_the_sum_of_its_work() -> None:
+    """Of 24 trees: forward passes, decoding, scoring beside, and the rows that pruning leaves."""
+    own = prices(gradient_checkpointing="true", updates_per_iteration="1")
+    costs = own.costs(Cluster(1, 1, 1), shared_rewards=True)
+    schedule = FLUX.schedule.build()
+    rows = 83
+    tree = schedule.forward_passes * costs.forward_row + 16 * costs.decode_picture + rows * costs.learn_row
+    settings = own.settings.model_copy(update={"placement": "colocated"})
+    seconds = simulate(settings, costs, Cluster(1, 1, 1)).seconds[1]
+    assert seconds == pytest.approx(24 * tree + costs.update, rel=0.01)
+
+
+@pytest.mark.parametrize("lora", [None, {"rank": 2}])
+def test_sizes_are_those_of_the_loaded_policy(run_settings: Settings, lora: dict[str, int] | None) -> None:
+    settings = run_settings({"learner.lora": lora})
+    policy, sizes = load_policy(settings.policy), count_sizes(settings, policy_shapes(settings))
+    conditioning = policy.encode("a")
+    pictures = policy.decode(torch.zeros(1, *policy.latent_shape))
+    if settings.learner.lora:
+        policy.add_lora(settings.learner.lora)
+    trained = [parameter.nbytes for parameter in trainable(policy.network).values()]
+    assert sizes.trained == sum(trained)
+    assert sizes.network == sum(parameter.nbytes for parameter in policy.network.parameters())
+    assert sizes.conditioning == sum(tensor.nbytes for tensor in conditioning.values())
+    assert sizes.picture == pictures.numel()
+    assert sizes.state == 4 * torch.zeros(policy.latent_shape).numel()
