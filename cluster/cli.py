@@ -16,10 +16,11 @@ from ..proto.errors import InputError, RunFailed
 from ..proto.proxies import spare_local_addresses
 from .commands.cluster_cli import Cluster, Overrides, TokenFile, token_of
 from .commands.cluster_cli import app as cluster_commands
-from .commands.export_cli import Best, Ema, Run
+from .commands.export_cli import Best, Ema
 from .commands.export_cli import app as export_commands
 from .commands.plan_cli import app as plan_commands
 from .commands.recipe_cli import app as recipe_commands
+from .commands.trace_cli import app as trace_commands
 from .run.stop import Stopped, StopRequest
 from .run.terminal import lasting_output
 
@@ -38,6 +39,7 @@ app.add_typer(recipe_commands)
 app.add_typer(plan_commands)
 app.add_typer(export_commands)
 app.add_typer(cluster_commands)
+app.add_typer(trace_commands)
 
 RecipeOrRun = Annotated[Path, typer.Argument(help="YAML file of run settings, or the folder of a run to continue.")]
 Resume = Annotated[bool, typer.Option("--resume", help="Continue the run of this name from its newest checkpoint.")]
@@ -245,32 +247,6 @@ def view(
         export(runs, out, iteration, Console())
         return
     serve(runs, Console(), host=host, port=port, token=token_of(token_file), open_browser=open_)
-
-
-@app.command()
-def trace(
-    run: Run,
-    iteration: Annotated[int | None, typer.Option(help="Iteration to look at. Default: the newest.")] = None,
-    out: Annotated[
-        Path | None, typer.Option(help="New file to write. Default: trace/iteration-N.json in the run folder.")
-    ] = None,
-) -> None:
-    """Show where an iteration's seconds went: its critical path, and the idle time of each pool.
-
-    It also writes a trace of all processes, for https://ui.perfetto.dev or chrome://tracing.
-
-    Example: [bold]branchgrpo trace runs/glyphs --iteration 3[/bold]
-    """
-    from ..proto.atomic_files import must_be_new
-    from .commands import trace as traces
-    from .run.folder import RunFolder
-    from .run.iteration_trace import read
-
-    if out:
-        must_be_new(out)
-    found = read(RunFolder.open(run).path, iteration)
-    traces.show(found, Console())
-    typer.echo(f"for https://ui.perfetto.dev: {traces.write_chrome(found, run, out)}")
 
 
 @app.command()

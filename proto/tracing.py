@@ -59,6 +59,11 @@ def start_tracing(folder: Path | None, component: str, pool: str, *, several_at_
     _queue = QueueHandler(spans)
 
 
+def process_name() -> str:
+    """How the spans of this process name it."""
+    return _process["process"]
+
+
 @atexit.register
 def stop_tracing() -> None:
     """Write what is left, and trace no more."""

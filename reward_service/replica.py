@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.profiling import Profiled, ProfileOrder
 from ..proto.scoring import NotAnswered, NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
@@ -29,6 +30,7 @@ class _Request(NamedTuple):
     media: npt.NDArray[np.uint8]
     prompts: Sequence[str]
     id: str
+    order: ProfileOrder | None
 
 
 class Replica:
@@ -42,9 +44,11 @@ class Replica:
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
         self._batches = Batches(self._batch, *((1, 0) if settings.deterministic else (size, wait)))
 
-    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> Scored:
-        """The model's rewards of one request, or why it can't be scored."""
-        return await self._batches.reply(_Request(media, prompts, id), len(media))
+    async def score(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str, order: ProfileOrder | None = None
+    ) -> Scored:
+        """The model's rewards of one request, or why it can't be scored. With `order`, its batch is profiled."""
+        return await self._batches.reply(_Request(media, prompts, id, order), len(media))
 
     async def _batch(self, requests: Sequence[_Request]) -> list[Scored]:
         """The reply to each request, with its share of what the batch has cost."""
@@ -74,7 +78,8 @@ class Replica:
 
     def _one(self, request: _Request) -> Scored:
         try:
-            return self._score(*request)
+            with Profiled(request.order):
+                return self._score(request.media, request.prompts, request.id)
         except Exception as error:
             metrics.FAILURES.labels(self.model).inc()
             if isinstance(error, (InputError, NotScored)):
@@ -84,7 +89,8 @@ class Replica:
     def _together(self, requests: Sequence[_Request]) -> list[Scored]:
         """Requests as one, and its scores dealt out again."""
         media = np.concatenate([request.media for request in requests])
-        every = self._score(media, [prompt for request in requests for prompt in request.prompts], "")
+        with Profiled(next((request.order for request in requests if request.order), None)):
+            every = self._score(media, [prompt for request in requests for prompt in request.prompts], "")
         ends = np.cumsum([len(request.media) for request in requests])[:-1]
         dealt = {name: np.split(values, ends) for name, values in every.scores.items()}
         return [

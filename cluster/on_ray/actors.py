@@ -14,6 +14,7 @@ import ray
 from ...proto.atomic_files import leave_lost_directory
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
+from ...proto.profiling import Profiled, ProfileOrder
 from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import start_tracing
 from ...proto.tree import Task, Window
@@ -58,8 +59,9 @@ class RolloutActor(_Shell):
         self.sampler = RolloutProcess(self.launch)
         return self._ready("rollout")
 
-    def sample(self, task: Task, weights: WeightsRef, newest: int) -> Iterator[Any]:
-        yield from self.sampler.sample(task, weights, newest)
+    def sample(self, task: Task, weights: WeightsRef, newest: int, order: ProfileOrder | None = None) -> Iterator[Any]:
+        with Profiled(order) as profiled:
+            yield from self.sampler.sample(task, weights, newest, profiled)
 
     def draw(self, task: Task, weights: WeightsRef) -> Iterator[Any]:
         yield from self.sampler.draw(task, weights)
@@ -86,8 +88,11 @@ class LearnerActor(_Shell):
         self.process = LearnerProcess(self.launch, meeting, self._store)
         return self._ready("learner")
 
-    def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
-        return self.process.accumulate(window)
+    def accumulate(
+        self, window: Window[RemoteTree[Any]], order: ProfileOrder | None = None
+    ) -> tuple[UpdateStats | None, Usage]:
+        with Profiled(order):
+            return self.process.accumulate(window)
 
     def publish(self) -> tuple[int, "Weights | None", Usage]:
         return self.process.publish()

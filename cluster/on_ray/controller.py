@@ -21,6 +21,7 @@ from ray.exceptions import ObjectLostError
 from ...proto.errors import ProcessLost, brief
 from ...proto.exporter import ExporterDirectory
 from ...proto.logs import mark_warnings
+from ...proto.profiling import Component, ProfileOrder
 from ...proto.remote_tree import part_id
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
@@ -37,6 +38,7 @@ from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Sizes, WeightsRef
 from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
+from .profiling import Profiling
 from .reward_client import ScoringFailed
 from .status_server import serve_http
 from .watch import Watch, phase_seconds
@@ -56,6 +58,7 @@ class Controller:
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[WeightsRef] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
+        self.profiling = Profiling(settings)
         self._ahead: Iteration | None = None
         self._in_flight = 0
         self._learned = asyncio.Condition()
@@ -75,6 +78,7 @@ class Controller:
         seconds = time.perf_counter() - start
         iteration.spent("controller", Usage(seconds, time.process_time() - cpu))
         self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
+        self.profiling.iteration_ended(number)
         return self._report(iteration, updates, seconds), iteration.samples()
 
     async def _iterate(self, number: int) -> tuple[Iteration, list[UpdateStats]]:
@@ -130,7 +134,9 @@ class Controller:
         start, held_up = time.monotonic(), 0.0
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
-                async for part in read_parts(worker, task, iteration.weights, self.published[-1].version):
+                first = worker is self.pools.workers.workers[0]
+                order = self.profiling.order(Component.ROLLOUT, iteration.number, first=first)
+                async for part in read_parts(worker, task, iteration.weights, self.published[-1].version, order):
                     iteration.spent("rollout", part.header.usage)
                     if tree := trees.get(part.header.tree):
                         tree.add(part, shown=tree.number < iteration.shown)
@@ -160,7 +166,9 @@ class Controller:
             waiting = metrics.QUEUE_LENGTH.labels("parts")
             with iteration.timeline.phase("scoring", part=name), waiting.track_inprogress():
                 try:
-                    reply = await self.pools.rewards.score(part.media, prompts, rewards, f"{self.settings.name}/{name}")
+                    request = f"{self.settings.name}/{name}"
+                    order = self.profiling.order(Component.REWARD, iteration.number)
+                    reply = await self.pools.rewards.score(part.media, prompts, rewards, request, order)
                 except ObjectLostError as error:
                     lost.append(error)
                     return
@@ -188,7 +196,8 @@ class Controller:
                 needed = trees if self.settings.placement == "colocated" else end
                 await iteration.ready(range(begin, needed))
             with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
-                stats, usage = await self.pools.learner.accumulate(window.of(iteration.hand_over))
+                order = self.profiling.order(Component.LEARNER, iteration.number)
+                stats, usage = await self.pools.learner.accumulate(window.of(iteration.hand_over), order)
             iteration.spent("learning", usage)
             updates += [stats] if stats else []
             await self._make_room(end - begin)
@@ -298,6 +307,16 @@ class Controller:
         """Change the size of pools; returns how many workers wait for room. Raises InputError for one that can't be
         changed."""
         return await self.pools.scale(rollout_workers, rewards)
+
+    async def profile(
+        self, iterations: int, components: Sequence[Component], everyone: bool, seconds: float
+    ) -> ProfileOrder:
+        """Have torch profile processes in the next iterations that begin; returns when they are over.
+
+        Raises InputError if there are none left, or others are being profiled.
+        """
+        begun = max((iteration.number for iteration in self.watch.iterations), default=self.watch.iterations_done)
+        return await self.profiling.profiled(begun, iterations, components, everyone, seconds)
 
     async def close(self) -> None:
         """End all processes of the run except its reward models."""

@@ -7,6 +7,7 @@ from typing import Any
 
 import ray
 
+from ...proto.profiling import ProfileOrder
 from ...proto.remote_tree import RemoteTree
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
@@ -26,12 +27,19 @@ class LearnerGroup:
         meeting = await self.actors[0].meeting_place.remote() if len(self.actors) > 1 else None
         self.infos = await self._all(lambda rank: rank.setup.remote(meeting))
 
-    async def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
+    async def accumulate(
+        self, window: Window[RemoteTree[Any]], order: ProfileOrder | None = None
+    ) -> tuple[UpdateStats | None, Usage]:
         """Add the gradients of a window of scored trees. Returns the update's figures if the window ends an update, and
-        what all ranks have spent."""
+        what all ranks have spent.
+
+        With `order`, rank 0 is profiled, or all of them.
+        """
         # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
         given = window if len(self.actors) == 1 else ray.put(window)
-        done: list[tuple[UpdateStats | None, Usage]] = await self._all(lambda rank: rank.accumulate.remote(given))
+        orders = [order if order and (order.everyone or rank == 0) else None for rank in range(len(self.actors))]
+        calls = (actor.accumulate.remote(given, own) for actor, own in zip(self.actors, orders, strict=True))
+        done: list[tuple[UpdateStats | None, Usage]] = await asyncio.gather(*calls)
         first, *others = (stats for stats, _ in done)
         if first:
             for other in others:

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator
 from typing import Any, NamedTuple
 
+from ...proto.profiling import ProfileOrder
 from ...proto.remote_tree import PartHeader
 from ...proto.tree import Task
 from ..run.cuts import MAX_UNREAD_PARTS
@@ -18,17 +19,19 @@ class ArrivedPart(NamedTuple):
     header: PartHeader
 
 
-async def read_parts(worker: Worker, task: Task, weights: WeightsRef, newest: int) -> AsyncIterator[ArrivedPart]:
+async def read_parts(
+    worker: Worker, task: Task, weights: WeightsRef, newest: int, order: ProfileOrder | None = None
+) -> AsyncIterator[ArrivedPart]:
     """Have `worker` sample a task with `weights`, and read its parts; unread ones make it pause.
 
-    `newest` is the version that the learner has reached. The header is the last of three objects, so that a part that
-    is handed on is whole. Raises what broke the stream off.
+    `newest` is the version that the learner has reached; with `order`, the worker is profiled. The header is the last
+    of three objects, so that a part that is handed on is whole. Raises what broke the stream off.
     """
     sample = worker.actor.sample.options(
         num_returns="streaming", _generator_backpressure_num_objects=len(ArrivedPart._fields) * MAX_UNREAD_PARTS
     )
     objects = []
-    async for reference in sample.remote(task, weights, newest):
+    async for reference in sample.remote(task, weights, newest, order):
         objects.append(reference)
         if len(objects) == len(ArrivedPart._fields):
             yield ArrivedPart(objects[0], objects[1], await objects[2])

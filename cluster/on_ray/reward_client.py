@@ -14,6 +14,7 @@ from ray import serve
 from ray.exceptions import ObjectLostError, RayError, RayTaskError
 
 from ...proto.errors import InputError
+from ...proto.profiling import ProfileOrder
 from ...proto.scoring import NotScored, ScoreReply, is_final
 from ...proto.usage import NOTHING
 
@@ -52,14 +53,17 @@ class RewardClient:
             if failure is not None:
                 raise failure
 
-    async def score(self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str) -> ScoreReply:
+    async def score(
+        self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str, order: ProfileOrder | None = None
+    ) -> ScoreReply:
         """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
+        With `order`, replicas are profiled.
 
         Raises ScoringFailed, InputError for media or prompts that a model doesn't take, and ObjectLostError if what
         `media` refers to is no more.
         """
         asked = [model for model, given in self._models.items() if set(given) & set(rewards)]
-        replies = await asyncio.gather(*(self._score(model, media, list(prompts), id) for model in asked))
+        replies = await asyncio.gather(*(self._score(model, media, list(prompts), id, order) for model in asked))
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for reply in replies:
             scores.update(reply.scores)
@@ -67,7 +71,9 @@ class RewardClient:
         reply = ScoreReply({name: scores[name] for name in rewards if name in scores}, id, usage)
         return reply.check(rewards, len(prompts))
 
-    async def _score(self, model: str, media: Any, prompts: list[str], id: str) -> ScoreReply:
+    async def _score(
+        self, model: str, media: Any, prompts: list[str], id: str, order: ProfileOrder | None
+    ) -> ScoreReply:
         try:
             async for attempt in tenacity.AsyncRetrying(
                 stop=tenacity.stop_after_attempt(ATTEMPTS),
@@ -78,7 +84,7 @@ class RewardClient:
             ):
                 with attempt:
                     async with asyncio.timeout(self._timeouts[model]):
-                        reply = await self._handles[model].score.remote(media, prompts, id)
+                        reply = await self._handles[model].score.remote(media, prompts, id, order)
                     if isinstance(reply, (InputError, NotScored)):
                         raise reply
                     if reply.id != id:

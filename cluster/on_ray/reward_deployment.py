@@ -24,6 +24,7 @@ from ...proto.atomic_files import leave_lost_directory
 from ...proto.errors import InputError
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
+from ...proto.profiling import ProfileOrder
 from ...proto.scoring import NotScored, is_final
 from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...proto.tracing import start_tracing
@@ -100,12 +101,14 @@ class ServedReplica:
         """Why the model could not be loaded, if it could not."""
         return self._failure
 
-    async def score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> Scored:
+    async def score(
+        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str, order: ProfileOrder | None = None
+    ) -> Scored:
         """The model's rewards of one request, or why it can't be scored."""
         if self._failure:
             return self._failure
         with self._waiting.track_inprogress(), self._seconds.time():
-            return await self._replica.score(media, prompts, id)
+            return await self._replica.score(media, prompts, id, order)
 
 
 class RewardDeployment:

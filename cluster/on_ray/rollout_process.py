@@ -9,6 +9,7 @@ import numpy.typing as npt
 import ray
 import torch
 
+from ...proto.profiling import Profiled
 from ...proto.remote_tree import PartHeader, States, part_id, states_of
 from ...proto.tracing import span
 from ...proto.tree import Task
@@ -26,11 +27,11 @@ class Sampler:
     worker: RolloutWorker
 
     def sample(
-        self, task: Task, weights: WeightsRef, newest: int
+        self, task: Task, weights: WeightsRef, newest: int, profiled: Profiled
     ) -> Iterator[PartHeader | npt.NDArray[np.uint8] | States]:
         """The parts of a task, each as three objects: pictures, states, header.
 
-        `newest` is the version that the learner has reached.
+        `newest` is the version that the learner has reached. Where the task is `profiled`, that may end after a part.
         """
         self._use(weights)
         metrics.WEIGHTS_STALENESS.set(newest - weights.version)
@@ -43,6 +44,7 @@ class Sampler:
                     yield part.media
                     yield states_of(part)
                     yield PartHeader.of(part, usage)
+                profiled.between()
                 watch.start()
                 now = time.perf_counter()
                 metrics.HANDING_OVER_SECONDS.inc(now - given)
