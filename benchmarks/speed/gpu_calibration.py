@@ -71,7 +71,7 @@ def main(
     peak, source = device_peak(device, "bfloat16")
     found = []
     for measured in measure(policy, BATCHES, work, peak, {"hps": Tower(scale, device)}):
-        console.print(f"{measured.work}: {measured.seconds}, {measured.pace}", highlight=False)
+        console.print(measured, highlight=False)
         found.append(measured)
     paces = {own.work: own.pace for own in found}
     calibration = Calibration(device_name(device), peak, source, "bfloat16", RECIPE, paces)

@@ -28,25 +28,24 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
     torch.set_num_threads(threads)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
         task = progress.add_task("loading")
-        work = _counted(settings, console)
-        policy = _learning(settings)
-        scorers = {
-            model: load_scorer(model, given[model], threads)
-            for model, given in reward_models(settings.rewards).items()
-            if not (given[model].url or given[model].judge)
-        }
-        precision = settings.policy.precision
-        peak, source = device_peak(policy.device, precision)
+        work, precision = _counted(settings, console), settings.policy.precision
         found: list[Measured] = []
         try:
+            policy = _learning(settings)
+            scorers = {
+                model: load_scorer(model, given[model], threads)
+                for model, given in reward_models(settings.rewards).items()
+                if not (given[model].url or given[model].judge)
+            }
+            peak, source = device_peak(policy.device, precision)
             progress.update(task, description="measuring the rollout's rows")
             for measured in measure(policy, _batches(settings), work, peak, scorers):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
         except torch.OutOfMemoryError as error:
             raise InputError(
-                f"no room for a row on {device_name(policy.device)} after {[own.work for own in found] or 'loading'}; "
-                "`branchgrpo plan` says what to change"
+                f"the device has no room for a single row, after measuring {[own.work for own in found] or 'nothing'}; "
+                "calibrate with a smaller picture, a LoRA, or learner.gradient_checkpointing"
             ) from error
     name = device_name(policy.device)
     paces = {own.work: own.pace for own in found}
@@ -61,12 +60,13 @@ def show(calibration: Calibration, found: list[Measured], console: Console) -> N
     """Print what was measured as a table."""
     peak = f"{calibration.peak / 1e12:,.4g} TFLOP/s ({calibration.peak_source})"
     table = Table("", title=f"{calibration.device}, peak {peak}", title_justify="left")
-    for column in ("items in a call", "seconds of the call", "ms an item", "of the peak"):
+    for column in ("items in a call", "seconds of the call", "ms an item", "of the peak", "GB"):
         table.add_column(column, justify="right")
     for own in found:
         count, seconds = list(own.seconds.items())[-1]
         share = "" if own.pace.utilisation is None else f"{own.pace.utilisation:.1%}"
-        table.add_row(own.work, str(count), f"{seconds:.4g}", f"{1e3 * (own.pace.item or 0):.4g}", share)
+        memory = f"{own.bytes[count] / 1e9:.2f}" if own.bytes else ""
+        table.add_row(own.work, str(count), f"{seconds:.4g}", f"{1e3 * (own.pace.item or 0):.4g}", share, memory)
     console.print(table)
 
 

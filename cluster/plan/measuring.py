@@ -5,7 +5,7 @@ It takes any policy, from a recipe or made elsewhere.
 
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from statistics import median
@@ -44,6 +44,8 @@ class Measured:
     seconds: Mapping[int, float]
     """Number of items in a call -> seconds of the call, medians."""
     pace: Pace
+    bytes: Mapping[int, int] = field(default_factory=dict)
+    """Number of items in a call -> the most that all tensors on the GPU took meanwhile; nothing on a CPU."""
 
 
 def measure(
@@ -97,20 +99,33 @@ def measure(
 def _measured(
     kind: str, call: Callable[[int], object], largest: int, device: torch.device, flops: float | None, peak: float
 ) -> Measured:
-    seconds, begin, count = {}, time.perf_counter(), 1
-    while True:
+    seconds: dict[int, float] = {}
+    peaks: dict[int, int] = {}
+    begin = time.perf_counter()
+    for count in _growing(largest):
+        if device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(device)
         call(count)  # kernels are chosen, memory is found
+        if device.type == "cuda":
+            peaks[count] = torch.cuda.max_memory_allocated(device)
         seconds[count] = _median(partial(call, count), device)
-        last = count == largest or time.perf_counter() - begin > SECONDS
-        if last:
+        if time.perf_counter() - begin > SECONDS:
             break
-        count = min(4 * count, largest)
     item = seconds[count] / count
     if count > 1:  # what a call takes by itself, and each item beside it
         item = min(item, (seconds[count] - seconds[1]) / (count - 1))
     item = item if item > 0 else seconds[count] / count
     utilisation = flops / (item * peak) if flops else None
-    return Measured(kind, seconds, Pace(utilisation, item, max(0.0, seconds[count] - count * item)))
+    pace = Pace(utilisation, item, max(0.0, seconds[count] - count * item))
+    return Measured(kind, seconds, pace, peaks)
+
+
+def _growing(largest: int) -> Iterator[int]:
+    count = 1
+    while count < largest:
+        yield count
+        count *= 4
+    yield largest
 
 
 def _median(call: Callable[[], object], device: torch.device) -> float:
