@@ -90,13 +90,18 @@ def _check_back_to(iteration: int | None, resume: bool) -> None:
 
 
 @app.command()
-def check(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
+def check(
+    recipe: RecipeOrRun,
+    overrides: Overrides = None,
+    gpu: Annotated[str | None, typer.Option(help="What fits a GPU of this kind (h100).")] = None,
+) -> None:
     """Report what a run would need: passes, edges and rows, parameters and memory, missing files.
 
     The exit status is 1 if something is missing.
 
     Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
     """
+    from .plan.gpus import find_gpu
     from .run.folder import load_settings
 
     settings = load_settings(recipe, overrides or [])
@@ -104,8 +109,9 @@ def check(recipe: RecipeOrRun, overrides: Overrides = None) -> None:
     with console.status("looking"):
         from .commands import check as checking
 
-        found = checking.check(settings)
-    checking.show(found, settings, console)
+        kind = find_gpu(gpu) if gpu else None
+        found = checking.check(settings, kind)
+    checking.show(found, settings, console, kind)
     if found.missing:
         raise typer.Exit(1)
 

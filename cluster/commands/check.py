@@ -1,48 +1,37 @@
 """What a recipe needs before it is run: passes, edges and rows, parameters and memory, missing files."""
 
-import math
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from functools import partial
+from typing import Any
 
 import numpy as np
-import torch
 from rich.console import Console
 from rich.table import Table
 from rich.text import Text
 
 from ...proto.errors import InputError, RunFailed
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import shown
 from ...proto.user_code import TRACEBACK
 from ...reward_service.scorers import check_source
 from ...rollout_workers.kernels import grid_levels
-from ...rollout_workers.policies.base import Policy, Weights, cut_prompts, trainable, with_guidance
-from ...rollout_workers.policies.folder import Part, read_headers, weight_files
-from ...rollout_workers.policies.load import find_adapter, find_policy, load_policy
+from ...rollout_workers.policies.base import Policy, cut_prompts, trainable, with_guidance
+from ...rollout_workers.policies.load import find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
+from ..plan.fit import Changes, remedies
+from ..plan.gpus import Gpu
+from ..plan.memory import Memory, count_memory
+from ..plan.memory_tables import memory_table, rows_table
 from ..plan.rows import trained_edges
+from ..plan.shapes import policy_shapes
 from ..run.advice import advice
 from ..run.new_folder import check_place
 from ..run.preflight import check_packages, check_recipe
 from ..run.prompt_order import cut_warning, training_and_held_out
 from ..run.start_point import find_start
-
-BYTES = {"float32": 4, "bfloat16": 2}
-MASTER_AND_MOMENTS = 12
-"""Bytes for each trained parameter: AdamW's two moments, and with bfloat16 the float32 weights, of which float32 has no
-second copy."""
-
-
-@dataclass(frozen=True)
-class Memory:
-    """Bytes of weights, gradients and optimizer states of one process, without activations."""
-
-    device: float
-    encoders: float
-    """Bytes of text encoders, which are on the device while prompts are encoded, and otherwise in the host's memory."""
-    host: float
 
 
 @dataclass
@@ -57,6 +46,9 @@ class CheckReport:
     """All of the network's, and those that are trained; nothing if the network isn't known."""
     memory: dict[str, Memory] = field(default_factory=dict)
     """Process -> its memory."""
+    changes: Changes | None = field(default_factory=dict)
+    """Setting -> its value with which the run fits the GPU that was named, if it doesn't as it is; None if nothing
+    helps."""
     gpus: dict[str, float] = field(default_factory=dict)
     """Pool -> the GPUs that it needs, for a run on Ray."""
     prompts: dict[str, int] = field(default_factory=dict)
@@ -65,8 +57,11 @@ class CheckReport:
     missing: list[str] = field(default_factory=list)
 
 
-def check(settings: RunSettings) -> CheckReport:
-    """Look at everything but the weights themselves. Raises InputError for settings that can't be used."""
+def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
+    """Look at everything but the weights themselves, and at what fits a GPU if one is given.
+
+    Raises InputError for settings that can't be used.
+    """
     check_recipe(settings)
     found = CheckReport(counts=_counts(settings), advice=advice(settings))
     if settings.execution == "ray":
@@ -84,31 +79,40 @@ def check(settings: RunSettings) -> CheckReport:
         prompts = [*train, *held_out]
     except InputError as error:
         found.missing.append(str(error))
+    problems: list[str] = []
     try:
         settings = find_start(settings)
         folder, adapter = find_policy(settings.policy)
         family = find_adapter(adapter)
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
-            parts = family.find_parts(folder, settings.policy.variant)
-            if problems := find_problems(parts.values()):
-                raise InputError("\n".join(problems))
-            policy = _without_weights(settings)
-            schedule = settings.schedule.build(1, settings.seed)
-            grid_levels(schedule, policy.sigmas(schedule.grid_steps))
-            found.guided = getattr(policy, "guided", False)
-            found.advice += _of_guidance(settings, policy)
-            if cut := cut_prompts(policy, prompts):
-                found.advice.append(cut_warning(cut, settings.policy.max_sequence_length))
-            trained = sum(weight.numel() for weight in trainable(policy.network).values())
-            found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
-            found.memory = dict(_memory(settings, parts.values(), family, found.parameters))
+            problems = find_problems(family.find_parts(folder, settings.policy.variant).values())
+            found.missing += problems
+            _look_at(policy_shapes(settings), settings, prompts, gpu, found)
     except (InputError, RunFailed) as error:
         lines = str(error).splitlines()  # one for each fault, unless a traceback comes behind the first
-        found.missing += [str(error)] if lines[1:2] == [TRACEBACK] else lines
+        if not problems:  # from which it would follow
+            found.missing += [str(error)] if lines[1:2] == [TRACEBACK] else lines
     return found
 
 
-def show(found: CheckReport, settings: RunSettings, console: Console) -> None:
+def _look_at(policy: Any, settings: RunSettings, prompts: Collection[str], gpu: Gpu | None, found: CheckReport) -> None:
+    """Note what follows from a policy's shapes. Raises InputError for what it can't be used with."""
+    schedule = settings.schedule.build(1, settings.seed)
+    grid_levels(schedule, policy.sigmas(schedule.grid_steps))
+    found.guided = policy.guided
+    found.advice += _of_guidance(settings, policy)
+    if cut := cut_prompts(policy, [*prompts]):
+        found.advice.append(cut_warning(cut, settings.policy.max_sequence_length))
+    trained = sum(weight.numel() for weight in trainable(policy.network).values())
+    found.parameters = {"all": sum(p.numel() for p in policy.network.parameters()), "trained": trained}
+    try:
+        found.memory = count_memory(settings, policy)
+        found.changes = remedies(settings, gpu.memory) if gpu else {}
+    except InputError as error:
+        found.advice.append(str(error))
+
+
+def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu | None = None) -> None:
     """Print the counts as tables, and what is missing as a list."""
     table = Table("", title=Text(f"{settings.name}: {settings.schedule.method}"), title_justify="left")
     for column in ("a tree", "an iteration"):
@@ -118,15 +122,15 @@ def show(found: CheckReport, settings: RunSettings, console: Console) -> None:
     console.print(table)
     if found.guided:
         console.print("Classifier-free guidance takes every state through the network twice.")
+    if found.memory:
+        console.print(memory_table(found.memory, gpu and gpu.memory))
+        console.print(rows_table(found.memory, gpu and gpu.memory))
+    if gpu and found.changes is None:
+        console.print(f"It doesn't fit a GPU {gpu.name}, whatever is changed", style="yellow")
+    elif gpu and found.changes:
+        changes = " ".join(f"{name}={shown(value)}" for name, value in found.changes.items())
+        console.print(f"It fits a GPU {gpu.name} with: {changes}", style="yellow", soft_wrap=True)
     if found.parameters:
-        table = Table("process", title="GB of weights, gradients, optimizer states", title_justify="left")
-        for column in ("device", "while prompts are encoded", "host"):
-            table.add_column(column, justify="right")
-        for process, size in found.memory.items():
-            numbers = (size.device, size.device + size.encoders, size.host + size.encoders)
-            table.add_row(process, *(f"{number / 1e9:.2f}" for number in numbers))
-        console.print(table)
-        console.print("Activations come on top, and reward models where they share a device.")
         everything, trained = (f"{found.parameters[kind] / 1e6:,.2f} million" for kind in ("all", "trained"))
         console.print(f"{everything} parameters, of which {trained} are trained")
     if any(found.gpus.values()):
@@ -171,56 +175,3 @@ def _of_guidance(settings: RunSettings, policy: Policy) -> Iterator[str]:
             f"policy.negative_prompt has no effect: policy.guidance_scale is {settings.policy.guidance_scale:g}, which "
             "is no guidance for this model"
         )
-
-
-def _without_weights(settings: RunSettings) -> Policy:
-    """The policy as the learner has it, with shapes in place of numbers. Raises InputError as it would."""
-
-    def shapes(make: Callable[[], torch.nn.Module], weights: Weights) -> torch.nn.Module:
-        with torch.device("meta"):
-            return make()
-
-    here = settings.policy.model_copy(update={"device": "cpu"})
-    policy = load_policy(here, network_only=True, build=shapes)
-    if settings.learner.lora:
-        with torch.device("meta"):
-            policy.add_lora(settings.learner.lora)
-    return policy
-
-
-def _memory(
-    settings: RunSettings, parts: Collection[Part], family: type[PipelinePolicy], parameters: dict[str, int]
-) -> Iterator[tuple[str, Memory]]:
-    learner, size = settings.learner, BYTES[settings.policy.precision]
-    ranks = settings.pools.learner.count if settings.execution == "ray" else 1
-    weights, trained = parameters["all"] * size, parameters["trained"]
-    around, encoders = (
-        sum(
-            _numbers(part) * (BYTES["float32"] if part.name in family.float32_parts else size)
-            for part in parts
-            if part.name.startswith(kind)
-        )
-        for kind in ("vae", "text_encoder")
-    )
-    stage, offload = learner.zero_stage, learner.offload
-    share = weights / (ranks if stage == 3 else 1)
-    gradients = trained * 4 / (ranks if stage >= 2 else 1)
-    states = trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
-    if settings.policy.precision == "float32":
-        states *= 2 / 3
-    start = settings.policy.start_from
-    second = not learner.lora or (start is not None and start.lora == "train")
-    reference = share if learner.kl_weight and second else 0
-    average = trained * 4 if learner.ema_decay is not None else 0  # of rank 0 alone
-    on_host = (share + reference) * offload.parameters + states * offload.optimizer
-    learning = share + reference + gradients + states - on_host
-    if settings.execution == "in_process" or settings.placement == "colocated":
-        yield f"{ranks} x samples and learns", Memory(learning + around, encoders, on_host + average)
-    else:
-        yield f"{settings.pools.rollout_workers.count} x rollout worker", Memory(weights + around, encoders, 0)
-        yield f"{ranks} x learner rank", Memory(learning, 0, on_host + average)
-
-
-def _numbers(part: Part) -> int:
-    """Parameters of an autoencoder or a text encoder."""
-    return sum(math.prod(tensor.shape) for tensor in read_headers(weight_files(part)).values())

@@ -4,19 +4,14 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-import torch
-
 from ...proto.settings import RunSettings
-from ...rollout_workers.policies.base import collate
-from ...rollout_workers.policies.pipeline import PipelinePolicy
 from .meter import metered
-from .reward_shapes import reward_shapes
-from .shapes import conditioning_shapes, policy_shapes
+from .passes import measure
 
 
 @dataclass(frozen=True)
 class Work:
-    """Floating-point operations of what a run computes again and again."""
+    """Floating-point operations of what a run computes again and again; a multiplication with an addition is two."""
 
     forward_row: float
     """A row of the rollout through the network, with guidance twice."""
@@ -29,21 +24,18 @@ class Work:
     """Reward -> a picture or clip through its model; None if that isn't known, such as of a service or own code."""
 
 
-def count_work(settings: RunSettings, policy: PipelinePolicy | None = None) -> Work:
+def count_work(settings: RunSettings, policy: Any = None) -> Work:
     """The work of a run with these settings, whose `policy_shapes` may be given.
 
-    Raises InputError as `policy_shapes` does.
+    Raises InputError as the policy itself would, and for one that is over no diffusers pipeline.
     """
-    policy, learner = policy or policy_shapes(settings), settings.learner
-    call = network_call(policy, rows=1)
-    forward = count_flops(torch.no_grad()(call))
-    trained = count_flops(lambda: backward(call()))
-    frames = settings.policy.frames
+    passes, learner, frames = measure(settings, policy), settings.learner, settings.policy.frames
+    further_passes = bool(learner.kl_weight) - learner.keep_graph
     return Work(
-        forward_row=forward,
-        trained_row=trained + forward * (bool(learner.kl_weight) - learner.keep_graph),
-        decode_leaf=count_flops(decode_call(policy, leaves=1)),
-        score_leaf={name: _score(reward, frames) for name, reward in reward_shapes(settings.rewards).items()},
+        forward_row=passes.forward.flops,
+        trained_row=passes.train.flops + passes.forward.flops * further_passes,
+        decode_leaf=passes.decode.flops,
+        score_leaf={name: model and model.flops * frames for name, model in passes.score.items()},
     )
 
 
@@ -52,29 +44,3 @@ def count_flops(call: Callable[[], object]) -> float:
     with metered() as meter:
         call()
     return meter.flops
-
-
-def network_call(policy: Any, rows: int) -> Callable[[], torch.Tensor]:
-    """A pass of so many rows through the network, as the policy makes it."""
-    conditioning = conditioning_shapes(policy)
-
-    def call() -> torch.Tensor:
-        states = torch.empty(rows, *policy.latent_shape, device="meta")
-        return policy.velocity(states, torch.full([rows], 0.5), collate([conditioning] * rows))
-
-    return call
-
-
-def backward(velocity: torch.Tensor) -> None:
-    """The backward pass from a velocity, if anything trained is behind it."""
-    if velocity.requires_grad:
-        velocity.sum().backward()
-
-
-def decode_call(policy: Any, leaves: int) -> Callable[[], torch.Tensor]:
-    """So many leaves through the decoder."""
-    return lambda: policy.decode(torch.empty(leaves, *policy.latent_shape, device="meta"))
-
-
-def _score(call: Callable[[int], object] | None, frames: int) -> float | None:
-    return None if call is None else count_flops(lambda: call(frames))

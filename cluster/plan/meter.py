@@ -1,7 +1,7 @@
 """Calls on shapes without numbers (the meta device): their floating-point operations, and the bytes that they hold."""
 
 import weakref
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
 from unittest.mock import patch
@@ -73,10 +73,21 @@ class Meter(TorchDispatchMode):
 
 
 @contextmanager
-def metered() -> Iterator[Meter]:
-    """Within it, operations on shapes are counted, and attention is a fused kernel as on devices."""
-    with patch.object(F, "scaled_dot_product_attention", _attention), Meter() as meter:
+def metered(*, gpu: bool = True) -> Iterator[Meter]:
+    """Within it, operations on shapes are counted. By itself the meta device takes one step after the other where CPUs
+    and GPUs have a fused kernel, for attention and, on a `gpu`, for RMS norms."""
+    kernels: dict[str, Any] = {"scaled_dot_product_attention": _attention}
+    if gpu:
+        kernels["rms_norm"] = _rms_norm
+    with patch.multiple(F, **kernels), Meter() as meter:
         yield meter
+
+
+def _rms_norm(
+    input: torch.Tensor, normalized_shape: Sequence[int], weight: torch.Tensor | None = None, eps: float | None = None
+) -> torch.Tensor:
+    """A layer norm holds the same: its input, and a factor for each row."""
+    return F.layer_norm(input, normalized_shape, weight, None, eps or 1e-6)
 
 
 def _attention(

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import NamedTuple
 
 import torch
 from transformers import (
@@ -9,8 +10,8 @@ from transformers import (
     BlipVisionConfig,
     BlipVisionModel,
     CLIPConfig,
+    CLIPModel,
     CLIPVisionConfig,
-    CLIPVisionModel,
 )
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
@@ -34,18 +35,36 @@ VIT_L = {
     "image_size": 224,
 }
 """The sizes of the picture towers of the aesthetic predictor and of ImageReward."""
-TOWERS = {"hps": VIT_H, "pick_score": VIT_H, "aesthetic": CLIPVisionConfig(**VIT_L, patch_size=14)}
-"""Reward -> its published picture tower."""
+CLIP_H = {
+    "vision_config": VIT_H.to_dict(),
+    "text_config": {
+        "hidden_size": 1024,
+        "intermediate_size": 4096,
+        "num_hidden_layers": 24,
+        "num_attention_heads": 16,
+    },
+    "projection_dim": 1024,
+}
+CLIP_L = {
+    "vision_config": {**VIT_L, "patch_size": 14},
+    "text_config": {"hidden_size": 768, "intermediate_size": 3072, "num_attention_heads": 12},
+    "projection_dim": 768,
+}
+PUBLISHED = {"hps": CLIP_H, "pick_score": CLIP_H, "aesthetic": CLIP_L}
+"""Reward -> the CLIP model that it is published with."""
 
-Model = Callable[[int], object]
-"""Takes so many pictures, within `metered`."""
+
+class Model(NamedTuple):
+    """A reward model."""
+
+    parameters: int
+    call: Callable[[int], object]
+    """Takes so many pictures, within `metered`. Prompts are left out where each goes through the model once, however
+    many pictures it has."""
 
 
 def reward_shapes(rewards: Mapping[str, RewardSettings]) -> dict[str, Model | None]:
-    """Reward -> its model; None for one of own code, behind a url, or that is no torch model.
-
-    Prompts are left out where each goes through the model once, however many pictures it has.
-    """
+    """Reward -> its model; None for one of own code, behind a url, or that is no torch model."""
     return {name: _model(name, settings) for name, settings in rewards.items()}
 
 
@@ -55,16 +74,16 @@ def _model(name: str, settings: RewardSettings) -> Model | None:
     if name == "image_reward":
         return _image_reward()
     folder = Path((settings.backbone if name == "aesthetic" else settings.pretrained) or "")
-    config = TOWERS.get(name)
     if name in ("clip_score", "pick_score", "aesthetic") and (folder / "config.json").is_file():
-        config = CLIPConfig.from_pretrained(folder, local_files_only=True).vision_config
-    return config and _tower(config)
+        return _clip(CLIPConfig.from_pretrained(folder, local_files_only=True))
+    return _clip(CLIPConfig(**PUBLISHED[name])) if name in PUBLISHED else None
 
 
-def _tower(config: CLIPVisionConfig) -> Model:
+def _clip(config: CLIPConfig) -> Model:
     with torch.device("meta"):
-        tower = CLIPVisionModel(config).requires_grad_(False).eval()
-    return lambda pictures: tower(_pixels(pictures, config.image_size))
+        clip = CLIPModel(config).requires_grad_(False).eval()
+    side = config.vision_config.image_size
+    return Model(_parameters(clip), lambda pictures: clip.vision_model(pixel_values=_pixels(pictures, side)))
 
 
 def _image_reward() -> Model:
@@ -80,7 +99,11 @@ def _image_reward() -> Model:
         tokens = torch.ones(pictures, LENGTH, dtype=torch.long, device="meta")
         return reads(input_ids=tokens, attention_mask=tokens, encoder_hidden_states=seen)
 
-    return call
+    return Model(_parameters(sees) + _parameters(reads), call)
+
+
+def _parameters(module: torch.nn.Module) -> int:
+    return sum(p.numel() for p in module.parameters())
 
 
 def _pixels(pictures: int, side: int) -> torch.Tensor:

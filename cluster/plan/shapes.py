@@ -12,10 +12,11 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.base import Weights
+from ...rollout_workers.policies.folder import Part
 from ...rollout_workers.policies.load import find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.prompt_encoding import NEGATIVE
-from ...rollout_workers.policies.weights import without_numbers
+from ...rollout_workers.policies.weights import one_line, without_numbers
 from .meter import metered
 
 
@@ -43,12 +44,7 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
     policy: PipelinePolicy = unchecked(folder, here, torch.device("cpu"), network_only=True, build=shapes)
     for part in family.find_parts(folder, here.variant).values():
         if part.has_weights and part.name not in family.networks:
-            if part.library == "diffusers":
-                module = without_numbers(part)
-            else:
-                kind = getattr(transformers, part.class_name)
-                with torch.device("meta"):
-                    module = kind(kind.config_class.from_pretrained(part.folder, local_files_only=True))
+            module = _module(part)
             own = torch.float32 if part.name in family.float32_parts else precision
             policy.pipeline.register_modules(**{part.name: _cast(module, own).eval().requires_grad_(False)})
     if settings.learner.lora:
@@ -65,6 +61,18 @@ def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed("a " * policy.settings.max_sequence_length)
     return {**one, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+
+
+def _module(part: Part) -> Any:
+    """An autoencoder or a text encoder."""
+    try:
+        if part.library == "diffusers":
+            return without_numbers(part)
+        kind = getattr(transformers, part.class_name)
+        with torch.device("meta"):
+            return kind(kind.config_class.from_pretrained(part.folder, local_files_only=True))
+    except Exception as error:  # of a library, over a configuration that it doesn't understand
+        raise InputError(f"{part.folder / 'config.json'} makes no {part.class_name}: {one_line(error)}") from error
 
 
 @contextmanager

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.commands.check import Memory, check
+from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
@@ -56,9 +56,9 @@ def test_parameters_are_those_of_the_loaded_policy(run_settings: Settings, lora:
     assert found.prompts == {"to train on": 14, "held out": 3}
     vae = sum(p.numel() for p in policy.pipeline.vae.parameters())
     encoders = sum(p.numel() for encoder in policy.encoders.values() for p in encoder.parameters())
-    # float32 weights, gradients and AdamW's two moments
-    device = 4 * everything + 4 * trained + 8 * trained + 4 * vae
-    assert found.memory == {"1 x samples and learns": Memory(device, 4 * encoders, 0)}
+    (memory,) = found.memory.values()
+    assert (memory.weights, memory.encoders, memory.host) == (4 * (everything + vae), 4 * encoders, 0)
+    assert (memory.gradients, memory.optimizer) == (4 * trained, 8 * trained)  # float32, and AdamW's two moments
 
 
 def test_encoders_take_what_is_loaded_of_them(run_settings: Settings, tmp_path: Path) -> None:
@@ -90,7 +90,7 @@ def test_what_is_offloaded_lies_on_the_host(run_settings: Settings) -> None:
     whole = {"learner.zero_stage": 3, "learner.ema_decay": 0.9}
     offloaded = {**whole, "learner.offload": {"optimizer": True, "parameters": True}}
     here, there = (check(run_settings(own)).memory["1 x samples and learns"] for own in (whole, offloaded))
-    assert here.device + here.host == there.device + there.host
+    assert here.held + here.host == there.held + there.host
     parameters = check(run_settings(whole)).parameters["all"]
     assert (here.host, there.host) == (4 * parameters, 4 * parameters + 4 * parameters + 8 * parameters)
 
@@ -100,7 +100,7 @@ def test_the_kl_term_s_reference_is_shared_as_the_network_is(run_settings: Setti
     without, with_kl = (
         check(run_settings({**ranks, "learner.kl_weight": weight})).memory["2 x learner rank"] for weight in (0.0, 0.1)
     )
-    assert with_kl.device - without.device == 4 * check(run_settings()).parameters["all"] / 2
+    assert with_kl.held - without.held == 4 * check(run_settings()).parameters["all"] / 2
 
 
 def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:

@@ -43,7 +43,7 @@ def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: 
     given = policy_of(family, tmp_path / "pipeline")
     settings = run_settings({"policy": given.model_dump()})
     policy, shapes = load_policy(given), policy_shapes(settings)
-    conditioning, work = collate([policy.encode(LONG)]), count_work(settings, shapes)
+    conditioning, work = collate([policy.encode(LONG)]), count_work(settings)
     for name, value in collate([conditioning_shapes(shapes)]).items():
         assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)
     state = torch.zeros(1, *policy.latent_shape)

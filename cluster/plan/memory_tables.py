@@ -1,0 +1,52 @@
+"""The memory of a run's processes as tables in the terminal."""
+
+from collections.abc import Callable, Mapping
+
+from rich.table import Table
+
+from .fit import largest_rows, room
+from .memory import Memory
+
+LINES: dict[str, Callable[[Memory], float]] = {
+    "weights": lambda memory: memory.weights,
+    "gradients": lambda memory: memory.gradients,
+    "optimizer states": lambda memory: memory.optimizer,
+    "buffers, states of trees": lambda memory: memory.buffers,
+    "activations": lambda memory: memory.activations,
+    "peak on the device": lambda memory: memory.peak,
+    "text encoders, meanwhile on the host": lambda memory: memory.encoders,
+    "else on the host": lambda memory: memory.host,
+}
+UNITS = {"GB": 1e9, "MB": 1e6}
+
+
+def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
+    """Each process' memory by what holds it, and what a GPU with so many bytes has for it."""
+    unit = _unit(memories)
+    table = Table(f"{unit} of a process", title_justify="left")
+    for process in memories:
+        table.add_column(process, justify="right")
+    for line, size in LINES.items():
+        table.add_row(line, *(f"{size(memory) / UNITS[unit]:.2f}" for memory in memories.values()))
+    if gpu:
+        rooms = (f"{room(memory, gpu) / UNITS[unit]:.2f}" if memory.gpus else "" for memory in memories.values())
+        table.add_row("its GPU has", *rooms)
+    return table
+
+
+def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
+    """The activations of each number of rows, and the largest number that fits a GPU with so many bytes."""
+    unit = _unit(memories)
+    table = Table("activations")
+    for column in ("rows", unit, f"{unit} a row", *(["at most"] if gpu else [])):
+        table.add_column(column, justify="right")
+    for memory in memories.values():
+        most = largest_rows(memory, gpu) if gpu and memory.gpus else {}
+        for setting, phase in memory.phases.items():
+            sizes = (f"{size / UNITS[unit]:.2f}" for size in (phase.bytes, phase.taken.each))
+            table.add_row(setting, str(phase.rows), *sizes, *([f"{most[setting]:,}"] if most else []))
+    return table
+
+
+def _unit(memories: Mapping[str, Memory]) -> str:
+    return "GB" if max(memory.peak for memory in memories.values()) > UNITS["GB"] else "MB"

@@ -1,0 +1,157 @@
+"""What the passes of a run through its networks take, measured on shapes: floating-point operations, and bytes."""
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+from ...proto.errors import InputError
+from ...proto.settings import RunSettings
+from ...rollout_workers.policies.base import collate, trainable
+from ...rollout_workers.policies.weights import one_line
+from .meter import Meter, metered
+from .reward_shapes import reward_shapes
+from .shapes import conditioning_shapes, policy_shapes
+
+
+@dataclass(frozen=True)
+class Pass:
+    """A pass of some rows, leaves or pictures, beside the weights."""
+
+    flops: float
+    """Of one row."""
+    fixed: float
+    """Bytes at the peak, whatever the number of rows."""
+    each: float
+    """Bytes at the peak for each row."""
+
+    def bytes(self, rows: float) -> float:
+        """Bytes that are held at the peak of a pass of so many rows."""
+        return self.fixed + self.each * rows
+
+    def rows(self, room: float) -> int:
+        """The maximum number of rows whose pass fits into so many bytes."""
+        return max(int((room - self.fixed) / self.each), 0)
+
+
+@dataclass(frozen=True)
+class Passes:
+    """The passes of a run, and the parameters of what they go through."""
+
+    parameters: int
+    """Of the network and its adapters."""
+    trained: int
+    """Those of them that are trained."""
+    forward: Pass
+    """Rows of the rollout, without gradients; twice the rows where guidance takes them."""
+    train: Pass
+    """Rows of a micro-batch, forward and backward, with gradients handed on parameter by parameter."""
+    keep: Pass | None
+    """With `learner.keep_graph`, rows of the rollout whose graphs are kept: bytes after the pass."""
+    decode: Pass
+    """Leaves, in one batch."""
+    score: Mapping[str, Pass | None]
+    """Reward -> pictures through its model; None if that isn't known."""
+    reward_parameters: Mapping[str, int]
+    """Those of the models of rewards, where they are known."""
+    around: float
+    """Bytes of the autoencoder."""
+    encoders: float
+    """Bytes of the text encoders."""
+    state: int
+    """Numbers in a state."""
+    conditioning: float
+    """Bytes of a prompt's conditioning."""
+
+
+_measured: dict[str, Passes] = {}
+"""By what they depend on."""
+
+
+def measure(settings: RunSettings, policy: Any = None) -> Passes:
+    """Measure all passes on shapes: in this process once for a policy, its adapters and rewards.
+
+    The settings' `policy_shapes` may be given. Raises InputError as that does, and for a network or own code that can't
+    be called on shapes.
+    """
+    learner = settings.learner
+    decisive = settings.policy, learner.lora, learner.gradient_checkpointing, learner.keep_graph, settings.rewards
+    if (key := repr(decisive)) not in _measured:
+        policy = policy or policy_shapes(settings)
+        try:
+            _measured[key] = _measure(settings, policy)
+        except Exception as error:  # of a library or of own code, which expects numbers
+            name = type(policy).__name__
+            raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
+    return _measured[key]
+
+
+def _measure(settings: RunSettings, policy: Any) -> Passes:
+    conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
+
+    def velocity(rows: int) -> torch.Tensor:
+        states, sigma = torch.empty(rows, *policy.latent_shape, device="meta"), torch.full([rows], 0.5)
+        predicted: torch.Tensor = policy.velocity(states, sigma, collate([conditioning] * rows))
+        return predicted
+
+    def train(rows: int) -> None:
+        if (predicted := velocity(rows)).requires_grad:
+            predicted.float().square().mean().backward()
+
+    def decode(leaves: int) -> torch.Tensor:
+        pictures: torch.Tensor = policy.decode(torch.empty(leaves, *policy.latent_shape, device="meta"))
+        return pictures
+
+    gpu = settings.policy.device != "cpu"
+    with _gradients_handed_on(weights):
+        trained = _pass(train, gpu)
+    rewards = reward_shapes(settings.rewards)
+    return Passes(
+        parameters=sum(p.numel() for p in policy.network.parameters()),
+        trained=sum(p.numel() for p in weights),
+        forward=_pass(torch.no_grad()(velocity), gpu),
+        train=trained,
+        keep=_pass(velocity, gpu, lambda meter: meter.bytes) if settings.learner.keep_graph else None,
+        decode=_pass(torch.no_grad()(decode), gpu),
+        score={name: model and _pass(torch.no_grad()(model.call), gpu) for name, model in rewards.items()},
+        reward_parameters={name: model.parameters for name, model in rewards.items() if model},
+        around=_bytes(policy.vae),
+        encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
+        state=math.prod(policy.latent_shape),
+        conditioning=sum(value.nbytes for value in conditioning.values()),
+    )
+
+
+def _bytes(module: torch.nn.Module) -> float:
+    return sum(parameter.nbytes for parameter in module.parameters())
+
+
+def _pass(call: Callable[[int], Any], gpu: bool, held: Callable[[Meter], int] = lambda meter: meter.peak) -> Pass:
+    """What a call with a number of rows takes, from one with one row, and one with two."""
+    flops, sizes = [], []
+    for rows in (1, 2):
+        with metered(gpu=gpu) as meter:
+            result = call(rows)
+            sizes.append(held(meter))
+        flops.append(meter.flops)
+        del result
+    each = sizes[1] - sizes[0]
+    return Pass(flops[0], sizes[0] - each, each)
+
+
+@contextmanager
+def _gradients_handed_on(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
+    """Within it no weight keeps its gradient: the learner's engine takes it at once."""
+
+    def clear(weight: torch.Tensor) -> None:
+        weight.grad = None
+
+    hooks = [weight.register_post_accumulate_grad_hook(clear) for weight in weights]
+    try:
+        yield
+    finally:
+        for hook in hooks:
+            hook.remove()
