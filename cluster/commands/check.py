@@ -123,8 +123,9 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
     if found.guided:
         console.print("Classifier-free guidance takes every state through the network twice.")
     if found.memory:
-        console.print(memory_table(found.memory, gpu and gpu.memory))
-        console.print(rows_table(found.memory, gpu and gpu.memory))
+        size = gpu.memory if gpu else None
+        console.print(memory_table(found.memory, size))
+        console.print(rows_table(found.memory, size))
     if gpu and found.changes is None:
         console.print(f"It doesn't fit a GPU {gpu.name}, whatever is changed", style="yellow")
     elif gpu and found.changes:

@@ -35,7 +35,7 @@ def count_work(settings: RunSettings, policy: Any = None) -> Work:
         forward_row=passes.forward.flops,
         trained_row=passes.train.flops + passes.forward.flops * further_passes,
         decode_leaf=passes.decode.flops,
-        score_leaf={name: model and model.flops * frames for name, model in passes.score.items()},
+        score_leaf={name: model.flops * frames if model else None for name, model in passes.score.items()},
     )
 
 

@@ -7,13 +7,14 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from PIL import Image
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.base import Weights
-from ...rollout_workers.policies.folder import Part
-from ...rollout_workers.policies.load import find_adapter, find_policy
+from ...rollout_workers.policies.folder import Part, read_index
+from ...rollout_workers.policies.load import FAMILIES, find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.prompt_encoding import NEGATIVE
 from ...rollout_workers.policies.weights import one_line, without_numbers
@@ -57,10 +58,16 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
 
 @torch.no_grad()
 def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
-    """The conditioning on a prompt that fills `policy.max_sequence_length`, and with guidance on the negative one."""
+    """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures that a model needs, and
+    with guidance on the negative prompt."""
+    settings = policy.settings
+    family = FAMILIES.get(read_index(policy.folder)["_class_name"])
+    picture = Image.new("RGB", (settings.width, settings.height))
+    pictures = [picture] * (family.pictures.start if family else 0)
     with metered(), _quiet():  # libraries warn of what they cut
-        one = policy.embed("a " * policy.settings.max_sequence_length)
-    return {**one, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+        one = policy.embed("a " * settings.max_sequence_length)
+        shown = policy.embed_pictures(pictures) if pictures else {}
+    return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
 
 
 def _module(part: Part) -> Any:

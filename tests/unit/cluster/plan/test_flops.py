@@ -13,6 +13,7 @@ from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
+from families import PICTURES, with_pictures
 from plain_diffusers import policy_of
 from support import RECIPES, Settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -38,12 +39,13 @@ def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
     assert work.score_leaf["hps"] == pytest.approx(2 * 632e6 * 257, rel=0.05)  # parameters times tokens
 
 
-@pytest.mark.parametrize("family", ["FLUX.1-dev", "SDXL", "Wan 2.2 14B", "Qwen-Image", "Z-Image"])
+@pytest.mark.parametrize("family", ["FLUX.1 Kontext", "SDXL", "Wan 2.2 14B", "Qwen-Image", "Z-Image"])
 def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
     given = policy_of(family, tmp_path / "pipeline")
     settings = run_settings({"policy": given.model_dump()})
     policy, shapes = load_policy(given), policy_shapes(settings)
-    conditioning, work = collate([policy.encode(LONG)]), count_work(settings)
+    (prompt,) = with_pictures((LONG,), PICTURES.get(family, 0))
+    conditioning, work = collate([policy.encode(prompt)]), count_work(settings)
     for name, value in collate([conditioning_shapes(shapes)]).items():
         assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)
     state = torch.zeros(1, *policy.latent_shape)
