@@ -65,6 +65,20 @@ HomePath = Annotated[Path, AfterValidator(lambda path: Path(os.path.expanduser(p
 HomeText = Annotated[str, AfterValidator(os.path.expanduser)]
 """A text that may be such a path or something else, such as a name."""
 Precision = Literal["float32", "bfloat16"]
+Attention = Literal[
+    "native",
+    "_native_flash",
+    "_native_efficient",
+    "_native_math",
+    "_native_cudnn",
+    "flash",
+    "flash_hub",
+    "_flash_3",
+    "_flash_3_hub",
+    "flex",
+    "xformers",
+]
+"""diffusers' names of the attention kernels that have a backward pass."""
 KlScale = Literal["exact", "flow_grpo"]
 MAX_NAME = 200
 """Maximum length of a run's name, bytes. The system allows 255 for a folder."""
@@ -173,6 +187,10 @@ class PolicySettings(Settings):
     """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"
     """Where the model runs: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
+    attention: Attention = "native"
+    """Attention kernels of the network, in rollouts and in the learner, by diffusers' names. `native` leaves the choice
+    to PyTorch, but for cuDNN's kernels, with which backward passes in bfloat16 have failed on an H100. `flash`,
+    `_flash_3` and `xformers` need packages of their own."""
     compile: bool = False
     """Compile the network (`torch.compile`). Forward passes get faster, after minutes of compiling. It needs a C++
     compiler and `learner.zero_stage` 0, 1 or 2."""

@@ -51,6 +51,7 @@ from ...proto.tree import Conditioning, Task, Tree
 from ...reward_service.preprocessing import cropped, prepared
 from ...rollout_workers.expansion import expand
 from ...rollout_workers.kernels import CoefficientTable, relative_noise
+from ...rollout_workers.policies.attention import leave_out_cudnn
 from ...rollout_workers.policies.base import trainable
 from ...rollout_workers.policies.flux import FluxPolicy
 from ...rollout_workers.policies.pipeline import compile_network
@@ -107,17 +108,29 @@ TINY = Scale(
 )
 
 
+@contextmanager
+def _made_in(precision: torch.dtype) -> Iterator[None]:
+    """Have new weights be made in this precision: in another first, the largest network would fill the card."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(precision)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
 class RandomFlux(FluxPolicy):
     """FLUX.1-dev with random weights and made-up prompts."""
 
     def __init__(self, scale: Scale, device: torch.device, *, compiled: bool) -> None:
         self.device, self.precision, self._text = device, torch.bfloat16, scale.text
         self.start = Start()
+        leave_out_cudnn()
         self.settings = PolicySettings(pretrained="random", height=scale.pixels, width=scale.pixels)
-        with torch.device(device):
-            self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network}).to(torch.bfloat16)
+        with torch.device(device), _made_in(torch.bfloat16):
+            self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network})
             channels, groups = self.network.config.in_channels // 4, 4 if scale is TINY else 32
-            vae = flux_autoencoder(scale.vae_blocks, channels, groups).to(torch.bfloat16)
+            vae = flux_autoencoder(scale.vae_blocks, channels, groups)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         parts = {"transformer": self.network, "vae": vae.requires_grad_(False), "scheduler": scheduler}
         self.pipeline: Any = SimpleNamespace(components=parts, **parts)

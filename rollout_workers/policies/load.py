@@ -57,8 +57,11 @@ def load_policy(settings: PolicySettings, *, network_only: bool = False, build: 
     import diffusers.utils.logging
     import transformers.utils.logging
 
+    from .attention import leave_out_cudnn
+
     folder, family = find_policy(settings)
     device = find_device(settings)
+    leave_out_cudnn()
     for library in (diffusers, transformers):
         library.utils.logging.disable_progress_bar()  # loading has a spinner of our own
     adapter = find_adapter(family)

@@ -17,6 +17,7 @@ from PIL import Image
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings, PolicySettings
 from ...proto.tree import Conditioning
+from .attention import choose_attention
 from .base import Builder, Network
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
 from .lora import add_adapters, merged, save_adapters
@@ -106,6 +107,8 @@ class PipelinePolicy(PromptEncoding):
             for parameter in self.network.parameters():
                 parameter.data = parameter.data.to(self.precision)
             self._take_up(networks)
+        for network in self._networks.values():
+            choose_attention(network, settings.attention)
         if settings.compile:
             compile_network(self.network)
         for part in self.encoders.values():
