@@ -276,9 +276,9 @@ def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
     return {
         **{f"batch of {size}": partial(forward, size) for size in sorted({1, 4, rows})},
         "tree": partial(iteration, tree, whole, rows),
-        "tree, pruned": partial(iteration, tree, PRUNING, rows),
         "mix": partial(iteration, mix, whole, rows),
         "sequential": partial(iteration, sequential, whole, rows),
+        "tree, pruned": partial(iteration, tree, PRUNING, rows),
         "sequential, one row per pass": partial(iteration, sequential, whole, 1),
         "tree, one row per pass": partial(rollout, 1),
     }
