@@ -1,8 +1,7 @@
 """What the passes of a run through its networks take, measured on shapes: floating-point operations, and bytes."""
 
 import math
-from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -10,6 +9,7 @@ import torch
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
+from ...proto.tree import Conditioning
 from ...rollout_workers.policies.base import collate, trainable
 from ...rollout_workers.policies.weights import one_line
 from .meter import Meter, metered
@@ -89,34 +89,60 @@ def measure(settings: RunSettings, policy: Any = None) -> Passes:
     return _measured[key]
 
 
-def _measure(settings: RunSettings, policy: Any) -> Passes:
-    conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
+class Calls:
+    """The calls of a policy whose passes are measured: on shapes, or on real tensors to be compared."""
 
-    def velocity(rows: int) -> torch.Tensor:
-        states, sigma = torch.empty(rows, *policy.latent_shape, device="meta"), torch.full([rows], 0.5)
-        predicted: torch.Tensor = policy.velocity(states, sigma, collate([conditioning] * rows))
+    def __init__(self, policy: Any, conditioning: Conditioning, device: str | torch.device = "meta") -> None:
+        self._policy, self._conditioning, self._device = policy, conditioning, device
+
+    def velocity(self, rows: int) -> torch.Tensor:
+        """A pass through the network, of which the graph is kept."""
+        own = torch.device(self._device)
+        sigma = torch.full([rows], 0.5, device="cpu" if own.type == "meta" else own)
+        predicted: torch.Tensor = self._policy.velocity(self._states(rows), sigma, collate([self._conditioning] * rows))
         return predicted
 
-    def train(rows: int) -> None:
-        if (predicted := velocity(rows)).requires_grad:
-            predicted.float().square().mean().backward()
+    @torch.no_grad()
+    def forward(self, rows: int) -> torch.Tensor:
+        """A pass of the rollout."""
+        return self.velocity(rows)
 
-    def decode(leaves: int) -> torch.Tensor:
-        pictures: torch.Tensor = policy.decode(torch.empty(leaves, *policy.latent_shape, device="meta"))
+    def train(self, rows: int) -> None:
+        """The passes of a micro-batch. No weight keeps its gradient: the learner's engine takes it at once."""
+        weights = trainable(self._policy.network).values()
+        hooks = [weight.register_post_accumulate_grad_hook(_clear) for weight in weights]
+        try:
+            if (predicted := self.velocity(rows)).requires_grad:
+                predicted.float().square().mean().backward()
+        finally:
+            for hook in hooks:
+                hook.remove()
+
+    def decode(self, leaves: int) -> torch.Tensor:
+        """Pictures of states."""
+        pictures: torch.Tensor = self._policy.decode(self._states(leaves))
         return pictures
 
-    gpu = settings.policy.device != "cpu"
-    with _gradients_handed_on(weights):
-        trained = _pass(train, gpu)
+    def _states(self, rows: int) -> torch.Tensor:
+        return torch.zeros(rows, *self._policy.latent_shape, device=self._device)
+
+
+def _clear(weight: torch.Tensor) -> None:
+    weight.grad = None
+
+
+def _measure(settings: RunSettings, policy: Any) -> Passes:
+    conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
+    calls, gpu = Calls(policy, conditioning), settings.policy.device != "cpu"
     rewards = reward_shapes(settings.rewards)
     return Passes(
         parameters=sum(p.numel() for p in policy.network.parameters()),
         trained=sum(p.numel() for p in weights),
-        forward=_pass(torch.no_grad()(velocity), gpu),
-        train=trained,
-        keep=_pass(velocity, gpu, lambda meter: meter.bytes) if settings.learner.keep_graph else None,
-        decode=_pass(torch.no_grad()(decode), gpu),
-        score={name: model and _pass(torch.no_grad()(model.call), gpu) for name, model in rewards.items()},
+        forward=measure_pass(calls.forward, gpu),
+        train=measure_pass(calls.train, gpu),
+        keep=measure_pass(calls.velocity, gpu, lambda meter: meter.bytes) if settings.learner.keep_graph else None,
+        decode=measure_pass(calls.decode, gpu),
+        score={name: model and measure_pass(torch.no_grad()(model.call), gpu) for name, model in rewards.items()},
         reward_parameters={name: model.parameters for name, model in rewards.items() if model},
         around=_bytes(policy.vae),
         encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
@@ -129,8 +155,10 @@ def _bytes(module: torch.nn.Module) -> float:
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
-def _pass(call: Callable[[int], Any], gpu: bool, held: Callable[[Meter], int] = lambda meter: meter.peak) -> Pass:
-    """What a call with a number of rows takes, from one with one row, and one with two."""
+def measure_pass(
+    call: Callable[[int], Any], gpu: bool, held: Callable[[Meter], int] = lambda meter: meter.peak
+) -> Pass:
+    """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from one with one row, one with two."""
     flops, sizes = [], []
     for rows in (1, 2):
         with metered(gpu=gpu) as meter:
@@ -140,18 +168,3 @@ def _pass(call: Callable[[int], Any], gpu: bool, held: Callable[[Meter], int] = 
         del result
     each = sizes[1] - sizes[0]
     return Pass(flops[0], sizes[0] - each, each)
-
-
-@contextmanager
-def _gradients_handed_on(weights: Iterable[torch.nn.Parameter]) -> Iterator[None]:
-    """Within it no weight keeps its gradient: the learner's engine takes it at once."""
-
-    def clear(weight: torch.Tensor) -> None:
-        weight.grad = None
-
-    hooks = [weight.register_post_accumulate_grad_hook(clear) for weight in weights]
-    try:
-        yield
-    finally:
-        for hook in hooks:
-            hook.remove()
