@@ -22,11 +22,12 @@ from ...cluster.commands.calibrate import show
 from ...cluster.plan.calibration import Calibration
 from ...cluster.plan.flops import Work, count_work
 from ...cluster.plan.measuring import Batches, device_name, device_peak, measure
+from ...proto.atomic_files import must_be_new
 from ...proto.recipe import SHIPPED, load_recipe
 from ...reward_service.preprocessing import cropped, prepared
 from ...reward_service.scorers import Scores
 from ..support.model_sizes import flux_dev
-from ..support.report import OUT, Out, report_path
+from ..support.report import OUT, Out
 from .gpu import FULL, TINY, RandomFlux, Scale
 
 RECIPE = "flux_hps_branch"
@@ -64,7 +65,8 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
-    path, console, scale = report_path(out, "calibration"), Console(width=120), TINY if tiny else FULL
+    path, console, scale = out / "calibration.json", Console(width=120), TINY if tiny else FULL
+    must_be_new(path)
     work = None if tiny else counted()
     policy = RandomFlux(scale, device, compiled=False)
     policy.checkpoint_gradients()
