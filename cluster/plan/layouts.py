@@ -64,7 +64,7 @@ class Layout:
         device: gpus, cpus, or what the recipe says (None)."""
         left = round(1 - self.share * len(gpu_rewards(settings)), 2) if self.beside else 1
         samples = "learner" if self.placement == "colocated" else "rollout_workers"
-        own: dict[str, Any] = {"placement": self.placement, "staleness": self.staleness}
+        own: dict[str, Any] = {"execution": "ray", "placement": self.placement, "staleness": self.staleness}
         if self.placement == "separate":
             own |= {"pools.rollout_workers.count": self.workers, "pools.rollout_workers.max_count": None}
         own |= {"pools.learner.count": self.ranks}
@@ -104,10 +104,9 @@ def gpu_rewards(settings: RunSettings) -> list[str]:
 def layouts(settings: RunSettings, gpus: int, balance: float) -> Iterator[Layout]:
     """Layouts that use all of so many GPUs. `balance` is the share of a run's work that is sampling."""
     for replicas, share, beside in _reward_places(settings, gpus):
-        taken = 0 if beside or not share else replicas
-        if not taken:
-            yield Layout("colocated", gpus, gpus, 0, replicas, share, beside)
-        left = gpus - taken
+        left = gpus - (replicas if share and not beside else 0)
+        if left:
+            yield Layout("colocated", left, left, 0, replicas, share, beside)
         middle = round(left * balance)
         for workers in range(max(1, middle - AROUND), min(left - 1, middle + AROUND) + 1):
             if not beside or replicas <= workers:
@@ -192,9 +191,10 @@ def _fewest_replicas(simulated: Sequence[Planned]) -> Iterator[Planned]:
     """Of layouts that differ in replicas alone, the one with the fewest that is nearly as fast as the fastest."""
     alike: defaultdict[Layout, list[Planned]] = defaultdict(list)
     for planned in simulated:
-        layout = planned.layout
-        ranks = layout.ranks if layout.beside or layout.placement == "colocated" else 0
-        alike[replace(layout, replicas=0, ranks=ranks)].append(planned)
+        layout = replace(planned.layout, replicas=0)
+        if layout.share and not layout.beside:  # more replicas leave fewer ranks
+            layout = replace(layout, ranks=0, workers=layout.workers * (layout.placement == "separate"))
+        alike[layout].append(planned)
     for group in alike.values():
         fastest = min(planned.seconds for planned in group)
         nearly = [planned for planned in group if planned.seconds <= (1 + PAYS) * fastest]
