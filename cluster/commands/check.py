@@ -12,7 +12,6 @@ from rich.text import Text
 
 from ...proto.errors import InputError, RunFailed
 from ...proto.settings import RunSettings
-from ...proto.settings_errors import shown
 from ...proto.user_code import TRACEBACK
 from ...reward_service.scorers import check_source
 from ...rollout_workers.kernels import grid_levels
@@ -24,7 +23,7 @@ from ..on_ray.placement import demands
 from ..plan.fit import Changes, remedies
 from ..plan.gpus import Gpu
 from ..plan.memory import Memory, count_memory
-from ..plan.memory_tables import memory_table, rows_table
+from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.rows import trained_edges
 from ..plan.shapes import policy_shapes
 from ..run.advice import advice
@@ -126,11 +125,8 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
         size = gpu.memory if gpu else None
         console.print(memory_table(found.memory, size))
         console.print(rows_table(found.memory, size))
-    if gpu and found.changes is None:
-        console.print(f"It doesn't fit a GPU {gpu.name}, whatever is changed", style="yellow")
-    elif gpu and found.changes:
-        changes = " ".join(f"{name}={shown(value)}" for name, value in found.changes.items())
-        console.print(f"It fits a GPU {gpu.name} with: {changes}", style="yellow", soft_wrap=True)
+    if gpu and found.changes != {}:
+        console.print(remedy_line(found.changes, gpu), style="yellow", markup=False, soft_wrap=True)
     if found.parameters:
         everything, trained = (f"{found.parameters[kind] / 1e6:,.2f} million" for kind in ("all", "trained"))
         console.print(f"{everything} parameters, of which {trained} are trained")

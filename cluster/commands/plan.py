@@ -1,5 +1,6 @@
 """`branchgrpo plan`: the layouts of a run on given GPUs, from the fastest: seconds, GPU-hours, and what limits them."""
 
+import math
 import os
 from collections.abc import Sequence
 from functools import reduce
@@ -25,13 +26,18 @@ from ..plan.calibration import (
     find_calibration,
     load_calibration,
 )
+from ..plan.fit import OUTSIDE, misfit, remedies
 from ..plan.flops import count_work
 from ..plan.gpus import Gpu, find_gpu
-from ..plan.layouts import Layout, Plan, Planned, balance_of, layouts, plan
+from ..plan.layouts import PART, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
 from ..plan.measuring import device_name
+from ..plan.memory import count_memory
+from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.prices import Prices, count_sizes
 from ..plan.rows import learner_rows
-from ..plan.shapes import policy_shapes
+
+REASONS = 3
+"""Most reasons that are printed for layouts that were left out."""
 
 
 def find_device(gpu: str, file: Path | None) -> tuple[Gpu, Calibration]:
@@ -59,20 +65,27 @@ def make_plan(settings: RunSettings, gpus: int, gpu: Gpu, calibration: Calibrati
     can't be counted."""
     with Progress(transient=True) as progress:
         counting = progress.add_task("counting", total=None)
-        policy = policy_shapes(settings)
-        prices = Prices(settings, count_work(settings, policy), count_sizes(settings, policy), gpu, calibration)
-        costs = prices.costs(Layout("colocated", gpus, gpus).cluster)
-        candidates = list(layouts(settings, gpus, balance_of(settings, costs, learner_rows(settings))))
+        prices = Prices(settings, count_work(settings), count_sizes(settings), gpu, calibration)
+        balance = balance_of(settings, prices.costs(Layout("colocated", gpus, gpus).cluster), learner_rows(settings))
+        candidates = list(layouts(settings, gpus, balance, reward_share(settings, gpu)))
         progress.update(counting, visible=False)
         simulating = progress.add_task("simulating", total=len(candidates))
         made = plan(
             settings,
             candidates,
             lambda layout: prices.costs(layout.cluster, layout.beside),
+            lambda changed: misfit(changed, gpu.memory),
             resource=resource(gpu),
             advance=lambda: progress.advance(simulating),
         )
     return made, prices
+
+
+def reward_share(settings: RunSettings, gpu: Gpu) -> float:
+    """The part of a GPU that a replica needs of the reward model with the largest memory, in twentieths."""
+    models = gpu_rewards(settings)
+    peaks = [own.peak for name, own in count_memory(settings).items() if name.rpartition(" ")[2] in models]
+    return math.ceil(20 * (max(peaks) + OUTSIDE) / gpu.memory) / 20 if peaks else PART
 
 
 def resource(gpu: Gpu) -> str:
@@ -99,11 +112,16 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
             highlight=False,
         )
     console.print(_source(prices, calibration), highlight=False)
-    for reason, left in made.dropped.items():
-        console.print(
-            f"left out, {len(left)} layouts such as {left[0].placement} {left[0].text}: ", end="", style="yellow"
-        )
-        console.print(reason, markup=False, soft_wrap=True, highlight=False)
+    if made.best:
+        memories = count_memory(made.best[0].settings)
+        console.print(memory_table(memories, prices.gpu.memory), rows_table(memories, prices.gpu.memory))
+    for reason, left in list(made.dropped.items())[:REASONS]:
+        such = left[0].text + (f", and {len(left) - 1} more" if left[1:] else "")
+        console.print("left out: ", end="", style="yellow")
+        console.print(f"{such}: {reason}", markup=False, soft_wrap=True, highlight=False)
+    if made.fastest and not made.best:
+        line = remedy_line(remedies(made.fastest, prices.gpu.memory), prices.gpu)
+        console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
 def hours(own: Planned, gpus: int) -> float:

@@ -18,7 +18,7 @@ ITERATIONS = 4
 """Of a simulated run. The first and the last aren't like the others."""
 AROUND = 4
 """Numbers of workers below and above the balance of sampling and learning that are tried."""
-SHARE = 0.15
+PART = 0.15
 """GPUs of a reward model's replica that shares one with another process."""
 REPLICAS = (1, 2, 4, 8)
 PAYS = 0.01
@@ -101,9 +101,10 @@ def gpu_rewards(settings: RunSettings) -> list[str]:
     return [model for model in reward_models(settings.rewards) if model in pools and pools[model].gpus]
 
 
-def layouts(settings: RunSettings, gpus: int, balance: float) -> Iterator[Layout]:
-    """Layouts that use all of so many GPUs. `balance` is the share of a run's work that is sampling."""
-    for replicas, share, beside in _reward_places(settings, gpus):
+def layouts(settings: RunSettings, gpus: int, balance: float, part: float = PART) -> Iterator[Layout]:
+    """Layouts that use all of so many GPUs. `balance` is the share of a run's work that is sampling, and `part` what a
+    replica takes of a GPU that it shares."""
+    for replicas, share, beside in _reward_places(settings, gpus, part):
         left = gpus - (replicas if share and not beside else 0)
         if left:
             yield Layout("colocated", left, left, 0, replicas, share, beside)
@@ -114,13 +115,14 @@ def layouts(settings: RunSettings, gpus: int, balance: float) -> Iterator[Layout
                     yield Layout("separate", workers, left - workers, staleness, replicas, share, beside)
 
 
-def _reward_places(settings: RunSettings, gpus: int) -> Iterator[tuple[int, float, bool]]:
+def _reward_places(settings: RunSettings, gpus: int, part: float) -> Iterator[tuple[int, float, bool]]:
     """Replicas of each reward model, GPUs of each replica, and whether they share GPUs with what samples."""
     if not (models := len(gpu_rewards(settings))):
         yield max((pool.replicas for pool in settings.pools.rewards.values()), default=1), 0.0, False
         return
     for replicas in (count for count in REPLICAS if count <= gpus):
-        yield replicas, SHARE, True
+        if models * part < 1:
+            yield replicas, part, True
         yield replicas, math.floor(100 / models) / 100, False  # a replica of each model on a GPU
 
 
@@ -146,12 +148,13 @@ class Planned:
 
 @dataclass
 class Plan:
-    """The best layouts, and why others were left out."""
+    """The best layouts, and why faster ones were left out."""
 
     best: list[Planned] = field(default_factory=list)
     dropped: dict[str, list[Layout]] = field(default_factory=dict)
     """Reason -> layouts."""
-    tried: int = 0
+    fastest: RunSettings | None = None
+    """With the fastest of the layouts that memory forbids."""
 
 
 def plan(
@@ -165,7 +168,7 @@ def plan(
     advance: Callable[[], object] = lambda: None,
 ) -> Plan:
     """The best `count` of the candidates. `advance` is called after each simulation."""
-    made, simulated = Plan(tried=len(candidates)), []
+    made, simulated = Plan(), []
     for layout in candidates:
         try:
             changed = layout.apply(settings, resource)
@@ -178,6 +181,7 @@ def plan(
             break
         if reason := misfit(planned.settings):
             made.dropped.setdefault(reason, []).append(planned.layout)
+            made.fastest = made.fastest or planned.settings
             continue
         gains = {
             part: planned.seconds / predict(planned.layout, planned.settings, faster).seconds

@@ -4,7 +4,9 @@ from collections.abc import Callable, Mapping
 
 from rich.table import Table
 
-from .fit import largest_rows, room
+from ...proto.settings_errors import shown
+from .fit import Changes, largest_rows, room
+from .gpus import Gpu
 from .memory import Memory
 
 LINES: dict[str, Callable[[Memory], float]] = {
@@ -46,6 +48,13 @@ def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Tabl
             sizes = (f"{size / UNITS[unit]:.2f}" for size in (phase.bytes, phase.taken.each))
             table.add_row(setting, str(phase.rows), *sizes, *([f"{most[setting]:,}"] if most else []))
     return table
+
+
+def remedy_line(changes: Changes | None, gpu: Gpu) -> str:
+    """What makes a run fit, as overrides of the command line."""
+    if changes is None:
+        return f"It doesn't fit a GPU {gpu.name}, whatever is changed"
+    return f"It fits a GPU {gpu.name} with: {' '.join(f'{name}={shown(value)}' for name, value in changes.items())}"
 
 
 def _unit(memories: Mapping[str, Memory]) -> str:

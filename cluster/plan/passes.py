@@ -67,8 +67,8 @@ class Passes:
     """Bytes of a prompt's conditioning."""
 
 
-_measured: dict[str, Passes] = {}
-"""By what they depend on."""
+_measured: list[tuple[Any, Passes]] = []
+"""Beside what they depend on. It is compared, not hashed: 50 is 50.0."""
 
 
 def measure(settings: RunSettings, policy: Any = None) -> Passes:
@@ -79,14 +79,17 @@ def measure(settings: RunSettings, policy: Any = None) -> Passes:
     """
     learner = settings.learner
     decisive = settings.policy, learner.lora, learner.gradient_checkpointing, learner.keep_graph, settings.rewards
-    if (key := repr(decisive)) not in _measured:
-        policy = policy or policy_shapes(settings)
-        try:
-            _measured[key] = _measure(settings, policy)
-        except Exception as error:  # of a library or of own code, which expects numbers
-            name = type(policy).__name__
-            raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
-    return _measured[key]
+    for known, passes in _measured:
+        if known == decisive:
+            return passes
+    policy = policy or policy_shapes(settings)
+    try:
+        passes = _measure(settings, policy)
+    except Exception as error:  # of a library or of own code, which expects numbers
+        name = type(policy).__name__
+        raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
+    _measured.append((decisive, passes))
+    return passes
 
 
 class Calls:

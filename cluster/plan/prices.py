@@ -1,17 +1,14 @@
 """What a recipe costs on a kind of GPU: seconds from FLOPs and utilisation, sizes from shapes."""
 
-import math
 from dataclasses import dataclass
-from typing import Any
 
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import reward_models
-from ...rollout_workers.policies.base import trainable
 from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
 from .costs import Cluster, Costs
 from .flops import Work
 from .gpus import Gpu
-from .shapes import conditioning_shapes
+from .passes import measure
 
 LINK = 0.4
 """Share of a link's peak that collectives and copies reach; assumed."""
@@ -43,17 +40,17 @@ class Sizes:
     """Number of trained parameters."""
 
 
-def count_sizes(settings: RunSettings, policy: Any) -> Sizes:
-    """Sizes of a recipe with this policy, of which only shapes are looked at."""
-    own = settings.policy
-    trained = trainable(policy.network).values()
+def count_sizes(settings: RunSettings) -> Sizes:
+    """Sizes of a recipe, from shapes alone. Raises InputError as `measure` does."""
+    passes, own = measure(settings), settings.policy
+    size = BYTES[own.precision]
     return Sizes(
         picture=3 * own.height * own.width * own.frames,
-        state=math.prod(policy.latent_shape) * BYTES[settings.rollout.latents_precision],
-        conditioning=sum(tensor.nbytes for tensor in conditioning_shapes(policy).values()),
-        network=sum(parameter.nbytes for parameter in policy.network.parameters()),
-        trained=sum(parameter.nbytes for parameter in trained),
-        parameters=sum(parameter.numel() for parameter in trained),
+        state=passes.state * BYTES[settings.rollout.latents_precision],
+        conditioning=passes.conditioning,
+        network=passes.parameters * size,
+        trained=passes.trained * (4 if settings.learner.lora else size),  # adapters are in float32
+        parameters=passes.trained,
     )
 
 

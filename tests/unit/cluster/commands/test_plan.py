@@ -1,16 +1,21 @@
 """`branchgrpo plan` and `branchgrpo calibrate`, from the command line."""
 
+from dataclasses import replace
+from io import StringIO
 from pathlib import Path
 
 import pytest
 import torch
 from branchgrpo.benchmarks.support.model_sizes import flux_dev
 from branchgrpo.cluster.cli import app
+from branchgrpo.cluster.commands import plan as planning
 from branchgrpo.cluster.commands.check import check
-from branchgrpo.cluster.plan.calibration import calibration_file
+from branchgrpo.cluster.plan.calibration import Calibration, calibration_file
+from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
+from rich.console import Console
 from typer.testing import CliRunner
 
 SMALL = ["rollout.max_batch_rows=4", "rollout.decode_batch=2", "learner.rows_per_micro_batch=2"]
@@ -46,6 +51,18 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
     gpus = check(written).gpus
     assert 7 <= sum(gpus.values()) <= 8
     assert "mine.yaml" in output
+    assert "peak on the device" in output
+
+
+def test_reasons_are_told_where_no_layout_fits() -> None:
+    small = replace(GPUS["l40s"], memory=2.001e9)  # a megabyte beside what CUDA itself takes
+    made, prices = planning.make_plan(load_recipe(Path("glyphs")), 2, small, Calibration())
+    console = Console(record=True, width=200, file=StringIO())
+    planning.show(made, prices, 2, console)
+    output = console.export_text()
+    assert made.best == []
+    assert "left out: colocated, 2 ranks: 2 x samples and learns needs" in output
+    assert "It doesn't fit a GPU l40s, whatever is changed" in output
 
 
 def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path) -> None:

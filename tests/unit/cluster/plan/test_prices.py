@@ -7,7 +7,6 @@ from branchgrpo.cluster.plan.costs import Cluster
 from branchgrpo.cluster.plan.flops import Work
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.prices import Prices, Sizes, count_sizes
-from branchgrpo.cluster.plan.shapes import policy_shapes
 from branchgrpo.cluster.plan.simulation import simulate
 from branchgrpo.proto.recipe import SHIPPED, load_recipe
 from branchgrpo.rollout_workers.policies.base import trainable
@@ -70,7 +69,7 @@ def test_a_run_in_one_process_takes_the_sum_of_its_work() -> None:
 @pytest.mark.parametrize("lora", [None, {"rank": 2}])
 def test_sizes_are_those_of_the_loaded_policy(run_settings: Settings, lora: dict[str, int] | None) -> None:
     settings = run_settings({"learner.lora": lora})
-    policy, sizes = load_policy(settings.policy), count_sizes(settings, policy_shapes(settings))
+    policy, sizes = load_policy(settings.policy), count_sizes(settings)
     conditioning = policy.encode("a")
     pictures = policy.decode(torch.zeros(1, *policy.latent_shape))
     if settings.learner.lora:
