@@ -57,6 +57,7 @@ from transformers import (
     UMT5EncoderModel,
 )
 
+VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 BETAS = {"beta_start": 0.00085, "beta_end": 0.012, "beta_schedule": "scaled_linear", "steps_offset": 1}
 """Noise levels of Stable Diffusion."""
 
@@ -172,8 +173,12 @@ def wan(*, experts: bool = False, expand_timesteps: bool = False) -> DiffusionPi
 def qwen_image() -> DiffusionPipeline:
     sizes = {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_attention_heads": 2}
     tokenizer = _qwen_tokenizer()
+    start, _, image, video = tokenizer.convert_tokens_to_ids(VISION)
     encoder = Qwen2_5_VLForConditionalGeneration(
         Qwen2_5_VLConfig(
+            vision_start_token_id=start,
+            image_token_id=image,
+            video_token_id=video,
             text_config={
                 **sizes,
                 "vocab_size": len(tokenizer),
@@ -263,14 +268,14 @@ def z_image() -> DiffusionPipeline:
     )
 
 
-def flux2_klein() -> DiffusionPipeline:
+def flux2_klein(*, halvings: int = 1) -> DiffusionPipeline:
     tokenizer = _qwen_tokenizer()
     return Flux2KleinPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
         vae=AutoencoderKLFlux2(
-            down_block_types=("DownEncoderBlock2D",) * 2,
-            up_block_types=("UpDecoderBlock2D",) * 2,
-            block_out_channels=(8, 16),
+            down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
+            up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
+            block_out_channels=(8, *(16,) * halvings),
             latent_channels=4,
             norm_num_groups=4,
         ),
@@ -292,7 +297,7 @@ def flux2_klein() -> DiffusionPipeline:
 
 def _qwen_tokenizer() -> Qwen2Tokenizer:
     """A token for every byte, and Qwen's chat."""
-    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*special, *characters])}, merges=[])
     tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
@@ -348,6 +353,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
     "FLUX.1-schnell": lambda: flux(dev=False),
     "FLUX.1 Kontext": flux_kontext,
     "FLUX.2 klein": flux2_klein,
+    "FLUX.2 klein, pictures": lambda: flux2_klein(halvings=3),
     "Qwen-Image": qwen_image,
     "SD3.5": stable_diffusion_3,
     "SD3.5 without T5": lambda: stable_diffusion_3(t5=False),
@@ -362,7 +368,7 @@ FAMILIES: dict[str, Callable[[], DiffusionPipeline]] = {
 }
 
 
-PICTURES = {"FLUX.1 Kontext": 1}
+PICTURES = {"FLUX.1 Kontext": 1, "FLUX.2 klein, pictures": 2}
 """Families that start from pictures, and from how many."""
 
 

@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -15,11 +16,16 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families import PICTURES, saved, with_pictures
-from PIL import Image
 from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
+LENGTHS = {
+    **dict.fromkeys(("FLUX.2 klein", "FLUX.2 klein, pictures", "Z-Image"), 40),
+    "Qwen-Image": 200,
+    "Qwen-Image-Edit Plus": 500,
+}
+"""Maximum tokens, where they aren't 6: templates are long where a token is a character."""
 SIZE = {"height": 16, "width": 32}
 
 
@@ -59,27 +65,29 @@ def theirs(
     flux, unet = "Flux" in name, hasattr(pipeline, "unet")
     scale = "true_cfg_scale" if "Qwen" in name else "guidance_scale"
     pipeline.set_progress_bar_config(disable=True)
-    drawn = pipeline(
-        prompt=list(map(str, prompts)),
+    call = partial(
+        pipeline,
         height=settings.height,
         width=settings.width,
         num_inference_steps=STEPS,
-        latents=starts,
         output_type="np",
         **{scale: settings.guidance_scale},
-        **({} if flux else {"negative_prompt": [settings.negative_prompt] * len(PROMPTS)}),
         **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
-        **({"image": _fitted(prompts, settings)} if any(map(pictures_of, prompts)) else {}),
         **({"_auto_resize": False, "max_area": settings.height * settings.width} if "Kontext" in name else {}),
         **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
     )
+    drawn = []
+    for number, prompt in enumerate(prompts):  # one by one, because some take pictures for all prompts alike
+        pictures = [own.fitted(settings.height, settings.width) for own in pictures_of(prompt)]
+        found = call(
+            prompt=str(prompt),
+            latents=starts[[number]],
+            **({"image": pictures} if pictures else {}),
+            **({} if flux else {"negative_prompt": settings.negative_prompt}),
+        )
+        drawn.append(found.frames if video else found.images)
     pipeline.scheduler = published
-    return np.asarray(drawn.frames if video else drawn.images)
-
-
-def _fitted(prompts: Sequence[str], settings: PolicySettings) -> list[Image.Image]:
-    """The first picture of every prompt, in the policy's size."""
-    return [pictures_of(prompt)[0].fitted(settings.height, settings.width) for prompt in prompts]
+    return np.concatenate(drawn)
 
 
 def starts(policy: Policy, seed: int) -> torch.Tensor:
@@ -111,12 +119,11 @@ def policy_of(family: str, folder: Path) -> PolicySettings:
     """A small policy of a family, with guidance."""
     return PolicySettings(
         pretrained=str(saved(family, folder)),
-        **SIZE,
+        **({"height": 64, "width": 96} if family == "FLUX.2 klein, pictures" else SIZE),  # which refuses small ones
         frames=5 if "Wan" in family else 1,
         guidance_scale=3.0,
         negative_prompt="" if "FLUX" in family else "9",
-        # Templates are long where a token is a character.
-        max_sequence_length=200 if "Qwen" in family else 40 if family in ("FLUX.2 klein", "Z-Image") else 6,
+        max_sequence_length=LENGTHS.get(family, 6),
         precision="float32",
         device="cpu",
     )

@@ -156,7 +156,7 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     imported = read = ""
     if run.prompts.picture_column:
         imported = "from PIL import Image, ImageOps\n"
-        size = f"({settings.width}, {settings.height}), Image.Resampling.LANCZOS"
+        size = f"{policy.picture_size[::-1]}, Image.Resampling.LANCZOS"
         read = f'picture = ImageOps.fit(Image.open("{PICTURE}").convert("RGB"), {size})\n'
         arguments.insert(0, "image=picture")
     return (

@@ -77,7 +77,7 @@ class FluxKontextPolicy(FluxPolicy):
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """The latents of the picture, packed into as many tokens as a state."""
-        z = self.encode_picture(pictures[0])
+        z = self.encode_pictures(pictures)
         z = (z - self.vae.config.shift_factor) * self.vae.config.scaling_factor
         return {"picture": FluxPipeline._pack_latents(z, *z.shape)[0]}
 

@@ -1,20 +1,28 @@
-"""FLUX.2 klein: tokens of Qwen's encoder, and an autoencoder that normalises patches of its latents."""
+"""FLUX.2 klein: tokens of Qwen's encoder, patches of latents, and pictures to start from or none."""
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from PIL import Image
 
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
-from .prompt_encoding import chat_template
+from .prompt_encoding import as_message
+
+REFERENCE_STEP = 10
+"""First coordinate of a prompt's first picture; the next one has twice as much, and so on."""
 
 
 class Flux2KleinPolicy(PipelinePolicy):
-    """`Flux2KleinPipeline`. A state is the patches of the latents of one picture, [channels, rows, columns]."""
+    """`Flux2KleinPipeline`. A state is the patches of the latents of one picture, [channels, rows, columns].
+
+    Pictures that come with a prompt are further patches, each with a first coordinate of its own.
+    """
 
     pipeline_class = Flux2KleinPipeline
     lora_modules = (
@@ -22,12 +30,12 @@ class Flux2KleinPolicy(PipelinePolicy):
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
         "attn.to_qkv_mlp_proj",
     )
+    encoding_parts = (*PipelinePolicy.encoding_parts, "vae")
     _patch = 2  # its configuration says 1: latents are patched before they reach the network
 
-    @property
-    def prompt_template(self) -> str:
+    def as_encoded(self, prompt: str) -> str:
         """Qwen's chat around a prompt."""
-        return chat_template(self.pipeline.tokenizer, thinking=False)
+        return as_message(prompt, self.pipeline.tokenizer, thinking=False)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -59,10 +67,14 @@ class Flux2KleinPolicy(PipelinePolicy):
     ) -> torch.Tensor:
         """Velocity of patches; places have four coordinates, of which pictures use two and prompts the last."""
         embeds, (_, rows, columns) = conditioning["prompt_embeds"], self.latent_shape
-        drawn = _places(1, rows, columns, 1).to(latents.device).expand(len(latents), -1, -1)
+        pictures = [*conditioning["pictures"].unbind(1)] if "pictures" in conditioning else []
+        grid, layer = _places(1, rows, columns, 1), torch.tensor([REFERENCE_STEP, 0, 0, 0])
+        drawn = torch.cat([grid + number * layer for number in range(1 + len(pictures))], dim=1)
+        drawn = drawn.to(latents.device).expand(len(latents), -1, -1)
+        states = [state.flatten(2).transpose(1, 2).to(self.precision) for state in (latents, *pictures)]
         said = _places(1, 1, 1, embeds.shape[1]).to(latents.device).expand(len(latents), -1, -1)
         velocity = network(
-            hidden_states=latents.flatten(2).transpose(1, 2).to(self.precision),
+            hidden_states=torch.cat(states, dim=1),
             timestep=sigma.to(self.precision),
             guidance=None,
             encoder_hidden_states=embeds,
@@ -70,15 +82,25 @@ class Flux2KleinPolicy(PipelinePolicy):
             img_ids=drawn,
             return_dict=False,
         )[0]
-        return velocity.transpose(1, 2).unflatten(2, (rows, columns))
+        return velocity[:, : rows * columns].transpose(1, 2).unflatten(2, (rows, columns))
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of patches that have the mean and the variance of the autoencoder's."""
+        mean, std = (own.to(latents) for own in self._patch_statistics)
+        return self.draw(torch.nn.functional.pixel_shuffle(latents * std + mean, self._patch))
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """The patches of their latents, [pictures, channels, rows, columns]."""
+        mean, std = self._patch_statistics
+        patches = torch.nn.functional.pixel_unshuffle(self.encode_pictures(pictures), self._patch)
+        return {"pictures": (patches - mean.to(patches)) / std.to(patches)}
+
+    @property
+    def _patch_statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of each channel of the autoencoder's patches, [channels, 1, 1]."""
         norm, epsilon = self.vae.bn, self.vae.config.batch_norm_eps
-        std = torch.sqrt(norm.running_var + epsilon).reshape(-1, 1, 1).to(latents)
-        patches = latents * std + norm.running_mean.reshape(-1, 1, 1).to(latents)
-        return self.draw(torch.nn.functional.pixel_shuffle(patches, self._patch))
+        return norm.running_mean.reshape(-1, 1, 1), torch.sqrt(norm.running_var + epsilon).reshape(-1, 1, 1)
 
 
 def _places(*sizes: int) -> torch.Tensor:

@@ -31,7 +31,7 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
-    "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512),
+    "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512, range(5)),
     "FluxKontextPipeline": Family(f"{__package__}.flux:FluxKontextPolicy", 512, range(1, 2)),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),

@@ -240,19 +240,29 @@ class PipelinePolicy(PromptEncoding):
         drawn = self.vae.decode(z.to(self.vae.dtype)).sample
         return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
 
-    def encode_picture(self, picture: Image.Image) -> torch.Tensor:
-        """The autoencoder's own latents of a picture, [1, channels, rows, columns]: the likeliest ones."""
-        pixels = self.pipeline.image_processor.preprocess(picture).to(self.vae.device, self.vae.dtype)
-        return self.vae.encode(pixels).latent_dist.mode()
+    def encode_pictures(self, pictures: Sequence[Image.Image], *, as_clips: bool = False) -> torch.Tensor:
+        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns], or as those of
+        clips, [n, channels, 1, rows, columns]."""
+        pixels = torch.cat([self.pipeline.image_processor.preprocess(picture) for picture in pictures])
+        pixels = pixels.unsqueeze(2) if as_clips else pixels
+        return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
 
     def denormalised(self, latents: torch.Tensor) -> torch.Tensor:
         """[rows, channels, frames, rows, columns], for an autoencoder with a mean and a deviation for each channel."""
+        mean, std = self._statistics
+        return latents.float() * std.to(latents.device) + mean.to(latents.device)
+
+    def normalised(self, z: torch.Tensor) -> torch.Tensor:
+        """The inverse of `denormalised`."""
+        mean, std = self._statistics
+        return (z - mean.to(z)) / std.to(z)
+
+    @property
+    def _statistics(self) -> tuple[torch.Tensor, torch.Tensor]:
+        """Mean and deviation of each channel of the autoencoder, [1, channels, 1, 1, 1]."""
         config = self.vae.config
-        mean, std = (
-            torch.tensor(values, device=latents.device).reshape(1, -1, 1, 1, 1)
-            for values in (config.latents_mean, config.latents_std)
-        )
-        return latents.float() * std + mean
+        mean, std = (torch.tensor(own).reshape(1, -1, 1, 1, 1) for own in (config.latents_mean, config.latents_std))
+        return mean, std
 
     def _built(self, part: Part, build: Builder) -> torch.nn.Module:
         network_class = getattr(diffusers, part.class_name)

@@ -8,7 +8,7 @@ from typing import Any, ClassVar
 import torch
 from PIL import Image
 
-from ...proto.prompts import pictures_of
+from ...proto.prompts import Prompt, pictures_of
 from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .embeddings import fingerprint
@@ -49,11 +49,22 @@ class PromptEncoding:
         for tensor, kept in self._encoder_weights:
             if tensor.device.type != self.device.type:
                 tensor.data = kept.to(self.device)
-        pictures = [one.fitted(self.settings.height, self.settings.width) for one in pictures_of(prompt)]
+        pictures = self.pictures_of(prompt)
         conditioning = self.embed(prompt) | (self.embed_pictures(pictures) if pictures else {})
         if not self.guided:
             return conditioning
-        return {**conditioning, **{NEGATIVE + name: value for name, value in self._negative.items()}}
+        without = Prompt(self.settings.negative_prompt, pictures=pictures_of(prompt))
+        negative = self.embed(without) if pictures else self._negative
+        return {**conditioning, **{NEGATIVE + name: value for name, value in negative.items()}}
+
+    def pictures_of(self, prompt: str) -> list[Image.Image]:
+        """The pictures of a prompt, in `picture_size`."""
+        return [picture.fitted(*self.picture_size) for picture in pictures_of(prompt)]
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width in which pictures are read."""
+        return self.settings.height, self.settings.width
 
     def release_encoders(self) -> None:
         """Free the device of the text encoders."""
@@ -92,14 +103,13 @@ class PromptEncoding:
         if (tokenizer := getattr(self.pipeline, name, None)) is None:
             return []
         # There are never more tokens than bytes, and two around them: most prompts needn't be looked at.
-        texts = {prompt: self.prompt_template.format(prompt) for prompt in prompts}
+        texts = {prompt: self.as_encoded(prompt) for prompt in prompts}
         long = [prompt for prompt, text in texts.items() if len(text.encode()) + 2 > limit]
         return [prompt for prompt in long if len(tokenizer(texts[prompt], verbose=False).input_ids) > limit]
 
-    @property
-    def prompt_template(self) -> str:
-        """The text that is encoded for a prompt, with {} in its place."""
-        return "{}"
+    def as_encoded(self, prompt: str) -> str:
+        """The text whose tokens are encoded for a prompt."""
+        return prompt
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
@@ -111,13 +121,14 @@ class PromptEncoding:
         raise NotImplementedError
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """The network's input from the pictures of a prompt, which have the policy's size, likewise."""
+        """The network's input from the pictures of a prompt, in `picture_size`, likewise. It goes with the negative
+        prompt too."""
         raise NotImplementedError
 
 
-def chat_template(tokenizer: Any, *, thinking: bool) -> str:
-    """What a chat's tokenizer makes of a message, with {} in its place."""
-    message = [{"role": "user", "content": "{}"}]
+def as_message(prompt: str, tokenizer: Any, *, thinking: bool) -> str:
+    """What a chat's tokenizer makes of a prompt as a message."""
+    message = [{"role": "user", "content": str(prompt)}]
     return str(
         tokenizer.apply_chat_template(message, tokenize=False, add_generation_prompt=True, enable_thinking=thinking)
     )

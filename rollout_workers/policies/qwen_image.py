@@ -24,10 +24,9 @@ class QwenImagePolicy(PipelinePolicy):
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
     )
 
-    @property
-    def prompt_template(self) -> str:
+    def as_encoded(self, prompt: str) -> str:
         """Qwen's instruction around a prompt."""
-        return str(self.pipeline.prompt_template_encode)
+        return str(self.pipeline.prompt_template_encode.format(prompt))
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
@@ -50,12 +49,16 @@ class QwenImagePolicy(PipelinePolicy):
         return np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
-        """The embedding of every token, padded to `max_sequence_length`, and a mask of what is no padding."""
+        """The embedding of every token, padded and masked."""
         most = self.settings.max_sequence_length
         embeds, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=most)
-        tokens = embeds.shape[1]
+        return self.padded(embeds[0])
+
+    def padded(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Embeddings of tokens, padded to `max_sequence_length`, and a mask of what is no padding."""
+        tokens, most = len(embeds), self.settings.max_sequence_length
         return {
-            "prompt_embeds": torch.nn.functional.pad(embeds[0].to(self.precision), (0, 0, 0, most - tokens)),
+            "prompt_embeds": torch.nn.functional.pad(embeds.to(self.precision), (0, 0, 0, most - tokens)),
             "prompt_embeds_mask": torch.arange(most, device=self.device) < tokens,
         }
 
@@ -63,15 +66,19 @@ class QwenImagePolicy(PipelinePolicy):
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """Velocity; the mask hides the padding of a prompt."""
-        height, width = (size // self._patch for size in self.latent_size)
         return network(
             hidden_states=latents.to(self.precision),
             timestep=sigma.to(self.precision),
             encoder_hidden_states=conditioning["prompt_embeds"],
             encoder_hidden_states_mask=conditioning["prompt_embeds_mask"],
-            img_shapes=[[(1, height, width)]] * len(latents),
+            img_shapes=[self.grids(conditioning)] * len(latents),
             return_dict=False,
         )[0]
+
+    def grids(self, conditioning: Conditioning) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of a state's tokens."""
+        height, width = (size // self._patch for size in self.latent_size)
+        return [(1, height, width)]
 
     def guide(self, without: torch.Tensor, towards: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Every token's velocity keeps the length that it has without guidance."""

@@ -9,7 +9,7 @@ from diffusers import ZImagePipeline
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
-from .prompt_encoding import chat_template
+from .prompt_encoding import as_message
 
 
 class ZImagePolicy(PipelinePolicy):
@@ -21,10 +21,9 @@ class ZImagePolicy(PipelinePolicy):
     pipeline_class = ZImagePipeline
     _patch = 2  # its configuration lists all that it could have
 
-    @property
-    def prompt_template(self) -> str:
+    def as_encoded(self, prompt: str) -> str:
         """Qwen's chat around a prompt."""
-        return chat_template(self.pipeline.tokenizer, thinking=True)
+        return as_message(prompt, self.pipeline.tokenizer, thinking=True)
 
     @property
     def latent_shape(self) -> tuple[int, ...]:

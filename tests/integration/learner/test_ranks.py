@@ -18,7 +18,16 @@ from support import Settings
 
 METHODS = {"dance_grpo": None, "branch_grpo": {"rank": 2}, "tree_grpo": None}
 """With their adapters. A method is only a schedule, and these differ most: many roots, splits below roots, a window."""
-FAMILIES = ("FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SD3.5", "SDXL", "Wan 2.2 14B", "Z-Image")
+FAMILIES = (
+    "FLUX.1 Kontext",
+    "FLUX.2 klein, pictures",
+    "Qwen-Image",
+    "SD1.5",
+    "SD3.5",
+    "SDXL",
+    "Wan 2.2 14B",
+    "Z-Image",
+)
 """Beside FLUX.1-dev: tables that are no buffers, a UNet, a buffer with weights, tables of angles and two networks."""
 VARIANTS = [
     *METHODS,
