@@ -7,6 +7,7 @@ is held against real runs with workers, a reward model and a learner that sleep.
     python -m branchgrpo.benchmarks.scaling.report --out build/bench
 """
 
+import json
 import math
 import os
 from collections.abc import Mapping, Sequence
@@ -254,6 +255,10 @@ def main(
     utilisation: Annotated[float, typer.Option(help="Assumed share of a GPU's peak.")] = Assumed.utilisation,
     network: Annotated[float, typer.Option(help="Assumed GB/s of a node's object store.")] = Assumed.network / GIGA,
     trees_per_gpu: Annotated[float, typer.Option(help="Prompts per iteration over GPUs.")] = Assumed.trees_per_gpu,
+    measured_in: Annotated[
+        Path | None,
+        typer.Option("--measured", help="Report whose sizes and speeds are taken, not measured anew."),
+    ] = None,
 ) -> None:
     """Measure, check and simulate what limits large runs.
 
@@ -263,7 +268,10 @@ def main(
     console = Console(width=200)
     assumed = Assumed(utilisation=utilisation, network=network * GIGA, trees_per_gpu=trees_per_gpu)
     compared = check(console, rounds) if real else []
-    counted, measured = measure(console)
+    if measured_in:
+        counted, measured = count(), json.loads(measured_in.read_text())["measured"]
+    else:
+        counted, measured = measure(console)
     results, enough = [], {}
     for weights in ("full", "LoRA"):
         for mode in MODES:
