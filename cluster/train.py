@@ -18,6 +18,7 @@ from ..proto.errors import Diverged, ProcessLost
 from ..proto.settings import RunSettings
 from ..proto.tracing import span, start_tracing, stop_tracing
 from ..proto.update_stats import reward_shares
+from .plan.utilisation import PhaseFlops, count_kinds, note_device
 from .run import pictures, samples, tree_record
 from .run.advice import advice, outweighed
 from .run.change_log import set_aside_wandb
@@ -149,7 +150,9 @@ def _loop(settings: RunSettings, folder: RunFolder, prompts: Sequence[str], addr
         from .run.in_process import InProcessLoop
 
         start_tracing(settings.trace_folder, "in_process", "in_process")
-        return InProcessLoop(settings, prompts)
+        loop = InProcessLoop(settings, prompts)
+        note_device(loop.policy.device, settings.policy.precision)
+        return loop
     from .on_ray.address import find_cluster
 
     address = find_cluster(address)  # before Ray is imported
@@ -183,6 +186,7 @@ class _Run:
         if self._evaluates_again:
             set_aside_wandb(folder, self.done)
         self.log = self._write(lambda: RunLog(folder, settings, self.done + 1))
+        self._flops: PhaseFlops | None = None
         self._told = False  # that a reward outweighs another
         stop.asked = self._answer
         self._at, self._begun = self.done, time.perf_counter()
@@ -215,6 +219,9 @@ class _Run:
         with span("iteration", iteration=iteration):
             report = self.loop.iterate(iteration, self.display.within)
         seconds = time.perf_counter() - self._begun
+        if settings.execution == "in_process":  # on Ray the controller has done it
+            self._flops = self._flops or PhaseFlops(settings, count_kinds(settings))
+            self._flops.complete(report)
         self._write(lambda: self.log.iteration(report, seconds))
         self.display.iteration(report, seconds)
         if not self._told and (lines := outweighed(settings, reward_shares(report.updates))):

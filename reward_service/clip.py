@@ -15,6 +15,7 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..proto.errors import InputError
 from ..proto.settings import RewardSettings
+from ..proto.usage import on_gpu
 from .linear import LinearHead
 from .open_clip import clip_config, converted
 from .preprocessing import Fit, cropped, cropped_by_torchvision, padded, prepared
@@ -48,8 +49,9 @@ class ClipTowers:
     def pictures(self, media: npt.NDArray[np.uint8]) -> torch.Tensor:
         """Unit features, float32 [n, features], of uint8 [n, height, width, 3]."""
         pixels = prepared(media, self._size, self._fit, self.device)
-        pooled = self._model.vision_model(pixel_values=pixels).pooler_output
-        return normalize(self._model.visual_projection(pooled), dim=-1)
+        with on_gpu(self.device):
+            pooled = self._model.vision_model(pixel_values=pixels).pooler_output
+            return normalize(self._model.visual_projection(pooled), dim=-1)
 
     @torch.no_grad()
     def prompts(self, prompts: Sequence[str]) -> torch.Tensor:
@@ -62,8 +64,9 @@ class ClipTowers:
             max_length=self._length,
             return_tensors="pt",
         ).input_ids.to(self.device)
-        pooled = self._model.text_model(input_ids=tokens).pooler_output
-        features = normalize(self._model.text_projection(pooled), dim=-1)
+        with on_gpu(self.device):
+            pooled = self._model.text_model(input_ids=tokens).pooler_output
+            features = normalize(self._model.text_projection(pooled), dim=-1)
         return features[[distinct.index(prompt) for prompt in prompts]]
 
 

@@ -10,6 +10,7 @@ from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
 from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ..proto.settings import RewardSettings
+from ..proto.usage import on_gpu
 from .linear import LinearHead
 from .preprocessing import cropped_by_torchvision, prepared
 from .scorers import Scorer, per_frame
@@ -56,18 +57,20 @@ class ImageReward:
     @torch.no_grad()
     def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
         pixels = prepared(media, self._size, cropped_by_torchvision, self.device)
-        seen = self._vision(pixel_values=pixels).last_hidden_state
+        with on_gpu(self.device):
+            seen = self._vision(pixel_values=pixels).last_hidden_state
         distinct = list(dict.fromkeys(prompts))
         tokens = self._tokenizer(
             distinct, padding="max_length", truncation=True, max_length=LENGTH, return_tensors="pt"
         ).to(self.device)
         every = [distinct.index(prompt) for prompt in prompts]
-        read = self._text(
-            input_ids=tokens.input_ids[every],
-            attention_mask=tokens.attention_mask[every],
-            encoder_hidden_states=seen,
-        ).last_hidden_state[:, 0]
-        scores = (self._head(read.float()) - MEAN) / DEVIATION
+        with on_gpu(self.device):
+            read = self._text(
+                input_ids=tokens.input_ids[every],
+                attention_mask=tokens.attention_mask[every],
+                encoder_hidden_states=seen,
+            ).last_hidden_state[:, 0]
+            scores = (self._head(read.float()) - MEAN) / DEVIATION
         return {"image_reward": scores.reshape(-1).cpu().double().numpy()}
 
 

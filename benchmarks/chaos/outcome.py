@@ -12,7 +12,16 @@ from ...proto.errors import RunFailed
 from ..support.local_cluster import Nodes, title_of, wait_until
 from .run import Run
 
-TIMES = ("started", "seconds", "phase_seconds", "busy_seconds", "cpu_seconds", "gpu_seconds", "scoring_hidden")
+TIMES = (
+    "started",
+    "seconds",
+    "phase_seconds",
+    "busy_seconds",
+    "cpu_seconds",
+    "gpu_seconds",
+    "utilisation",
+    "scoring_hidden",
+)
 """Figures of an iteration that depend on time, and so differ between runs."""
 CONTROLLER = ("Controller", "controller-")
 """Titles of the process: idle, and at work."""

@@ -20,6 +20,7 @@ from ...proto.tracing import start_tracing
 from ...proto.tree import Task, Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
+from ..plan.utilisation import count_kinds
 from .messages import Launch, ProcessInfo, WeightsRef
 
 if TYPE_CHECKING:
@@ -114,6 +115,9 @@ class LearnerActor(_Shell):
 
     def export(self, folder: Path) -> None:
         self.process.learner.export(folder)
+
+    def kinds_of_work(self) -> dict[str, float]:
+        return count_kinds(self.launch.settings)
 
 
 class ColocatedActor(LearnerActor, RolloutActor):

@@ -28,6 +28,7 @@ from ...proto.tracing import span, start_tracing
 from ...proto.tree import FloatArray, Task
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
+from ..plan.utilisation import PhaseFlops
 from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks, means_of
@@ -59,6 +60,7 @@ class Controller:
         self.published: deque[WeightsRef] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
         self.profiling = Profiling(settings)
+        self.flops = PhaseFlops(settings, {})
         self._ahead: Iteration | None = None
         self._in_flight = 0
         self._learned = asyncio.Condition()
@@ -76,6 +78,7 @@ class Controller:
         with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number)
         seconds = time.perf_counter() - start
+        await self._counting
         iteration.spent("controller", Usage(seconds, time.process_time() - cpu))
         self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
         self.profiling.iteration_ended(number)
@@ -232,6 +235,7 @@ class Controller:
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             learner_draining=self.watch.learner_draining,
         )
+        self.flops.complete(report)
         self.watch.done(iteration)
         metrics.note_iteration(report, self.settings.rewards, seconds, self.published[-1].version)
         return report
@@ -253,8 +257,14 @@ class Controller:
         self._watching = asyncio.create_task(self.watch.every_second())
         await self.pools.start()
         self.published.append(await self.pools.learner.weights())
+        self._counting = asyncio.create_task(self._count_flops())
         self.watch.progress = ("ready", 0.0)
         return address
+
+    async def _count_flops(self) -> None:
+        """Have the learner count the operations of a row, while it waits for the first trees."""
+        self.flops = PhaseFlops(self.settings, await self.pools.learner.kinds_of_work())
+        metrics.note_work(self.flops.kinds)
 
     async def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """The prompts among `prompts` that the policy cuts because they are too long."""
@@ -315,8 +325,7 @@ class Controller:
 
         Raises InputError if there are none left, or others are being profiled.
         """
-        begun = max((iteration.number for iteration in self.watch.iterations), default=self.watch.iterations_done)
-        return await self.profiling.profiled(begun, iterations, components, everyone, seconds)
+        return await self.profiling.profiled(self.watch.newest, iterations, components, everyone, seconds)
 
     async def close(self) -> None:
         """End all processes of the run except its reward models."""

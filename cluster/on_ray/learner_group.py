@@ -79,6 +79,12 @@ class LearnerGroup:
         cut: list[str] = await self.actors[0].cut_prompts.remote(prompts)
         return cut
 
+    async def kinds_of_work(self) -> dict[str, float]:
+        """Kind of work -> the floating-point operations of one, without those that can't be counted. Only rank 0 is
+        asked."""
+        kinds: dict[str, float] = await self.actors[0].kinds_of_work.remote()
+        return kinds
+
     async def _all(self, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
         return list(await asyncio.gather(*map(call, self.actors)))
 

@@ -23,6 +23,7 @@ from ...proto.update_stats import UpdateStats
 from ...proto.usage import Stopwatch, Usage, export
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
+from ..plan.utilisation import note_device
 from ..run.checkpoints import PREVIOUS
 from .messages import Launch, WeightsRef
 
@@ -48,6 +49,7 @@ class LearnerProcess:
         build = builder(settings.learner, settings.policy.precision, device)
         policy = load_policy(settings.policy, network_only=self.network_only, build=build)
         self.learner = Learner(policy, settings)
+        note_device(device, settings.policy.precision)
 
     def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
         """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update.

@@ -79,6 +79,23 @@ SCORING_HIDDEN = gauge(
 )
 PUBLISHED_VERSION = gauge("branchgrpo_published_weights_version", "Newest version of the weights that was published.")
 RETRIES = counter("branchgrpo_scoring_retries", "Score requests that were sent again.", ["model"])
+WORK_FLOPS = gauge(
+    "branchgrpo_work_flops",
+    "Floating-point operations of one piece of work: a forward row, a trained row, a decoded leaf, a leaf scored by a "
+    "reward model; absent where they can't be counted.",
+    ["work"],
+)
+FLOPS = counter(
+    "branchgrpo_flops",
+    "Floating-point operations of a phase, without padding; absent where they can't be counted.",
+    ["phase"],
+)
+UTILISATION = gauge(
+    "branchgrpo_utilisation_ratio",
+    "Operations of the last iteration as a share of the GPUs' peak while they were at work; absent where that isn't "
+    "known.",
+    ["phase"],
+)
 LEFT_OUT = counter("branchgrpo_trees_left_out", "Trees that were skipped because a reward failed.")
 RECOVERIES = gauge(
     "branchgrpo_recoveries", "Restarts of all processes from a checkpoint, since the run was started or resumed."
@@ -100,6 +117,12 @@ def note_evaluation(means: Mapping[str, float], rewards: Mapping[str, RewardSett
             EVALUATION_REWARD.labels(name, kind(rewards[name])).set(mean)
 
 
+def note_work(flops: Mapping[str, float]) -> None:
+    """Export the operations of each kind of work."""
+    for work, one in flops.items():
+        WORK_FLOPS.labels(work).set(one)
+
+
 def note_iteration(
     report: IterationReport, rewards: Mapping[str, RewardSettings], seconds: float, version: int
 ) -> None:
@@ -108,6 +131,10 @@ def note_iteration(
     LAST_PROGRESS.set_to_current_time()
     ITERATION_SECONDS.observe(seconds)
     LAST_ITERATION_SECONDS.set(seconds)
+    for phase, flops in report.flops.items():
+        FLOPS.labels(phase).inc(flops)
+    for phase, share in report.utilisation.items():
+        UTILISATION.labels(phase).set(share)
     for name, values in report.rewards.items():
         for statistic in ("mean", "std", "min", "max"):
             REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))

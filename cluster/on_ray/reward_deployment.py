@@ -32,6 +32,7 @@ from ...proto.usage import export
 from ...reward_service import metrics
 from ...reward_service.replica import Replica, Scored
 from ...reward_service.scorers import reward_models
+from ..plan.utilisation import note_device
 from .placement import reward_pools, threads_of
 from .reward_client import RewardClient
 
@@ -87,6 +88,10 @@ class ServedReplica:
             if not is_final(error):
                 raise  # Serve starts it again
             self._failure = error
+        if settings.gpus:
+            import torch
+
+            note_device(torch.device("cuda"), "float32")
         metrics.export(model)
         export("scoring")
         self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)

@@ -18,6 +18,7 @@ from ...rollout_workers import metrics
 from ...rollout_workers.policies.base import add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
+from ..plan.utilisation import note_device
 from .messages import Launch, WeightsRef
 
 
@@ -76,5 +77,6 @@ class RolloutProcess(Sampler):
         policy = load_policy(settings.policy)
         if settings.learner.lora:
             add_adapters(policy, settings.learner.lora, settings.seed)
+        note_device(policy.device, settings.policy.precision)
         # What was loaded from disk is no published version.
         self.worker = RolloutWorker(policy, settings.rollout, version=-1)

@@ -58,6 +58,11 @@ class Watch:
         self.iterations.remove(iteration)
         self.iterations_done = iteration.number
 
+    @property
+    def newest(self) -> int:
+        """The newest iteration that has begun, if only with sampling ahead; 0 before the first."""
+        return max((iteration.number for iteration in self.iterations), default=self.iterations_done)
+
     def state(self) -> ControllerState:
         """The controller's progress, for its driver."""
         return ControllerState(*self.progress, self.pools.sizes)

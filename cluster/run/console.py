@@ -121,7 +121,9 @@ class RunDisplay:
         rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
         phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
         cpu = sum(usage.cpu_seconds for usage in report.usage.values())
-        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}  |  {cpu:.1f} CPU s")
+        peak = "  ".join(f"{phase} {share:.0%}" for phase, share in report.utilisation.items())
+        spent = f"{cpu:.1f} CPU s" + (f", of the GPUs' peak {peak}" if peak else "")
+        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}  |  {spent}")
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 

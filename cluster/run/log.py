@@ -146,6 +146,8 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "gpu_seconds": {
             phase: usage.gpu_seconds for phase, usage in report.usage.items() if usage.gpu_seconds is not None
         },
+        "flops": report.flops,
+        "utilisation": report.utilisation,
         "rewards": {
             name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()

@@ -42,6 +42,10 @@ class IterationReport:
     """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
     usage: dict[str, Usage] = field(default_factory=dict)
     """Phase -> what all processes have spent on it; on Ray also that of `controller` and `driver`."""
+    flops: dict[str, float] = field(default_factory=dict)
+    """Phase -> its floating-point operations; without phases that can't be counted."""
+    utilisation: dict[str, float] = field(default_factory=dict)
+    """Phase -> these as a share of its devices' peak, while it was at work; without devices that aren't known."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False

@@ -113,6 +113,10 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     busy = list(dict.fromkeys(name for line in metrics for name in _keys(line.get("cpu_seconds"))))
     for index, phase in enumerate(busy):
         spent.layer(phase, column(metrics, "cpu_seconds", phase), index)
+    used = chart("Utilisation", "Floating-point operations as a share of the GPUs' peak, while they were at work.", 0.0)
+    on_gpus = list(dict.fromkeys(name for line in metrics for name in _keys(line.get("utilisation"))))
+    for index, phase in enumerate(on_gpus):
+        used.line(phase, column(metrics, "utilisation", phase), index)
     shares = chart(
         "Shares of rewards", "Stacked. How much of the advantages is due to each reward (advantage.combine).", 0.0
     )
@@ -132,6 +136,7 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
         *([shares] if len(rewards) > 1 else []),
         seconds,
         *([spent] if busy else []),
+        *([used] if on_gpus else []),
         edges,
         single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction"),
         ratio,

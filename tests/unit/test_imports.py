@@ -22,7 +22,7 @@ CLUSTER_MAY_IMPORT = {
     "view": {"view", "run"},
     "commands": {"commands", "on_ray", "plan", "run", "study", "view"},
     "pages": {"pages", "run", "on_ray"},
-    "train": {"on_ray", "run"},
+    "train": {"on_ray", "plan", "run"},
     "cli": {"train", "commands", "on_ray", "plan", "run"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""

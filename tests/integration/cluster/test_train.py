@@ -88,6 +88,7 @@ def test_runs_are_the_same_when_stopped_and_resumed(three: tuple[RunSettings, Pa
     for line in lines:
         assert line["cpu_seconds"].keys() == line["busy_seconds"].keys() == line["phase_seconds"].keys()
         assert line["busy_seconds"] == pytest.approx(line["phase_seconds"], abs=0.05)
+        assert line["flops"].keys() == {"rollout", "learning"}  # ocr isn't torch's
         assert (line["gpu_seconds"] == {}) == (not torch.cuda.is_available())
 
     summary = json.loads((straight / "summary.json").read_text())
