@@ -2,7 +2,7 @@
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -133,7 +133,7 @@ def _source(prices: Prices, calibration: Calibration) -> str:
     """What the seconds come from."""
     settings = prices.settings
     if calibration.paces:
-        lines = f"Utilisation as measured on {calibration.device} with {calibration.recipe}"
+        lines = f"Utilisation as measured on {calibration.device} with {calibration.recipe} in {calibration.precision}"
     else:
         network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
         lines = (
@@ -147,9 +147,11 @@ def _source(prices: Prices, calibration: Calibration) -> str:
 def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, overrides: Sequence[str], file: Path) -> None:
     """Write a recipe that has `recipe` as its base, with the overrides of the command line and a layout."""
     settings, gpu = prices.settings, prices.gpu
-    layout, content = own.layout.changes(settings, resource(gpu)), settings.model_dump()
-    names = [override.partition("=")[0] for override in overrides]
-    changes = {name: reduce(_inside, name.split("."), content) for name in names} | layout
+    content = own.settings.model_dump()
+    given = {override.partition("=")[0] for override in overrides}
+    layout = [name for name in own.layout.changes(settings, resource(gpu)) if not _within(name, given)]
+    names = [*sorted(name for name in given if not _within(name, layout)), *layout]
+    changes = {name: reduce(_inside, name.split("."), content) for name in names}
     written = (
         f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"
         f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} GPU-hours; "
@@ -159,12 +161,18 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
     write_text(file, written)
 
 
+def _within(name: str, sections: Collection[str]) -> bool:
+    """Whether a setting is one of `sections`, or in one of them."""
+    return any(f"{name}.".startswith(f"{section}.") for section in sections)
+
+
 def _inside(section: Any, key: str) -> Any:
     return section[key if key in section else int(key)]
 
 
 def _base(recipe: Path, file: Path) -> str:
     """How the recipe in `file` names its base."""
-    if not recipe.is_file() and (SHIPPED / f"{recipe}.yaml").is_file():
+    if not recipe.exists() and (SHIPPED / f"{recipe}.yaml").is_file():
         return str(recipe)
+    recipe = recipe / "recipe.yaml" if recipe.is_dir() else recipe
     return os.path.relpath(recipe.resolve(), file.resolve().parent)

@@ -12,8 +12,9 @@ from .passes import measure
 
 LINK = 0.4
 """Share of a link's peak that collectives and copies reach; assumed."""
-BETWEEN_NODES = 50e9
-"""Bytes per second of a rank in collectives across nodes, with an InfiniBand port of 400 Gb/s each; assumed."""
+BETWEEN_NODES = 400e9
+"""Bytes per second of a node's links to others, which work side by side in collectives: eight InfiniBand ports of
+400 Gb/s; assumed."""
 OBJECT_STORE = 5e9
 """Bytes per second that Ray's object store moves out of a node, and into one; assumed."""
 PUT = 17.5e9
@@ -119,8 +120,7 @@ class Prices:
         return pace.item or 0.0
 
     def _link(self, ranks: int) -> float:
-        within = LINK * self.gpu.peers
-        return within if ranks <= Cluster.per_node else min(BETWEEN_NODES, within)
+        return LINK * (self.gpu.peers if ranks <= Cluster.per_node else min(self.gpu.peers, BETWEEN_NODES))
 
     def _reduced(self, ranks: int) -> float:
         """Seconds of what ranks exchange for a micro-batch: gradients from stage 2 on, weights in stage 3."""

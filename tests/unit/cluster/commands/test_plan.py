@@ -38,7 +38,12 @@ def command(*arguments: object) -> str:
 
 def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> None:
     folder, file = flux_dev(tmp_path / "flux"), tmp_path / "written" / "mine.yaml"
-    given = [f"policy.pretrained={folder}", "iterations=7", "prompts.column=no: that"]
+    given = [
+        f"policy.pretrained={folder}",
+        "iterations=7",
+        "prompts.column=no: that",
+        "pools.learner={count: 3, cpus: 2}",
+    ]
     output = command("plan", "flux_hps_branch", *given, "--gpus", "8", "--write", file, "--layout", "2")
     assert "flux_hps_branch on 8 x h100" in output
     assert "Assumed: 40% of 989 TFLOP/s" in output
@@ -48,6 +53,7 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
     assert (written.iterations, written.prompts.column) == (7, "no: that")
     layout = dict.fromkeys(("pools", "placement", "staleness"))
     assert written.model_copy(update=layout) == plain.model_copy(update=layout)
+    assert (plain.pools.learner.cpus, written.pools.learner.cpus) == (1, 1)  # not the base's four
     gpus = check(written).gpus
     assert 7 <= sum(gpus.values()) <= 8
     assert "mine.yaml" in output
