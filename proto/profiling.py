@@ -62,10 +62,14 @@ class Profiled:
         if order and _spent.get(order, 0.0) < order.seconds:
             from torch.profiler import profile
 
-            self._profiler = profile()  # on the CPU, and on the GPU if there is one
-            self._profiler.start()
-            self._profiler.add_metadata(PROCESS, process_name())
-            self._begun = time.perf_counter()
+            profiler = profile()  # on the CPU, and on the GPU if there is one
+            try:
+                profiler.start()
+                profiler.add_metadata(PROCESS, process_name())
+            except RuntimeError as error:  # own code may be profiling itself: the run goes on
+                getLogger(__name__).warning("%s can't be profiled: %s", process_name(), error)
+            else:
+                self._profiler, self._begun = profiler, time.perf_counter()
         return self
 
     def between(self) -> None:

@@ -1,7 +1,7 @@
 """`branchgrpo profile`: what torch does within the spans of a running run, as one file for Perfetto."""
 
 import json
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +15,8 @@ from ..run.iteration_trace import IterationTrace, read
 from ..run.status import status_of
 from .trace import chrome
 
+Profile = dict[str, Any]
+"""Chrome's trace of a process, as torch writes it."""
 FIRST_THREAD = 1000
 """Number of the first line of operations in the file, below the lines of spans."""
 FLOWS_OF_A_PROCESS = 10**10
@@ -59,14 +61,14 @@ def write(order: ProfileOrder, out: Path | None) -> Path:
 
     Raises InputError if they aren't on this machine's disk.
     """
-    profiles = sorted(order.folder.glob("*.json"))
+    profiles = [json.loads(path.read_text()) for path in sorted(order.folder.glob("*.json"))]
     if not profiles:
         raise InputError(
             f"no process has left a profile in {order.folder}: the processes don't share this folder with this "
             "machine, or had no work in these iterations"
         )
     path = out or order.folder.with_suffix(".json")
-    merged = chrome_with_operations(spans(order), (json.loads(profile.read_text()) for profile in profiles))
+    merged = chrome_with_operations(spans(order, min(map(began, profiles))), profiles)
     write_text(path, json.dumps(merged) + "\n")
     remove(order.folder)
     return path
@@ -78,15 +80,26 @@ def write(order: ProfileOrder, out: Path | None) -> Path:
     stop=tenacity.stop_after_delay(SPANS_SECONDS),
     reraise=True,
 )
-def spans(order: ProfileOrder) -> IterationTrace:
-    """The spans of the profiled iterations as one trace, once the last has been written."""
+def spans(order: ProfileOrder, begin: float) -> IterationTrace:
+    """The spans of the profiled iterations as one trace, once the last has been written.
+
+    Where their profiles `begin` earlier, in Unix seconds, as trees were sampled ahead, with the iteration before.
+    """
     run = order.folder.parent.parent
     traces = [read(run, number) for number in range(order.first, order.last + 1)]
+    if begin < traces[0].start and order.first > 1:
+        traces.insert(0, read(run, order.first - 1))
     every = dict.fromkeys(span for trace in traces for span in trace.spans)
     return IterationTrace(order.first, traces[0].start, traces[-1].end, list(every), traces[0].processes)
 
 
-def chrome_with_operations(trace: IterationTrace, profiles: Iterator[dict[str, Any]]) -> dict[str, Any]:
+def began(profile: Profile) -> float:
+    """When the first operation of a profile began, in Unix seconds."""
+    times = (event["ts"] for event in profile["traceEvents"] if event["ph"] == "X")
+    return float(profile["baseTimeNanoseconds"] / 1e9 + min(times, default=0.0) / 1e6)
+
+
+def chrome_with_operations(trace: IterationTrace, profiles: Sequence[Profile]) -> dict[str, Any]:
     """Spans and torch's operations as Chrome's trace events on one axis: a process each, with its spans above."""
     merged = chrome(trace)
     events = merged["traceEvents"]

@@ -3,6 +3,7 @@
 import asyncio
 from collections.abc import Sequence
 
+from ...proto.atomic_files import remove
 from ...proto.errors import InputError
 from ...proto.profiling import Component, ProfileOrder
 from ...proto.settings import RunSettings
@@ -34,6 +35,8 @@ class Profiling:
             raise InputError(f"iteration {begun} of {settings.iterations} has begun; there is none left to profile")
         first, last = begun + 1, min(begun + iterations, settings.iterations)
         folder = settings.trace_folder / f"profile-{first:06d}-{last:06d}"
+        if folder.exists():  # of a command that was given up
+            remove(folder)
         self._order = order = ProfileOrder(folder, tuple(components), first, last, everyone, seconds)
         self._done.clear()
         await self._done.wait()

@@ -1,13 +1,16 @@
 """`branchgrpo profile`: spans and operations on one axis, and runs that it can't look into."""
 
+import json
 from pathlib import Path
+from typing import Any
 
 import pytest
-from branchgrpo.cluster.commands.profile import chrome_with_operations, running
+from branchgrpo.cluster.commands.profile import chrome_with_operations, running, spans
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, Span
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.profiling import Component, ProfileOrder
 from rich.console import Console
 from support import Settings
 
@@ -16,7 +19,7 @@ def test_operations_of_several_profiles_stand_below_their_process() -> None:
     start = 1_790_000_000.25
     span = Span("worker host:7", "rollout", "rollout_workers", "forward", start + 1, start + 2)
 
-    def profile(process: str, seconds: float) -> dict[str, object]:
+    def profile(process: str, seconds: float) -> dict[str, Any]:
         place = {"pid": 7, "tid": 9}
         return {
             "branchgrpo_process": process,
@@ -32,7 +35,7 @@ def test_operations_of_several_profiles_stand_below_their_process() -> None:
 
     trace = IterationTrace(1, start, start + 3, [span])
     given = profile("worker host:7", 1.5), profile("worker host:7", 1.75), profile("unseen host:8", 2.5)
-    events = chrome_with_operations(trace, iter(given))["traceEvents"]
+    events = chrome_with_operations(trace, given)["traceEvents"]
     names = {event["args"]["name"]: event["pid"] for event in events if event["name"] == "process_name"}
     found = [(event["pid"], event["ts"]) for event in events if event["name"] == "aten::mm"]
     own, unseen = names["worker host:7"], names["unseen host:8"]
@@ -45,6 +48,30 @@ def test_operations_of_several_profiles_stand_below_their_process() -> None:
         (event["pid"], event["tid"]) for event in events if event["name"] == "aten::mm"
     }
     assert not any(event["name"] == "Profiler" for event in events)
+
+
+def test_what_was_sampled_ahead_has_its_spans_too(tmp_path: Path) -> None:
+    times = {"iteration": [(0, 10, 1), (10, 20, 2)], "forward": [(2, 3, 1), (8, 9, 2), (12, 13, 3)]}
+    lines = [
+        {
+            "process": "p",
+            "component": "rollout",
+            "pool": "rollout_workers",
+            "name": name,
+            "start": 1000.0 + start,
+            "end": 1000.0 + end,
+            "attributes": {"iteration": iteration},
+        }
+        for name, each in times.items()
+        for start, end, iteration in each
+    ]
+    (tmp_path / "trace").mkdir()
+    (tmp_path / "trace" / "p.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
+    order = ProfileOrder(tmp_path / "trace" / "profile", (Component.ROLLOUT,), 2, 2)
+    for begin, start, expected in ((1008.0, 1000.0, {1, 2, 3}), (1012.0, 1010.0, {3})):
+        found = spans(order, begin)
+        assert {span.attributes["iteration"] for span in found.spans if span.name == "forward"} == expected
+        assert (found.start, found.end) == (start, 1020.0)
 
 
 def test_a_run_that_can_not_be_profiled_says_why(run_settings: Settings, tmp_path: Path) -> None:
