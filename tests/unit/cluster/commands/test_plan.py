@@ -53,7 +53,7 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
     assert (written.iterations, written.prompts.column) == (7, "no: that")
     layout = dict.fromkeys(("pools", "placement", "staleness"))
     assert written.model_copy(update=layout) == plain.model_copy(update=layout)
-    assert (plain.pools.learner.cpus, written.pools.learner.cpus) == (1, 1)  # not the base's four
+    assert (plain.pools.learner.count, written.pools.learner.cpus) == (3, 2)
     gpus = check(written).gpus
     assert 7 <= sum(gpus.values()) <= 8
     assert "mine.yaml" in output
