@@ -71,9 +71,10 @@ def show(calibration: Calibration, found: list[Measured], console: Console) -> N
 
 
 def _counted(settings: RunSettings, console: Console) -> Work | None:
-    """The recipe's FLOPs, if they can be counted."""
+    """The FLOPs of what is measured, if they can be counted: without the KL term, and with whole backward passes."""
+    learner = settings.learner.model_copy(update={"kl_weight": 0.0, "keep_graph": False})
     try:
-        return count_work(settings)
+        return count_work(settings.model_copy(update={"learner": learner}))
     except InputError as error:
         console.print(f"seconds alone: {error}", markup=False, highlight=False)
         return None
