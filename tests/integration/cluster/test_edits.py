@@ -57,6 +57,7 @@ def edits(tmp_path: Path, run_settings: Settings) -> RunSettings:
 
 def test_a_run_edits_pictures_that_it_keeps(edits: RunSettings, tmp_path: Path) -> None:
     """It resumes without the files that it was given, and gives the same weights; other commands draw the same."""
+    assert not check(edits).missing
     whole = train(edits.model_copy(update={"name": "whole"}), RunDisplay(QUIET))
     train(edits.model_copy(update={"iterations": 1}), RunDisplay(QUIET))
     for file in (tmp_path / "pictures").iterdir():
