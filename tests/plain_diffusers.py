@@ -14,6 +14,7 @@ from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
+from branchgrpo.rollout_workers.policies.qwen_image_edit import PictureProcessor
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from families import PICTURES, saved, with_pictures
 from support import COUNTING, Settings
@@ -37,7 +38,10 @@ def prompts_of(family: str) -> tuple[str, ...]:
 def plain(folder: str) -> Any:
     """The pipeline as diffusers loads it, which wants to be told of parts that it does without."""
     index = json.loads((Path(folder) / "model_index.json").read_text())
-    return DiffusionPipeline.from_pretrained(folder, **{name: None for name, v in index.items() if v == [None, None]})
+    without: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+    if "processor" in index:  # whose published class needs torchvision, for clips
+        without["processor"] = PictureProcessor.from_pretrained(Path(folder) / "processor")
+    return DiffusionPipeline.from_pretrained(folder, **without)
 
 
 def theirs(

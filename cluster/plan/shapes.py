@@ -62,7 +62,7 @@ def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
     with guidance on the negative prompt."""
     settings = policy.settings
     family = FAMILIES.get(read_index(policy.folder)["_class_name"])
-    picture = Image.new("RGB", (settings.width, settings.height))
+    picture = Image.new("RGB", policy.picture_size[::-1])
     pictures = [picture] * (family.pictures.start if family else 0)
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed("a " * settings.max_sequence_length)

@@ -34,6 +34,7 @@ FAMILIES = {
     "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512, range(5)),
     "FluxKontextPipeline": Family(f"{__package__}.flux:FluxKontextPolicy", 512, range(1, 2)),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
+    "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),

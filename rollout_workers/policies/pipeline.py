@@ -86,7 +86,7 @@ class PipelinePolicy(PromptEncoding):
                 local_files_only=True,
                 variant=settings.variant,
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
-                **absent,
+                **(self.replacements(folder) | absent),
             )
         except Exception as error:  # of a library, over files of whatever kind
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {one_line(error)}") from error
@@ -132,6 +132,11 @@ class PipelinePolicy(PromptEncoding):
             if name not in parts:
                 raise InputError(f"policy.pretrained is '{folder}', whose {INDEX} names no {name}")
         return parts
+
+    @classmethod
+    def replacements(cls, folder: Path) -> dict[str, Any]:
+        """Parts of the pipeline that are loaded otherwise than diffusers does it."""
+        return {}
 
     def find_network(self) -> torch.nn.Module:
         """The loaded network."""

@@ -8,9 +8,10 @@ from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
-from families import FAMILIES, saved
+from families import FAMILIES, PICTURES, saved, with_pictures
 from rich.console import Console
 from support import Settings
 
@@ -40,7 +41,7 @@ def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
     [name for name in FAMILIES if name not in ("FLUX.1-schnell", "FLUX.2 klein, pictures", "SD2.1 (v)", "SDXL (v)")],
 )
 def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_path: Path) -> None:
-    most = 210 if "Qwen" in family else 40  # whose template is long in characters
+    most = {"Qwen-Image": 210, "Qwen-Image-Edit Plus": 410}.get(family, 40)  # of templates that are long in characters
     settings = PolicySettings(
         pretrained=str(saved(family, tmp_path / "pipeline")),
         height=16,
@@ -52,14 +53,16 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
         device="cpu",
     )
     policy = load_policy(settings)
-    prompts = ["1234567890"[: i % 10] + "1234567890" * (i // 10) for i in range(1, 60)]
+    texts = ["1234567890"[: i % 10] + "1234567890" * (i // 10) for i in range(1, 60)]
+    prompts = with_pictures(texts, PICTURES.get(family, 0))
     cut = policy.cut_prompts(prompts)
     assert 0 < len(cut) < len(prompts)
     without = load_policy(settings, network_only=True)
     assert without.cut_prompts(prompts) == cut
     for prompt in prompts:
-        if family == "Qwen-Image":
-            embeds, _ = policy.pipeline.encode_prompt(prompt, max_sequence_length=1024)
+        if "Qwen" in family:
+            shown = {"image": [own.fitted(32, 32) for own in pictures_of(prompt)]} if "Edit" in family else {}
+            embeds, _ = policy.pipeline.encode_prompt(str(prompt), max_sequence_length=1024, **shown)
             assert (embeds.shape[1] > most) == (prompt in cut)
             continue
         one, other = (policy.embed(text)["prompt_embeds"] for text in (prompt, f"{prompt}7"))

@@ -1,0 +1,91 @@
+"""Qwen-Image-Edit Plus: its encoder sees the pictures to edit, and so does its network."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as published
+from PIL import Image
+from transformers import ProcessorMixin, Qwen2VLProcessor
+
+from ...proto.prompts import pictures_of
+from ...proto.tree import Conditioning
+from .base import Network
+from .qwen_image import QwenImagePolicy
+
+
+class PictureProcessor(Qwen2VLProcessor):
+    """Qwen's processor for texts and pictures alone."""
+
+    def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
+        self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
+        self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class QwenImageEditPlusPolicy(QwenImagePolicy):
+    """`QwenImageEditPlusPipeline`, for one to three pictures.
+
+    It reads them in two sizes of its own, in the ratio of the policy's: a small one with the prompt, and one of a
+    megapixel, whose latents are further tokens.
+    """
+
+    pipeline_class = QwenImageEditPlusPipeline
+    encoding_parts = (*QwenImagePolicy.encoding_parts, "processor", "vae")
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of the larger size."""
+        return self._size(published.VAE_IMAGE_SIZE)
+
+    @classmethod
+    def replacements(cls, folder: Path) -> dict[str, Any]:
+        """The processor without its part for clips, which needs torchvision, and which nothing is given to."""
+        return {"processor": PictureProcessor.from_pretrained(folder / "processor", local_files_only=True)}
+
+    def as_encoded(self, prompt: str) -> str:
+        """The instruction around the pictures and the prompt, with a mark for each token of a picture."""
+        seen = (
+            f"Picture {number}: <|vision_start|>{'<|image_pad|>' * self._picture_tokens}<|vision_end|>"
+            for number, _ in enumerate(pictures_of(prompt), start=1)
+        )
+        return super().as_encoded("".join(seen) + prompt)
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The embedding of every token of the pictures and the prompt, padded and masked."""
+        height, width = self._size(published.CONDITION_IMAGE_SIZE)
+        small = [self.pipeline.image_processor.resize(own, height, width) for own in self.pictures_of(prompt)]
+        embeds, _ = self.pipeline.encode_prompt(str(prompt), image=small or None, device=self.device)
+        return self.padded(embeds[0, : self.settings.max_sequence_length])
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Their latents, packed into tokens, one picture after the other."""
+        z = self.normalised(self.encode_pictures(pictures, as_clips=True))[:, :, 0]
+        return {"pictures": QwenImagePipeline._pack_latents(z, *z.shape).flatten(0, 1)}
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Velocity of a state's own tokens."""
+        both = torch.cat([latents.to(self.precision), conditioning["pictures"]], dim=1)
+        return super().predict(network, both, sigma, conditioning)[:, : latents.shape[1]]
+
+    def grids(self, conditioning: Conditioning) -> list[tuple[int, int, int]]:
+        """Frames, rows and columns of a state's tokens, and of each picture's."""
+        rows, columns = (size // self.grid for size in self.picture_size)
+        count = conditioning["pictures"].shape[1] // (rows * columns)
+        return [*super().grids(conditioning), *[(1, rows, columns)] * count]
+
+    def _size(self, area: int) -> tuple[int, int]:
+        """Height and width of about so many pixels in the policy's ratio, as diffusers rounds them."""
+        width, height = published.calculate_dimensions(area, self.settings.width / self.settings.height)
+        return int(height), int(width)
+
+    @property
+    def _picture_tokens(self) -> int:
+        """Tokens of a picture in the smaller size."""
+        processor = self.pipeline.processor.image_processor
+        patches = processor.get_number_of_image_patches(*self._size(published.CONDITION_IMAGE_SIZE))
+        return int(patches // processor.merge_size**2)
