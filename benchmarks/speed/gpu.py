@@ -53,8 +53,8 @@ from ...rollout_workers.expansion import expand
 from ...rollout_workers.kernels import CoefficientTable, relative_noise
 from ...rollout_workers.policies.attention import leave_out_cudnn
 from ...rollout_workers.policies.base import trainable
+from ...rollout_workers.policies.compiling import compile_network
 from ...rollout_workers.policies.flux import FluxPolicy
-from ...rollout_workers.policies.pipeline import compile_network
 from ...rollout_workers.policies.start import Start
 from ..support.model_sizes import (
     POOLED_CHANNELS,

@@ -1,7 +1,5 @@
 """The common part of policies over diffusers pipelines. Each family adds a file beside it."""
 
-import os
-import shutil
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from copy import copy
 from functools import partial
@@ -19,6 +17,7 @@ from ...proto.settings import LoraSettings, PolicySettings
 from ...proto.tree import Conditioning
 from .attention import choose_attention
 from .base import Builder, Network
+from .compiling import compile_network
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
 from .lora import add_adapters, merged, save_adapters
 from .prompt_encoding import NEGATIVE, PromptEncoding
@@ -339,20 +338,3 @@ class PipelinePolicy(PromptEncoding):
     def check_frames(self) -> None:
         """Raises InputError for a number of frames (more than one) that the model can't make."""
         raise InputError(f"policy.frames is {self.settings.frames}; this model draws single pictures, frames 1")
-
-
-def compile_network(network: Any) -> None:
-    """Have torch compile the blocks of which the network is made, or all of it, at its first call.
-
-    Fused operations round as single ones do: passes with and without gradient are fused otherwise, and in bfloat16
-    the learner's log-probabilities would not be those of the rollout.
-
-    Raises InputError without a compiler.
-    """
-    if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
-        raise InputError("policy.compile is true, and there is no C++ compiler (g++, clang++, or what CXX names)")
-    how: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_casts": True}}
-    if getattr(network, "_repeated_blocks", None):
-        network.compile_repeated_blocks(**how)
-    else:
-        network.compile(**how)

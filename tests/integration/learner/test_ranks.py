@@ -21,7 +21,7 @@ METHODS = {"dance_grpo": None, "branch_grpo": {"rank": 2}, "tree_grpo": None}
 FAMILIES = (
     "FLUX.1 Kontext",
     "FLUX.2 klein, pictures",
-    "Qwen-Image",
+    "Qwen-Image-Edit Plus",
     "SD1.5",
     "SD3.5",
     "SDXL",
@@ -65,7 +65,7 @@ def variants(
             "policy.width": 32,
             "policy.frames": 5 if "Wan" in family else 1,
             "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.7},
-            **({"policy.max_sequence_length": 200} if "Qwen" in family else {}),
+            **({"policy.max_sequence_length": 500} if "Qwen" in family else {}),
             **({"prompts.picture_column": f"pictures {PICTURES[family]}"} if family in PICTURES else {}),
             "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
         }
