@@ -59,7 +59,7 @@ def remedies(settings: RunSettings, gpu: float) -> Changes | None:
         for setting, most in largest_rows(memory, gpu).items() if memory.gpus else ():
             if most < memory.phases[setting].rows:
                 made[setting] = most
-    return made if all(made[name] for name in made) else None
+    return None if 0 in made.values() else made
 
 
 def _changes(settings: RunSettings) -> Iterator[Changes]:

@@ -1,10 +1,10 @@
 """The memory of a run's processes as tables in the terminal."""
 
+import json
 from collections.abc import Callable, Mapping
 
 from rich.table import Table
 
-from ...proto.settings_errors import shown
 from .fit import Changes, largest_rows, room
 from .gpus import Gpu
 from .memory import Memory
@@ -54,7 +54,8 @@ def remedy_line(changes: Changes | None, gpu: Gpu) -> str:
     """What makes a run fit, as overrides of the command line."""
     if changes is None:
         return f"It doesn't fit a GPU {gpu.name}, whatever is changed"
-    return f"It fits a GPU {gpu.name} with: {' '.join(f'{name}={shown(value)}' for name, value in changes.items())}"
+    overrides = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
+    return f"It fits a GPU {gpu.name} with: {overrides}"
 
 
 def _unit(memories: Mapping[str, Memory]) -> str:

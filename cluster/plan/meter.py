@@ -13,6 +13,8 @@ from torch.utils._pytree import tree_leaves, tree_map_only
 from torch.utils.flop_counter import flop_registry
 
 META = torch.device("meta")
+STEPWISE = F.scaled_dot_product_attention
+"""On the meta device it is one step after the other."""
 aten: Any = torch.ops.aten
 
 
@@ -23,8 +25,9 @@ class Meter(TorchDispatchMode):
     flow (noise levels, masks, tokens) can so stay real: what depends on their numbers is as in a run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, *, gpu: bool) -> None:
         super().__init__()
+        self._gpu = gpu
         self.flops = 0.0
         """A multiplication with an addition counts as two."""
         self.bytes = 0
@@ -56,6 +59,8 @@ class Meter(TorchDispatchMode):
         for leaf in tree_leaves(result):
             if isinstance(leaf, torch.Tensor) and leaf.is_meta:
                 self._hold(leaf.untyped_storage())
+        if func is aten.convolution.default and self._gpu:  # cuDNN works on copies of what goes in and comes out
+            self.peak = max(self.peak, self.bytes + args[0].nbytes + result.nbytes)
         return result
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
@@ -79,7 +84,7 @@ def metered(*, gpu: bool = True) -> Iterator[Meter]:
     kernels: dict[str, Any] = {"scaled_dot_product_attention": _attention}
     if gpu:
         kernels["rms_norm"] = _rms_norm
-    with patch.multiple(F, **kernels), Meter() as meter:
+    with patch.multiple(F, **kernels), Meter(gpu=gpu) as meter:
         yield meter
 
 
@@ -100,7 +105,9 @@ def _attention(
     scale: float | None = None,
     enable_gqa: bool = False,
 ) -> torch.Tensor:
-    """Attention that keeps no scores. By itself the meta device takes one step after the other."""
+    """Attention that keeps no scores, unless no kernel is allowed that doesn't."""
+    if not (torch.backends.cuda.flash_sdp_enabled() or torch.backends.cuda.mem_efficient_sdp_enabled()):
+        return STEPWISE(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
     if enable_gqa:
         groups = query.shape[-3] // key.shape[-3]
         key, value = key.repeat_interleave(groups, -3), value.repeat_interleave(groups, -3)

@@ -12,6 +12,7 @@ from PIL import Image
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
+from ...rollout_workers.policies.attention import choose_attention
 from ...rollout_workers.policies.base import Weights
 from ...rollout_workers.policies.folder import Part, read_index
 from ...rollout_workers.policies.load import FAMILIES, find_adapter, find_policy
@@ -44,7 +45,10 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
     unchecked = type(family)(family.__name__, (_WithoutFiles, family), {})
     policy: PipelinePolicy = unchecked(folder, here, torch.device("cpu"), network_only=True, build=shapes)
     for part in family.find_parts(folder, here.variant).values():
-        if part.has_weights and part.name not in family.networks:
+        if part.name in family.networks:
+            if here.attention != "_native_math":  # all fused kernels take as much
+                choose_attention(getattr(policy.pipeline, part.name), "native")
+        elif part.has_weights:
             module = _module(part)
             own = torch.float32 if part.name in family.float32_parts else precision
             policy.pipeline.register_modules(**{part.name: _cast(module, own).eval().requires_grad_(False)})
