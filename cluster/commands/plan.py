@@ -137,8 +137,9 @@ def _source(prices: Prices, calibration: Calibration) -> str:
     else:
         network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
         lines = (
-            f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s in the network, "
-            f"{decoder:.0%} in decoder and rewards; `branchgrpo calibrate` measures them"
+            f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s "
+            f"({prices.gpu.source}) in the network, {decoder:.0%} in decoder and rewards; `branchgrpo calibrate` "
+            "measures them"
         )
     unknown = prices.unknown()
     return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
