@@ -797,6 +797,32 @@ class RolloutPoolSettings(PoolSettings):
     _ordered = model_validator(mode="after")(_ascending("count", "max_count"))
 
 
+class EnvironmentSettings(Settings):
+    """A Python environment of a reward's own. Ray builds it on each node with a replica, over the packages of the
+    run."""
+
+    pip: list[str] = []
+    """Packages that pip installs, such as `transformers==4.49.0`, local folders and wheels."""
+    uv: list[str] = []
+    """Packages that uv installs, in place of `pip`."""
+    conda: str | None = None
+    """Name of a conda environment that the nodes have, in place of `pip`. It must have this package, and the cluster's
+    versions of Python and Ray."""
+    env_vars: dict[str, str] = {}
+    """Variables of the environment."""
+
+    @property
+    def packages(self) -> list[str]:
+        """The settings that bring packages."""
+        return [name for name in ("pip", "uv", "conda") if getattr(self, name)]
+
+    @model_validator(mode="after")
+    def _one_installer(self) -> Self:
+        if len(self.packages) > 1:
+            raise ValueError(f"{' and '.join(self.packages)} exclude each other; give one")
+        return self
+
+
 class RewardPoolSettings(PoolSettings):
     """The replicas of one reward model."""
 
@@ -818,6 +844,8 @@ class RewardPoolSettings(PoolSettings):
     deterministic: bool = False
     """Score each request by itself. Results then don't depend on the order of arrival, also for models whose scores
     depend on the batch. It is slower."""
+    runtime_env: EnvironmentSettings = EnvironmentSettings()
+    """Packages and variables of the replicas alone, for a reward that needs other ones than the rest of the run."""
 
     _ordered = model_validator(mode="after")(_ascending("replicas", "max_replicas"))
 

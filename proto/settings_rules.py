@@ -56,6 +56,16 @@ def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
             yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"
 
 
+def environments_need_processes_of_their_own(run: "RunSettings") -> Misfit:
+    """A reward has another environment only where it has processes."""
+    for name, pool in run.pools.rewards.items():
+        if run.execution == "in_process" and pool.runtime_env != type(pool.runtime_env)():
+            yield (
+                f"pools.rewards.{name}.runtime_env is set with execution 'in_process', where one process does all; "
+                "use execution 'ray'"
+            )
+
+
 def evaluations_score_held_out_rewards(run: "RunSettings") -> Misfit:
     """Rewards for evaluations only are rewards of the recipe that aren't trained on."""
     for name in run.evaluation.rewards:
@@ -207,6 +217,7 @@ def a_tree_has_leaves_to_compare(run: "RunSettings") -> Misfit:
 
 
 RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
+    environments_need_processes_of_their_own,
     bfloat16_needs_float32_gradients,
     compiling_needs_whole_layers,
     offloading_needs_partitions,

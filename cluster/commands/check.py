@@ -28,6 +28,7 @@ from ..plan.rows import trained_edges
 from ..plan.shapes import policy_shapes
 from ..run.advice import advice
 from ..run.new_folder import check_place
+from ..run.own_modules import rewards_elsewhere
 from ..run.preflight import check_packages, check_recipe
 from ..run.prompt_order import cut_warning, training_and_held_out
 from ..run.start_point import find_start
@@ -65,7 +66,8 @@ def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
     found = CheckReport(counts=_counts(settings), advice=advice(settings))
     if settings.execution == "ray":
         found.gpus = {need.pool: need.count * need.each.get("GPU", 0) for need in demands(settings)}
-    sources = (partial(check_source, name, reward) for name, reward in settings.rewards.items())
+    elsewhere = rewards_elsewhere(settings)
+    sources = (partial(check_source, name, own) for name, own in settings.rewards.items() if name not in elsewhere)
     for look in (*sources, partial(check_place, settings), partial(check_packages, settings)):
         try:
             look()

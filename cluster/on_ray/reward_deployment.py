@@ -45,6 +45,8 @@ WAITING_BATCHES = 8
 LEASE_SECONDS = 60
 """Seconds that an application outlives its run. A run that restarts reclaims it sooner."""
 LOOK_SECONDS = 5
+LAST_LINES = 12
+"""Lines of an installer's output that say why it failed."""
 
 
 @tenacity.retry(
@@ -132,7 +134,8 @@ class RewardDeployment:
     def start(self, replicas: Mapping[str, int] = MappingProxyType({})) -> None:
         """Deploy the models, or bring them to other sizes, and wait until they are up.
 
-        `replicas` has the sizes that aren't the settings'. Processes get the caller's environment: packages, variables.
+        `replicas` has the sizes that aren't the settings'. Processes get the caller's environment: packages, variables;
+        and what a pool adds to it. Raises InputError if the environment of a pool can't be built.
         """
         # Serve's controller, which starts them, may be another user's and have another environment.
         runtime_env = dict(ray.get_runtime_context().runtime_env)
@@ -142,13 +145,28 @@ class RewardDeployment:
             if model in replicas:
                 changes |= {"replicas": replicas[model], "max_replicas": None}
             pool, host = pool.model_copy(update=changes), self.settings.logging.metrics_host
-            deployment = _deployment(model, pool, runtime_env)
+            deployment = _deployment(model, pool, _environment(pool, runtime_env))
             deployments.append(deployment.bind(model, models[model], pool, self._directory, self._trace, host))
         root = serve.deployment(Models).options(
             version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
         )
         application = root.bind(deployments, self.name, self._directory)
-        serve.run(application, name=self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
+        try:
+            serve.run(application, name=self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
+        except RuntimeError as error:
+            self._check_environments(error)
+            raise
+
+    def _check_environments(self, error: Exception) -> None:
+        """Raises InputError if a deployment failed over an environment that can't be built."""
+        found = serve.status().applications.get(self.name)
+        for model, deployment in (found.deployments if found else {}).items():
+            if "runtime_env" in deployment.message and model in self.models:
+                lines = [line for line in deployment.message.splitlines() if line.strip()][-LAST_LINES:]
+                self.delete()
+                raise InputError(
+                    "\n".join([f"pools.rewards.{model}.runtime_env can't be built on the cluster:", *lines])
+                ) from error
 
     def client(self, retried: Callable[[str], None] = lambda model: None) -> RewardClient:
         """A client of the models. `retried` is called with the model at each retry."""
@@ -193,6 +211,13 @@ def _keep(application: str, owner: str, namespace: str) -> None:
             logging.getLogger(__name__).debug("looking for '%s'", owner, exc_info=True)
         seen = time.monotonic()
     serve.delete(application)
+
+
+def _environment(pool: RewardPoolSettings, caller: Mapping[str, Any]) -> dict[str, Any]:
+    """The caller's runtime environment with what a pool adds to it."""
+    own = pool.runtime_env.model_dump(exclude_defaults=True)
+    variables = {**caller.get("env_vars", {}), **own.pop("env_vars", {})}
+    return {**caller, **own, "env_vars": variables}
 
 
 def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any]) -> serve.Deployment:

@@ -10,9 +10,12 @@ from pathlib import Path
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.user_code import is_installed
+from ...reward_service.scorers import reward_models
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable of the processes of a submitted job, to whose working directory the modules have come already."""
+OWN = ("function", "scorer")
+"""Settings of a reward that name code."""
 OURS = __name__.partition(".")[0]
 
 
@@ -27,11 +30,24 @@ def own_modules(settings: RunSettings) -> list[Path]:
 
 def missing_modules(settings: RunSettings) -> list[str]:
     """A line for each setting that names a module which is neither here nor installed."""
+    elsewhere = {f"rewards.{name}.{kind}" for name in rewards_elsewhere(settings) for kind in OWN}
     return [
         f"{setting} is '{name}', and there is no module '{_top(name)}', neither in {os.getcwd()} nor installed"
         for setting, name in _named(settings)
-        if ":" in name and _spec(_top(name)) is None
+        if ":" in name and setting not in elsewhere and _spec(_top(name)) is None
     ]
+
+
+def rewards_elsewhere(settings: RunSettings) -> set[str]:
+    """The rewards with packages of their own (`pools.rewards.<name>.runtime_env`): only there can their code be
+    imported."""
+    pools = settings.pools.rewards
+    return {
+        name
+        for model, rewards in reward_models(settings.rewards).items()
+        if model in pools and pools[model].runtime_env.packages
+        for name in rewards
+    }
 
 
 def check_modules(settings: RunSettings) -> None:
@@ -47,7 +63,7 @@ def travelling(settings: RunSettings) -> list[Path]:
 
 def _named(settings: RunSettings) -> Iterator[tuple[str, str]]:
     for reward, given in settings.rewards.items():
-        for kind in ("function", "scorer"):
+        for kind in OWN:
             if name := getattr(given, kind):
                 yield f"rewards.{reward}.{kind}", name
     if settings.policy.adapter:

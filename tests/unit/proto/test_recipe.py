@@ -55,6 +55,7 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule.kernel=ode", "schedule.kernel is 'ode': input should be 'dance', 'flow', 'cps' or 'ddim'"),
         ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
         ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
+        ("pools.rewards.ocr.runtime_env={pip: [a], uv: [b]}", "pip and uv exclude each other; give one"),
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
         ("schedule.splits={}", "a tree needs at least two leaves"),
         ("schedule={roots: 4, splits: {}}", "every advantage would be 0"),
@@ -79,6 +80,11 @@ def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         load_recipe(GLYPHS, [override])
     assert message in str(error.value)
+
+
+def test_one_process_has_one_environment() -> None:
+    with pytest.raises(InputError, match=r"pools\.rewards\.ocr\.runtime_env is set with execution 'in_process'"):
+        load_recipe(GLYPHS, ["pools.rewards.ocr.runtime_env.env_vars={A: b}", "execution=in_process"])
 
 
 def test_every_mistake_gets_a_line() -> None:
