@@ -89,8 +89,10 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
     if on_ray and settings.placement == "separate":
         yield f"{pools.rollout_workers.count} x rollout worker", rollout
         yield f"{ranks} x learner rank", learner
-    else:  # with one network for both
-        both = replace(rollout, weights=learner.weights + passes.around, host=learner.host, gpus=learner.gpus)
+    else:  # with one network for both, unless an average samples
+        decays = _has_old_policy(settings) and settings.learner.nft.old_decay
+        weights = learner.weights + passes.around + (passes.parameters * _size(settings) if decays else 0)
+        both = replace(rollout, weights=weights, host=learner.host, gpus=learner.gpus)
         both = _together(both, replace(learner, weights=0, host=0))
         yield f"{ranks} x samples and learns", both if on_ray else reduce(_together, rewards.values(), both)
     if on_ray:
@@ -144,16 +146,24 @@ def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
     weights = share * (1 + bool(learner.kl_weight and second))
     bucket = 0 if stage == 0 else BUCKET * (4 if stage == 1 else size)
     gathered = min(passes.parameters, GATHERED) * size if stage == 3 else 0
-    average = trained * 4 if learner.ema_decay is not None else 0  # of rank 0 alone
+    old = _has_old_policy(settings)
+    averages = (learner.ema_decay is not None) + old  # in float32, the first of rank 0 alone
     return Memory(
-        weights=weights * (not offload.parameters),
+        weights=weights * (not offload.parameters) + trained * size * old,
         gradients=trained * 4 / (ranks if stage >= 2 else 1),
         optimizer=states * (not offload.optimizer),
         buffers=bucket + gathered,
         phases={LEARNER: Phase(passes.train, learner.rows_per_micro_batch)},
-        host=weights * offload.parameters + states * offload.optimizer + average,
+        host=weights * offload.parameters + states * offload.optimizer + averages * trained * 4,
         gpus=_gpus(settings, settings.pools.learner),
     )
+
+
+def _has_old_policy(settings: RunSettings) -> bool:
+    """Whether the learner keeps the policy that rollouts sample with, beside the one that it trains."""
+    learner = settings.learner
+    several_steps = learner.updates_per_iteration * learner.passes > 1
+    return learner.objective == "nft" and bool(learner.nft.old_decay or several_steps)
 
 
 def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Memory]]:

@@ -61,6 +61,17 @@ def test_one_process_holds_what_two_would_but_one_network(run_settings: Settings
     assert both.activations == max(worker.activations, rank.activations)
 
 
+def test_the_old_policy_of_nft_is_held_beside_the_trained_one(run_settings: Settings) -> None:
+    nft = {"learner.objective": "nft", "schedule": {"method": "nft", "steps": 5, "group": 3}}
+    nft |= {"advantage.normaliser": "group", "learner.updates_per_iteration": 1}
+    held = {}
+    for decay in (0.0, 0.5):
+        (held[decay],) = count_memory(run_settings({**nft, "learner.nft": {"old_decay": decay}})).values()
+    parameters = measure(run_settings()).parameters
+    assert held[0.5].weights - held[0.0].weights == 2 * 4 * parameters  # the average's, and the sampler's network
+    assert held[0.5].host - held[0.0].host == 4 * parameters
+
+
 def test_so_many_rows_fit_and_one_more_does_not(run_settings: Settings) -> None:
     memory = count_memory(run_settings(ON_RAY))["2 x learner rank"]
     ((setting, phase),) = memory.phases.items()
