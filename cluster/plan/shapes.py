@@ -64,14 +64,19 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
 def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
     """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures that a model needs, and
     with guidance on the negative prompt."""
-    settings = policy.settings
-    family = FAMILIES.get(read_index(policy.folder)["_class_name"])
-    picture = Image.new("RGB", policy.picture_size[::-1])
-    pictures = [picture] * (family.pictures.start if family else 0)
+    settings, pictures = policy.settings, needed_pictures(policy)
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed("a " * settings.max_sequence_length)
         shown = policy.embed_pictures(pictures) if pictures else {}
     return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+
+
+def needed_pictures(policy: object) -> list[Image.Image]:
+    """Black pictures in place of those that a model needs with every prompt; none for a user's adapter."""
+    if not isinstance(policy, PipelinePolicy):
+        return []
+    family = FAMILIES.get(read_index(policy.folder)["_class_name"])
+    return [Image.new("RGB", policy.picture_size[::-1])] * (family.pictures.start if family else 0)
 
 
 def _module(part: Part) -> Any:

@@ -17,6 +17,7 @@ from branchgrpo.cluster.plan.flops import count_work
 from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure
 from branchgrpo.proto.errors import InputError
 from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of
 from support import Settings
 
 
@@ -42,9 +43,10 @@ def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
         load_calibration(tmp_path / "own.json")
 
 
-def test_every_kind_of_work_is_measured(run_settings: Settings) -> None:
+@pytest.mark.parametrize("family", ["FLUX.1-dev", "FLUX.1 Kontext"])
+def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp_path: Path) -> None:
     """Seconds of a call and of its items make up the seconds of the largest call, and the share goes by the items."""
-    settings = run_settings()
+    settings = run_settings({"policy": policy_of(family, tmp_path / "pipeline").model_dump()})
     policy, work = load_policy(settings.policy), count_work(settings)
     seen: list[tuple[int, ...]] = []
 
