@@ -8,6 +8,10 @@ import torch
 from ..proto.settings import LearnerSettings, OffloadSettings, Precision
 from .deepspeed_patches import use_exact_linear
 
+BUCKET = 500_000_000
+"""Maximum numbers in the buffer in which DeepSpeed collects gradients from ZeRO 1 on: its default. It would reserve all
+of it, 2 GB, beside the smallest LoRA."""
+
 
 def join_ranks(store: Any, device: torch.device, *, rank: int, ranks: int) -> None:
     """Make this process rank `rank` of `ranks`, which meet at `store`. To be called before an `Engine` is made."""
@@ -32,14 +36,20 @@ def start_deepspeed(device: torch.device) -> None:
         deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)
 
 
-def deepspeed_config(settings: LearnerSettings, precision: Precision) -> dict[str, Any]:
+def deepspeed_config(settings: LearnerSettings, precision: Precision, trained: int = BUCKET) -> dict[str, Any]:
+    """DeepSpeed's configuration for a network of which so many parameters are trained."""
     half = precision == "bfloat16"
     return {
         "train_micro_batch_size_per_gpu": 1,
         "gradient_accumulation_steps": 1,
         "managed_gradient_accumulation": False,
         "gradient_clipping": settings.optimizer.gradient_clipping if settings.zero_stage else 0.0,
-        "zero_optimization": {"stage": settings.zero_stage, "overlap_comm": False, **_offload(settings.offload)},
+        "zero_optimization": {
+            "stage": settings.zero_stage,
+            "overlap_comm": False,
+            "reduce_bucket_size": min(trained, BUCKET),
+            **_offload(settings.offload),
+        },
         "zero_allow_untested_optimizer": True,
         "zero_force_ds_cpu_optimizer": False,
         "bf16": {"enabled": half},

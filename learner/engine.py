@@ -33,6 +33,8 @@ class Engine:
         self, network: torch.nn.Module, settings: LearnerSettings, precision: Precision, total_updates: int
     ) -> None:
         self._parameters = trainable(network)
+        # A rank that shares its weights with others (ZeRO 3) holds none of them here, and knows how many there are.
+        self._trained = sum(getattr(own, "ds_numel", own.numel()) for own in self._parameters.values())
         start_deepspeed(next(iter(self._parameters.values())).device)
         import deepspeed
 
@@ -58,7 +60,7 @@ class Engine:
                 model=network,
                 optimizer=optimizer,
                 lr_scheduler=self._scheduler,
-                config=deepspeed_config(settings, precision),
+                config=deepspeed_config(settings, precision, self._trained),
             )
 
     @property

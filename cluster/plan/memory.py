@@ -7,6 +7,7 @@ from typing import Any
 
 import torch
 
+from ...learner.deepspeed_setup import BUCKET
 from ...proto.settings import PoolSettings, RewardPoolSettings, RunSettings
 from ...reward_service.scorers import reward_models
 from .passes import Pass, Passes, measure
@@ -14,8 +15,6 @@ from .passes import Pass, Passes, measure
 MASTER_AND_MOMENTS = 12
 """Bytes for each trained parameter: AdamW's two moments, and with bfloat16 the float32 weights, of which float32 has no
 second copy."""
-BUCKET = 500_000_000
-"""Numbers in the buffer in which DeepSpeed collects gradients from ZeRO 1 on, however few parameters are trained."""
 GATHERED = 1_000_000_000
 """Maximum number of parameters that a rank holds whole with ZeRO 3, by DeepSpeed's default."""
 ROLLOUT, DECODE = "rollout.max_batch_rows", "rollout.decode_batch"
@@ -144,7 +143,7 @@ def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
     start = settings.policy.start_from
     second = not learner.lora or (start is not None and start.lora == "train")
     weights = share * (1 + bool(learner.kl_weight and second))
-    bucket = 0 if stage == 0 else BUCKET * (4 if stage == 1 else size)
+    bucket = 0 if stage == 0 else min(trained, BUCKET) * (4 if stage == 1 else size)
     gathered = min(passes.parameters, GATHERED) * size if stage == 3 else 0
     old = _has_old_policy(settings)
     averages = (learner.ema_decay is not None) + old  # in float32, the first of rank 0 alone

@@ -103,8 +103,8 @@ def test_remedies_come_in_their_order_and_make_it_fit(run_settings: Settings) ->
         assert changes is not None
         made.append([*changes])
         assert misfit(_changed(settings, changes), gpu) is None
-    checkpoints, lora, rows = "learner.gradient_checkpointing", "learner.lora", "learner.rows_per_micro_batch"
-    assert made == [[], [checkpoints], [checkpoints, lora], [checkpoints, lora, rows]]
+    order = ["gradient_checkpointing", "lora", "zero_stage", "offload.optimizer", "rows_per_micro_batch"]
+    assert made == [[f"learner.{name}" for name in order[:count]] for count in (0, 1, 2, 5)]
     assert remedies(settings, OUTSIDE) is None
 
 
