@@ -97,18 +97,19 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     """Print the best layouts as a table, what was assumed, and why other layouts were left out."""
     settings, calibration = prices.settings, prices.calibration
     title = f"{settings.name} on {gpus} x {prices.gpu.name}, seconds of an iteration"
-    table = Table("", "layout", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
-    for column in ("all", *(made.best[0].phases if made.best else ()), "GPU-hours"):
+    table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    table.add_column("layout", min_width=15)  # on a narrow terminal it is wrapped, not cut
+    for column in ("all", *(made.best[0].phases if made.best else ()), "GPU-h"):
         table.add_column(column, justify="right", no_wrap=True)
-    table.add_column("limited by")
+    table.add_column("limit", min_width=8)
     for number, own in enumerate(made.best, start=1):
         seconds = (f"{seconds:.3g}" for seconds in (own.seconds, *own.phases.values()))
         table.add_row(str(number), own.layout.text, *seconds, f"{hours(own, gpus):,.3g}", own.limit)
     if made.best:
         console.print(table)
         console.print(
-            "Phases overlap. Limited by: in brackets, by how much an iteration is shorter if that part is twice as "
-            f"fast. GPU-hours: of {settings.iterations} iterations, without evaluations and checkpoints.",
+            "Phases overlap. Limit: the part to make faster, and how many times as fast an iteration is if it takes half "
+            f"the time. GPU-h: GPU-hours of {settings.iterations} iterations, without evaluations and checkpoints.",
             highlight=False,
         )
     console.print(_source(prices, calibration), highlight=False)
