@@ -108,8 +108,8 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     if made.best:
         console.print(table)
         console.print(
-            "Phases overlap. Limit: the part to make faster, and how many times as fast an iteration is if it takes half "
-            f"the time. GPU-h: GPU-hours of {settings.iterations} iterations, without evaluations and checkpoints.",
+            "Phases overlap. Limit: the part to make faster, and how many times as fast an iteration is if it takes "
+            f"half the time. GPU-h: those of {settings.iterations} iterations, without evaluations and checkpoints.",
             highlight=False,
         )
     console.print(_source(prices, calibration), highlight=False)
