@@ -29,7 +29,7 @@ test: setup
 	$(RUN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
-	$(RUN)/pytest tests/slow $(ARGS)
+	$(RUN)/pytest tests/slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 check: setup
 	$(RUN)/ruff check .

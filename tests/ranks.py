@@ -9,24 +9,29 @@ import os
 import socket
 import subprocess
 import sys
+from collections import Counter
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 os.environ["DS_ACCELERATOR"] = "cpu"
 
 import numpy as np
+import pytest
 import safetensors.torch
 import torch
 from branchgrpo.learner.deepspeed_setup import join_ranks
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.partitioned import gathering, partitioned
-from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.recipe import dump_recipe, load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree, Window
 from branchgrpo.rollout_workers.policies.base import Policy, collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import with_pictures
+from support import Settings
 
 ODD_NAME = "a run [1]+lr=3 (x)*? é"
 """What run names may hold."""
@@ -59,6 +64,45 @@ def run_ranks(count: int, *folders: Path) -> None:
     finally:
         for process in ranks:
             process.kill()
+
+
+def learn_on_two(settings_in: Settings, variants: Mapping[str, dict[str, Any]], folder: Path) -> Path:
+    """Have two ranks learn what `variants` say. Returns the folder of what they have saved, by variant, after one
+    update and after two."""
+    folder = folder / ODD_NAME
+    folder.mkdir()
+    for name, changes in variants.items():
+        (folder / f"{name}.yaml").write_text(dump_recipe(settings_in(folder, changes)))
+    run_ranks(2, folder)
+    return folder
+
+
+def assert_one_learns_the_same(settings: RunSettings, checkpoints: Path) -> None:
+    """One rank trains what two have, and goes on from their checkpoint."""
+    trees = unequal_trees(load_policy(settings.policy.merged), settings)
+    learner = Learner(load_policy(settings.policy), settings)
+    norm = learn(learner, trees)  # AdamW hides a gradient's scale; its norm doesn't
+    assert norm == pytest.approx(float((checkpoints / "first" / "norm").read_text()), rel=1e-4)
+    assert_close(learner, checkpoints / "first")
+
+    policy = load_policy(settings.policy)
+    resumed = Learner(policy, settings)
+    resumed.load(checkpoints / "first")
+    assert_close(resumed, checkpoints / "first", exactly=True)
+    learn(resumed, trees)
+    assert_close(resumed, checkpoints / "second")
+
+
+def assert_all_is_exported(checkpoints: Path) -> None:
+    """What was trained is in the export. Without names: diffusers has its own for adapters, and for the layers of a
+    second network."""
+
+    def values(*files: Path) -> Counter[bytes]:
+        loaded = (safetensors.torch.load_file(file) for file in files)
+        return Counter(value.numpy().tobytes() for weights in loaded for value in weights.values())
+
+    exported = values(*(checkpoints / "export").rglob("*.safetensors"))
+    assert values(checkpoints / "second" / "weights.safetensors") <= exported
 
 
 def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:
