@@ -103,7 +103,7 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("limit", min_width=8)
     for number, own in enumerate(made.best, start=1):
-        seconds = (f"{seconds:.3g}" for seconds in (own.seconds, *own.phases.values()))
+        seconds = (f"{seconds:.3g}" if seconds >= 0.01 else "0" for seconds in (own.seconds, *own.phases.values()))
         table.add_row(str(number), own.layout.text, *seconds, f"{hours(own, gpus):,.3g}", own.limit)
     if made.best:
         console.print(table)
