@@ -14,7 +14,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention
 from ...rollout_workers.policies.base import Weights
-from ...rollout_workers.policies.folder import Part, read_index
+from ...rollout_workers.policies.folder import Part
 from ...rollout_workers.policies.load import FAMILIES, find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.prompt_encoding import NEGATIVE
@@ -75,7 +75,7 @@ def needed_pictures(policy: object) -> list[Image.Image]:
     """Black pictures in place of those that a model needs with every prompt; none for a user's adapter."""
     if not isinstance(policy, PipelinePolicy):
         return []
-    family = FAMILIES.get(read_index(policy.folder)["_class_name"])
+    family = FAMILIES.get(policy.pipeline_class.__name__)
     return [Image.new("RGB", policy.picture_size[::-1])] * (family.pictures.start if family else 0)
 
 

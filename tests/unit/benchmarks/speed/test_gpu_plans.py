@@ -1,0 +1,25 @@
+"""The benchmarks that hold plans against a GPU, on small networks: all of them run, and write what plans read."""
+
+import json
+from pathlib import Path
+
+from branchgrpo.benchmarks.speed import gpu_calibration, gpu_memory
+from branchgrpo.cluster.plan.calibration import DECODE, FORWARD, TRAINED, load_calibration
+
+
+def test_a_calibration_is_written_that_plans_can_read(tmp_path: Path) -> None:
+    gpu_calibration.main(out=tmp_path, tiny=True)
+    paces = load_calibration(tmp_path / "calibration.json").paces
+    assert paces.keys() == {FORWARD, TRAINED, DECODE, "hps"}
+    assert all(pace.item and pace.item > 0 for pace in paces.values())
+
+
+def test_every_call_is_compared_with_its_plan(tmp_path: Path) -> None:
+    gpu_memory.main(out=tmp_path, tiny=True)
+    calls = json.loads((tmp_path / "gpu_memory.json").read_text())["calls"]
+    numbers = [(call, rows) for call, every in gpu_memory.ROWS.items() for rows in every]
+    assert [(one["call"], one["rows"]) for one in calls] == 2 * numbers
+    # A LoRA is planned in float32, and may be in the network's precision.
+    assert all(0.85 < one["weights"] / one["weights_planned"] <= 1 for one in calls)
+    assert all(one["weights"] == one["weights_planned"] for one in calls if "in full" in one["network"])
+    assert all(0.5 < one["ratio"] < 1.5 for one in calls)
