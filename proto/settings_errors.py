@@ -1,7 +1,7 @@
 """Plain data as settings, and errors that say what was meant: a line for each mistake."""
 
 import difflib
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -30,6 +30,18 @@ SHOWN = 200
 def parse_settings(content: Any) -> RunSettings:
     """Settings from plain data. Raises InputError with one line per mistake."""
     return validated(RunSettings, content)
+
+
+def changed_settings(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettings:
+    """The settings with other values, by their dotted names. Raises InputError as `parse_settings` does."""
+    content: dict[str, Any] = settings.model_dump()
+    for name, value in changes.items():
+        *sections, last = name.split(".")
+        section = content
+        for key in sections:
+            section = section.setdefault(key, {})
+        section[last] = value
+    return parse_settings(content)
 
 
 def validated(model: type[Section], content: Any) -> Section:

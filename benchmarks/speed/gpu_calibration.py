@@ -27,8 +27,8 @@ from ...proto.recipe import SHIPPED, load_recipe
 from ...reward_service.preprocessing import cropped, prepared
 from ...reward_service.scorers import Scores
 from ..support.model_sizes import flux_dev
+from ..support.random_flux import FULL, TINY, RandomFlux, Scale
 from ..support.report import OUT, Out
-from .gpu import FULL, TINY, RandomFlux, Scale
 
 RECIPE = "flux_hps_branch"
 BATCHES = Batches(forward=16, trained=4, decode=4, score=16)

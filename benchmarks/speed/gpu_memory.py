@@ -21,8 +21,8 @@ from ...cluster.plan.memory_tables import UNITS
 from ...cluster.plan.passes import Calls, measure_pass
 from ...proto.settings import LoraSettings
 from ..support.allocated import peak_bytes
+from ..support.random_flux import FULL, TINY, RandomFlux, Scale
 from ..support.report import OUT, Out, report_path, write_report
-from .gpu import FULL, TINY, RandomFlux, Scale
 
 ROWS = {"forward": (1, 4, 16), "decode": (1, 4), "train": (1, 4)}
 """Call -> its numbers of rows or leaves."""

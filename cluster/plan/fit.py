@@ -5,7 +5,7 @@ from typing import Any
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...proto.settings_errors import parse_settings
+from ...proto.settings_errors import changed_settings
 from .memory import Memory, count_memory
 
 OUTSIDE = 2e9
@@ -75,15 +75,8 @@ def _changes(settings: RunSettings) -> Iterator[Changes]:
 
 def _changed(settings: RunSettings, changes: Mapping[str, Any]) -> RunSettings | None:
     """The settings with changes; None if they don't go together."""
-    content: dict[str, Any] = settings.model_dump()
-    for setting, value in changes.items():
-        *sections, name = setting.split(".")
-        section = content
-        for part in sections:
-            section = section.setdefault(part, {})
-        section[name] = value
     try:
-        return parse_settings(content)
+        return changed_settings(settings, changes)
     except InputError:
         return None
 

@@ -9,7 +9,7 @@ from typing import Any
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...proto.settings_errors import parse_settings
+from ...proto.settings_errors import changed_settings
 from ...reward_service.scorers import reward_models
 from .costs import Cluster, Costs
 from .simulation import Outcome, simulate
@@ -79,16 +79,11 @@ class Layout:
 
     def apply(self, settings: RunSettings, resource: str | None = "gpus") -> RunSettings:
         """The settings of a run with this layout. Raises InputError for one that a run can't have."""
-        content = settings.model_dump()
-        for model in reward_models(settings.rewards):
-            content["pools"]["rewards"].setdefault(model, {})
-        for name, value in self.changes(settings, resource).items():
-            *path, last = name.split(".")
-            section = content
-            for key in path:
-                section = section.setdefault(key, {})
-            section[last] = value
-        return parse_settings(content)
+        named = settings.pools.rewards
+        missing: dict[str, Any] = {
+            f"pools.rewards.{model}": {} for model in reward_models(settings.rewards) if model not in named
+        }
+        return changed_settings(settings, {**missing, **self.changes(settings, resource)})
 
 
 def _number(count: int, noun: str) -> str:

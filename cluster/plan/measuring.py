@@ -16,10 +16,11 @@ import torch
 from ...proto.pictures import Picture
 from ...proto.prompts import Prompt
 from ...reward_service.scorers import Scorer
-from ...rollout_workers.policies.base import Policy, collate
+from ...rollout_workers.policies.base import Policy
 from .calibration import DECODE, FORWARD, TRAINED, Pace
 from .flops import Work
 from .gpus import gpu_of_device
+from .passes import Calls
 from .shapes import needed_pictures
 
 SECONDS = 10.0
@@ -65,33 +66,14 @@ def measure(
     policy.release_encoders()
     flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}
 
-    def states(count: int) -> torch.Tensor:
-        return torch.zeros(count, *policy.latent_shape, device=policy.device)
-
-    def velocity(rows: int) -> torch.Tensor:
-        sigma = torch.full([rows], 0.5, device=policy.device)
-        return policy.velocity(states(rows), sigma, collate([conditioning] * rows))
-
-    @torch.no_grad()
-    def forward(rows: int) -> None:
-        velocity(rows)
-
-    def trained(rows: int) -> None:
-        velocity(rows).square().mean().backward()
-
-    @torch.no_grad()
-    def decode(leaves: int) -> torch.Tensor:
-        return policy.decode(states(leaves))
-
+    calls = Calls(policy, conditioning, policy.device)
     for kind, call, largest in (
-        (FORWARD, forward, batches.forward),
-        (TRAINED, trained, batches.trained),
-        (DECODE, decode, batches.decode),
+        (FORWARD, calls.forward, batches.forward),
+        (TRAINED, calls.train, batches.trained),
+        (DECODE, calls.decode, batches.decode),
     ):
         yield _measured(kind, call, largest, policy.device, flops.get(kind), peak)
-        for parameter in policy.network.parameters():
-            parameter.grad = None
-    picture = (decode(1).float().cpu().numpy() * 255).astype(np.uint8)
+    picture = (calls.decode(1).float().cpu().numpy() * 255).astype(np.uint8)
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
 

@@ -93,7 +93,7 @@ def measure(settings: RunSettings, policy: Any = None) -> Passes:
 
 
 class Calls:
-    """The calls of a policy whose passes are measured: on shapes, or on real tensors to be compared."""
+    """The calls of a policy whose passes are measured: on shapes, or on real tensors."""
 
     def __init__(self, policy: Any, conditioning: Conditioning, device: str | torch.device = "meta") -> None:
         self._policy, self._conditioning, self._device = policy, conditioning, device
@@ -121,6 +121,7 @@ class Calls:
             for hook in hooks:
                 hook.remove()
 
+    @torch.no_grad()
     def decode(self, leaves: int) -> torch.Tensor:
         """Pictures of states."""
         pictures: torch.Tensor = self._policy.decode(self._states(leaves))

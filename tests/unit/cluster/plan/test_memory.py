@@ -9,8 +9,7 @@ from branchgrpo.benchmarks.support.allocated import peak_bytes
 from branchgrpo.cluster.plan.fit import OUTSIDE, largest_rows, misfit, remedies
 from branchgrpo.cluster.plan.memory import count_memory
 from branchgrpo.cluster.plan.passes import Calls, measure
-from branchgrpo.proto.settings import RunSettings
-from branchgrpo.proto.settings_errors import parse_settings
+from branchgrpo.proto.settings_errors import changed_settings
 from branchgrpo.rollout_workers.policies.load import load_policy
 from plain_diffusers import policy_of
 from support import Settings
@@ -102,18 +101,7 @@ def test_remedies_come_in_their_order_and_make_it_fit(run_settings: Settings) ->
         changes = remedies(settings, gpu)
         assert changes is not None
         made.append([*changes])
-        assert misfit(_changed(settings, changes), gpu) is None
+        assert misfit(changed_settings(settings, changes), gpu) is None
     order = ["gradient_checkpointing", "lora", "zero_stage", "offload.optimizer", "rows_per_micro_batch"]
     assert made == [[f"learner.{name}" for name in order[:count]] for count in (0, 1, 2, 5)]
     assert remedies(settings, OUTSIDE) is None
-
-
-def _changed(settings: RunSettings, changes: dict[str, Any]) -> RunSettings:
-    content = settings.model_dump()
-    for setting, value in changes.items():
-        *sections, name = setting.split(".")
-        section = content
-        for part in sections:
-            section = section[part]
-        section[name] = value
-    return parse_settings(content)

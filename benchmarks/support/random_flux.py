@@ -1,0 +1,92 @@
+"""FLUX.1-dev at full size with random weights, and a small one of its kind to try a benchmark with."""
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from types import SimpleNamespace
+from typing import Any
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler, FluxTransformer2DModel
+from transformers import CLIPVisionConfig
+
+from ...cluster.plan.reward_shapes import VIT_H
+from ...proto.settings import PolicySettings
+from ...proto.tree import Conditioning
+from ...rollout_workers.policies.attention import leave_out_cudnn
+from ...rollout_workers.policies.compiling import compile_network
+from ...rollout_workers.policies.flux import FluxPolicy
+from ...rollout_workers.policies.start import Start
+from .model_sizes import POOLED_CHANNELS, TEXT_CHANNELS, TEXT_TOKENS, VAE_BLOCKS, flux_autoencoder
+
+
+@dataclass(frozen=True)
+class Scale:
+    """The sizes of the network, the pictures and the tree."""
+
+    network: dict[str, Any]
+    vae_blocks: list[int]
+    pixels: int
+    text: tuple[int, int, int]
+    """Tokens, channels, pooled channels."""
+    tower: CLIPVisionConfig
+
+
+FULL = Scale({}, VAE_BLOCKS, 720, (TEXT_TOKENS, TEXT_CHANNELS, POOLED_CHANNELS), VIT_H)
+TINY = Scale(
+    {
+        "in_channels": 16,
+        "num_layers": 1,
+        "num_single_layers": 1,
+        "attention_head_dim": 8,
+        "num_attention_heads": 2,
+        "joint_attention_dim": 16,
+        "pooled_projection_dim": 8,
+        "axes_dims_rope": (2, 2, 4),
+    },
+    [8, 8],
+    32,
+    (4, 16, 8),
+    CLIPVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=28, patch_size=14
+    ),
+)
+
+
+@contextmanager
+def _made_in(precision: torch.dtype) -> Iterator[None]:
+    """Have new weights be made in this precision: in another first, the largest network would fill the card."""
+    before = torch.get_default_dtype()
+    torch.set_default_dtype(precision)
+    try:
+        yield
+    finally:
+        torch.set_default_dtype(before)
+
+
+class RandomFlux(FluxPolicy):
+    """FLUX.1-dev with random weights and made-up prompts."""
+
+    def __init__(self, scale: Scale, device: torch.device, *, compiled: bool) -> None:
+        self.device, self.precision, self._text = device, torch.bfloat16, scale.text
+        self.start = Start()
+        leave_out_cudnn()
+        self.settings = PolicySettings(pretrained="random", height=scale.pixels, width=scale.pixels)
+        with torch.device(device), _made_in(torch.bfloat16):
+            self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network})
+            channels, groups = self.network.config.in_channels // 4, 4 if scale is TINY else 32
+            vae = flux_autoencoder(scale.vae_blocks, channels, groups)
+        scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
+        parts = {"transformer": self.network, "vae": vae.requires_grad_(False), "scheduler": scheduler}
+        self.pipeline: Any = SimpleNamespace(components=parts, **parts)
+        self.autoencoder = {"block_out_channels": scale.vae_blocks}
+        if compiled:
+            compile_network(self.network)
+
+    def encode(self, prompt: str) -> Conditioning:
+        tokens, channels, pooled = self._text
+        make = {"device": self.device, "dtype": self.precision}
+        return {
+            "prompt_embeds": torch.randn(tokens, channels, **make),
+            "pooled_prompt_embeds": torch.randn(pooled, **make),
+        }
