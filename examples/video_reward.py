@@ -1,7 +1,7 @@
 """A reward service of your own: any model behind the contract of docs/rewards.md.
 
 Here the reward is `motion`, by how much neighbouring frames of a clip differ. A model such as VideoAlign takes its
-place: load it once, where `Motion` is made, and score `request.media` and `request.prompts` with it.
+place: load it once, where `Motion` is made, and score `request.media.pictures` and `request.prompts` with it.
 
     python examples/video_reward.py 8000
 
@@ -32,9 +32,9 @@ def application() -> object:
     model = Motion()
 
     async def score(request: ScoreRequest) -> ScoreReply:
-        if request.media.ndim != 5 or request.media.shape[1] < 2:
-            raise InputError(f"motion wants clips of two frames or more; got media {list(request.media.shape)}")
-        scores = await asyncio.to_thread(model, request.media)  # the model works, and others are still answered
+        if request.media.pictures is None or request.media.frames < 2:
+            raise InputError(f"motion wants clips of two frames or more; each of these is a {request.media.kind}")
+        scores = await asyncio.to_thread(model, request.media.pictures)
         return ScoreReply({"motion": scores}, request.id)
 
     # A clip of 81 frames at 480 x 832 takes 97 MB.

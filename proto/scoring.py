@@ -9,6 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, RunFailed
+from .media import PICTURES, SOUND, Media, Pictures
 from .pictures import Picture
 from .prompts import fields_of, pictures_of, with_fields
 from .safetensors_codec import decode, encode
@@ -48,11 +49,6 @@ def is_final(error: BaseException) -> bool:
     return isinstance(error, InputError) or (isinstance(error, NotScored) and error.final)
 
 
-def frames(media: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """All frames of pictures or clips, uint8 [n, height, width, 3], clip after clip."""
-    return media.reshape(-1, *media.shape[-3:])
-
-
 def checked_token(token: str | None, source: str) -> str | None:
     """A bearer token, or None. Raises InputError, naming its `source`, for text that no header can carry."""
     if token is not None and not (token and token.isascii() and token.isprintable() and " " not in token):
@@ -64,11 +60,10 @@ def checked_token(token: str | None, source: str) -> str | None:
 class ScoreRequest:
     """Media to be scored by some rewards.
 
-    Raises ValueError for media that are not uint8 pictures or clips, or whose number is not that of the prompts.
+    Raises ValueError for media whose number is not that of the prompts.
     """
 
-    media: npt.NDArray[np.uint8]
-    """Pictures, uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
+    media: Media
     prompts: Sequence[str]
     """Some may be a `Prompt` with fields."""
     rewards: Sequence[str]
@@ -76,11 +71,6 @@ class ScoreRequest:
     id: str = ""
 
     def __post_init__(self) -> None:
-        if self.media.dtype != np.uint8 or self.media.ndim not in (4, 5) or self.media.shape[-1] != 3:
-            raise ValueError(
-                f"media is {self.media.dtype} {list(self.media.shape)}; it must be uint8 [n, height, width, 3], or "
-                "[n, frames, height, width, 3] for clips"
-            )
         if len(self.media) != len(self.prompts):
             raise ValueError(f"{len(self.media)} media came with {len(self.prompts)} prompts")
         if not len(self.media):
@@ -95,22 +85,27 @@ class ScoreRequest:
         pictures = {picture for prompt in self.prompts for picture in pictures_of(prompt)}
         if pictures:
             facts["pictures"] = [[picture.name for picture in pictures_of(prompt)] for prompt in self.prompts]
-        fitted = {PICTURE + one.name: np.asarray(one.fitted(*self.media.shape[-3:-1])) for one in pictures}
+        fitted = {PICTURE + one.name: self._in_size(one) for one in pictures}
         if any(fields := [dict(fields_of(prompt)) for prompt in self.prompts]):
             facts["fields"] = fields
-        return encode({"media": self.media, **fitted}, {"request": json.dumps(facts)})
+        return encode({**self.media.arrays(), **fitted}, {"request": json.dumps(facts), **self.media.facts()})
+
+    def _in_size(self, picture: Picture) -> Pictures:
+        """A prompt's picture in the size of the media; beside a sound in its own."""
+        pictures = self.media.pictures
+        return picture.pixels() if pictures is None else np.asarray(picture.fitted(*pictures.shape[-3:-1]))
 
     @classmethod
     def from_bytes(cls, data: bytes) -> "ScoreRequest":
         """The request in safetensors bytes. Raises ValueError for bytes that aren't a valid request (JSONDecodeError is
         one), TypeError and KeyError for fields that are wrong or missing."""
         arrays, header = decode(data)
-        if "media" not in arrays or "request" not in header:
-            raise ValueError("not a score request: 'media' or 'request' is missing")
+        if not {PICTURES, SOUND} & arrays.keys() or "request" not in header:
+            raise ValueError("not a score request: 'media' and 'sound', or 'request' is missing")
         facts = json.loads(header["request"])
         pictures = received_pictures(arrays, facts.pop("pictures", None))
         facts["prompts"] = with_fields(facts["prompts"], facts.pop("fields", None), pictures)
-        return cls(media=arrays["media"], **facts)
+        return cls(media=Media.from_arrays(arrays, header), **facts)
 
 
 def received_pictures(

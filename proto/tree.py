@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from .media import Media
 from .schedule import IntArray, Schedule
 
 if TYPE_CHECKING:
@@ -85,8 +86,8 @@ class TreePart:
 class SampledPart(TreePart):
     """A part where it is sampled: with its pictures, which the learner doesn't get."""
 
-    media: npt.NDArray[np.uint8]
-    """Decoded leaves, uint8 [m, height, width, 3], or clips [m, frames, height, width, 3]."""
+    media: Media
+    """The m finished leaves."""
 
 
 @dataclass

@@ -2,20 +2,17 @@
 
 import io
 
-import numpy as np
-import numpy.typing as npt
 from PIL import Image
 
-Media = npt.NDArray[np.uint8]
+from .media import FRAME_RATE, Pictures
+
 LOSSLESS_PIXELS = 2**14
 """A picture with at most so many pixels is kept as it is: WebP's blur would hide its details."""
 QUALITY = 80
 """Of pictures that are not kept as they are."""
-CLIP_MILLISECONDS = 62
-"""Duration of a frame of a clip: Wan makes 16 frames per second."""
 
 
-def webp(picture: Media, side: float, milliseconds: int = CLIP_MILLISECONDS) -> bytes:
+def webp(picture: Pictures, side: float, milliseconds: float = 1000 / FRAME_RATE) -> bytes:
     """A picture, uint8 [height, width, 3], or a clip [frames, height, width, 3], as an animation without end.
 
     The longer side gets at most `side` pixels. A clip shows each frame for some `milliseconds`.
@@ -28,7 +25,7 @@ def webp(picture: Media, side: float, milliseconds: int = CLIP_MILLISECONDS) -> 
         frames = [frame.resize(size, Image.Resampling.LANCZOS) for frame in frames]
     lossless = width * height <= LOSSLESS_PIXELS
     effort = {"lossless": True, "quality": 0, "method": 0} if lossless else {"quality": QUALITY}
-    more = {"save_all": True, "append_images": frames[1:], "duration": milliseconds} if len(frames) > 1 else {}
+    more = {"save_all": True, "append_images": frames[1:], "duration": int(milliseconds)} if len(frames) > 1 else {}
     file = io.BytesIO()
     frames[0].save(file, format="WEBP", **effort, **more)
     return file.getvalue()

@@ -25,12 +25,14 @@ from PIL import Image
 from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..proto.errors import InputError
+from ..proto.media import Media, some_frames
 from ..proto.prompts import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token
 from ..proto.settings import JudgeSettings
 from .judge_limits import CONNECT_SECONDS, RETRIES
+from .scorers import seen
 
 PROBE_RETRIES = 2
 RETRIED_STATUSES = (408, 409, 429)
@@ -88,11 +90,11 @@ class Judge:
             some = ", ".join(served[:TOP]) or "none"
             raise InputError(f"{self._setting}.model is '{model}'; the endpoint serves {some}")
 
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises InputError for a prompt without the fields that the questions name, NotScored for a question
         that is refused or wrongly answered, and NotAnswered if the endpoint gives no answer in all attempts."""
         setting, wanted, shown = f"{self._setting}.questions", [], {}
-        for picture, prompt in zip(media, prompts, strict=True):
+        for picture, prompt in zip(seen(media), prompts, strict=True):
             frames = some_frames(picture, self._settings.frames)
             if self._settings.sources:
                 frames = np.stack([*self._sources(prompt, frames.shape[1:3]), *frames])
@@ -186,14 +188,6 @@ def yes_share(top: Sequence[tuple[str, float]]) -> float:
         tokens = ", ".join(repr(token) for token, _ in top[:5])
         raise ValueError(f"neither yes nor no: its likeliest first tokens are {tokens}")
     return yes / (yes + no)
-
-
-def some_frames(media: npt.NDArray[np.uint8], count: int) -> npt.NDArray[np.uint8]:
-    """A picture as one frame, or up to `count` frames of a clip at equal distances from the first to the last, uint8
-    [frames, height, width, 3]."""
-    if media.ndim == 3:
-        return media[None]
-    return media[np.linspace(0, len(media) - 1, min(count, len(media))).round().astype(int)]
 
 
 def data_url(picture: npt.NDArray[np.uint8]) -> str:

@@ -4,12 +4,14 @@ line.
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.media import Media, Pictures
 from ..proto.scoring import NotScored
 from ..proto.user_code import described
 
@@ -20,18 +22,27 @@ MISTAKES = ("builtins", "numpy", "torch")
 class OwnScorer:
     """A user's function or scorer. Raises NotScored for any exception of it, with its traceback."""
 
-    def __init__(self, reward: str, what: str, call: Callable[[npt.NDArray[np.uint8], list[str]], Any]) -> None:
-        """`what` names it in errors. It returns scores by reward, or those of `reward` alone."""
+    def __init__(self, reward: str, what: str, call: Callable[[Any, list[str]], Any]) -> None:
+        """`what` names it in errors. It is called with what `given` makes of media, and prompts. It returns scores by
+        reward, or those of `reward` alone."""
         self._reward, self._what, self._call = reward, what, call
 
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         try:
-            # Copies, so that it can't change the pictures of other rewards and of the sample grids.
-            found = self._call(media.copy(), copy.deepcopy(list(prompts)))
+            found = self._call(given(media), copy.deepcopy(list(prompts)))
             scores = found if isinstance(found, Mapping) else {self._reward: found}
             return {name: np.asarray(values, dtype=np.float64) for name, values in scores.items()}
         except Exception as error:
             raise as_failure(self._what, error) from error
+
+
+def given(media: Media) -> Pictures | Media:
+    """What the user's code gets: of pictures and silent clips the array, of what has sound `Media`. The arrays are
+    copies, so that it can't change what other rewards and the sample grids get."""
+    pictures = None if media.pictures is None else media.pictures.copy()
+    if media.sound is None and pictures is not None:
+        return pictures
+    return replace(media, pictures=pictures, sound=None if media.sound is None else media.sound.copy())
 
 
 def as_failure(what: str, error: Exception) -> Exception:

@@ -6,7 +6,6 @@ and accepted.
 
 import json
 import logging
-import math
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -21,11 +20,13 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
+from ..proto.media import PICTURES, SOUND, Media, Pictures, joined
 from ..proto.prompts import with_fields
 from ..proto.safetensors_codec import decode
 from ..proto.scoring import MAX_BYTES, MAX_HEADER_BYTES, MAX_PICTURES, ScoreRequest, received_pictures
+from ..proto.wav import is_wav, read_wav
 from .admission import Slot
-from .uploads import Pictures, opened
+from .uploads import opened
 
 MAX_ASPECT = 64
 """The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
@@ -37,7 +38,7 @@ MAX_ID = 200
 
 PRINTABLE = r"^[^\x00-\x1f\x7f-\x9f\u2028\u2029]*$"
 """An id gets into logs and traces, so it must not start a new line."""
-FILES = "a file is a PNG, a JPEG or a .npy of uint8 [height, width, 3] or [n, height, width, 3]"
+FILES = "a file is a PNG, a JPEG, a .npy of uint8 [height, width, 3] or [n, height, width, 3], or a WAV of 16 bits"
 
 logging.getLogger("python_multipart").setLevel(logging.ERROR)  # it warns of each malformed form, which are answered
 
@@ -83,6 +84,13 @@ class Limits:
         if (total := count * height * width * 3) > self.bytes:
             raise HTTPException(413, f"media takes {total} bytes or more as uint8; at most {self.bytes} are accepted")
 
+    def check_sound(self, media: Media) -> None:
+        """Raises HTTPException for sounds that are too many, or together with their clips too large."""
+        if media.sound is not None and len(media) > self.pictures:
+            raise HTTPException(413, f"media holds {len(media)} sounds; at most {self.pictures} are accepted")
+        if media.nbytes > self.bytes:
+            raise HTTPException(413, f"media takes {media.nbytes} bytes; at most {self.bytes} are accepted")
+
 
 async def read_form(body: Request, max_files: int, max_fields: int) -> FormData:
     try:
@@ -110,7 +118,7 @@ def from_form(form: FormData, rewards: Sequence[str], limits: Limits, slot: Slot
     facts = _facts(json.dumps(named), rewards)
     if not files:
         raise HTTPException(422, "media is empty; a request holds at least one picture")
-    return _request(_pictures(files, limits, slot), facts, limits)
+    return _request(_media(files, limits, slot), facts, limits)
 
 
 def from_bytes(data: bytes, rewards: Sequence[str], limits: Limits, slot: Slot) -> ScoreRequest:
@@ -119,11 +127,17 @@ def from_bytes(data: bytes, rewards: Sequence[str], limits: Limits, slot: Slot) 
     slot.reserve(len(data))
     with _decoding(400, "the body", "it must be the safetensors of a score request"):
         arrays, header = decode(data)
-    if "media" not in arrays or "request" not in header:
+    if not {PICTURES, SOUND} & arrays.keys() or "request" not in header:
         there = ", ".join([*arrays, *header])[:80]
-        raise HTTPException(422, f"the body holds {there!r}; it must have a tensor 'media' and a header 'request'")
+        raise HTTPException(
+            422, f"the body holds {there!r}; it must have a tensor 'media', 'sound' or both, and a header 'request'"
+        )
     facts = _facts(header["request"], rewards)
-    return _request(arrays["media"], facts, limits, arrays)
+    try:
+        media = Media.from_arrays(arrays, header)
+    except ValueError as error:
+        raise HTTPException(422, str(error)) from error
+    return _request(media, facts, limits, arrays)
 
 
 def _facts(text: str, rewards: Sequence[str]) -> _Facts:
@@ -142,7 +156,7 @@ def _facts(text: str, rewards: Sequence[str]) -> _Facts:
 
 
 def _request(
-    media: Pictures, facts: _Facts, limits: Limits, arrays: Mapping[str, np.ndarray] = MappingProxyType({})
+    media: Media, facts: _Facts, limits: Limits, arrays: Mapping[str, np.ndarray] = MappingProxyType({})
 ) -> ScoreRequest:
     try:
         pictures = received_pictures(arrays, facts.pictures)
@@ -150,10 +164,28 @@ def _request(
         request = ScoreRequest(media=media, prompts=prompts, rewards=facts.rewards, id=facts.id)
     except ValueError as error:
         raise HTTPException(422, str(error)) from error
-    limits.check(math.prod(media.shape[:-3]), *media.shape[-3:-1])
+    if media.pictures is not None:
+        limits.check(len(media) * media.frames, *media.pictures.shape[-3:-1])
+    limits.check_sound(media)
     for picture in chain.from_iterable(pictures or ()):
         limits.check(1, *picture.pixels().shape[:-1])
     return request
+
+
+def _media(files: Sequence[BinaryIO], limits: Limits, slot: Slot) -> Media:
+    """What `files` hold: sounds if the first one is a WAV, otherwise pictures."""
+    if not is_wav(files[0]):
+        return Media(_pictures(files, limits, slot))
+    sounds = []
+    for number, file in enumerate(files):
+        with _decoding(422, f"media[{number}]", FILES):
+            sounds.append(read_wav(file))
+        limits.check_sound(sounds[-1])
+        slot.reserve(sounds[-1].nbytes)
+    try:
+        return joined(sounds)
+    except ValueError as error:
+        raise HTTPException(422, f"media must be sounds of one length and rate: {error}") from error
 
 
 def _pictures(files: Sequence[BinaryIO], limits: Limits, slot: Slot) -> Pictures:

@@ -10,6 +10,7 @@ import requests
 import tenacity
 
 from ..proto.errors import InputError
+from ..proto.media import Media
 from ..proto.prompts import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
@@ -57,13 +58,13 @@ class RemoteReward:
             reraise=True,
         )
 
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises NotScored, which is final; NotAnswered after the last attempt."""
         size = per_request(media, max(len(pictures_of(prompt)) for prompt in prompts))
         parts = [self._scores(media[i : i + size], prompts[i : i + size]) for i in range(0, len(media), size)]
         return {self._reward: np.concatenate(parts)}
 
-    def _scores(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+    def _scores(self, media: Media, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
         body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
         try:
             reply = self._retrying(self._ask, body)
@@ -90,12 +91,12 @@ class RemoteReward:
             raise _Passing(f"an answer that can't be read: {error}") from error
 
 
-def per_request(media: npt.NDArray[np.uint8], pictures: int = 0) -> int:
-    """How many pictures or clips, each with so many `pictures` of its prompt in a frame's size, fit into a request: a
-    service may refuse more, and a clip can't be cut."""
-    frames = math.prod(media.shape[1:-3])
-    size = media[0].nbytes + pictures * math.prod(media.shape[-3:])
-    return max(1, min(MAX_PICTURES // frames, (MAX_BYTES - MAX_HEADER_BYTES) // max(size, 1)))
+def per_request(media: Media, pictures: int = 0) -> int:
+    """How many leaves, each with so many `pictures` of its prompt in a frame's size, fit into a request: a service may
+    refuse more, and a leaf can't be cut."""
+    frame = 0 if media.pictures is None else math.prod(media.pictures.shape[-3:])
+    size = media.nbytes // len(media) + pictures * frame
+    return max(1, min(MAX_PICTURES // max(media.frames, 1), (MAX_BYTES - MAX_HEADER_BYTES) // max(size, 1)))
 
 
 def longest(timeout: float) -> float:

@@ -9,9 +9,9 @@ from dataclasses import replace
 from typing import NamedTuple
 
 import numpy as np
-import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.media import Media, joined
 from ..proto.profiling import Profiled, ProfileOrder
 from ..proto.scoring import NotAnswered, NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
@@ -27,7 +27,7 @@ Scored = ScoreReply | InputError | NotScored
 
 
 class _Request(NamedTuple):
-    media: npt.NDArray[np.uint8]
+    media: Media
     prompts: Sequence[str]
     id: str
     order: ProfileOrder | None
@@ -44,9 +44,7 @@ class Replica:
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
         self._batches = Batches(self._batch, *((1, 0) if settings.deterministic else (size, wait)))
 
-    async def score(
-        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str, order: ProfileOrder | None = None
-    ) -> Scored:
+    async def score(self, media: Media, prompts: Sequence[str], id: str, order: ProfileOrder | None = None) -> Scored:
         """The model's rewards of one request, or why it can't be scored. With `order`, its batch is profiled."""
         return await self._batches.reply(_Request(media, prompts, id, order), len(media))
 
@@ -88,7 +86,7 @@ class Replica:
 
     def _together(self, requests: Sequence[_Request]) -> list[Scored]:
         """Requests as one, and its scores dealt out again."""
-        media = np.concatenate([request.media for request in requests])
+        media = joined([request.media for request in requests])
         with Profiled(next((request.order for request in requests if request.order), None)):
             every = self._score(media, [prompt for request in requests for prompt in request.prompts], "")
         ends = np.cumsum([len(request.media) for request in requests])[:-1]
@@ -98,7 +96,7 @@ class Replica:
             for i, request in enumerate(requests)
         ]
 
-    def _score(self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str) -> ScoreReply:
+    def _score(self, media: Media, prompts: Sequence[str], id: str) -> ScoreReply:
         """Scores of any number of pictures, in calls of at most `batch_pictures`."""
         size = self.settings.batch_pictures
         replies = [

@@ -8,9 +8,10 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.media import Media, Pictures
 from ..proto.questions import questions
 from ..proto.recipe import imported
-from ..proto.scoring import NotScored, ScoreReply, ScoreRequest, frames
+from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardSettings
 from .own_code import OwnScorer, as_failure
 
@@ -20,13 +21,12 @@ Scores = Mapping[str, npt.NDArray[np.float64]]
 class Scorer(Protocol):
     """A reward model, loaded once and called in batches. One model may give several rewards."""
 
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        """One finite float per picture or clip, and reward.
-
-        `media` is uint8 [n, height, width, 3], or of clips [n, frames, height, width, 3].
-        """
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Scores:
+        """One finite float per leaf, and reward. Raises InputError for media of a kind that it doesn't score."""
 
 
+PictureScorer = Callable[[Pictures, Sequence[str]], Scores]
+"""A reward model of pictures, uint8 [n, height, width, 3]."""
 Loader = Callable[[RewardSettings, int | None], Scorer]
 """Loads a model, told its settings and how many CPU threads it may use (None: all)."""
 
@@ -58,16 +58,22 @@ def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, 
     return {next(iter(given)): given for given in models.values()}
 
 
-def per_frame(score: Scorer) -> Scorer:
+def per_frame(score: PictureScorer) -> Scorer:
     """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
 
-    def scorer(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        pictures = frames(media)
-        each = len(pictures) // len(media)
+    def scorer(media: Media, prompts: Sequence[str]) -> Scores:
+        pictures, each = seen(media).reshape(-1, *seen(media).shape[-3:]), media.frames
         scores = score(pictures, [prompt for prompt in prompts for _ in range(each)])
         return {name: values.reshape(len(media), each).mean(axis=1) for name, values in scores.items()}
 
     return scorer
+
+
+def seen(media: Media) -> Pictures:
+    """The pictures or clips of media. Raises InputError for sounds alone."""
+    if media.pictures is None:
+        raise InputError("a reward of pictures was given sounds; rewards of sounds are clap, and your own code")
+    return media.pictures
 
 
 def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:

@@ -6,13 +6,13 @@ from collections.abc import Callable
 from typing import BinaryIO
 
 import numpy as np
-import numpy.typing as npt
 from PIL import Image, UnidentifiedImageError
+
+from ..proto.media import Pictures
 
 MAX_SCANS = 64
 """Maximum scans of a JPEG. A progressive one has about ten; each takes the time of the whole picture, and 35 bytes."""
 
-Pictures = npt.NDArray[np.uint8]
 Opened = tuple[tuple[int, int, int], Callable[[], Pictures]]
 """Number, height and width of the pictures that a file says it holds, and what decodes them."""
 

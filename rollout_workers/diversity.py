@@ -5,6 +5,8 @@ import math
 import numpy as np
 import numpy.typing as npt
 
+from ..proto.media import Pictures
+
 
 class Diversity:
     """The diversity of the pictures added so far: the standard deviation of a pixel's channel over them, root mean
@@ -19,11 +21,11 @@ class Diversity:
         self._sums: npt.NDArray[np.int64] | int = 0
         self._squares = 0
 
-    def add(self, media: npt.NDArray[np.uint8]) -> None:
-        """Take in pictures, uint8 [n, height, width, 3]."""
-        self.pictures += len(media)
-        self._sums = self._sums + media.sum(axis=0, dtype=np.int64)
-        self._squares += int(np.square(media, dtype=np.int64).sum())
+    def add(self, looks: Pictures) -> None:
+        """Take in what is seen of leaves (`Media.looks`), uint8 [n, height, width, 3], or of clips."""
+        self.pictures += len(looks)
+        self._sums = self._sums + looks.sum(axis=0, dtype=np.int64)
+        self._squares += int(np.square(looks, dtype=np.int64).sum())
 
     def value(self) -> float:
         """0 for fewer than two pictures."""

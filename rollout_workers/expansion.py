@@ -9,10 +9,10 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 import numpy as np
-import numpy.typing as npt
 import torch
 
 from ..proto.errors import Diverged
+from ..proto.media import Pictures
 from ..proto.packed_tensor import ForwardCache, KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
@@ -24,6 +24,7 @@ from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
 from .noise import Stream, antithetic_sources, gaussian, sibling_noise
 from .policies.base import Policy, collate
+from .policies.decoded import Decoded
 from .thumbnails import split_nodes, thumbnails
 
 
@@ -166,20 +167,20 @@ class _Growth:
             return
         with span("preview", splits=recorded):
             clean = (splits.states[:recorded].float() - sigma * velocity[:recorded].float()).to(self.storage)
-            media = _bytes(self._decode(clean).nan_to_num())
-            self._add_thumbnails(splits.part(0, recorded), media)
+            self._add_thumbnails(splits.part(0, recorded), self._decode(clean).filled().media().looks())
 
-    def _add_thumbnails(self, frontier: _Frontier, media: npt.NDArray[np.uint8]) -> None:
+    def _add_thumbnails(self, frontier: _Frontier, looks: Pictures) -> None:
         """Keep thumbnails of those nodes of a frontier whose trees are recorded, until they are handed out."""
         nodes = (self.schedule.first_node[frontier.depth] + frontier.index).tolist()
         for tree, begin, end in _runs(frontier.tree):
             if self.task.trees[tree] < self.task.recorded:
-                pictures = thumbnails(media[begin:end], self.schedule.leaves + len(split_nodes(self.schedule)))
+                pictures = thumbnails(looks[begin:end], self.schedule.leaves + len(split_nodes(self.schedule)))
                 self.pending[tree].thumbnails.update(zip(nodes[begin:end], pictures, strict=True))
 
-    def _decode(self, states: torch.Tensor) -> torch.Tensor:
+    def _decode(self, states: torch.Tensor) -> Decoded:
         with on_gpu(self.policy.device):
-            return torch.cat([self.policy.decode(part) for part in states.split(self.settings.decode_batch)])
+            parts = states.split(self.settings.decode_batch)
+            return Decoded.joined([Decoded.of(self.policy.decode(part)) for part in parts])
 
     def _start_noise(self, tree: IntArray, index: IntArray) -> torch.Tensor:
         """Starting noise of the roots at `index` of trees, float32 [n, *latent_shape]."""
@@ -234,16 +235,18 @@ class _Growth:
     def _finish(self, leaves: _Frontier) -> Iterator[SampledPart]:
         """Decode the leaves and hand out all that is pending of their trees."""
         with span("decode", leaves=len(leaves.states)):
-            pictures = self._decode(leaves.states)
-            for what, values in (("a leaf", leaves.states), ("a decoded picture", pictures)):
-                self._check(leaves.tree, torch.isfinite(values).flatten(1).all(dim=1).cpu(), what)
-            media = _bytes(pictures)
-        self._add_thumbnails(leaves, media)
+            decoded = self._decode(leaves.states)
+            finite = torch.isfinite(leaves.states).flatten(1).all(dim=1).cpu()
+            for what, whole in (("a leaf", finite), ("a decoded leaf", decoded.finite())):
+                self._check(leaves.tree, whole, what)
+            media = decoded.media()
+            looks = media.looks()
+        self._add_thumbnails(leaves, looks)
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
             pending, self.pending[tree] = self.pending[tree], _Pending()
             diversity = self.diversity[tree]
-            diversity.add(media[begin:end])
+            diversity.add(looks[begin:end])
             nodes = np.concatenate(pending.nodes)
             order = np.argsort(nodes)
             yield SampledPart(
@@ -258,11 +261,6 @@ class _Growth:
                 thumbnails=pending.thumbnails,
             )
             self.first_part[tree] = False
-
-
-def _bytes(pictures: torch.Tensor) -> npt.NDArray[np.uint8]:
-    """Decoded pictures with channels from 0 to 255."""
-    return (pictures.clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
 
 
 def _runs(values: IntArray) -> Iterator[tuple[int, int, int]]:

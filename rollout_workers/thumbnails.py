@@ -6,8 +6,9 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
+from ..proto.media import Pictures, some_frames
 from ..proto.schedule import Schedule
-from ..proto.webp import Media, webp
+from ..proto.webp import webp
 
 MAX_PIXELS = 2**22
 """Pixels of all thumbnails of a tree together, with all frames of clips."""
@@ -19,18 +20,17 @@ THUMBNAIL_MILLISECONDS = 250
 """Duration of a frame of a clip's thumbnail."""
 
 
-def thumbnails(media: Media, count: int) -> Iterator[bytes]:
+def thumbnails(looks: Pictures, count: int) -> Iterator[bytes]:
     """Each picture, uint8 [n, height, width, 3], or clip [n, frames, height, width, 3], of `count` of one tree.
 
     The larger `count` is, the smaller they are. A clip is an animation of some of its frames.
     """
-    frames = 1 if media.ndim == 4 else min(media.shape[1], MAX_FRAMES)
-    height, width = media.shape[-3:-1]
+    frames = 1 if looks.ndim == 4 else min(looks.shape[1], MAX_FRAMES)
+    height, width = looks.shape[-3:-1]
     share = math.sqrt(MAX_PIXELS / (frames * count * height * width))
     side = min(MAX_SIDE, share * max(height, width))
-    for picture in media:
-        chosen = np.linspace(0, len(picture) - 1, frames).round().astype(int)
-        yield webp(picture if media.ndim == 4 else picture[chosen], side, THUMBNAIL_MILLISECONDS)
+    for picture in looks:
+        yield webp(picture if looks.ndim == 4 else some_frames(picture, MAX_FRAMES), side, THUMBNAIL_MILLISECONDS)
 
 
 def split_nodes(schedule: Schedule) -> npt.NDArray[np.int64]:

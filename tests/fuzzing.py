@@ -21,6 +21,7 @@ import numpy as np
 import psutil
 import requests
 import schemathesis
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, Phase, given, seed, settings
 from hypothesis import strategies as st
@@ -96,7 +97,7 @@ class Service:
 
     def sound(self) -> None:
         """Holds that it scores."""
-        answer = self.post(ScoreRequest(MEDIA, ["1", "2"], ["ocr", "mean"], "x").to_bytes(), BINARY)
+        answer = self.post(ScoreRequest(Media(MEDIA), ["1", "2"], ["ocr", "mean"], "x").to_bytes(), BINARY)
         assert answer.status_code == 200
         assert self.process.is_running()
 
@@ -121,7 +122,7 @@ def stored(image: Image.Image, kind: str = "PNG", **options: Any) -> bytes:
 
 
 IMAGE = Image.fromarray(MEDIA[0])
-REQUEST = ScoreRequest(MEDIA[:1], ["1"], ["mean"], "x").to_bytes()
+REQUEST = ScoreRequest(Media(MEDIA[:1]), ["1"], ["mean"], "x").to_bytes()
 
 
 # From its own document
@@ -129,7 +130,8 @@ def bodies() -> st.SearchStrategy[bytes]:
     """Requests in safetensors: sound ones, and ones with a part overwritten."""
     rewards = st.lists(st.sampled_from(["ocr", "ocr_exact", "mean"]), min_size=1, max_size=3)
     prompts = st.lists(st.text(min_size=1, max_size=20), min_size=2, max_size=2)
-    sound = st.builds(lambda p, r, id: ScoreRequest(MEDIA, p, r, id).to_bytes(), prompts, rewards, st.text(max_size=9))
+    media = Media(MEDIA)
+    sound = st.builds(lambda p, r, id: ScoreRequest(media, p, r, id).to_bytes(), prompts, rewards, st.text(max_size=9))
     return sound | st.builds(overwritten, sound, st.integers(0, 600), st.binary(max_size=30))
 
 

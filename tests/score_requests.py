@@ -50,7 +50,7 @@ def post_bytes(client: TestClient, body: Any, kind: str = BINARY[0], **headers: 
 
 async def mean(request: ScoreRequest) -> ScoreReply:
     """A reward that depends on every pixel."""
-    return ScoreReply(scores={"mean": request.media.mean(axis=(1, 2, 3), dtype=np.float64)}, id=request.id)
+    return ScoreReply(scores={"mean": request.media.pictures.mean(axis=(1, 2, 3), dtype=np.float64)}, id=request.id)
 
 
 @contextmanager

@@ -21,7 +21,7 @@ def main() -> None:
     ocr = Scorers(dict.fromkeys(OCR, RewardSettings()), threads=1)
 
     async def score(request: ScoreRequest) -> ScoreReply:
-        scores = {"mean": request.media.mean(axis=(1, 2, 3), dtype=np.float64)}
+        scores = {"mean": request.media.pictures.mean(axis=(1, 2, 3), dtype=np.float64)}
         read = [name for name in request.rewards if name in OCR]
         if read:  # a few milliseconds per picture
             asked = ScoreRequest(request.media, request.prompts, read, request.id)

@@ -34,7 +34,7 @@ def run(settings: RunSettings, **more: Any) -> RunFolder:
 
 def pictures(folder: RunFolder, iteration: int) -> np.ndarray:
     (line,) = (line for line in folder.lines("evaluations") if line["iteration"] == iteration)
-    return folder.evaluation(line).media.astype(int)
+    return folder.evaluation(line).media.pictures.astype(int)
 
 
 def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
@@ -54,7 +54,7 @@ def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
     worker = RolloutWorker(policy, settings.rollout)
     drawn = evaluate(
         worker, Scorers(settings.rewards), settings, folder.evaluation(folder.lines("evaluations")[0]).prompts
-    ).media
+    ).media.pictures
     assert np.abs(drawn.astype(int) - pictures(folder, settings.iterations)).max() <= 1
 
 

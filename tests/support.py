@@ -21,6 +21,7 @@ from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest
@@ -153,10 +154,11 @@ def change(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> list[float]:
 
 
 def scores(
-    reward: str, settings: RewardSettings, media: npt.NDArray[np.uint8], prompts: Sequence[str] = PROMPTS
+    reward: str, settings: RewardSettings, media: npt.NDArray[np.uint8] | Media, prompts: Sequence[str] = PROMPTS
 ) -> npt.NDArray[np.float64]:
     """What a reward gives some media, by the models in this process or by another service."""
-    return Scorers({reward: settings}).score(ScoreRequest(media, prompts, [reward])).scores[reward]
+    given = media if isinstance(media, Media) else Media(media)
+    return Scorers({reward: settings}).score(ScoreRequest(given, prompts, [reward])).scores[reward]
 
 
 def at_once(calls: Iterable[Coroutine[Any, Any, Result]]) -> list[Result]:

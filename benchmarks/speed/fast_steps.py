@@ -20,6 +20,7 @@ from ...proto.tree import Task, Tree
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.kernels import multistep, step_coefficients
 from ...rollout_workers.policies.base import Policy, collate
+from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
 from ..support.demo import demo
@@ -71,8 +72,8 @@ def main(out: Out = OUT) -> None:
     def exact(leaves: torch.Tensor) -> float:
         """Share of the leaves that the OCR model reads as they should be."""
         with torch.no_grad():
-            pictures = torch.cat([policy.decode(part) for part in leaves.split(settings.rollout.decode_batch)])
-        media = (pictures.clamp(0, 1) * 255).round().to(torch.uint8).numpy()
+            parts = leaves.split(settings.rollout.decode_batch)
+            media = Decoded.joined([Decoded.of(policy.decode(part)) for part in parts]).media()
         return float(scorers.score(ScoreRequest(media, texts, ["ocr_exact"])).scores["ocr_exact"].mean())
 
     table = Table("stride", "steps", "error, dpm", "error, Euler", "read, dpm", "read, Euler", title="leaves")

@@ -85,7 +85,7 @@ class Bench:
         tree, pictures = Tree(number, "a prompt", schedule), []
         for part in expand(self.policy, task, [self.conditioning], settings):
             tree.add(part)
-            pictures.append(part.media)
+            pictures.append(part.media.looks())
         return tree, np.concatenate(pictures)
 
     @torch.no_grad()

@@ -11,8 +11,6 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 from typing import Annotated
 
-import numpy as np
-import numpy.typing as npt
 import torch
 import typer
 from rich.console import Console
@@ -23,6 +21,7 @@ from ...cluster.plan.calibration import Calibration
 from ...cluster.plan.flops import Work, count_work
 from ...cluster.plan.measuring import Batches, device_name, device_peak, measure
 from ...proto.atomic_files import must_be_new
+from ...proto.media import Media
 from ...proto.recipe import SHIPPED, load_recipe
 from ...reward_service.preprocessing import cropped, prepared
 from ...reward_service.scorers import Scores
@@ -42,8 +41,8 @@ class Tower:
         self.network = CLIPVisionModel(scale.tower).to(device, torch.bfloat16).requires_grad_(False).eval()
 
     @torch.no_grad()
-    def __call__(self, media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> Scores:
-        pixels = prepared(media, self.scale.tower.image_size, cropped, self.device).to(torch.bfloat16)
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Scores:
+        pixels = prepared(media.looks(), self.scale.tower.image_size, cropped, self.device).to(torch.bfloat16)
         outputs = self.network(pixel_values=pixels).pooler_output[:, 0]
         return {"hps": outputs.float().cpu().numpy().astype(float)}
 

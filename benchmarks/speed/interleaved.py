@@ -19,6 +19,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import Task, Tree, Window
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import Policy
+from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
 
@@ -123,7 +124,7 @@ class _Decoder:
         self.seconds, self._decode = 0.0, policy.decode
         policy.decode = self  # type: ignore[method-assign]
 
-    def __call__(self, latents: torch.Tensor) -> torch.Tensor:
+    def __call__(self, latents: torch.Tensor) -> torch.Tensor | Decoded:
         start = time.perf_counter()
         pictures = self._decode(latents)
         self.seconds += time.perf_counter() - start

@@ -32,6 +32,7 @@ from ...cluster.on_ray.connect import connected
 from ...cluster.on_ray.names import service_name
 from ...cluster.on_ray.reward_client import RewardClient
 from ...proto.errors import RunFailed
+from ...proto.media import Media
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RewardSettings
 from ...reward_service.http_server import listen
@@ -118,7 +119,7 @@ async def per_second(ask: Ask, requests: int, under_way: int) -> float:
 async def throughput(url: str, name: str, token: str, rounds: int, requests: int) -> dict[str, list[float]]:
     """Pictures per second by way of asking, in every round."""
     media, texts = pictures()
-    request = ScoreRequest(media, texts, REWARDS, "bench")
+    request = ScoreRequest(Media(media), texts, REWARDS, "bench")
     here = Scorers({reward: RewardSettings() for reward in REWARDS}, threads=1)
     models = reward_models(demo({}).rewards)
     handle = RewardClient(service_name(name), models, dict.fromkeys(models, 300.0))
@@ -134,7 +135,7 @@ async def throughput(url: str, name: str, token: str, rounds: int, requests: int
             here.score(request)
 
         async def by_handle() -> None:
-            await handle.score(media, texts, REWARDS, "bench")
+            await handle.score(Media(media), texts, REWARDS, "bench")
 
         async def by_http() -> None:
             (await client.post("/v1/score", content=body, headers=kind)).raise_for_status()
@@ -166,7 +167,7 @@ def png(picture: npt.NDArray[np.uint8]) -> bytes:
 async def crowd(url: str, token: str, count: int = CROWD) -> dict[str, int]:
     """Send `count` requests at once, each on its own connection; returns the number of answers of each kind."""
     media, texts = pictures()
-    body = ScoreRequest(media, texts, REWARDS, "crowd").to_bytes()
+    body = ScoreRequest(Media(media), texts, REWARDS, "crowd").to_bytes()
     async with connections(url, token, count) as client:
 
         async def ask() -> str:

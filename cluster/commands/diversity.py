@@ -18,7 +18,6 @@ from ...proto.atomic_files import whole
 from ...proto.errors import InputError
 from ...proto.methods import INDEPENDENT
 from ...proto.schedule import Schedule
-from ...proto.scoring import frames
 from ...proto.settings import RunSettings
 from ...rollout_workers.diversity import Diversity
 from ...rollout_workers.worker import RolloutWorker
@@ -145,10 +144,11 @@ def compare(
         for task in tasks(ITERATION, prompts, size, shape, seed, worker.version):
             parts = list(worker.sample(replace(task, start_seed=start_seed)))
             for tree in task.trees:
-                media = np.concatenate([part.media for part in parts if part.tree == tree])
-                features.append(describe(frames(media)).reshape(len(media), -1))
+                looks = np.concatenate([part.media.looks() for part in parts if part.tree == tree])
+                frames = looks.reshape(-1, *looks.shape[-3:])
+                features.append(describe(frames).reshape(len(looks), -1))
                 diversity = Diversity()
-                diversity.add(media)
+                diversity.add(looks)
                 spread.append(diversity.value())
                 advance()
         return features, float(np.mean(spread))

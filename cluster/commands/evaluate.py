@@ -24,6 +24,7 @@ from ..on_ray.placement import reward_pools, threads_of
 from ..run import pictures
 from ..run.evaluation import Evaluation, evaluate, evaluation_steps
 from ..run.folder import RunFolder, WhichCheckpoint, load_settings
+from ..run.leaves import save_leaf
 from ..run.prompt_order import training_and_held_out
 from ..run.start_point import find_start
 from ..run.trained import policy_with, trained_weights
@@ -178,13 +179,12 @@ def write(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], out: P
             own = temporary if len(subjects) == 1 else temporary / subject.label.replace(" ", "-").replace("/", "-")
             (own / "pictures").mkdir(parents=True)
             lines = []
-            for i, (prompt, picture) in enumerate(zip(evaluation.prompts, evaluation.media, strict=True)):
-                name = f"pictures/{i:06d}.png"
-                pictures.save_picture(own / name, picture)
+            for i, (prompt, leaf) in enumerate(zip(evaluation.prompts, evaluation.media, strict=True)):
+                file = save_leaf(own / "pictures" / f"{i:06d}", leaf)
                 scores = {reward: float(values[i]) for reward, values in evaluation.rewards.items()}
-                lines.append(json.dumps({"prompt": prompt, "picture": name, **scores}))
+                lines.append(json.dumps({"prompt": prompt, "picture": f"pictures/{file.name}", **scores}))
             (own / "scores.jsonl").write_text("\n".join(lines) + "\n")
-            pictures.labelled_grid(own / "grid.png", list(evaluation.media[:96]), captions(evaluation)[:96], columns=8)
+            pictures.labelled_grid(own / "grid.png", evaluation.media[:96], captions(evaluation)[:96], columns=8)
         if against:
             write_wins(subjects, evaluations, temporary)
 
@@ -226,6 +226,6 @@ def write_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], o
         for prompt in dict.fromkeys(evaluations[0].prompts):
             line = {name: dict(zip((first, "alike", second), by[prompt], strict=True)) for name, by in counted.items()}
             file.write(json.dumps({"prompt": prompt, **line}) + "\n")
-    pairs = [picture for both in zip(*(e.media for e in evaluations), strict=True) for picture in both]
+    pairs = [leaf for both in zip(*(e.media for e in evaluations), strict=True) for leaf in both]
     labels = [label for both in zip(*map(captions, evaluations), strict=True) for label in both]
     pictures.labelled_grid(out / "side_by_side.png", pairs[:96], labels[:96], columns=4)

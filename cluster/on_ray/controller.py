@@ -284,8 +284,8 @@ class Controller:
         references = [media for media, _ in done]
         rewards = {name: np.concatenate([scores[name] for _, scores in done]) for name in names}
         # Read where they lie, in this node's store, from which the driver reads them too.
-        pictures = [picture for media in references for picture in await media]
-        metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, pictures, rewards), self.settings.rewards)
+        looks = [look for media in references for look in (await media).looks()]
+        metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, looks, rewards), self.settings.rewards)
         return rewards, references
 
     async def _draw(self, task: Task, weights: WeightsRef, worker: Worker) -> Any:

@@ -14,7 +14,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import ray
 import tenacity
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
@@ -22,6 +21,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 from ...proto.atomic_files import is_full
 from ...proto.errors import InputError, ProcessLost, RunFailed
 from ...proto.exporter import listening
+from ...proto.media import joined
 from ...proto.settings import RunSettings
 from ...proto.usage import Usage
 from ..run import checkpoints
@@ -182,7 +182,7 @@ class RayLoop:
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
         wall, cpu = time.perf_counter(), time.process_time()
         report, shown = self._call(self._controller.iterate.remote(number), progress)
-        media = unwrapped(lambda: [np.concatenate(ray.get(parts)) for _, _, parts in shown])
+        media = unwrapped(lambda: [joined(ray.get(parts)) for _, _, parts in shown])
         samples = [TreeSamples(prompt, own, leaves) for (prompt, own, _), leaves in zip(shown, media, strict=True)]
         own = Usage(time.perf_counter() - wall, time.process_time() - cpu)
         return replace(report, samples=samples, usage={**report.usage, "driver": own})
@@ -194,7 +194,7 @@ class RayLoop:
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         prompts = sampled_prompts(prompts, self.settings)
         rewards, references = self._call(self._controller.evaluate.remote(prompts))
-        return Evaluation(prompts, np.concatenate(unwrapped(lambda: ray.get(references))), rewards)
+        return Evaluation(prompts, joined(unwrapped(lambda: ray.get(references))), rewards)
 
     def status(self) -> dict[str, Any]:
         """Finished iterations, the current phase, and every process, as plain data."""

@@ -56,7 +56,7 @@ class RewardClient:
     async def score(
         self, media: Any, prompts: Sequence[str], rewards: Sequence[str], id: str, order: ProfileOrder | None = None
     ) -> ScoreReply:
-        """`media` is uint8 [n, height, width, 3], or an object reference to it, which goes to the replicas as it is.
+        """`media` is `Media`, or an object reference to it, which goes to the replicas as it is.
         With `order`, replicas are profiled.
 
         Raises ScoringFailed, InputError for media or prompts that a model doesn't take, and ObjectLostError if what

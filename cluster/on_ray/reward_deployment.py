@@ -12,8 +12,6 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import tenacity
 from ray import serve
@@ -24,6 +22,7 @@ from ...proto.atomic_files import leave_lost_directory
 from ...proto.errors import InputError
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
+from ...proto.media import Media
 from ...proto.profiling import ProfileOrder
 from ...proto.scoring import NotScored, is_final
 from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
@@ -108,9 +107,7 @@ class ServedReplica:
         """Why the model could not be loaded, if it could not."""
         return self._failure
 
-    async def score(
-        self, media: npt.NDArray[np.uint8], prompts: Sequence[str], id: str, order: ProfileOrder | None = None
-    ) -> Scored:
+    async def score(self, media: Media, prompts: Sequence[str], id: str, order: ProfileOrder | None = None) -> Scored:
         """The model's rewards of one request, or why it can't be scored."""
         if self._failure:
             return self._failure

@@ -4,11 +4,10 @@ import time
 from collections.abc import Iterator
 from typing import Any
 
-import numpy as np
-import numpy.typing as npt
 import ray
 import torch
 
+from ...proto.media import Media, joined
 from ...proto.profiling import Profiled
 from ...proto.remote_tree import PartHeader, States, part_id, states_of
 from ...proto.tracing import span
@@ -29,8 +28,8 @@ class Sampler:
 
     def sample(
         self, task: Task, weights: WeightsRef, newest: int, profiled: Profiled
-    ) -> Iterator[PartHeader | npt.NDArray[np.uint8] | States]:
-        """The parts of a task, each as three objects: pictures, states, header.
+    ) -> Iterator[PartHeader | Media | States]:
+        """The parts of a task, each as three objects: media, states, header.
 
         `newest` is the version that the learner has reached. Where the task is `profiled`, that may end after a part.
         """
@@ -52,10 +51,10 @@ class Sampler:
                 metrics.SAMPLING_SECONDS.inc(now - counted)
                 counted = now
 
-    def draw(self, task: Task, weights: WeightsRef) -> Iterator[npt.NDArray[np.uint8] | int]:
-        """The pictures of an evaluation's task, uint8 [n, height, width, 3], and their number."""
+    def draw(self, task: Task, weights: WeightsRef) -> Iterator[Media | int]:
+        """The media of an evaluation's task, and their number."""
         self._use(weights)
-        yield np.concatenate([part.media for part in self.worker.sample(task)])
+        yield joined([part.media for part in self.worker.sample(task)])
         yield len(task.prompts)
 
     def _use(self, weights: WeightsRef) -> None:

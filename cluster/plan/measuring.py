@@ -73,12 +73,12 @@ def measure(
         (DECODE, calls.decode, batches.decode),
     ):
         yield _measured(kind, call, largest, policy.device, flops.get(kind), peak)
-    picture = (calls.decode(1).float().cpu().numpy() * 255).astype(np.uint8)
+    leaf = calls.decode(1).media()
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
 
-        def score(pictures: int, scorer: Scorer = scorer) -> None:
-            scorer(picture.repeat(pictures, 0), ["a prompt"] * pictures)
+        def score(leaves: int, scorer: Scorer = scorer) -> None:
+            scorer(leaf[np.zeros(leaves, np.int64)], ["a prompt"] * leaves)
 
         yield _measured(model, score, batches.score, policy.device, known, peak)
 

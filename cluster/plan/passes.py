@@ -11,6 +11,7 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.base import collate, trainable
+from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.weights import one_line
 from .meter import Meter, metered
 from .reward_shapes import reward_shapes
@@ -122,10 +123,9 @@ class Calls:
                 hook.remove()
 
     @torch.no_grad()
-    def decode(self, leaves: int) -> torch.Tensor:
-        """Pictures of states."""
-        pictures: torch.Tensor = self._policy.decode(self._states(leaves))
-        return pictures
+    def decode(self, leaves: int) -> Decoded:
+        """Leaves of states."""
+        return Decoded.of(self._policy.decode(self._states(leaves)))
 
     def _states(self, rows: int) -> torch.Tensor:
         return torch.zeros(rows, *self._policy.latent_shape, device=self._device)

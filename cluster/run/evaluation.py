@@ -10,8 +10,8 @@ from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
-import numpy.typing as npt
 
+from ...proto.media import Media, Pictures, joined
 from ...proto.prompts import identity
 from ...proto.schedule import ode_schedule
 from ...proto.scoring import ScoreRequest
@@ -42,24 +42,21 @@ class Evaluation:
 
     prompts: Sequence[str]
     """The prompt of each picture."""
-    media: npt.NDArray[np.uint8]
-    """uint8 [n, height, width, 3], or clips [n, frames, height, width, 3]."""
+    media: Media
     rewards: dict[str, FloatArray]
     """Reward -> its scores, float64 [n]."""
 
     def means(self) -> dict[str, float]:
         """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
-        return means_of(self.prompts, self.media, self.rewards)
+        return means_of(self.prompts, self.media.looks(), self.rewards)
 
 
-def means_of(
-    prompts: Sequence[str], pictures: Iterable[npt.NDArray[np.uint8]], rewards: Mapping[str, FloatArray]
-) -> dict[str, float]:
-    """`Evaluation.means` of pictures that are not in one array."""
+def means_of(prompts: Sequence[str], looks: Iterable[Pictures], rewards: Mapping[str, FloatArray]) -> dict[str, float]:
+    """`Evaluation.means`, of what is seen of each leaf (`Media.looks`)."""
     means = {name: float(values.mean()) for name, values in rewards.items()}
     samples: dict[str, Diversity] = defaultdict(Diversity)
-    for prompt, picture in zip(prompts, pictures, strict=True):
-        samples[prompt].add(picture[None])
+    for prompt, look in zip(prompts, looks, strict=True):
+        samples[prompt].add(look[None])
     if several := [own.value() for own in samples.values() if own.pictures > 1]:
         means["diversity"] = float(np.mean(several))
     return means
@@ -139,13 +136,13 @@ def evaluate(
 ) -> Evaluation:
     """Sample the prompts with the `ode` kernel and score them by all rewards of the run."""
     prompts = sampled_prompts(prompts, settings)
-    media: list[npt.NDArray[np.uint8]] = []
+    media: list[Media] = []
     rewards: dict[str, list[FloatArray]] = {name: [] for name in settings.rewards}
     for task in evaluation_tasks(settings, prompts, worker.version):
-        pictures = np.concatenate([part.media for part in worker.sample(task)])
-        reply = scorers.score(ScoreRequest(pictures, task.prompts, list(rewards)))
-        media.append(pictures)
+        leaves = joined([part.media for part in worker.sample(task)])
+        reply = scorers.score(ScoreRequest(leaves, task.prompts, list(rewards)))
+        media.append(leaves)
         for name, values in rewards.items():
             values.append(reply.scores[name])
         progress((task.trees[-1] + 1) / len(prompts))
-    return Evaluation(prompts, np.concatenate(media), {name: np.concatenate(v) for name, v in rewards.items()})
+    return Evaluation(prompts, joined(media), {name: np.concatenate(v) for name, v in rewards.items()})

@@ -1,23 +1,34 @@
-"""The file of an evaluation: its pictures and scores in safetensors, its prompts in the header."""
+"""The file of an evaluation: its media and scores in safetensors, its prompts in the header."""
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from safetensors import safe_open
 
 from ...proto.atomic_files import whole
+from ...proto.media import PICTURES, SOUND, Media
 from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import encode
 from .evaluation import Evaluation
 
+REWARD = "reward."
+
 
 def write(path: Path, evaluation: Evaluation) -> None:
     """Write an evaluation, whole or not at all."""
-    rewards = {f"reward.{name}": values for name, values in evaluation.rewards.items()}
+    rewards = {f"{REWARD}{name}": values for name, values in evaluation.rewards.items()}
     with whole(path) as temporary:
-        header = {"prompts": dump_prompts(evaluation.prompts)}
-        temporary.write_bytes(encode({"media": evaluation.media, **rewards}, header))
+        header = {"prompts": dump_prompts(evaluation.prompts), **evaluation.media.facts()}
+        temporary.write_bytes(encode({**evaluation.media.arrays(), **rewards}, header))
+
+
+def read_media(file: Any, numbers: Sequence[int]) -> Media:
+    """The media of these numbers in an open file; no others are read. Raises IndexError if there are none."""
+    names = [name for name in (PICTURES, SOUND) if name in file.keys()]  # noqa: SIM118  # it is no mapping
+    arrays = {name: np.stack([np.asarray(file.get_slice(name)[number]) for number in numbers]) for name in names}
+    return Media.from_arrays(arrays, file.metadata())
 
 
 def read_prompts(path: Path) -> Sequence[str]:
@@ -30,13 +41,14 @@ def read(path: Path, prompts: int | None = None) -> Evaluation:
     """The evaluation in a file; with `prompts`, one picture for each of so many first prompts. Others aren't read."""
     with safe_open(path, "numpy") as file:
         every = parse_prompts(file.metadata()["prompts"])
-        names = [name for name in file.keys() if name != "media"]  # noqa: SIM118  # it is no mapping
-        rewards = {name.removeprefix("reward."): file.get_tensor(name) for name in names}
+        names = [name for name in file.keys() if name.startswith(REWARD)]  # noqa: SIM118  # it is no mapping
+        rewards = {name.removeprefix(REWARD): file.get_tensor(name) for name in names}
         if prompts is None:
-            return Evaluation(every, file.get_tensor("media"), rewards)
+            return Evaluation(every, read_media(file, range(len(every))), rewards)
         firsts: dict[str, int] = {}  # a prompt may have several samples
         for number, prompt in enumerate(every):
             firsts.setdefault(prompt, number)
         shown = list(firsts.values())[:prompts]
-        media = np.stack([np.asarray(file.get_slice("media")[number]) for number in shown])
-        return Evaluation(list(firsts)[:prompts], media, {name: values[shown] for name, values in rewards.items()})
+        return Evaluation(
+            list(firsts)[:prompts], read_media(file, shown), {name: values[shown] for name, values in rewards.items()}
+        )

@@ -13,11 +13,11 @@ import torch
 from ...learner.learner import Learner
 from ...learner.partitioned import builder
 from ...proto.learned_tree import LearnedTree
+from ...proto.media import Media, joined
 from ...proto.remote_tree import part_id
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import RunSettings
 from ...proto.tree import Tree
-from ...proto.webp import Media
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
@@ -96,7 +96,7 @@ class InProcessLoop:
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             diversity=float(diversity.mean()),
-            samples=[TreeSamples(trees[n].prompt, trees[n].rewards, np.concatenate(media[n])) for n in sorted(media)],
+            samples=[TreeSamples(trees[n].prompt, trees[n].rewards, joined(media[n])) for n in sorted(media)],
             trees=[self._record(number, trees[own.number], own) for update in updates for own in update.recorded],
         )
 

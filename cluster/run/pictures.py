@@ -2,7 +2,7 @@
 
 import math
 from collections import defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
 from itertools import chain
 from pathlib import Path
@@ -10,13 +10,13 @@ from typing import Any
 
 import matplotlib
 import numpy as np
-import numpy.typing as npt
 from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ...proto.atomic_files import whole
-from ...proto.webp import CLIP_MILLISECONDS
+from ...proto.media import Media
 from .evaluation import MADE_WITH, Evaluation
+from .leaves import FRAMES, drawn
 
 matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
@@ -33,7 +33,7 @@ def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: s
     for title, evaluation in halves:
         scored = zip(evaluation.prompts, evaluation.rewards[reward], strict=True)
         labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
-        sheets.append((title, _labelled(list(evaluation.media), labels, columns, MAXIMUM_SHOWN)))
+        sheets.append((title, _labelled(evaluation.media, labels, columns, MAXIMUM_SHOWN)))
     font = ImageFont.load_default(TITLE_PIXELS - 10)
     widths = [max(sheet.width, math.ceil(font.getlength(title)) + 2) for title, sheet in sheets]
     width = sum(widths) + GAP * (len(sheets) - 1)
@@ -72,10 +72,10 @@ def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: 
     _save(figure, path)
 
 
-def sample_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]]) -> Image.Image:
-    """One row per tree, one column per leaf; `media` uint8 [leaves, height, width, 3] for each tree, or clips. Returns
-    what is in the file."""
-    sheet = Image.fromarray(np.concatenate([np.concatenate([still(leaf) for leaf in tree], axis=1) for tree in media]))
+def sample_grid(path: Path, media: Sequence[Media]) -> Image.Image:
+    """One row per tree, one column per leaf of its media. Returns what is in the file."""
+    rows = [np.concatenate([np.asarray(drawn(leaf)) for leaf in tree], axis=1) for tree in media]
+    sheet = Image.fromarray(np.concatenate(rows))
     _save_sheet(sheet, path)
     return sheet
 
@@ -90,20 +90,19 @@ def logged(path: Path, sheet: Image.Image) -> bytes:
         return file.getvalue()
 
 
-def labelled_grid(path: Path, media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], *, columns: int) -> None:
-    """Pictures row by row, each with lines of text below it; `media` uint8 [height, width, 3], or clips."""
-    _save_sheet(_labelled(media, labels, columns), path)
+def labelled_grid(path: Path, leaves: Iterable[Media], labels: Sequence[str], *, columns: int) -> None:
+    """Leaves row by row, each media of one, with lines of text below them."""
+    _save_sheet(_labelled(leaves, labels, columns), path)
 
 
-def _labelled(
-    media: Sequence[npt.NDArray[np.uint8]], labels: Sequence[str], columns: int, maximum: float = math.inf
-) -> Image.Image:
-    """Labelled pictures as one; those with a side above `maximum` are made smaller, and narrow ones larger up to it."""
-    stills = [Image.fromarray(still(picture)) for picture in media]
-    for picture in stills:
-        if max(picture.size) > maximum:
-            picture.thumbnail((maximum, maximum))
-    columns = min(columns, len(stills))
+def _labelled(leaves: Iterable[Media], labels: Sequence[str], columns: int, maximum: float = math.inf) -> Image.Image:
+    """Labelled leaves as one picture; frames with a side above `maximum` are made smaller, and narrow leaves larger up
+    to it. Clips stand in fewer columns: each has several frames in a row."""
+    stills, longest = [], 1
+    for leaf in leaves:
+        stills.append(drawn(leaf, maximum))
+        longest = max(longest, min(leaf.frames, FRAMES))
+    columns = min(max(1, columns // longest), len(stills))
     width, height = (max(picture.size[axis] for picture in stills) for axis in (0, 1))
     factor = int(min(math.ceil(MINIMUM_LABELLED / width), max(1, maximum / height)))
     height, width = factor * height, max(factor * width, MINIMUM_LABELLED)
@@ -128,17 +127,6 @@ def _fitting(text: str, font: Any, width: int) -> str:
     while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
-
-
-def still(picture: npt.NDArray[np.uint8]) -> npt.NDArray[np.uint8]:
-    """A picture as it is; of a clip the frame in its middle."""
-    return picture if picture.ndim == 3 else picture[len(picture) // 2]
-
-
-def save_picture(path: Path, picture: npt.NDArray[np.uint8]) -> None:
-    """A picture as PNG; a clip as an animated one, which loses nothing either."""
-    frames = [Image.fromarray(frame) for frame in (picture[None] if picture.ndim == 3 else picture)]
-    frames[0].save(path, save_all=len(frames) > 1, append_images=frames[1:], duration=CLIP_MILLISECONDS, loop=0)
 
 
 def _save(figure: Figure, path: Path) -> None:

@@ -1,8 +1,8 @@
 """Samples of an iteration: the leaves of its first trees, with their scores, as a file beside the grid of them.
 
 samples/iteration-<iteration>.safetensors has an array `reward.<name>` over the pictures, and for each of them
-`picture.<number>`, the bytes of a WebP. Its header has `prompts`, one for each picture, as JSON. Pictures are in the
-order of trees and leaves.
+`picture.<number>`, the bytes of a WebP, and `webm.<number>`, those of a WebM, if they have sound. Its header has
+`prompts`, one for each picture, as JSON. Pictures are in the order of trees and leaves.
 """
 
 import re
@@ -14,11 +14,12 @@ import numpy as np
 from PIL import Image
 
 from ...proto.atomic_files import whole
+from ...proto.media import Media
 from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import decode, encode
 from ...proto.tree import FloatArray
-from ...proto.webp import Media
-from ...rollout_workers.thumbnails import thumbnails
+from ...proto.webm import webm
+from ...rollout_workers.thumbnails import MAX_SIDE, thumbnails
 from .pictures import sample_grid
 
 FOLDER = "samples"
@@ -32,7 +33,7 @@ class TreeSamples:
     rewards: Mapping[str, FloatArray]
     """Scores of the leaves by reward, float64 [leaves]."""
     media: Media
-    """The leaves, uint8 [leaves, height, width, 3], or clips [leaves, frames, height, width, 3]."""
+    """The leaves."""
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,9 @@ class Samples:
     rewards: Mapping[str, FloatArray]
     """Scores of the leaves by reward, float64 [leaves]."""
     pictures: Sequence[bytes]
-    """The leaves as WebP, at most 2^22 pixels for each tree; clips as animations."""
+    """What is seen of the leaves as WebP, at most 2^22 pixels for each tree; clips as animations."""
+    playable: Sequence[bytes] = ()
+    """The leaves as WebM, if they have sound."""
 
 
 def samples_file(iteration: int, ending: str = "safetensors") -> str:
@@ -57,8 +60,10 @@ def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> Image.Imag
     the grid.
     """
     grid = sample_grid(run / samples_file(iteration, "png"), [tree.media for tree in trees])
-    pictures = [data for tree in trees for data in thumbnails(tree.media, len(tree.media))]
+    pictures = [data for tree in trees for data in thumbnails(tree.media.looks(), len(tree.media))]
+    playable = [webm(leaf, MAX_SIDE) for tree in trees if tree.media.sound is not None for leaf in tree.media]
     arrays = {f"picture.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(pictures)}
+    arrays |= {f"webm.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(playable)}
     for name in trees[0].rewards:
         arrays[f"reward.{name}"] = np.concatenate([tree.rewards[name] for tree in trees])
     prompts = [tree.prompt for tree in trees for _ in tree.media]
@@ -73,6 +78,7 @@ def parse(data: bytes) -> Samples:
     try:
         prompts = parse_prompts(header["prompts"])
         pictures = [arrays[f"picture.{i}"].tobytes() for i in range(len(prompts))]
+        playable = [arrays[f"webm.{i}"].tobytes() for i in range(len(prompts)) if "webm.0" in arrays]
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
     rewards = {name.removeprefix("reward."): own for name, own in arrays.items() if name.startswith("reward.")}
@@ -81,7 +87,7 @@ def parse(data: bytes) -> Samples:
     for name, own in rewards.items():
         if own.shape != (len(prompts),):
             raise ValueError(f"reward '{name}' has the shape {own.shape}, and there are {len(prompts)} pictures")
-    return Samples(prompts, rewards, pictures)
+    return Samples(prompts, rewards, pictures, playable)
 
 
 def sampled_iterations(run: Path) -> list[int]:

@@ -13,6 +13,8 @@ from ...proto.errors import InputError
 
 HERE = Path(__file__).parent
 STATIC = HERE / "static"
+WEBM = "webm"
+"""The last part of the name of what plays a leaf with sound; without it, the name is that of what is seen of it."""
 Asked = Mapping[str, str]
 """What the address of a page asks for, such as iteration -> 12. In a one-file export, nothing."""
 
@@ -29,7 +31,7 @@ class Links(Protocol):
 
 @dataclass(frozen=True)
 class Picture:
-    """An encoded picture or clip."""
+    """An encoded picture, clip or sound."""
 
     data: bytes
     media_type: str

@@ -8,7 +8,7 @@ from markupsafe import Markup
 from ...proto.errors import InputError
 from .evaluations import Evaluated, evaluated
 from .figures import weights
-from .pages import Asked, Links, asked_number, figure, render
+from .pages import WEBM, Asked, Links, asked_number, figure, render
 from .runs import Run
 from .samples import by_prompt, iterations, samples_of
 from .sources import sources
@@ -26,6 +26,8 @@ class Pair:
     """Addresses of the pictures that came with the prompt."""
     gain: float
     sources: Sequence[str]
+    plays: Sequence[str]
+    """Addresses of what plays, if the leaves have sound."""
     scores: Sequence[str]
 
 
@@ -95,6 +97,7 @@ def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | Non
             sources(found[-1].prompts[index], links),
             gains[index],
             [links.picture(f"evaluation/{one.name}/{index}") for one in found],
+            [links.picture(f"evaluation/{one.name}/{index}/{WEBM}") for one in found if found[-1].has_sound],
             [figure(one.rewards[reward][index]) for one in found],
         )
         for index in indices[:count]

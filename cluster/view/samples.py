@@ -6,7 +6,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from ..run.samples import Samples, parse, sampled_iterations, samples_file
-from .pages import Links, Picture, figure
+from .pages import WEBM, Links, Picture, figure
 from .runs import Run
 from .sources import sources
 
@@ -21,8 +21,9 @@ class SampledPrompt:
     mean: str
     spread: str
     """Standard deviation of the scores."""
-    pictures: Sequence[tuple[str, str]]
-    """Address and score of each, from the highest score to the lowest."""
+    pictures: Sequence[tuple[str, str, str]]
+    """Address and score of each, from the highest score to the lowest, and the address of what plays it, if it has
+    sound."""
 
 
 def iterations(run: Run) -> list[int]:
@@ -42,16 +43,21 @@ def by_prompt(samples: Samples, iteration: int, reward: str, links: Links) -> li
     for prompt in dict.fromkeys(samples.prompts):
         own = np.flatnonzero([other == prompt for other in samples.prompts])
         order = own[np.argsort(-scores[own], kind="stable")]
-        pictures = [(links.picture(f"samples/{iteration}/{i}"), figure(float(scores[i]))) for i in order]
+        names = {i: f"samples/{iteration}/{i}" for i in order}
+        pictures = [
+            (links.picture(name), figure(float(scores[i])), links.picture(f"{name}/{WEBM}") if samples.playable else "")
+            for i, name in names.items()
+        ]
         mean, spread = float(scores[own].mean()), float(scores[own].std())
         found.append(SampledPrompt(prompt, sources(prompt, links), figure(mean), figure(spread), pictures))
     return found
 
 
 def sample_picture(run: Run, names: list[str]) -> Picture:
-    """A sample of an iteration by its number, or without a number the grid of all. Raises LookupError if there is
-    none."""
-    iteration, *which = map(int, names)
+    """What is seen of a sample of an iteration by its number, with `webm` what plays, or without a number the grid of
+    all. Raises LookupError if there is none."""
+    form = names[2:]
+    iteration, *which = map(int, names[:2])
     if not which:
         path = run.file(samples_file(iteration, "png"))
         if path is None:
@@ -59,6 +65,7 @@ def sample_picture(run: Run, names: list[str]) -> Picture:
         return Picture(path.read_bytes(), "image/png")
     (number,) = which
     samples = samples_of(run, iteration)
-    if samples is None or not 0 <= number < len(samples.pictures):
+    shown = (samples.playable if form == [WEBM] else samples.pictures) if samples else ()
+    if not 0 <= number < len(shown):
         raise LookupError("/".join(names))
-    return Picture(samples.pictures[number], "image/webp")
+    return Picture(shown[number], "video/webm" if form == [WEBM] else "image/webp")

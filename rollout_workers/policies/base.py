@@ -10,6 +10,7 @@ import torch
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings
 from ...proto.tree import Conditioning
+from .decoded import Decoded
 
 Network = Callable[..., tuple[torch.Tensor]]
 Weights = Iterable[tuple[str, Callable[[], torch.Tensor]]]
@@ -54,8 +55,9 @@ class Policy(Protocol):
         (`collate`). `network` takes the place of the policy's own (an engine wrapped around it, say).
         """
 
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures in [0, 1], float32 [rows, height, width, 3], or clips [rows, frames, height, width, 3]."""
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | Decoded:
+        """Pictures in [0, 1], float32 [rows, height, width, 3], or clips [rows, frames, height, width, 3]; whatever has
+        a sound, or another frame rate than 16 per second, as `Decoded`."""
 
     def checkpoint_gradients(self) -> None:
         """Have the network recompute activations in the backward pass."""

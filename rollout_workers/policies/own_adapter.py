@@ -14,6 +14,7 @@ from ...proto.atomic_files import is_full
 from ...proto.errors import InputError, RunFailed
 from ...proto.user_code import described
 from .base import Policy
+from .decoded import Decoded
 
 OPTIONAL = ("cut_prompts", "with_guidance")
 """Optional attributes of an adapter, besides those of a Policy."""
@@ -78,6 +79,10 @@ def _is_real(value: Any) -> bool:
 
 
 def _are_media(value: Any, rows: int) -> bool:
+    if isinstance(value, Decoded):
+        pictures, sound = value.pictures, value.sound
+        heard = sound is None or (_is_real(sound) and sound.dim() == 3 and len(sound) == rows)
+        return heard and (pictures is None or _are_media(pictures, rows)) and bool(value.tensors())
     return _is_real(value) and value.dim() in (4, 5) and (len(value), value.shape[-1]) == (rows, 3)
 
 
@@ -111,7 +116,7 @@ RETURNS: Mapping[str, tuple[Callable[[Any, Any], bool], str]] = {
     ),
     "decode": (
         lambda value, given: _are_media(value, len(given)),
-        "floating-point numbers, [rows, height, width, 3] or [rows, frames, height, width, 3]",
+        "floating-point numbers, [rows, height, width, 3] or [rows, frames, height, width, 3], or a Decoded",
     ),
     "save": (lambda value, given: isinstance(value, Path), "a Path"),
     "cut_prompts": (

@@ -128,7 +128,9 @@ function slide(slider) {
   slider.setAttribute("aria-valuetext", labels[index]);
   slider.parentElement.querySelector("output").textContent = labels[index];
   document.querySelectorAll("[data-sources]").forEach((picture) => {
-    picture.src = JSON.parse(picture.dataset.sources)[index];
+    const seen = JSON.parse(picture.dataset.sources)[index], plays = picture.dataset.plays;
+    if (plays) picture.poster = seen;
+    picture.src = plays ? JSON.parse(plays)[index] : seen;
     picture.closest("figure").querySelector(".now").textContent = JSON.parse(picture.dataset.scores)[index];
   });
 }

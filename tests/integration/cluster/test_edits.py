@@ -73,7 +73,7 @@ def test_a_run_edits_pictures_that_it_keeps(edits: RunSettings, tmp_path: Path) 
     last = folder.evaluation(folder.lines("evaluations")[-1])
     assert list(last.prompts) == held_out
     assert len(folder.evaluation(folder.lines("evaluations")[-1], 9).prompts) == 4, "two have one text"
-    assert np.abs(last.media[0].astype(int) - last.media[1]).max() > 3
+    assert np.abs(last.media.pictures[0].astype(int) - last.media.pictures[1]).max() > 3
     assert set(samples.parse((run / samples.samples_file(2)).read_bytes()).prompts) <= set(held_out)
     assert all(tree_record.read(path).prompt in held_out for path in tree_record.recorded_trees(run).values())
 
@@ -86,7 +86,7 @@ def test_a_run_edits_pictures_that_it_keeps(edits: RunSettings, tmp_path: Path) 
 
     evaluate_command(run, [], ["newest"], False, None, tmp_path / "drawn", QUIET)
     again = [np.asarray(Image.open(path)) for path in sorted((tmp_path / "drawn" / "pictures").iterdir())]
-    np.testing.assert_array_equal(again, last.media)
+    np.testing.assert_array_equal(again, last.media.pictures)
     diversity_command(run, [], ["newest"], 2, 10, None, tmp_path / "diversity", QUIET)
     assert (tmp_path / "diversity" / "diversity.json").is_file()
 

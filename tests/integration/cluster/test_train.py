@@ -218,9 +218,9 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
     folder = RunFolder.open(train(settings, RunDisplay()))
 
     def drawn_by(policy: Policy) -> np.ndarray:
-        return evaluate(worker_of(policy, settings), Scorers(settings.rewards), settings, ["123", "456"]).media.astype(
-            int
-        )
+        return evaluate(
+            worker_of(policy, settings), Scorers(settings.rewards), settings, ["123", "456"]
+        ).media.pictures.astype(int)
 
     pipeline = FluxPipeline.from_pretrained(EMBEDDED["glyphs"], dtype=torch.float32)
     pipeline.set_progress_bar_config(disable=True)

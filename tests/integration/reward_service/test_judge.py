@@ -13,13 +13,14 @@ from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import judge as judges
 from branchgrpo.reward_service.judge import yes_share
 from branchgrpo.reward_service.replica import Replica
-from branchgrpo.reward_service.scorers import Scorer, load_scorer
+from branchgrpo.reward_service.scorers import PictureScorer, load_scorer
 from families import with_pictures
 from judge_endpoint import KEY, NAME, Endpoint
 from published import pictures
@@ -71,8 +72,10 @@ def settings(address: str, **changes: Any) -> RewardSettings:
     return RewardSettings.model_validate({"judge": judge})
 
 
-def judge(url: str, **changes: Any) -> Scorer:
-    return load_scorer("faithful", settings(url, **changes), None)
+def judge(url: str, **changes: Any) -> PictureScorer:
+    """A judge of pictures and clips as arrays."""
+    own = load_scorer("faithful", settings(url, **changes), None)
+    return lambda pictures, prompts: own(Media(pictures), prompts)
 
 
 def replica_of(own: RewardSettings) -> Replica:
@@ -187,7 +190,8 @@ def test_a_refused_question_has_no_score(endpoint: Endpoint, url: str) -> None:
 
 def test_a_prompt_that_lacks_a_field_spoils_no_other(endpoint: Endpoint, url: str) -> None:
     replica = replica_of(settings(url))
-    bad, good = at_once([replica.score(MEDIA[:1], ["a cat"], "bad"), replica.score(MEDIA[1:2], PROMPTS[1:2], "good")])
+    first, second = Media(MEDIA[:1]), Media(MEDIA[1:2])
+    bad, good = at_once([replica.score(first, ["a cat"], "bad"), replica.score(second, PROMPTS[1:2], "good")])
     assert isinstance(bad, InputError)
     assert "the prompt 'a cat' has no field 'things'; there are prompt" in str(bad)
     assert isinstance(good, ScoreReply)
@@ -201,7 +205,7 @@ def test_a_prompt_that_lacks_a_field_spoils_no_other(endpoint: Endpoint, url: st
 def test_only_a_refused_batch_is_asked_one_by_one(endpoint: Endpoint, url: str, status: int, attempts: int) -> None:
     replica = replica_of(settings(url, questions=["Is this a dog ?"]))
     endpoint.failures[:] = [status] * 99
-    replies = at_once(replica.score(MEDIA[:1], PROMPTS[:1], id) for id in "abc")
+    replies = at_once(replica.score(Media(MEDIA[:1]), PROMPTS[:1], id) for id in "abc")
     assert len(endpoint.requests) == attempts
     assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
 
@@ -210,7 +214,7 @@ def test_a_judge_that_is_gone_answers_no_request(endpoint: Endpoint, monkeypatch
     monkeypatch.setattr(judges, "RETRIES", 0)
     with serving(endpoint.app()) as address:
         replica = replica_of(settings(f"{address}v1"))
-    replies = at_once(replica.score(MEDIA[:1], PROMPTS[:1], id) for id in "abc")
+    replies = at_once(replica.score(Media(MEDIA[:1]), PROMPTS[:1], id) for id in "abc")
     assert all(isinstance(reply, NotAnswered) for reply in replies)
     assert len(set(map(id, replies))) == 1
 

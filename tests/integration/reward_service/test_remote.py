@@ -6,13 +6,14 @@ from typing import Any
 
 import numpy as np
 import pytest
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import remote
 from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.replica import Replica
 from published import PROMPTS, pictures
-from support import ROOT, at_once, scores, serving
+from support import ROOT, at_once, scores, serving, shade
 
 
 def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
@@ -27,10 +28,10 @@ def test_another_service_gives_the_same_scores_after_trouble(frames: int, monkey
     trouble, asked = [RuntimeError("no"), RuntimeError("no")], []
 
     async def score(request: ScoreRequest) -> ScoreReply:
-        asked.append(request.media.shape)
+        asked.append(request.media.pictures.shape)
         if trouble:
             raise trouble.pop()
-        return ScoreReply({"far": request.media.mean(axis=tuple(range(1, request.media.ndim)), dtype=float)})
+        return ScoreReply({"far": shade(request.media.pictures, request.prompts)})
 
     media = pictures(8, 12)
     if frames > 1:
@@ -47,7 +48,7 @@ def test_another_service_is_asked_for_no_more_than_it_takes(shape: tuple[int, ..
 
     async def score(request: ScoreRequest) -> ScoreReply:
         asked.append(len(request.media))
-        return ScoreReply({"far": request.media.reshape(len(request.media), -1)[:, 0].astype(float)})
+        return ScoreReply({"far": request.media.pictures.reshape(len(request.media), -1)[:, 0].astype(float)})
 
     media = np.zeros((*shape, 3), np.uint8)
     media.reshape(len(media), -1)[:, 0] = np.arange(len(media))
@@ -82,7 +83,7 @@ def test_batched_requests_ask_another_service_as_often_as_one(monkeypatch: pytes
 
     with served(score) as url:
         replica = Replica("far", {"far": RewardSettings(url=url)}, RewardPoolSettings())
-        replies = at_once(replica.score(pictures(8, 8), PROMPTS, id) for id in "abc")
+        replies = at_once(replica.score(Media(pictures(8, 8)), PROMPTS, id) for id in "abc")
     assert asked == [3 * len(PROMPTS)] * remote.ATTEMPTS
     assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
 

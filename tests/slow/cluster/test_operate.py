@@ -15,6 +15,7 @@ from branchgrpo.benchmarks.speed.serving import crowd
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.on_ray.reward_deployment import start_serve
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.scorers import Scorers
@@ -65,7 +66,7 @@ def test_rewards_are_served_to_anyone_who_knows_the_token(tmp_path: Path) -> Non
         assert "/v1/score" in httpx.get(f"{url}/openapi.json").json()["paths"]
         media = np.random.default_rng(0).integers(0, 256, (5, 32, 64, 3), np.uint8)
         media[0] = 255
-        request = ScoreRequest(media, ["123"] * 5, ["ocr", "ocr_exact"], "x")
+        request = ScoreRequest(Media(media), ["123"] * 5, ["ocr", "ocr_exact"], "x")
 
         def post() -> httpx.Response:
             kind = {"content-type": "application/x-safetensors"}

@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 import safetensors.torch
 import torch
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.packed_tensor import PackedTensor
 from branchgrpo.proto.safetensors_codec import decode, encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
@@ -43,9 +44,9 @@ def test_other_bytes_are_refused(data: bytes) -> None:
 
 
 def test_request_and_reply_come_back_equal() -> None:
-    request = ScoreRequest(MEDIA, ["a", "b"], ["ocr"], id="7")
+    request = ScoreRequest(Media(MEDIA), ["a", "b"], ["ocr"], id="7")
     again = ScoreRequest.from_bytes(request.to_bytes())
-    assert np.array_equal(again.media, MEDIA)
+    assert np.array_equal(again.media.pictures, MEDIA)
     assert (list(again.prompts), list(again.rewards), again.id) == (["a", "b"], ["ocr"], "7")
     reply = ScoreReply({"ocr": np.array([0.1, 1.0])}, id="7").check(request.rewards, 2)
     assert ScoreReply.from_bytes(reply.to_bytes()).scores["ocr"].tolist() == [0.1, 1.0]
@@ -63,7 +64,7 @@ def test_request_and_reply_come_back_equal() -> None:
 )
 def test_bad_requests_are_refused(media: np.ndarray, prompts: list[str], rewards: list[str], message: str) -> None:
     with pytest.raises(ValueError, match=message):
-        ScoreRequest(media, prompts, rewards)
+        ScoreRequest(Media(media), prompts, rewards)
 
 
 def test_a_request_without_its_facts_is_refused() -> None:

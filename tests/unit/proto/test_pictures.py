@@ -10,6 +10,7 @@ import numpy as np
 import pyarrow
 import pytest
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.pictures import Picture, find_pictures
 from branchgrpo.proto.prompts import (
     Prompt,
@@ -155,7 +156,7 @@ def test_a_recipe_keeps_copies(folder: Path, run_settings: Settings) -> None:
 
 def test_a_score_request_brings_pictures_along(folder: Path) -> None:
     prompts = [Prompt("edit", {"text": "1"}, find_pictures([RED, BLUE], "image", folder)), "plain"]
-    request = ScoreRequest.from_bytes(ScoreRequest(MEDIA, prompts, ["shade"]).to_bytes())
+    request = ScoreRequest.from_bytes(ScoreRequest(Media(MEDIA), prompts, ["shade"]).to_bytes())
     assert list(request.prompts) == prompts
     assert request.prompts[0].fields == {"text": "1"}
     first, second = (picture.pixels() for picture in request.prompts[0].pictures)

@@ -6,6 +6,7 @@ from typing import Any
 
 import httpx
 import pytest
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.openapi import BINARY, FORM
@@ -63,7 +64,7 @@ def call(app: Any, receive: Any, headers: dict[str, str]) -> tuple[int, str]:
 
 def test_only_those_with_the_token_are_answered() -> None:
     client = TestClient(create_app(mean, ["mean"], token="secret"))
-    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+    body = ScoreRequest(Media(MEDIA), PROMPTS, ["mean"]).to_bytes()
     assert client.get("/healthz").status_code == 200
     for headers in (
         {},
@@ -89,7 +90,7 @@ def test_more_requests_than_there_is_room_for_are_refused() -> None:
             return await mean(request)
 
         transport = httpx.ASGITransport(create_app(slow, ["mean"], Limits(requests=3)))
-        body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+        body = ScoreRequest(Media(MEDIA), PROMPTS, ["mean"]).to_bytes()
         async with httpx.AsyncClient(transport=transport, base_url="http://service") as client:
 
             async def post() -> httpx.Response:
@@ -109,7 +110,7 @@ def test_more_requests_than_there_is_room_for_are_refused() -> None:
 
 
 def test_requests_of_too_many_bytes_together_are_refused() -> None:
-    body = ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes()
+    body = ScoreRequest(Media(MEDIA), PROMPTS, ["mean"]).to_bytes()
 
     async def ask() -> None:
         inside, go = asyncio.Semaphore(0), asyncio.Event()
@@ -175,6 +176,6 @@ def test_a_score_that_takes_too_long_is_not_waited_for() -> None:
         raise AssertionError
 
     client = TestClient(create_app(never, ["mean"], Limits(seconds=0.05)))
-    answer = post_bytes(client, ScoreRequest(MEDIA, PROMPTS, ["mean"]).to_bytes())
+    answer = post_bytes(client, ScoreRequest(Media(MEDIA), PROMPTS, ["mean"]).to_bytes())
     assert (answer.status_code, answer.headers["retry-after"]) == (503, "1")
     assert "0.05 seconds" in answer.json()["error"]

@@ -11,6 +11,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.safetensors_codec import encode
 from branchgrpo.proto.scoring import ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
@@ -66,13 +67,13 @@ def ocr(scorers: Scorers) -> TestClient:
 @pytest.mark.parametrize("kind", ["PNG", "npy"])
 def test_a_form_of_files_gives_the_scores_of_the_models(scorers: Scorers, ocr: TestClient, kind: str) -> None:
     answer = post_form(ocr, [stored(pixels, kind) for pixels in MEDIA], PROMPTS, reward=["ocr_exact", "ocr"], id="ü 7")
-    direct = scorers.score(ScoreRequest(media=MEDIA, prompts=PROMPTS, rewards=["ocr", "ocr_exact"]))
+    direct = scorers.score(ScoreRequest(media=Media(MEDIA), prompts=PROMPTS, rewards=["ocr", "ocr_exact"]))
     assert answer.json() == {"id": "ü 7", "scores": {name: list(values) for name, values in direct.scores.items()}}
     assert answer.json()["scores"]["ocr_exact"] == [1, 0, 1]
 
 
 def test_safetensors_give_the_scores_of_the_models(scorers: Scorers, ocr: TestClient) -> None:
-    request = ScoreRequest(media=MEDIA, prompts=PROMPTS, rewards=["ocr"], id="x")
+    request = ScoreRequest(media=Media(MEDIA), prompts=PROMPTS, rewards=["ocr"], id="x")
     direct = scorers.score(request)
     for kind in BINARY:
         answer = post_bytes(ocr, request.to_bytes(), kind)

@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service import clip, image_reward
@@ -262,7 +263,7 @@ def test_compressibility_is_the_size_of_the_file() -> None:
     rewards = {"jpeg_compressibility": RewardSettings(), "jpeg_incompressibility": RewardSettings()}
     scorers = Scorers(rewards)
     assert len(scorers._models) == 1
-    found = scorers.score(ScoreRequest(media, PROMPTS, list(rewards))).scores
+    found = scorers.score(ScoreRequest(Media(media), PROMPTS, list(rewards))).scores
     assert found["jpeg_compressibility"][0] == -kilobytes
     assert found["jpeg_compressibility"][1] > found["jpeg_compressibility"][0]
     np.testing.assert_array_equal(found["jpeg_incompressibility"], -found["jpeg_compressibility"])

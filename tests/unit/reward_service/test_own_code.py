@@ -7,6 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
@@ -89,7 +90,7 @@ def test_what_a_reward_writes_no_other_reward_sees(own: Callable[[str], RewardSe
     media = MEDIA.copy()
     media.flags.writeable = not read_only
     rewards = {name: own(name) for name in ("writes", "mean", "first_prompt")}
-    found = Scorers(rewards).score(ScoreRequest(media, PROMPTS, list(rewards))).scores
+    found = Scorers(rewards).score(ScoreRequest(Media(media), PROMPTS, list(rewards))).scores
     assert found["writes"].tolist() == [0, 0, 0]
     assert found["mean"] == pytest.approx(MEDIA.mean(axis=(1, 2, 3)))
     assert found["first_prompt"].tolist() == [1, 0, 0]
@@ -114,18 +115,18 @@ def test_what_it_raises_is_told_with_its_place(
     own: Callable[[str], RewardSettings], name: str, message: str, final: bool
 ) -> None:
     with pytest.raises(NotScored, match=message) as told:
-        Scorers({name: own(name)}).score(ScoreRequest(MEDIA, PROMPTS, [name]))
+        Scorers({name: own(name)}).score(ScoreRequest(Media(MEDIA), PROMPTS, [name]))
     assert told.value.final == final
     assert "own_code.py" not in str(told.value)
 
 
 def test_an_input_error_stays_one(own: Callable[[str], RewardSettings]) -> None:
     with pytest.raises(InputError, match="^wants portraits$"):
-        Scorers({"refuses": own("refuses")}).score(ScoreRequest(MEDIA, PROMPTS, ["refuses"]))
+        Scorers({"refuses": own("refuses")}).score(ScoreRequest(Media(MEDIA), PROMPTS, ["refuses"]))
 
 
 def test_a_scorer_is_loaded_or_its_failure_told(own: Callable[[str], RewardSettings]) -> None:
-    found = Scorers({"x": RewardSettings(scorer="own_rewards:load")}).score(ScoreRequest(MEDIA, PROMPTS, ["x"]))
+    found = Scorers({"x": RewardSettings(scorer="own_rewards:load")}).score(ScoreRequest(Media(MEDIA), PROMPTS, ["x"]))
     assert found.scores["x"].tolist() == [0.5] * 3
     with pytest.raises(NotScored, match=r"rewards.x.scorer 'own_rewards:load_broken' raised NameError: .*line 57\)"):
         Scorers({"x": RewardSettings(scorer="own_rewards:load_broken")})
@@ -152,7 +153,7 @@ def test_a_module_that_fails_to_import_is_named_with_the_reason(
 
 def test_one_request_that_cannot_be_scored_spoils_no_other(own: Callable[[str], RewardSettings]) -> None:
     replica = Replica("x", {"x": own("bad_666")}, RewardPoolSettings())
-    first, second, third = at_once(replica.score(MEDIA, [prompt] * 3, prompt) for prompt in ("1", "666", "2"))
+    first, second, third = at_once(replica.score(Media(MEDIA), [prompt] * 3, prompt) for prompt in ("1", "666", "2"))
     assert isinstance(first, ScoreReply)
     assert isinstance(third, ScoreReply)
     assert isinstance(second, NotScored)

@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
@@ -21,7 +22,7 @@ def picture(text: str) -> np.ndarray:
 
 def test_known_texts_score_as_they_should() -> None:
     request = ScoreRequest(
-        media=np.stack([picture("123"), picture("128"), picture("OPEN"), picture("")]),
+        media=Media(np.stack([picture("123"), picture("128"), picture("OPEN"), picture("")])),
         prompts=["123", "123", 'a sign that says "OPEN"', "123"],
         rewards=["ocr", "ocr_exact"],
         id="x",
@@ -83,7 +84,7 @@ def test_quotes_of_all_kinds_mark_the_text(prompt: str, wanted: str) -> None:
 def test_a_field_of_the_prompt_says_what_is_to_be_read() -> None:
     prompts = [Prompt("a sign in the rain", {"text": "OPEN"}), Prompt("a house number", {"text": 123})]
     media = np.stack([picture("OPEN"), picture("123")])
-    reply = Scorers(REWARDS).score(ScoreRequest(media, prompts, ["ocr_exact"]))
+    reply = Scorers(REWARDS).score(ScoreRequest(Media(media), prompts, ["ocr_exact"]))
     assert reply.scores["ocr_exact"].tolist() == [1, 1]
 
 
@@ -94,7 +95,7 @@ def test_lines_are_found_in_a_large_picture() -> None:
     for line, text in enumerate(("HELLO", "WORLD")):
         draw.text((150, 200 + 90 * line), text, font=ImageFont.load_default(size=60), fill=(20, 20, 20))
     media = np.stack([np.asarray(image), np.full((512, 512, 3), 128, np.uint8)])
-    request = ScoreRequest(media, ['a sign that says "HELLO WORLD"'] * 2, ["ocr", "ocr_exact"])
+    request = ScoreRequest(Media(media), ['a sign that says "HELLO WORLD"'] * 2, ["ocr", "ocr_exact"])
     reply = Scorers(REWARDS).score(request)
     assert reply.scores["ocr_exact"].tolist() == [1, 0]
     assert reply.scores["ocr"].tolist() == [1, 0]

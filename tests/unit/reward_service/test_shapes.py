@@ -3,6 +3,7 @@
 import numpy as np
 import numpy.typing as npt
 import pytest
+from branchgrpo.proto.media import Media
 from branchgrpo.reward_service.shapes import CLAIMS, claims, clean, verify
 from branchgrpo.rollout_workers.shapes.scenes import COLOURS, RELATIONS, SHAPES, Scene, draw, draw_all, scenes
 from hypothesis import given
@@ -105,4 +106,4 @@ def test_a_clip_is_scored_by_the_mean_over_its_frames() -> None:
     from branchgrpo.reward_service.shapes import load_shapes
 
     clip = np.stack([picture(SCENE), np.full((48, 48, 3), 255, np.uint8)])[None]
-    assert load_shapes(RewardSettings())(clip, [str(SCENE)])["shapes_exact"] == [0.5]
+    assert load_shapes(RewardSettings())(Media(clip), [str(SCENE)])["shapes_exact"] == [0.5]

@@ -40,4 +40,4 @@ def test_the_last_part_of_a_tree_tells_that_of_all_its_leaves(tiny_policy: Polic
     for tree in (0, 1):
         *others, last = [part for part in parts if part.tree == tree]
         assert all(part.diversity is None for part in others)
-        assert last.diversity == diversity(*(part.media for part in (*others, last))) > 0
+        assert last.diversity == diversity(*(part.media.pictures for part in (*others, last))) > 0

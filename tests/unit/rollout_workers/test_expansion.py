@@ -128,7 +128,7 @@ def test_the_parts_of_a_tree_hold_parents_before_children(tiny_policy: Policy) -
         assert list(part.nodes) == sorted(part.nodes)
         seen |= set(part.nodes.tolist())
         assert {int(SCHEDULE.parent[node]) for node in part.nodes} - {-1} <= seen
-        assert part.media.dtype == np.uint8
+        assert part.media.pictures.dtype == np.uint8
         assert len(part.media) == len(part.leaves)
 
 
@@ -167,7 +167,7 @@ def test_a_task_is_a_pure_function_of_its_fields(tiny_policy: Policy, policy_set
     fresh = list(RolloutWorker(load_policy(policy_settings), RolloutSettings()).sample(TASK))
     for one, other in zip(first, fresh, strict=True):
         assert all(torch.equal(a, b) for a, b in zip(one.latents, other.latents, strict=True))
-        assert np.array_equal(one.media, other.media)
+        assert np.array_equal(one.media.pictures, other.media.pictures)
 
 
 def test_a_task_for_other_weights_is_refused(tiny_policy: Policy) -> None:

@@ -36,7 +36,7 @@ def test_they_show_leaves_and_predicted_clean_states(tiny_policy: Policy, rows: 
         assert part.thumbnails if part.tree < TASK.recorded else not part.thumbnails
         if part.tree < TASK.recorded:
             states |= dict(zip(part.nodes.tolist(), part.latents, strict=True))
-            leaves |= dict(zip(part.leaves.tolist(), part.media, strict=True))
+            leaves |= dict(zip(part.leaves.tolist(), part.media.pictures, strict=True))
             pictures |= part.thumbnails
     assert sorted(pictures) == [*split_nodes(SCHEDULE), *sorted(leaves)]
     conditioning = collate([tiny_policy.encode("123")])
@@ -56,7 +56,7 @@ def test_recording_changes_nothing_of_a_tree(tiny_policy: Policy) -> None:
     for one, other in zip(recorded, plain, strict=True):
         assert torch.equal(one.logprobs, other.logprobs)
         assert all(torch.equal(a, b) for a, b in zip(one.latents, other.latents, strict=True))
-        np.testing.assert_array_equal(one.media, other.media)
+        np.testing.assert_array_equal(one.media.pictures, other.media.pictures)
         assert not other.thumbnails
 
 

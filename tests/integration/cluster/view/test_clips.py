@@ -29,7 +29,7 @@ def test_clips_play(browser: Browser, run_settings: Settings, tmp_path: Path) ->
     pipeline = saved("Wan 2.1", tmp_path / "pipeline")
     run = train(run_settings({**CHANGES, "policy.pretrained": str(pipeline)}), RunDisplay(Console(quiet=True)))
     folder = RunFolder(run)
-    (clip,) = folder.evaluation(folder.lines("evaluations")[-1]).media
+    (clip,) = folder.evaluation(folder.lines("evaluations")[-1]).media.pictures
     assert clip.shape == (5, 16, 16, 3)
     assert np.ptp(clip.astype(int), axis=0).max() > 3, "its frames differ"
     with served(run.parent) as address, watched(browser, address) as page:

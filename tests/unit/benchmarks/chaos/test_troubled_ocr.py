@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from branchgrpo.benchmarks.chaos.troubled_ocr import FOLDER, MISTAKES, troubled_ocr
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.scoring import NotScored, ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.scorers import Scorers
@@ -16,7 +17,7 @@ def test_mistakes_are_final_and_a_lost_connection_is_not(
 ) -> None:
     monkeypatch.setenv(FOLDER, str(tmp_path))
     scorers = Scorers({"ocr": RewardSettings(scorer=f"{troubled_ocr.__module__}:{troubled_ocr.__name__}")})
-    request = ScoreRequest(np.zeros((2, 32, 64, 3), np.uint8), ["1", "2"], ["ocr"])
+    request = ScoreRequest(Media(np.zeros((2, 32, 64, 3), np.uint8)), ["1", "2"], ["ocr"])
     (tmp_path / fault).touch()
     with pytest.raises(NotScored) as told:
         scorers.score(request)

@@ -15,6 +15,7 @@ from branchgrpo.cluster.run.evaluation import Evaluation, evaluation_tasks, made
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.pictures import labelled_grid
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from PIL import Image
@@ -78,8 +79,8 @@ def test_two_policies_are_compared_picture_by_picture(run: RunFolder, tmp_path: 
 def test_wins_count_pictures_by_prompt_and_those_alike() -> None:
     media = np.zeros((4, 8, 8, 3), np.uint8)
     prompts = ["a", "a", "a", "b"]
-    first = Evaluation(prompts, media, {"r": np.array([1.0, 2.0, 3.0, 0.0])})
-    second = Evaluation(prompts, media, {"r": np.array([0.0, 2.0, 4.0, 1.0])})
+    first = Evaluation(prompts, Media(media), {"r": np.array([1.0, 2.0, 3.0, 0.0])})
+    second = Evaluation(prompts, Media(media), {"r": np.array([0.0, 2.0, 4.0, 1.0])})
     assert wins(first, second, "r") == {"a": (1, 1, 1), "b": (0, 0, 1)}
 
 
@@ -127,7 +128,7 @@ def test_a_recipe_has_no_checkpoints(run_settings: Settings, tmp_path: Path) -> 
 
 
 def test_labels_stand_below_their_pictures(tmp_path: Path) -> None:
-    media = [np.full((16, 24, 3), shade, np.uint8) for shade in (50, 100, 150)]
+    media = [Media(np.full((1, 16, 24, 3), shade, np.uint8)) for shade in (50, 100, 150)]
     labelled_grid(tmp_path / "grid.png", media, ["a", "b", "a prompt that is much too long for its picture"], columns=2)
     sheet = np.asarray(Image.open(tmp_path / "grid.png"))
     factor = 6  # to 144, at least 128

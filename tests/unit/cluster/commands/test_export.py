@@ -62,7 +62,9 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
     number, (out,) = export(run.path, tmp_path / "out", "newest", merge=True)
 
     policy: Any = policy_with(settings, run.checkpoint(1) / "weights.safetensors")
-    drawn = evaluate(RolloutWorker(policy, settings.rollout), Scorers(settings.rewards), settings, PROMPTS).media
+    drawn = evaluate(
+        RolloutWorker(policy, settings.rollout), Scorers(settings.rewards), settings, PROMPTS
+    ).media.pictures
     pipeline = DiffusionPipeline.from_pretrained(out)
     reference = theirs(pipeline, settings.policy, starts(policy, settings.evaluation.seed), as_it_is=True)
     assert np.abs(drawn.astype(int) - (reference * 255).round().astype(int)).max() <= 1

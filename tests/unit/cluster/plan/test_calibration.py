@@ -16,6 +16,7 @@ from branchgrpo.cluster.plan.calibration import (
 from branchgrpo.cluster.plan.flops import count_work
 from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.rollout_workers.policies.load import load_policy
 from plain_diffusers import policy_of
 from support import Settings
@@ -50,8 +51,8 @@ def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp
     policy, work = load_policy(settings.policy), count_work(settings)
     seen: list[tuple[int, ...]] = []
 
-    def scorer(media: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
-        seen.append(media.shape)
+    def scorer(media: Media, prompts: list[str]) -> dict[str, np.ndarray]:
+        seen.append(media.looks().shape)
         return {"own": np.zeros(len(prompts))}
 
     peak, _ = device_peak(torch.device("cpu"), "float32")

@@ -66,7 +66,7 @@ def test_an_embedding_and_a_picture_are_named(tiny_policy: Policy) -> None:
     worker = RolloutWorker(tiny_policy, RolloutSettings())
     decode = tiny_policy.decode
     tiny_policy.decode = lambda latents: decode(latents) * float("nan")  # type: ignore[method-assign]
-    with pytest.raises(Diverged, match="a decoded picture of tree 0 of iteration 1 isn't finite"):
+    with pytest.raises(Diverged, match="a decoded leaf of tree 0 of iteration 1 isn't finite"):
         list(worker.sample(Task(1, (0,), ("123",), TREE, 7)))
     tiny_policy.encode = lambda prompt: {name: value / 0 for name, value in encode(prompt).items()}  # type: ignore[method-assign]
     with pytest.raises(Diverged, match="the state after step 0 .* isn't finite, nor is the prompt's embedding"):

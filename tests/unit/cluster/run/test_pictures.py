@@ -8,28 +8,29 @@ import pytest
 from branchgrpo.cluster.run import evaluation_storage
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.pictures import MAXIMUM_LOGGED, before_after, logged, sample_grid
+from branchgrpo.proto.media import Media
 from PIL import Image
 
 
 def test_one_picture_of_each_prompt_is_read(tmp_path: Path) -> None:
     prompts = ["a", "a", "b", "a", "c"]
     media = np.random.default_rng(0).integers(0, 256, (5, 4, 6, 3), np.uint8)
-    written = Evaluation(prompts, media, {"ocr": np.arange(5.0), "jpeg": -np.arange(5.0)})
+    written = Evaluation(prompts, Media(media), {"ocr": np.arange(5.0), "jpeg": -np.arange(5.0)})
     evaluation_storage.write(tmp_path / "one.safetensors", written)
     for count, shown in ((2, [0, 2]), (24, [0, 2, 4])):
         found = evaluation_storage.read(tmp_path / "one.safetensors", count)
         assert found.prompts == [prompts[number] for number in shown]
-        np.testing.assert_array_equal(found.media, media[shown])
+        np.testing.assert_array_equal(found.media.pictures, media[shown])
         np.testing.assert_array_equal(found.rewards["jpeg"], written.rewards["jpeg"][shown])
     whole = evaluation_storage.read(tmp_path / "one.safetensors")
     assert whole.prompts == prompts
-    np.testing.assert_array_equal(whole.media, media)
+    np.testing.assert_array_equal(whole.media.pictures, media)
     assert whole.means() == written.means()
 
 
 @pytest.mark.parametrize(("side", "logged_as"), [(32, (64, 96)), (1000, (1365, MAXIMUM_LOGGED))])
 def test_logs_get_the_file_unless_it_is_too_large(side: int, logged_as: tuple[int, int], tmp_path: Path) -> None:
-    media = [np.full((2, side, side, 3), shade, np.uint8) for shade in (0, 100, 200)]
+    media = [Media(np.full((2, side, side, 3), shade, np.uint8)) for shade in (0, 100, 200)]
     sheet = sample_grid(tmp_path / "grid.png", media)
     png = logged(tmp_path / "grid.png", sheet)
     assert (png == (tmp_path / "grid.png").read_bytes()) == (side == 32)
@@ -39,14 +40,14 @@ def test_logs_get_the_file_unless_it_is_too_large(side: int, logged_as: tuple[in
 
 
 @pytest.mark.parametrize(
-    ("shape", "pixels"), [((4, 6, 3), 132 * 88), ((5, 600, 400, 3), 171 * 256)], ids=["small", "large clips"]
+    ("shape", "pixels"), [((4, 6, 3), 132 * 88), ((5, 600, 400, 3), 3 * 171 * 256)], ids=["small", "large clips"]
 )
 def test_before_and_after_stand_side_by_side(shape: tuple[int, ...], pixels: int, tmp_path: Path) -> None:
     colours = {"before": (200, 0, 0), "after": (0, 0, 200)}
     halves = []
     for title, colour in colours.items():
         media = np.broadcast_to(np.array(colour, np.uint8), (5, *shape))
-        halves.append((title, Evaluation(list("abcde"), media, {"ocr": np.zeros(5)})))
+        halves.append((title, Evaluation(list("abcde"), Media(media), {"ocr": np.zeros(5)})))
     before_after(tmp_path / "both.png", halves, "ocr")
     with Image.open(tmp_path / "both.png") as both:
         middle = both.width // 2
@@ -60,7 +61,7 @@ def test_before_and_after_stand_side_by_side(shape: tuple[int, ...], pixels: int
 def half(title: str, height: int, width: int) -> tuple[str, Evaluation]:
     """A half of before and after with one red picture."""
     media = np.broadcast_to(np.array((200, 0, 0), np.uint8), (1, height, width, 3))
-    return title, Evaluation(["a"], media, {"ocr": np.zeros(1)})
+    return title, Evaluation(["a"], Media(media), {"ocr": np.zeros(1)})
 
 
 def test_titles_do_not_run_over_each_other(tmp_path: Path) -> None:

@@ -14,6 +14,7 @@ import PIL.Image
 import pytest
 from branchgrpo.cluster.run.prompt_order import prompts_of, training_and_held_out
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, given, settings
@@ -100,7 +101,7 @@ def test_fields_travel_with_the_prompt(tmp_path: Path) -> None:
     prompt = Prompt("one", {"text": "1"})
     assert (prompt, hash(prompt)) == ("one", hash("one"))
     assert fields_of(pickle.loads(pickle.dumps([prompt]))[0]) == {"text": "1"}
-    request = ScoreRequest(np.zeros((2, 1, 1, 3), np.uint8), [prompt, "two"], ["ocr"])
+    request = ScoreRequest(Media(np.zeros((2, 1, 1, 3), np.uint8)), [prompt, "two"], ["ocr"])
     received = ScoreRequest.from_bytes(request.to_bytes()).prompts
     assert [fields_of(one) for one in received] == [{"text": "1"}, {}]
 

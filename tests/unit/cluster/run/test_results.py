@@ -7,6 +7,7 @@ import numpy as np
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.results import draw_before_after, summary, write_results
+from branchgrpo.proto.media import Media
 from PIL import Image
 from support import Settings
 
@@ -16,7 +17,7 @@ WAY, OTHER_WAY = {"ocr": "x"}, {"ocr": "y"}
 def add(folder: RunFolder, iteration: int, shade: int, way: dict[str, str]) -> None:
     """An evaluation whose picture is of one shade."""
     media = np.full((1, 16, 16, 3), (shade, 0, 0), np.uint8)
-    folder.add_evaluation(iteration, Evaluation(["a"], media, {"ocr": np.zeros(1)}), way)
+    folder.add_evaluation(iteration, Evaluation(["a"], Media(media), {"ocr": np.zeros(1)}), way)
 
 
 def reds(path: Path) -> set[int]:

@@ -6,13 +6,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 from branchgrpo.cluster.run.samples import TreeSamples, parse, sampled_iterations, samples_file, write
+from branchgrpo.proto.media import Media
 from branchgrpo.proto.safetensors_codec import decode, encode
 from PIL import Image
 
 MEDIA = np.random.default_rng(1).integers(0, 256, (2, 4, 6, 3), dtype=np.uint8)
 TREES = [
-    TreeSamples("<b>", {"ocr": np.array([0.25, 0.75]), "a.b": np.array([1.0, 2.0])}, MEDIA),
-    TreeSamples("472", {"ocr": np.array([0.5, 1.0]), "a.b": np.array([3.0, 4.0])}, MEDIA[::-1]),
+    TreeSamples("<b>", {"ocr": np.array([0.25, 0.75]), "a.b": np.array([1.0, 2.0])}, Media(MEDIA)),
+    TreeSamples("472", {"ocr": np.array([0.5, 1.0]), "a.b": np.array([3.0, 4.0])}, Media(MEDIA[::-1])),
 ]
 
 

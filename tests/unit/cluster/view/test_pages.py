@@ -18,6 +18,7 @@ from branchgrpo.cluster.view import export
 from branchgrpo.cluster.view.files import FileCache
 from branchgrpo.cluster.view.runs import Runs
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
 from fastapi.testclient import TestClient
 from PIL import Image
 from run_folders import line
@@ -95,7 +96,7 @@ def pictured(make_run: Make) -> Path:
         media = np.full((2, 4, 6, 3), 10 * iteration, np.uint8)
         media[1] += 1
         rewards = {name: np.array(scores) for name in ("ocr", "ocr_exact")}
-        RunFolder(folder).add_evaluation(iteration, Evaluation([SCRIPT, "472"], media, rewards), {"ocr": "way"})
+        RunFolder(folder).add_evaluation(iteration, Evaluation([SCRIPT, "472"], Media(media), rewards), {"ocr": "way"})
     return folder
 
 
@@ -117,8 +118,8 @@ def test_samples_are_shown_by_prompt_and_score(pictured: Path, client: TestClien
     media = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 6, 3), np.uint8)
     for iteration, scores in ((5, [0.25, 0.75, 0.5]), (10, [0.5, 0.125, 1.0])):
         rewards = {"ocr": np.array(scores), "ocr_exact": -np.array(scores)}
-        other = TreeSamples("472", {"ocr": np.array([0.0, 1.0, 0.5]), "ocr_exact": np.ones(3)}, media[3:])
-        samples.write(pictured, iteration, [TreeSamples(SCRIPT, rewards, media[:3]), other])
+        other = TreeSamples("472", {"ocr": np.array([0.0, 1.0, 0.5]), "ocr_exact": np.ones(3)}, Media(media[3:]))
+        samples.write(pictured, iteration, [TreeSamples(SCRIPT, rewards, Media(media[:3])), other])
 
     def shown(**asked: object) -> dict[str, list[tuple[int, str]]]:
         """Prompt -> grey level and score of its pictures."""
