@@ -12,6 +12,7 @@ import ray
 
 from ...proto.errors import InputError
 from .address import find_cluster, sockets_must_fit
+from .internals import shut_down
 from .names import controller_name, run_of
 
 NAMESPACE = "branchgrpo"
@@ -97,11 +98,11 @@ def visiting(address: str | None) -> Iterator[None]:
 
 @contextmanager
 def connected(address: str | None, modules: Sequence[Path] = ()) -> Iterator[bool]:
-    """`connect`, and `ray.shutdown` at the end."""
+    """`connect`, and `shut_down` at the end."""
     try:
         yield connect(address, modules)
     finally:
-        ray.shutdown()
+        shut_down()
 
 
 def named_controller(run: str) -> Any:

@@ -33,6 +33,7 @@ from .address import AUTH_MODE
 from .calls import unwrapped
 from .connect import NAMESPACE, connect
 from .controller import Controller
+from .internals import shut_down
 from .messages import ControllerState, Sizes
 from .names import application_name, controller_name
 from .placement import check_room, demands, free_nodes, wait_for_room
@@ -71,8 +72,7 @@ class RayLoop:
             settings, application_name(settings.name), (controller_name(settings.name), NAMESPACE)
         )
         self._connects = not ray.is_initialized()
-        if self._connects:
-            connect(address, travelling(settings))
+        self._own_ray = self._connects and connect(address, travelling(settings))
         self._controller: Any = None
         self._started = False
         """Whether there is a controller that `close` must end in order."""
@@ -228,7 +228,8 @@ class RayLoop:
             if self._started:
                 (self._folder / FILE).unlink(missing_ok=True)
                 self._end_controller()
-                self._rewards.delete()  # what was never started is not ours: another run may have the name
+                if not self._own_ray:  # which ends with all that is in it
+                    self._rewards.delete()  # what was never started is not ours: another run may have the name
             elif self._controller is not None:
                 ray.kill(self._controller)
         except (ray.exceptions.RayError, TimeoutError) as error:
@@ -237,7 +238,7 @@ class RayLoop:
             if self._port:
                 self._port.close()
             if self._connects:
-                ray.shutdown()
+                shut_down()
 
     def _end_controller(self) -> None:
         """End the controller, and with it all processes that it has launched."""

@@ -41,6 +41,8 @@ QUIET_OPTIONS = {"log_level": "WARNING", "enable_access_log": False}
 """Serve would write a line for every request."""
 WAITING_BATCHES = 8
 """Batches that may wait in a replica; more wait in the callers' queues."""
+DRAIN_SECONDS = 0.1
+"""Seconds between looks whether a replica that is to end has answered all its requests."""
 LEASE_SECONDS = 60
 """Seconds that an application outlives its run. A run that restarts reclaims it sooner."""
 LOOK_SECONDS = 5
@@ -145,7 +147,10 @@ class RewardDeployment:
             deployment = _deployment(model, pool, _environment(pool, runtime_env))
             deployments.append(deployment.bind(model, models[model], pool, self._directory, self._trace, host))
         root = serve.deployment(Models).options(
-            version=__version__, _internal=True, ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env}
+            version=__version__,
+            _internal=True,
+            graceful_shutdown_wait_loop_s=DRAIN_SECONDS,
+            ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
         )
         application = root.bind(deployments, self.name, self._directory)
         try:
@@ -245,6 +250,7 @@ def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any
         # A replica that hangs is replaced after three checks.
         health_check_period_s=5,
         health_check_timeout_s=10,
+        graceful_shutdown_wait_loop_s=DRAIN_SECONDS,
         ray_actor_options=actor,
         **size,
     )
