@@ -16,23 +16,16 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.qwen_image_edit import PictureProcessor
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from families import PICTURES, saved, with_pictures
+from families import FAMILIES, saved, with_pictures
 from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
-LENGTHS = {
-    **dict.fromkeys(("FLUX.2 klein", "FLUX.2 klein, pictures", "Z-Image"), 40),
-    "Qwen-Image": 200,
-    "Qwen-Image-Edit Plus": 500,
-}
-"""Maximum tokens, where they aren't 6: templates are long where a token is a character."""
-SIZE = {"height": 16, "width": 32}
 
 
 def prompts_of(family: str) -> tuple[str, ...]:
     """Two prompts, with pictures where the family starts from them."""
-    return with_pictures(PROMPTS, PICTURES.get(family, 0))
+    return with_pictures(PROMPTS, FAMILIES[family].pictures)
 
 
 def plain(folder: str) -> Any:
@@ -121,13 +114,15 @@ def two_iterations(
 
 def policy_of(family: str, folder: Path) -> PolicySettings:
     """A small policy of a family, with guidance."""
+    own = FAMILIES[family]
     return PolicySettings(
         pretrained=str(saved(family, folder)),
-        **({"height": 64, "width": 96} if family == "FLUX.2 klein, pictures" else SIZE),  # which refuses small ones
-        frames=5 if "Wan" in family else 1,
+        height=own.size[0],
+        width=own.size[1],
+        frames=own.frames,
         guidance_scale=3.0,
-        negative_prompt="" if "FLUX" in family else "9",
-        max_sequence_length=LENGTHS.get(family, 6),
+        negative_prompt=own.negative_prompt,
+        max_sequence_length=own.tokens,
         precision="float32",
         device="cpu",
     )

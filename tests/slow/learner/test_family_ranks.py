@@ -9,11 +9,11 @@ import torch
 from branchgrpo.rollout_workers.policies.base import load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from diffusers import DiffusionPipeline
-from families import PICTURES, as_lora, saved
+from families import FAMILIES, as_lora, saved
 from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same, learn_on_two
 from support import Settings
 
-FAMILIES = (
+NAMES = (
     "FLUX.1 Kontext",
     "FLUX.2 klein, pictures",
     "Qwen-Image-Edit Plus",
@@ -24,7 +24,7 @@ FAMILIES = (
     "Z-Image",
 )
 """Beside FLUX.1-dev: tables that are no buffers, a UNet, a buffer with weights, tables of angles and two networks."""
-PARTITIONED = [f"stage3 partitioned {family}" for family in FAMILIES]
+PARTITIONED = [f"stage3 partitioned {family}" for family in NAMES]
 MERGED = "stage3 partitioned start merged Wan 2.2 14B"
 VARIANTS = [*PARTITIONED, "stage2 Wan 2.2 14B", MERGED]
 
@@ -38,13 +38,13 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
             "name": "partitioned",
             "policy.pretrained": str(saved(family, tmp_path_factory.mktemp("family") / "pipeline")),
             "policy.width": 32,
-            "policy.frames": 5 if "Wan" in family else 1,
+            "policy.frames": FAMILIES[family].frames,
             "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.7},
-            **({"policy.max_sequence_length": 500} if "Qwen" in family else {}),
-            **({"prompts.picture_column": f"pictures {PICTURES[family]}"} if family in PICTURES else {}),
+            "policy.max_sequence_length": FAMILIES[family].tokens,
+            "prompts.picture_column": f"pictures {count}" if (count := FAMILIES[family].pictures) else None,
             "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
         }
-        for variant, family in zip(PARTITIONED, FAMILIES, strict=True)
+        for variant, family in zip(PARTITIONED, NAMES, strict=True)
     }
     video = changes["stage3 partitioned Wan 2.2 14B"]
     lora = as_lora(DiffusionPipeline.from_pretrained(video["policy.pretrained"]), tmp_path_factory.mktemp("lora"))

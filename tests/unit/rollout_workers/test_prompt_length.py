@@ -11,7 +11,7 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
-from families import FAMILIES, PICTURES, saved, with_pictures
+from families import FAMILIES, saved, with_pictures
 from rich.console import Console
 from support import Settings
 
@@ -23,7 +23,7 @@ def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
     family: str, run_settings: Settings, tmp_path: Path
 ) -> None:
     folder = saved(family, tmp_path / "pipeline")
-    changes = {"policy.pretrained": str(folder), "policy.width": 16, "policy.frames": 5 if "Wan" in family else 1}
+    changes = {"policy.pretrained": str(folder), "policy.width": 16, "policy.frames": FAMILIES[family].frames}
     fits, not_any_more = (
         run_settings({**changes, "policy.max_sequence_length": length})
         for length in (LIMITS[family], LIMITS[family] + 1)
@@ -46,7 +46,7 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
         pretrained=str(saved(family, tmp_path / "pipeline")),
         height=16,
         width=16,
-        frames=5 if "Wan" in family else 1,
+        frames=FAMILIES[family].frames,
         guidance_scale=1.0,
         max_sequence_length=most,
         precision="float32",
@@ -54,7 +54,7 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
     )
     policy = load_policy(settings)
     texts = ["1234567890"[: i % 10] + "1234567890" * (i // 10) for i in range(1, 60)]
-    prompts = with_pictures(texts, PICTURES.get(family, 0))
+    prompts = with_pictures(texts, FAMILIES[family].pictures)
     cut = policy.cut_prompts(prompts)
     assert 0 < len(cut) < len(prompts)
     without = load_policy(settings, network_only=True)

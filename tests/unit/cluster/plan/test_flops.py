@@ -13,7 +13,7 @@ from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
-from families import PICTURES, with_pictures
+from families import FAMILIES, with_pictures
 from plain_diffusers import policy_of
 from support import RECIPES, Settings
 from torch.nn.attention import SDPBackend, sdpa_kernel
@@ -44,7 +44,7 @@ def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: 
     given = policy_of(family, tmp_path / "pipeline")
     settings = run_settings({"policy": given.model_dump()})
     policy, shapes = load_policy(given), policy_shapes(settings)
-    (prompt,) = with_pictures((LONG,), PICTURES.get(family, 0))
+    (prompt,) = with_pictures((LONG,), FAMILIES[family].pictures)
     conditioning, work = collate([policy.encode(prompt)]), count_work(settings)
     for name, value in collate([conditioning_shapes(shapes)]).items():
         assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)

@@ -1,0 +1,72 @@
+"""Small random pipelines of Qwen-Image and its edits."""
+
+from branchgrpo.rollout_workers.policies.qwen_image_edit import PictureProcessor
+from diffusers import (
+    AutoencoderKLQwenImage,
+    DiffusionPipeline,
+    FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPlusPipeline,
+    QwenImagePipeline,
+    QwenImageTransformer2DModel,
+)
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
+from small_pipelines.parts import VISION, qwen_tokenizer
+from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
+
+edit_plus.CONDITION_IMAGE_SIZE, edit_plus.VAE_IMAGE_SIZE = 32 * 64, 32 * 64  # a megapixel would take its time
+
+
+def qwen_image() -> DiffusionPipeline:
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_attention_heads": 2}
+    tokenizer = qwen_tokenizer()
+    start, _, image, video = tokenizer.convert_tokens_to_ids(VISION)
+    encoder = Qwen2_5_VLForConditionalGeneration(
+        Qwen2_5_VLConfig(
+            vision_start_token_id=start,
+            image_token_id=image,
+            video_token_id=video,
+            text_config={
+                **sizes,
+                "vocab_size": len(tokenizer),
+                "num_hidden_layers": 2,
+                "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
+            },
+            vision_config={
+                "depth": 1,
+                "hidden_size": 16,
+                "intermediate_size": 16,
+                "num_heads": 2,
+                "out_hidden_size": 16,
+            },
+        )
+    )
+    levels = {"base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192}
+    return QwenImagePipeline(
+        tokenizer=tokenizer,
+        text_encoder=encoder,
+        vae=AutoencoderKLQwenImage(
+            base_dim=6,
+            z_dim=4,
+            dim_mult=[1, 2, 4],
+            num_res_blocks=1,
+            temperal_downsample=[False, True],
+            latents_mean=[0.1, -0.2, 0.0, 0.3],
+            latents_std=[1.0, 2.0, 1.5, 0.5],
+        ),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **levels),
+        transformer=QwenImageTransformer2DModel(
+            in_channels=16,
+            out_channels=4,
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=16,
+            axes_dims_rope=(8, 4, 4),
+        ),
+    )
+
+
+def qwen_image_edit() -> DiffusionPipeline:
+    parts = qwen_image().components
+    processor = PictureProcessor(Qwen2VLImageProcessor(min_pixels=28**2, max_pixels=56**2), parts["tokenizer"])
+    return QwenImageEditPlusPipeline(**parts, processor=processor)
