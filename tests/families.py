@@ -1,6 +1,7 @@
 """Families of models, each with a small random pipeline of diffusers' own classes in the published layout."""
 
 import io
+import json
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -9,15 +10,15 @@ import numpy as np
 import torch
 from branchgrpo.proto.pictures import find_pictures
 from branchgrpo.proto.prompts import Prompt
-from branchgrpo.rollout_workers.policies.qwen_image_edit import PictureProcessor
 from diffusers import DiffusionPipeline
 from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 from PIL import Image
-from small_pipelines.flux import flux, flux2_klein, flux_kontext
-from small_pipelines.qwen_image import qwen_image, qwen_image_edit
+from small_pipelines.chroma import chroma
+from small_pipelines.flux import flux, flux2_dev, flux2_klein, flux_kontext
+from small_pipelines.qwen_image import qwen_image, qwen_image_edit, qwen_image_edit_plus
 from small_pipelines.stable_diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
-from small_pipelines.wan import wan
+from small_pipelines.wan import wan, wan_from_picture
 from small_pipelines.z_image import z_image
 
 
@@ -37,15 +38,18 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "Chroma": Family(chroma),
     "FLUX.1-dev": Family(lambda: flux(dev=True), negative_prompt=""),
     "FLUX.1-schnell": Family(lambda: flux(dev=False), negative_prompt=""),
     "FLUX.1 Kontext": Family(flux_kontext, pictures=1, negative_prompt=""),
+    "FLUX.2 dev": Family(flux2_dev, pictures=2, tokens=40, size=(64, 96), negative_prompt=""),
     "FLUX.2 klein": Family(flux2_klein, tokens=40, negative_prompt=""),
-    "FLUX.2 klein, pictures": Family(  # which refuses small ones
+    "FLUX.2 klein, pictures": Family(  # of which FLUX.2 refuses small ones
         lambda: flux2_klein(halvings=3), pictures=2, tokens=40, size=(64, 96), negative_prompt=""
     ),
     "Qwen-Image": Family(qwen_image, tokens=200),
-    "Qwen-Image-Edit Plus": Family(qwen_image_edit, pictures=2, tokens=500),
+    "Qwen-Image-Edit": Family(qwen_image_edit, pictures=1, tokens=500),
+    "Qwen-Image-Edit Plus": Family(qwen_image_edit_plus, pictures=2, tokens=500),
     "SD3.5": Family(stable_diffusion_3),
     "SD3.5 without T5": Family(lambda: stable_diffusion_3(t5=False)),
     "SD1.5": Family(lambda: stable_diffusion(prediction="epsilon")),
@@ -55,8 +59,18 @@ FAMILIES = {
     "Wan 2.1": Family(wan, frames=5),
     "Wan 2.2 14B": Family(lambda: wan(experts=True), frames=5),
     "Wan 2.2 5B": Family(lambda: wan(expand_timesteps=True), frames=5),
+    "Wan 2.1, picture": Family(lambda: wan_from_picture(clip=True), pictures=1, frames=5, tokens=512),
+    "Wan 2.2 14B, picture": Family(lambda: wan_from_picture(experts=True), pictures=1, frames=5),
+    "Wan 2.2 5B, picture": Family(lambda: wan_from_picture(expand_timesteps=True), pictures=1, frames=5),
     "Z-Image": Family(z_image, tokens=40),
 }
+
+PROCESSORS = {
+    "Flux2Pipeline": {"tokenizer": ["transformers", "PixtralProcessor"]},
+    "QwenImageEditPipeline": {"processor": ["transformers", "Qwen2VLProcessor"]},
+    "QwenImageEditPlusPipeline": {"processor": ["transformers", "Qwen2VLProcessor"]},
+}
+"""Parts that need torchvision, by their published classes. Here only what doesn't need it is in their folders."""
 
 
 def with_pictures(texts: Sequence[str], count: int) -> tuple[str, ...]:
@@ -80,10 +94,8 @@ def saved(name: str, folder: Path) -> Path:
         for parameter in getattr(pipeline, part, None).parameters() if getattr(pipeline, part, None) else ():
             torch.nn.init.normal_(parameter, std=0.1)  # zero-initialised layers would hide what goes through them
     pipeline.save_pretrained(folder)
-    index = folder / "model_index.json"  # in which the processor has its published class, as everywhere
-    index.write_text(
-        index.read_text().replace(PictureProcessor.__module__, "transformers").replace("Picture", "Qwen2VL")
-    )
+    index = folder / "model_index.json"
+    index.write_text(json.dumps(json.loads(index.read_text()) | PROCESSORS.get(type(pipeline).__name__, {})))
     return folder
 
 

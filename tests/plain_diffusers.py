@@ -14,9 +14,10 @@ from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
-from branchgrpo.rollout_workers.policies.qwen_image_edit import PictureProcessor
+from branchgrpo.rollout_workers.policies.load import FAMILIES as POLICIES
+from branchgrpo.rollout_workers.policies.load import find_adapter
 from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from families import FAMILIES, saved, with_pictures
+from families import FAMILIES, PROCESSORS, saved, with_pictures
 from support import COUNTING, Settings
 
 STEPS = 6
@@ -30,11 +31,14 @@ def prompts_of(family: str) -> tuple[str, ...]:
 
 def plain(folder: str) -> Any:
     """The pipeline as diffusers loads it, which wants to be told of parts that it does without."""
-    index = json.loads((Path(folder) / "model_index.json").read_text())
-    without: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
-    if "processor" in index:  # whose published class needs torchvision, for clips
-        without["processor"] = PictureProcessor.from_pretrained(Path(folder) / "processor")
-    return DiffusionPipeline.from_pretrained(folder, **without)
+    index: dict[str, Any] = json.loads((Path(folder) / "model_index.json").read_text())
+    parts: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
+    replaced = {}
+    if index["_class_name"] in PROCESSORS:
+        replaced = find_adapter(POLICIES[index["_class_name"]].adapter).replacements(Path(folder))
+    pipeline = DiffusionPipeline.from_pretrained(folder, **parts, **dict.fromkeys(replaced))
+    pipeline.register_modules(**replaced)
+    return pipeline
 
 
 def theirs(
@@ -42,10 +46,14 @@ def theirs(
     settings: PolicySettings,
     starts: torch.Tensor,
     prompts: Sequence[str] = PROMPTS,
+    picture_size: tuple[int, int] | None = None,
     *,
     as_it_is: bool = False,
 ) -> np.ndarray:
-    """What plain diffusers draws from the starts, in [0, 1]; `as_it_is` with the pipeline's own scheduler."""
+    """What plain diffusers draws from the starts, in [0, 1]; `as_it_is` with the pipeline's own scheduler.
+
+    Pictures are read in the height and width of `picture_size`, or those that are drawn.
+    """
     published, video = pipeline.scheduler, settings.frames > 1
     config = published.config
     if as_it_is:
@@ -75,11 +83,11 @@ def theirs(
     )
     drawn = []
     for number, prompt in enumerate(prompts):  # one by one, because some take pictures for all prompts alike
-        pictures = [own.fitted(settings.height, settings.width) for own in pictures_of(prompt)]
+        pictures = [own.fitted(*(picture_size or (settings.height, settings.width))) for own in pictures_of(prompt)]
         found = call(
             prompt=str(prompt),
             latents=starts[[number]],
-            **({"image": pictures} if pictures else {}),
+            **({"image": pictures[0] if video else pictures} if pictures else {}),
             **({} if flux else {"negative_prompt": settings.negative_prompt}),
         )
         drawn.append(found.frames if video else found.images)

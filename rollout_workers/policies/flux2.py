@@ -1,13 +1,15 @@
-"""FLUX.2 klein: tokens of Qwen's encoder, patches of latents, and pictures to start from or none."""
+"""FLUX.2 dev and klein: tokens of a language model, patches of latents, and pictures to start from or none."""
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from diffusers import Flux2KleinPipeline
-from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
+from diffusers import Flux2KleinPipeline, Flux2Pipeline
+from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
 from PIL import Image
+from transformers import AutoTokenizer
 
 from ...proto.tree import Conditioning
 from .base import Network
@@ -18,13 +20,15 @@ REFERENCE_STEP = 10
 """First coordinate of a prompt's first picture; the next one has twice as much, and so on."""
 
 
-class Flux2KleinPolicy(PipelinePolicy):
-    """`Flux2KleinPipeline`. A state is the patches of the latents of one picture, [channels, rows, columns].
+class Flux2Policy(PipelinePolicy):
+    """`Flux2Pipeline`. A state is the patches of the latents of one picture, [channels, rows, columns]. Guidance is
+    embedded.
 
     Pictures that come with a prompt are further patches, each with a first coordinate of its own.
     """
 
-    pipeline_class = Flux2KleinPipeline
+    pipeline_class = Flux2Pipeline
+    classifier_free = False
     lora_modules = (
         *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
         *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
@@ -33,19 +37,21 @@ class Flux2KleinPolicy(PipelinePolicy):
     encoding_parts = (*PipelinePolicy.encoding_parts, "vae")
     _patch = 2  # its configuration says 1: latents are patched before they reach the network
 
+    @classmethod
+    def replacements(cls, folder: Path) -> dict[str, Any]:
+        """The tokenizer of its processor by itself: prompts are texts, and the processor needs torchvision."""
+        return {"tokenizer": AutoTokenizer.from_pretrained(folder / "tokenizer", local_files_only=True)}
+
     def as_encoded(self, prompt: str) -> str:
-        """Qwen's chat around a prompt."""
-        return as_message(prompt, self.pipeline.tokenizer, thinking=False)
+        """Mistral's chat around a prompt, without its first token, which the tokenizer puts there by itself."""
+        (chat,) = format_input([str(prompt)], self.pipeline.system_message)
+        text = self.pipeline.tokenizer.apply_chat_template(chat, tokenize=False)
+        return str(text).removeprefix(self.pipeline.tokenizer.bos_token or "")
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """[channels, rows, columns] of patches."""
         return self.network.config.in_channels, *(size // self._patch for size in self.latent_size)
-
-    @property
-    def guided(self) -> bool:
-        """Distilled models have their guidance within."""
-        return super().guided and not self.pipeline.config.is_distilled
 
     def even_levels(self, steps: int) -> Any:
         """Evenly spaced noise levels from 1 to 1 / steps, unless the scheduler spaces its own."""
@@ -65,7 +71,11 @@ class Flux2KleinPolicy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """Velocity of patches; places have four coordinates, of which pictures use two and prompts the last."""
+        """Velocity of patches; places have four coordinates, of which pictures use two and prompts the last. The
+        guidance scale is an input where the network was distilled with one."""
+        guidance = None
+        if self.network.config.guidance_embeds:
+            guidance = torch.full([len(latents)], self.settings.guidance_scale, device=latents.device)
         embeds, (_, rows, columns) = conditioning["prompt_embeds"], self.latent_shape
         pictures = [*conditioning["pictures"].unbind(1)] if "pictures" in conditioning else []
         grid, layer = _places(1, rows, columns, 1), torch.tensor([REFERENCE_STEP, 0, 0, 0])
@@ -76,7 +86,7 @@ class Flux2KleinPolicy(PipelinePolicy):
         velocity = network(
             hidden_states=torch.cat(states, dim=1),
             timestep=sigma.to(self.precision),
-            guidance=None,
+            guidance=guidance,
             encoder_hidden_states=embeds,
             txt_ids=said,
             img_ids=drawn,
@@ -101,6 +111,27 @@ class Flux2KleinPolicy(PipelinePolicy):
         """Mean and deviation of each channel of the autoencoder's patches, [channels, 1, 1]."""
         norm, epsilon = self.vae.bn, self.vae.config.batch_norm_eps
         return norm.running_mean.reshape(-1, 1, 1), torch.sqrt(norm.running_var + epsilon).reshape(-1, 1, 1)
+
+
+class Flux2KleinPolicy(Flux2Policy):
+    """`Flux2KleinPipeline`, with guidance from a second pass unless it is distilled."""
+
+    pipeline_class = Flux2KleinPipeline
+    classifier_free = True
+
+    @classmethod
+    def replacements(cls, folder: Path) -> dict[str, Any]:
+        """None: its tokenizer is one."""
+        return {}
+
+    def as_encoded(self, prompt: str) -> str:
+        """Qwen's chat around a prompt."""
+        return as_message(prompt, self.pipeline.tokenizer, thinking=False)
+
+    @property
+    def guided(self) -> bool:
+        """Distilled models have their guidance within."""
+        return super().guided and not self.pipeline.config.is_distilled
 
 
 def _places(*sizes: int) -> torch.Tensor:

@@ -34,7 +34,7 @@ class Part:
     @property
     def has_weights(self) -> bool:
         """Whether it is a model, and no tokenizer or scheduler."""
-        return self.name.startswith(("transformer", "unet", "vae", "text_encoder"))
+        return self.name.startswith(("transformer", "unet", "vae", "text_encoder", "image_encoder"))
 
 
 @dataclass(frozen=True)

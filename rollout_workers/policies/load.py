@@ -31,14 +31,18 @@ class Family(NamedTuple):
 
 
 FAMILIES = {
+    "ChromaPipeline": Family(f"{__package__}.chroma:ChromaPolicy", 512),
     "Flux2KleinPipeline": Family(f"{__package__}.flux2:Flux2KleinPolicy", 512, range(5)),
+    "Flux2Pipeline": Family(f"{__package__}.flux2:Flux2Policy", 512, range(11)),
     "FluxKontextPipeline": Family(f"{__package__}.flux:FluxKontextPolicy", 512, range(1, 2)),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
+    "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
     "StableDiffusionXLPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionXLPolicy", None),
+    "WanImageToVideoPipeline": Family(f"{__package__}.wan:WanImageToVideoPolicy", 512, range(1, 2)),
     "WanPipeline": Family(f"{__package__}.wan:WanPolicy", 512),
     "ZImagePipeline": Family(f"{__package__}.z_image:ZImagePolicy", 512),
 }
@@ -130,8 +134,9 @@ def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
         return
     if settings.policy.adapter:
         return
-    family = read_index(folder)["_class_name"]
-    allowed = FAMILIES[family].pictures
+    index = read_index(folder)
+    family = index["_class_name"]
+    allowed = range(2) if index.get("expand_timesteps") else FAMILIES[family].pictures  # Wan 2.2 5B does both
     if found[0] not in allowed:
         least, most = allowed[0], allowed[-1]
         takes = "no pictures" if not most else f"{least} to {most} pictures" if least < most else "one picture"

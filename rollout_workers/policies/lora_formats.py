@@ -27,6 +27,8 @@ WAN_NAMES = {
     ".to_k": ".k",
     ".to_v": ".v",
     ".to_out.0": ".o",
+    ".add_k_proj": ".k_img",
+    ".add_v_proj": ".v_img",
     ".ffn.net.0.proj": ".ffn.0",
     ".ffn.net.2": ".ffn.2",
 }

@@ -77,6 +77,7 @@ class PipelinePolicy(PromptEncoding):
             prefixes = self.checkpoint_prefixes if len(networks) > 1 else {}
             self.start = Starts(self.pipeline_class, folder, networks, prefixes).read(settings.start_from)
         try:
+            replacements = self.replacements(folder)
             if build:
                 absent |= {name: self._built(part, build) for name, part in networks.items()}
             self.pipeline = self.pipeline_class.from_pretrained(
@@ -85,8 +86,10 @@ class PipelinePolicy(PromptEncoding):
                 local_files_only=True,
                 variant=settings.variant,
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
-                **(self.replacements(folder) | absent),
+                **dict.fromkeys(replacements),
+                **absent,
             )
+            self.pipeline.register_modules(**replacements)
         except Exception as error:  # of a library, over files of whatever kind
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {one_line(error)}") from error
         self.autoencoder = read_json(folder / "vae" / "config.json")
@@ -244,11 +247,17 @@ class PipelinePolicy(PromptEncoding):
         drawn = self.vae.decode(z.to(self.vae.dtype)).sample
         return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
 
-    def encode_pictures(self, pictures: Sequence[Image.Image], *, as_clips: bool = False) -> torch.Tensor:
-        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns], or as those of
-        clips, [n, channels, 1, rows, columns]."""
-        pixels = torch.cat([self.pipeline.image_processor.preprocess(picture) for picture in pictures])
-        pixels = pixels.unsqueeze(2) if as_clips else pixels
+    def encode_pictures(self, pictures: Sequence[Image.Image], *, frames: int | None = None) -> torch.Tensor:
+        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns].
+
+        With `frames`, of clips that begin with the pictures and are grey from then on, [n, channels, frames of latents,
+        rows, columns].
+        """
+        video = hasattr(self.pipeline, "video_processor")  # then an `image_processor` is CLIP's
+        processor = self.pipeline.video_processor if video else self.pipeline.image_processor
+        pixels = torch.cat([processor.preprocess(picture) for picture in pictures])
+        if frames is not None:
+            pixels = torch.nn.functional.pad(pixels.unsqueeze(2), (0, 0, 0, 0, 0, frames - 1))
         return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
 
     def denormalised(self, latents: torch.Tensor) -> torch.Tensor:

@@ -15,6 +15,8 @@ from .embeddings import fingerprint
 
 NEGATIVE = "negative_"
 """Before the names of the negative prompt's entries in a conditioning."""
+ENCODERS = ("text_encoder", "image_encoder")
+"""How the names begin of the pipeline's parts that are models and encode prompts."""
 
 
 class PromptEncoding:
@@ -36,9 +38,9 @@ class PromptEncoding:
 
     @property
     def encoders(self) -> dict[str, torch.nn.Module]:
-        """The text encoders that were loaded, by the pipeline's names."""
+        """The encoders that were loaded, by the pipeline's names."""
         parts = self.pipeline.components.items()
-        return {name: part for name, part in parts if name.startswith("text_encoder") and part is not None}
+        return {name: part for name, part in parts if name.startswith(ENCODERS) and part is not None}
 
     @torch.no_grad()
     def encode(self, prompt: str) -> Conditioning:
@@ -91,6 +93,7 @@ class PromptEncoding:
             settings.negative_prompt if self.guided else None,
             *((settings.variant,) if settings.variant else ()),
             *size,
+            *((settings.frames,) if size and settings.frames > 1 else ()),
         )
 
     @cached_property

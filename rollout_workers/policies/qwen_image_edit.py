@@ -1,11 +1,11 @@
-"""Qwen-Image-Edit Plus: its encoder sees the pictures to edit, and so does its network."""
+"""Qwen-Image-Edit and Edit Plus: the encoder sees the pictures to edit, and so does the network."""
 
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageEditPlusPipeline, QwenImagePipeline
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as published
 from PIL import Image
 from transformers import ProcessorMixin, Qwen2VLProcessor
@@ -40,6 +40,11 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
         """Height and width of the larger size."""
         return self._size(published.VAE_IMAGE_SIZE)
 
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """Height and width of the smaller size."""
+        return self._size(published.CONDITION_IMAGE_SIZE)
+
     @classmethod
     def replacements(cls, folder: Path) -> dict[str, Any]:
         """The processor without its part for clips, which needs torchvision, and which nothing is given to."""
@@ -55,14 +60,13 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The embedding of every token of the pictures and the prompt, padded and masked."""
-        height, width = self._size(published.CONDITION_IMAGE_SIZE)
-        small = [self.pipeline.image_processor.resize(own, height, width) for own in self.pictures_of(prompt)]
-        embeds, _ = self.pipeline.encode_prompt(str(prompt), image=small or None, device=self.device)
+        seen = [self.pipeline.image_processor.resize(own, *self.seen_size) for own in self.pictures_of(prompt)]
+        embeds, _ = self.pipeline.encode_prompt(str(prompt), image=seen or None, device=self.device)
         return self.padded(embeds[0, : self.settings.max_sequence_length])
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Their latents, packed into tokens, one picture after the other."""
-        z = self.normalised(self.encode_pictures(pictures, as_clips=True))[:, :, 0]
+        z = self.normalised(self.encode_pictures(pictures, frames=1))[:, :, 0]
         return {"pictures": QwenImagePipeline._pack_latents(z, *z.shape).flatten(0, 1)}
 
     def predict(
@@ -85,7 +89,22 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
 
     @property
     def _picture_tokens(self) -> int:
-        """Tokens of a picture in the smaller size."""
+        """Tokens of a picture that the encoder sees."""
         processor = self.pipeline.processor.image_processor
-        patches = processor.get_number_of_image_patches(*self._size(published.CONDITION_IMAGE_SIZE))
-        return int(patches // processor.merge_size**2)
+        return int(processor.get_number_of_image_patches(*self.seen_size) // processor.merge_size**2)
+
+
+class QwenImageEditPolicy(QwenImageEditPlusPolicy):
+    """`QwenImageEditPipeline`, for one picture, which the encoder too sees at a megapixel."""
+
+    pipeline_class = QwenImageEditPipeline
+
+    @property
+    def seen_size(self) -> tuple[int, int]:
+        """Height and width of a megapixel."""
+        return self.picture_size
+
+    def as_encoded(self, prompt: str) -> str:
+        """The instruction around the picture and the prompt, with a mark for each token of the picture."""
+        mark = "<|image_pad|>"
+        return QwenImagePolicy.as_encoded(self, prompt).replace(mark, mark * self._picture_tokens, 1)

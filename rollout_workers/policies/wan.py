@@ -1,9 +1,11 @@
-"""Wan 2.1 and 2.2, text to video: a leaf is a clip."""
+"""Wan 2.1 and 2.2, text to video and picture to video: a leaf is a clip."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanPipeline
+from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
+from PIL import Image
 from torch import distributed
 
 from ...proto.errors import InputError
@@ -11,18 +13,23 @@ from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
 
+TOKENS_BESIDE_CLIP = 512
+"""Tokens of a prompt in a network that also gets CLIP's, which come before them."""
+
 
 class WanPolicy(PipelinePolicy):
     """`WanPipeline`. A state is the latents of one clip, [channels, frames, rows, columns].
 
-    The published scheduler is a multistep solver; noise levels are taken from Euler's with the same shift.
+    The published scheduler is a multistep solver; noise levels are taken from Euler's with the same shift. Wan 2.2 5B
+    may get a picture, the first frame of the clip.
     """
 
     pipeline_class = WanPipeline
     networks = ("transformer", "transformer_2")
     checkpoint_prefixes = {"transformer": "high.", "transformer_2": "low."}  # noqa: RUF012 - of `Experts`
     float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
-    lora_modules = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
+    encoding_parts = (*PipelinePolicy.encoding_parts, "vae")
+    lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def find_network(self) -> torch.nn.Module:
         """The loaded network, or Wan 2.2's two networks as one."""
@@ -66,7 +73,7 @@ class WanPolicy(PipelinePolicy):
     def latent_shape(self) -> tuple[int, ...]:
         """[channels, frames, rows, columns] of latents."""
         frames = (self.settings.frames - 1) // self._frame_scale + 1
-        return self.pipeline.transformer.config.in_channels, frames, *self.latent_size
+        return self.pipeline.transformer.config.out_channels, frames, *self.latent_size
 
     @property
     def _frame_scale(self) -> int:
@@ -93,22 +100,85 @@ class WanPolicy(PipelinePolicy):
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """Velocity, with noise levels counted in training steps: one per row, or in Wan 2.2 5B one per token."""
-        timestep = sigma * self._timesteps
-        if self.pipeline.config.expand_timesteps:  # Wan 2.2 5B: one for every token
-            tokens = latents[0, 0].numel() // self._patch**2
-            timestep = timestep[:, None].expand(-1, tokens)
-        return network(
-            hidden_states=latents.to(self.precision),
+        """Velocity, with noise levels counted in training steps: one per row, or in Wan 2.2 5B one per token.
+
+        A first frame has no noise in the network's input. Its velocity leads from where it is straight to the picture.
+        """
+        timestep, first, states = sigma * self._timesteps, conditioning.get("first_frame"), latents
+        if self.pipeline.config.expand_timesteps:
+            frames, rows, columns = latents.shape[2:]
+            timestep = timestep[:, None, None].repeat(1, frames, rows * columns // self._patch**2)
+            if first is not None:
+                timestep[:, 0] = 0
+                states = torch.cat([first.to(latents.dtype), latents[:, :, 1:]], dim=2)
+            timestep = timestep.flatten(1)
+        beside = [conditioning["clip"].to(latents.dtype)] if "clip" in conditioning else []
+        seen = {"encoder_hidden_states_image": conditioning["seen"]} if "seen" in conditioning else {}
+        velocity = network(
+            hidden_states=torch.cat([states, *beside], dim=1).to(self.precision),
             timestep=timestep,
             encoder_hidden_states=conditioning["prompt_embeds"],
             return_dict=False,
+            **seen,
         )[0]
+        if first is None:
+            return velocity
+        straight = (latents[:, :, :1].float() - first.float()) / sigma.reshape(-1, 1, 1, 1, 1)
+        return torch.cat([straight, velocity[:, :, 1:].float()], dim=2)
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Latents of the first frame, [channels, 1, rows, columns]."""
+        return {"first_frame": self.normalised(self.encode_pictures(pictures, frames=1))[0]}
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Clips in [0, 1], float32 [rows, frames, height, width, 3]."""
         return self.draw(self.denormalised(latents))
+
+
+class WanImageToVideoPolicy(WanPolicy):
+    """`WanImageToVideoPipeline`: a clip that begins with a picture.
+
+    The network of Wan 2.1 and of Wan 2.2 14B sees a clip of the picture and then grey beside a state, as further
+    channels; that of Wan 2.1 also what CLIP sees in the picture.
+    """
+
+    pipeline_class = WanImageToVideoPipeline
+    encoding_parts = (*WanPolicy.encoding_parts, "image_encoder", "image_processor")
+    lora_modules = (*WanPolicy.lora_modules, "add_k_proj", "add_v_proj")
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """UMT5's embedding of every token, for a network with CLIP padded to the length by which that tells them from
+        CLIP's."""
+        embeds = super().embed(prompt)["prompt_embeds"]
+        padding = TOKENS_BESIDE_CLIP - len(embeds) if self._sees else 0
+        return {"prompt_embeds": torch.nn.functional.pad(embeds, (0, 0, 0, padding))}
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """A mask of the frames that are given, and the latents of the clip, [channels, frames, rows, columns]; and
+        CLIP's states. Of Wan 2.2 5B the latents of the first frame."""
+        if self.pipeline.config.expand_timesteps:
+            return super().embed_pictures(pictures)
+        clip = self.normalised(self.encode_pictures(pictures, frames=self.settings.frames))[0]
+        given = clip.new_zeros(self._frame_scale, *clip.shape[1:])
+        given[:, 0] = 1
+        found = {"clip": torch.cat([given, clip])}
+        if self._sees:
+            found["seen"] = self.pipeline.encode_image(pictures[0], self.device)[0].to(self.precision)
+        return found
+
+    @property
+    def _sees(self) -> bool:
+        return self.pipeline.transformer.config.image_dim is not None
+
+    def check_size(self) -> None:
+        """Raises InputError for a size that the model can't draw, or a model that starts from two pictures."""
+        if self.pipeline.transformer.config.pos_embed_seq_len is not None:
+            raise InputError(
+                f"policy.pretrained is '{self.folder}', which needs a clip's first and last frames; only models that "
+                "start from the first frame alone are supported"
+            )
+        super().check_size()
 
 
 class Experts(torch.nn.Module):
@@ -127,13 +197,15 @@ class Experts(torch.nn.Module):
     ) -> tuple[torch.Tensor]:
         """Each row through its network, as diffusers calls one."""
         above = timestep.reshape(len(timestep), -1)[:, 0] >= self.boundary
-        velocity = torch.zeros_like(hidden_states)
+        channels: Any = self.high.config.out_channels  # type: ignore[union-attr]  # of diffusers
+        velocity = hidden_states.new_zeros(len(hidden_states), channels, *hidden_states.shape[2:])
         for network, own in ((self.high, above), (self.low, ~above)):
             rows = own.nonzero()[:, 0]
             if not len(rows) and not self._in_step:
                 continue
             taken = rows if len(rows) else slice(0, 1)
-            predicted = network(hidden_states[taken], timestep[taken], encoder_hidden_states[taken], **more)[0]
+            beside = {name: value[taken] if isinstance(value, torch.Tensor) else value for name, value in more.items()}
+            predicted = network(hidden_states[taken], timestep[taken], encoder_hidden_states[taken], **beside)[0]
             if len(rows):
                 velocity = velocity.index_copy(0, rows, predicted.to(velocity.dtype))
             else:  # what it does to the gradient is nothing, and the backward pass is in step too

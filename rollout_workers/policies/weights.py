@@ -68,7 +68,8 @@ def check_part(part: Part) -> None:
 
 def _check_vocabulary(part: Part) -> None:
     """Raises InputError for a tokenizer without its files, of which transformers would make one that knows no words."""
-    needed = dict(getattr(getattr(transformers, part.class_name, None), "vocab_files_names", {}))
+    known = getattr(transformers, part.class_name, None) if "Tokenizer" in part.class_name else None  # no processor
+    needed = dict(getattr(known, "vocab_files_names", {}))
     whole = needed.pop("tokenizer_file", "tokenizer.json")
     there = [(part.folder / file).is_file() for file in needed.values()]
     if needed and not all(there) and not (part.folder / whole).is_file():

@@ -1,17 +1,20 @@
 """Small random pipelines of FLUX.1 and FLUX.2."""
 
+from typing import Any
+
 from branchgrpo.rollout_workers.glyphs.pretrain import new_pipeline
 from diffusers import (
     AutoencoderKLFlux2,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
     Flux2KleinPipeline,
+    Flux2Pipeline,
     Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
 )
-from small_pipelines.parts import qwen3, qwen_tokenizer
-from transformers import Qwen3ForCausalLM
+from small_pipelines.parts import MISTRAL_CHAT, qwen3, qwen_tokenizer
+from transformers import Mistral3Config, Mistral3ForConditionalGeneration, Qwen3ForCausalLM
 
 
 def flux(*, dev: bool) -> DiffusionPipeline:
@@ -38,20 +41,41 @@ def flux_kontext() -> DiffusionPipeline:
     return FluxKontextPipeline(**flux(dev=True).components)
 
 
+def flux2_dev() -> DiffusionPipeline:
+    tokenizer = qwen_tokenizer(chat=MISTRAL_CHAT)
+    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_attention_heads": 2, "head_dim": 8}
+    encoder = Mistral3ForConditionalGeneration(
+        Mistral3Config(
+            text_config={
+                **sizes,
+                "model_type": "mistral",
+                "vocab_size": len(tokenizer),
+                "num_hidden_layers": 30,  # of which the 10th, 20th and 30th are read
+                "num_key_value_heads": 2,
+            },
+            vision_config={**sizes, "model_type": "pixtral", "num_hidden_layers": 1, "patch_size": 14},
+        )
+    )
+    return Flux2Pipeline(text_encoder=encoder, tokenizer=tokenizer, **flux2(halvings=3, dev=True))
+
+
 def flux2_klein(*, halvings: int = 1) -> DiffusionPipeline:
     tokenizer = qwen_tokenizer()
-    return Flux2KleinPipeline(
-        scheduler=FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
-        vae=AutoencoderKLFlux2(
+    encoder = Qwen3ForCausalLM(qwen3(tokenizer, layers=28))  # of which the 9th, 18th and 27th are read
+    return Flux2KleinPipeline(text_encoder=encoder, tokenizer=tokenizer, **flux2(halvings=halvings, dev=False))
+
+
+def flux2(*, halvings: int, dev: bool) -> dict[str, Any]:
+    return {
+        "scheduler": FlowMatchEulerDiscreteScheduler(shift=3.0, use_dynamic_shifting=True),
+        "vae": AutoencoderKLFlux2(
             down_block_types=("DownEncoderBlock2D",) * (halvings + 1),
             up_block_types=("UpDecoderBlock2D",) * (halvings + 1),
             block_out_channels=(8, *(16,) * halvings),
             latent_channels=4,
             norm_num_groups=4,
         ),
-        text_encoder=Qwen3ForCausalLM(qwen3(tokenizer, layers=28)),  # of which the 9th, 18th and 27th are read
-        tokenizer=tokenizer,
-        transformer=Flux2Transformer2DModel(
+        "transformer": Flux2Transformer2DModel(
             in_channels=16,
             num_layers=1,
             num_single_layers=1,
@@ -60,6 +84,6 @@ def flux2_klein(*, halvings: int = 1) -> DiffusionPipeline:
             joint_attention_dim=3 * 16,
             timestep_guidance_channels=16,
             axes_dims_rope=(4, 4, 4, 4),
-            guidance_embeds=False,
+            guidance_embeds=dev,
         ),
-    )
+    }

@@ -9,6 +9,9 @@ from transformers import CLIPTextConfig, Qwen2Tokenizer, Qwen3Config
 
 VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 """Qwen's tokens for pictures and clips."""
+QWEN_CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+MISTRAL_CHAT = "{% for m in messages[1:] %}[INST]{{ m.content[0].text }}[/INST]{% endfor %}"
+"""Without what the system says, which would take a token for each letter."""
 
 
 def vae(channels: int, **more: Any) -> AutoencoderKL:
@@ -38,13 +41,13 @@ def clip(width: int) -> CLIPTextConfig:
     )
 
 
-def qwen_tokenizer() -> Qwen2Tokenizer:
-    """A token for every byte, and Qwen's chat."""
+def qwen_tokenizer(*, chat: str = QWEN_CHAT) -> Qwen2Tokenizer:
+    """A token for every byte, and a chat."""
     special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>", *VISION]
     characters = sorted(pre_tokenizers.ByteLevel.alphabet())
     tokenizer = Qwen2Tokenizer(vocab={token: i for i, token in enumerate([*special, *characters])}, merges=[])
     tokenizer.add_tokens(VISION, special_tokens=True)
-    tokenizer.chat_template = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    tokenizer.chat_template = chat
     return tokenizer
 
 

@@ -5,15 +5,18 @@ from diffusers import (
     AutoencoderKLQwenImage,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
     QwenImagePipeline,
     QwenImageTransformer2DModel,
 )
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as edit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as edit_plus
 from small_pipelines.parts import VISION, qwen_tokenizer
 from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration, Qwen2VLImageProcessor
 
 edit_plus.CONDITION_IMAGE_SIZE, edit_plus.VAE_IMAGE_SIZE = 32 * 64, 32 * 64  # a megapixel would take its time
+edit.calculate_dimensions = lambda area, ratio: (*edit_plus.calculate_dimensions(edit_plus.VAE_IMAGE_SIZE, ratio), None)
 
 
 def qwen_image() -> DiffusionPipeline:
@@ -67,6 +70,10 @@ def qwen_image() -> DiffusionPipeline:
 
 
 def qwen_image_edit() -> DiffusionPipeline:
+    return QwenImageEditPipeline(**qwen_image_edit_plus().components)
+
+
+def qwen_image_edit_plus() -> DiffusionPipeline:
     parts = qwen_image().components
     processor = PictureProcessor(Qwen2VLImageProcessor(min_pixels=28**2, max_pixels=56**2), parts["tokenizer"])
     return QwenImageEditPlusPipeline(**parts, processor=processor)

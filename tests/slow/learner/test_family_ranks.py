@@ -14,13 +14,17 @@ from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same, 
 from support import Settings
 
 NAMES = (
+    "Chroma",
     "FLUX.1 Kontext",
+    "FLUX.2 dev",
     "FLUX.2 klein, pictures",
     "Qwen-Image-Edit Plus",
     "SD1.5",
     "SD3.5",
     "SDXL",
+    "Wan 2.1, picture",
     "Wan 2.2 14B",
+    "Wan 2.2 14B, picture",
     "Z-Image",
 )
 """Beside FLUX.1-dev: tables that are no buffers, a UNet, a buffer with weights, tables of angles and two networks."""

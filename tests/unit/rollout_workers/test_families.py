@@ -13,6 +13,7 @@ from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import Task, Tree
@@ -70,9 +71,14 @@ def test_ode_equals_plain_diffusers(
     task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
     ours = policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
-    reference = theirs(pipeline, settings, starts(policy, 5), prompts)
+    reference = theirs(pipeline, settings, starts(policy, 5), prompts, policy.picture_size)
     assert reference.std() > 0.01
     np.testing.assert_allclose(ours, reference, atol=1e-4)
+    if pictures_of(prompts[0]) and not changes:  # the same texts with each other's pictures
+        pairs = zip(prompts, prompts[::-1], strict=True)
+        swapped = tuple(Prompt(own, pictures=pictures_of(other)) for own, other in pairs)
+        other = list(RolloutWorker(policy, RolloutSettings()).sample(replace(task, prompts=swapped)))
+        assert not torch.allclose(other[0].latents[-1], parts[0].latents[-1], atol=1e-4)
     if policy.guided and not changes:
         without = settings.model_copy(update={"negative_prompt": "0"})
         other = list(RolloutWorker(load_policy(without), RolloutSettings()).sample(task))
@@ -172,7 +178,7 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
         else:
             folder = exported if exported.name == name else exported / name
             setattr(loaded, name, type(getattr(loaded, name)).from_pretrained(folder))
-    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed), prompts)
+    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed), prompts, loop.policy.picture_size)
     difference = np.abs(evaluation.media.pictures.astype(int) - (reference * 255).round().astype(int))
     assert difference.max() <= 1
     assert evaluation.media.pictures.std() > 2

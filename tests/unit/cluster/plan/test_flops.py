@@ -39,7 +39,9 @@ def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
     assert work.score_leaf["hps"] == pytest.approx(2 * 632e6 * 257, rel=0.05)  # parameters times tokens
 
 
-@pytest.mark.parametrize("family", ["FLUX.1 Kontext", "SDXL", "Wan 2.2 14B", "Qwen-Image", "Z-Image"])
+@pytest.mark.parametrize(
+    "family", ["FLUX.1 Kontext", "SDXL", "Wan 2.1, picture", "Wan 2.2 14B", "Qwen-Image", "Z-Image"]
+)
 def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
     given = policy_of(family, tmp_path / "pipeline")
     settings = run_settings({"policy": given.model_dump()})
