@@ -157,8 +157,11 @@ class PolicySettings(Settings):
     """The model to train."""
 
     pretrained: HomeText
-    """Folder of a diffusers pipeline, such as a local FLUX.1-dev, or `glyphs` or `shapes` for an embedded one. A
-    relative path starts in the current folder."""
+    """Folder of a diffusers pipeline, such as a local FLUX.1-dev, a single .safetensors file (with `config`), or
+    `glyphs` or `shapes` for an embedded one. A relative path starts in the current folder."""
+    config: HomePath | None = None
+    """For a single .safetensors file as `pretrained`: the folder of a diffusers pipeline like it, which says how the
+    file's parts are built, and from which the parts are taken that the file doesn't hold."""
     variant: Annotated[str, Field(pattern=r"^[A-Za-z0-9_-]+$")] | None = None
     """Variant of the weights, such as `fp16`, of those parts that have it. null: the files without one."""
     height: Pixels = 720
@@ -181,8 +184,8 @@ class PolicySettings(Settings):
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, at any resolution. null: the pipeline's, which may depend on the resolution."""
     max_sequence_length: Tokens = 512
-    """Length to which prompts are padded or cut, tokens. Maximum 512 for FLUX, SD3, Wan and Z-Image, 1024 for
-    Qwen-Image; SD1.5 and SDXL have a fixed length. A longer one takes more memory and time per forward pass."""
+    """Length to which prompts are padded or cut, tokens. Maximum 512 for Chroma, FLUX, SD3, Wan and Z-Image, 1024
+    for Qwen-Image; SD1.5 and SDXL have a fixed length. A longer one takes more memory and time per forward pass."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"

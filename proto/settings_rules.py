@@ -40,6 +40,16 @@ def offloading_needs_partitions(run: "RunSettings") -> Misfit:
             )
 
 
+def single_files_say_what_they_are(run: "RunSettings") -> Misfit:
+    """A single file needs a folder that describes its parts, and only a single file does."""
+    policy = run.policy
+    if policy.pretrained.endswith(".safetensors") != (policy.config is not None):
+        yield (
+            f"policy.pretrained is '{policy.pretrained}' and policy.config {policy.config or 'null'}; a .safetensors "
+            "file, and only one, needs the folder of a pipeline like it as policy.config"
+        )
+
+
 def updates_divide_an_iteration(run: "RunSettings") -> Misfit:
     """Every update of an iteration has as many trees as the others."""
     if run.prompts.per_iteration % run.learner.updates_per_iteration:
@@ -221,6 +231,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     bfloat16_needs_float32_gradients,
     compiling_needs_whole_layers,
     offloading_needs_partitions,
+    single_files_say_what_they_are,
     updates_divide_an_iteration,
     judges_see_pictures_that_there_are,
     evaluations_score_held_out_rewards,

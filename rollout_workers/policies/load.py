@@ -98,10 +98,14 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     Raises InputError if there is no pipeline, none that we know, or one that takes no prompts of that length.
     """
     folder = EMBEDDED.get(settings.pretrained) or Path(settings.pretrained)
+    if settings.config:
+        from .single_file import converted
+
+        folder = converted(folder, settings.config)
     if not os.path.lexists(folder / INDEX):
         raise InputError(
-            f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}) or "
-            f"one of {sorted(EMBEDDED)}"
+            f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}), "
+            f"one of {sorted(EMBEDDED)}, or a .safetensors file with policy.config"
         )
     if settings.adapter:
         return folder, settings.adapter
