@@ -265,7 +265,7 @@ def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_recipe(Path("glyphs")).name == "mine"
     for name, hint in {
         "glyph": "did you mean 'glyphs'",
-        "zzz": "those that go by their name are flux2_klein_pickscore, ",
+        "zzz": "those that go by their name are chroma_pickscore, ",
     }.items():
         with pytest.raises(InputError, match=f"recipe {name} doesn't exist; {hint}"):
             load_recipe(Path(name))

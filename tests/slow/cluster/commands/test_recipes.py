@@ -1,0 +1,55 @@
+"""Recipes of large models, checked with the published sizes: parameters, and the GPUs that the recipes name."""
+
+import re
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.plan.gpus import GPUS
+from branchgrpo.proto.recipe import load_recipe
+from published_models import MODELS, without_weights
+from support import RECIPES
+
+BILLIONS = {
+    "chroma_pickscore": 8.9,
+    "flux2_dev_pickscore": 32.2,
+    "flux2_klein_edit": 3.88,
+    "flux2_klein_pickscore": 3.88,
+    "flux_hps_branch": 11.9,
+    "flux_hps_mix": 11.9,
+    "flux_kontext": 11.9,
+    "flux_lora_24gb": 11.9,
+    "qwen_image_edit": 20.4,
+    "qwen_image_ocr": 20.4,
+    "sd15_aesthetic": 0.86,
+    "sd35_pickscore": 2.24,
+    "sdxl_pickscore": 2.57,
+    "wan21_video": 1.42,
+    "wan22_picture_to_video": 5.0,
+    "z_image_pickscore": 6.15,
+}
+"""Recipe -> parameters of its network, as published."""
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """The models' folders without weights, made once each."""
+    return {name: without_weights(name, tmp_path_factory.mktemp("model") / name) for name in MODELS}
+
+
+def test_every_recipe_of_a_large_model_is_here() -> None:
+    small = {path.stem for path in RECIPES.glob("*.yaml") if path.stem.startswith(("glyphs", "shapes"))}
+    assert BILLIONS.keys() == {path.stem for path in RECIPES.glob("*.yaml")} - small
+
+
+@pytest.mark.parametrize("name", BILLIONS)
+def test_a_recipe_fits_the_gpus_that_it_names(name: str, folders: dict[str, Path]) -> None:
+    settings = load_recipe(RECIPES / f"{name}.yaml")
+    folder = folders[Path(settings.policy.pretrained).name]
+    settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": str(folder)})})
+    gigabytes = int(re.search(r"(\d+) GB", (RECIPES / f"{name}.yaml").read_text())[1])  # type: ignore[index]
+    found = check(settings, replace(GPUS["h100"], memory=gigabytes * 1e9))
+    assert found.parameters["all"] == pytest.approx(BILLIONS[name] * 1e9, rel=0.02)
+    assert found.memory
+    assert found.changes == {}
