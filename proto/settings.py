@@ -170,6 +170,8 @@ class PolicySettings(Settings):
     """Width of the pictures, pixels."""
     frames: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Frames of a clip, for video models."""
+    seconds: Annotated[float, Field(gt=0, le=10_000)] | None = None
+    """Length of a sound in seconds, for models of sound. null: the longest that the model makes."""
     guidance_scale: float = 3.5
     """Guidance. Models with embedded guidance (FLUX.1-dev) get it as an input. For others it is the scale of
     classifier-free guidance, which doubles the forward passes; 1 or less turns that off (for Z-Image 0 or less, as in

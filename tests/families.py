@@ -17,6 +17,7 @@ from PIL import Image
 from small_pipelines.chroma import chroma
 from small_pipelines.flux import flux, flux2_dev, flux2_klein, flux_kontext
 from small_pipelines.qwen_image import qwen_image, qwen_image_edit, qwen_image_edit_plus
+from small_pipelines.stable_audio import stable_audio
 from small_pipelines.stable_diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from small_pipelines.wan import wan, wan_from_picture
 from small_pipelines.z_image import z_image
@@ -31,6 +32,7 @@ class Family(NamedTuple):
     tokens: int = 6
     """Maximum tokens of a prompt: templates are long where a token is a character."""
     frames: int = 1
+    seconds: float | None = None
     size: tuple[int, int] = (16, 32)
     """Height and width."""
     negative_prompt: str = "9"
@@ -50,6 +52,7 @@ FAMILIES = {
     "Qwen-Image": Family(qwen_image, tokens=200),
     "Qwen-Image-Edit": Family(qwen_image_edit, pictures=1, tokens=500),
     "Qwen-Image-Edit Plus": Family(qwen_image_edit_plus, pictures=2, tokens=500),
+    "Stable Audio": Family(stable_audio, seconds=0.4),
     "SD3.5": Family(stable_diffusion_3),
     "SD3.5 without T5": Family(lambda: stable_diffusion_3(t5=False)),
     "SD1.5": Family(lambda: stable_diffusion(prediction="epsilon")),

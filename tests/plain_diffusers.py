@@ -16,12 +16,25 @@ from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import FAMILIES as POLICIES
 from branchgrpo.rollout_workers.policies.load import find_adapter
-from diffusers import DDIMScheduler, DiffusionPipeline, FlowMatchEulerDiscreteScheduler
+from diffusers import (
+    CosineDPMSolverMultistepScheduler,
+    DDIMScheduler,
+    DiffusionPipeline,
+    EDMEulerScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from families import FAMILIES, PROCESSORS, saved, with_pictures
 from support import COUNTING, Settings
 
 STEPS = 6
 PROMPTS = ("123", "456")
+
+
+class CosineEuler(EDMEulerScheduler):
+    """Euler's steps over Stable Audio's noise levels: the published scheduler adds noise."""
+
+    def precondition_noise(self, sigma: torch.Tensor) -> torch.Tensor:
+        return CosineDPMSolverMultistepScheduler.precondition_noise(self, sigma)
 
 
 def prompts_of(family: str) -> tuple[str, ...]:
@@ -50,14 +63,17 @@ def theirs(
     *,
     as_it_is: bool = False,
 ) -> np.ndarray:
-    """What plain diffusers draws from the starts, in [0, 1]; `as_it_is` with the pipeline's own scheduler.
+    """What plain diffusers draws from the starts, in [0, 1], or sounds in [-1, 1]; `as_it_is` with the pipeline's own scheduler.
 
     Pictures are read in the height and width of `picture_size`, or those that are drawn.
     """
     published, video = pipeline.scheduler, settings.frames > 1
     config = published.config
+    sound = hasattr(pipeline, "projection_model")
     if as_it_is:
         pass
+    elif sound:
+        pipeline.scheduler = CosineEuler.from_config(config)
     elif hasattr(pipeline, "unet"):
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     elif video:
@@ -72,12 +88,11 @@ def theirs(
     pipeline.set_progress_bar_config(disable=True)
     call = partial(
         pipeline,
-        height=settings.height,
-        width=settings.width,
+        **({"audio_end_in_s": settings.seconds} if sound else {"height": settings.height, "width": settings.width}),
         num_inference_steps=STEPS,
         output_type="np",
         **{scale: settings.guidance_scale},
-        **({} if unet else {"max_sequence_length": settings.max_sequence_length}),
+        **({} if unet or sound else {"max_sequence_length": settings.max_sequence_length}),
         **({"_auto_resize": False, "max_area": settings.height * settings.width} if "Kontext" in name else {}),
         **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
     )
@@ -90,7 +105,7 @@ def theirs(
             **({"image": pictures[0] if video else pictures} if pictures else {}),
             **({} if flux else {"negative_prompt": settings.negative_prompt}),
         )
-        drawn.append(found.frames if video else found.images)
+        drawn.append(found.audios if sound else found.frames if video else found.images)
     pipeline.scheduler = published
     return np.concatenate(drawn)
 
@@ -128,6 +143,7 @@ def policy_of(family: str, folder: Path) -> PolicySettings:
         height=own.size[0],
         width=own.size[1],
         frames=own.frames,
+        seconds=own.seconds,
         guidance_scale=3.0,
         negative_prompt=own.negative_prompt,
         max_sequence_length=own.tokens,

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import ModelCard, ModelCardData
 
 from ...proto.atomic_files import whole
-from ...proto.settings import RunSettings
+from ...proto.settings import PolicySettings, RunSettings
 from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.qwen_image import QwenImagePolicy
@@ -23,6 +23,8 @@ WEIGHT_ENDS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".ckpt
 LICENCE_KEYS = ("license", "license_name", "license_link")
 PLACE = "PATH_OR_REPOSITORY"
 """Stands on a model card where the user writes where the pipeline is."""
+MADE = {"images": "image", "frames": "video", "audios": "audio"}
+"""What a pipeline calls its results -> what they are, in the Hub's words."""
 PICTURE = "picture.png"
 """Stands there for the picture to start from."""
 
@@ -73,11 +75,11 @@ def _take_over(part: Part, to: Path) -> None:
 def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema: bool) -> str:
     """A model card for the Hugging Face Hub: what the model was made of and how, its rewards, and how it is loaded."""
     settings, base = folder.settings, base_model(policy.folder)
-    video = settings.policy.frames > 1
+    made = MADE[policy.result]
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",
-        pipeline_tag=f"{'image' if settings.prompts.picture_column else 'text'}-to-{'video' if video else 'image'}",
+        pipeline_tag=f"{'image' if settings.prompts.picture_column else 'text'}-to-{made}",
         tags=["branchgrpo", "reinforcement-learning"],
         **_licence(policy.folder),
     )
@@ -86,8 +88,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
         "steps in evaluation": evaluation_steps(settings),
         "shift": "the base model's" if settings.policy.shift is None else settings.policy.shift,
         "guidance scale in training": settings.policy.guidance_scale,
-        "height x width": f"{settings.policy.height} x {settings.policy.width}"
-        + (f", {settings.policy.frames} frames" if video else ""),
+        **_extent(settings.policy, made),
     }
     rewards = ", ".join(f"{name} (weight {reward.weight:g})" for name, reward in settings.rewards.items())
     return "\n".join(
@@ -103,6 +104,14 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
         ]
     )
+
+
+def _extent(policy: PolicySettings, made: str) -> dict[str, str]:
+    """The size and length of what a policy makes, for the model card."""
+    if made == "audio":
+        return {"seconds": "the longest" if policy.seconds is None else f"{policy.seconds:g}"}
+    frames = f", {policy.frames} frames" if policy.frames > 1 else ""
+    return {"height x width": f"{policy.height} x {policy.width}{frames}"}
 
 
 def base_model(folder: Path) -> str:
@@ -146,13 +155,13 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "max_area": settings.height * settings.width,  # Kontext would draw, and read, sizes of its own
         "_auto_resize": False,
         "num_frames": settings.frames,
+        "audio_end_in_s": settings.seconds,
         "guidance_scale_2": settings.guidance_scale_2,
         "negative_prompt": settings.negative_prompt or None,
         "max_sequence_length": settings.max_sequence_length,
     }
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""
-    result = "frames" if settings.frames > 1 else "images"
     imported = read = ""
     if run.prompts.picture_column:
         imported = "from PIL import Image, ImageOps\n"
@@ -162,5 +171,5 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     return (
         f"import torch\nfrom diffusers import DiffusionPipeline\n{imported}\n{read}"
         f'pipe = DiffusionPipeline.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
-        f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{result}[0]'
+        f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{policy.result}[0]'
     )

@@ -39,6 +39,7 @@ FAMILIES = {
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
+    "StableAudioPipeline": Family(f"{__package__}.stable_audio:StableAudioPolicy", None),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
     "StableDiffusionXLPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionXLPolicy", None),

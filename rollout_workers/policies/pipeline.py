@@ -32,6 +32,8 @@ class PipelinePolicy(PromptEncoding):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
+    result: ClassVar[str] = "images"
+    """What the pipeline's output calls its leaves: `images`, `frames` or `audios`."""
     networks: ClassVar[tuple[str, ...]] = ("transformer",)
     """The pipeline's parts that are trained."""
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -312,13 +314,14 @@ class PipelinePolicy(PromptEncoding):
 
     def save(self, folder: Path, *, merge: bool = False) -> Path:
         """As every policy's; with `merge`, a LoRA is merged into the weights. One over weights that aren't the
-        published ones (`start_from`) always is: by itself it would be of no use."""
+        published ones (`start_from`) always is: by itself it would be of no use. So is one of a pipeline for which
+        diffusers loads none."""
         paths = []
         parts = self.find_parts(self.folder, self.settings.variant)
         files = [folder / file for file in lora_files(len(self._networks))]
         for (name, network), file in zip(self._networks.items(), files, strict=True):
             adapted = getattr(network, "peft_config", None)
-            if adapted and (merge or self.start.changes_any):
+            if adapted and (merge or self.start.changes_any or not hasattr(self.pipeline_class, "save_lora_weights")):
                 # The weights below are read from disk: ranks that share them (ZeRO 3) don't hold them.
                 network = merged(parts[name], self._weights(parts[name]), network, self.precision)
             elif adapted:

@@ -84,7 +84,6 @@ class PromptEncoding:
         """Names what `encode` depends on beside the prompt: encoders, length, precision, negative prompt."""
         settings, own = self.settings, self.encoding_parts
         parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(own))
-        size = (settings.height, settings.width) if "vae" in own else ()
         return fingerprint(
             parts,
             type(self).__name__,
@@ -92,9 +91,16 @@ class PromptEncoding:
             settings.precision,
             settings.negative_prompt if self.guided else None,
             *((settings.variant,) if settings.variant else ()),
-            *size,
-            *((settings.frames,) if size and settings.frames > 1 else ()),
+            *self.encoding_extras,
         )
+
+    @property
+    def encoding_extras(self) -> tuple[object, ...]:
+        """What `encode` depends on besides: where pictures are encoded in it, the size, and that of a clip."""
+        settings = self.settings
+        if "vae" not in self.encoding_parts:
+            return ()
+        return settings.height, settings.width, *((settings.frames,) if settings.frames > 1 else ())
 
     @cached_property
     def _negative(self) -> dict[str, torch.Tensor]:

@@ -25,6 +25,7 @@ class WanPolicy(PipelinePolicy):
     """
 
     pipeline_class = WanPipeline
+    result = "frames"
     networks = ("transformer", "transformer_2")
     checkpoint_prefixes = {"transformer": "high.", "transformer_2": "low."}  # noqa: RUF012 - of `Experts`
     float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
