@@ -1,9 +1,7 @@
 """Rewards from CLIP's towers: CLIPScore, PickScore, HPS v2.1, and the LAION aesthetic predictor."""
 
 import html
-import json
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path
 from typing import Any
 
 import ftfy
@@ -13,14 +11,23 @@ import torch
 from torch.nn.functional import normalize
 from transformers import CLIPConfig, CLIPModel
 
-from ..proto.errors import InputError
 from ..proto.settings import RewardSettings
 from ..proto.usage import on_gpu
 from .linear import LinearHead
 from .open_clip import clip_config, converted
 from .preprocessing import Fit, cropped, cropped_by_torchvision, padded, prepared
 from .scorers import Scorer, per_frame
-from .weights import PUBLISHED, check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
+from .weights import (
+    PUBLISHED,
+    check_tokenizer,
+    device,
+    load_tokenizer,
+    load_whole,
+    model_folder,
+    published,
+    read_weights,
+    weights_file,
+)
 
 
 class ClipTowers:
@@ -140,39 +147,10 @@ def load_aesthetic(settings: RewardSettings, threads: int | None = None) -> Scor
         return per_frame(Aesthetic(towers, read_weights(path)))
 
 
-def _clip_folder(reward: str, folder: str | None, setting: str) -> Path:
-    path = Path(folder or "")
-    if folder is None or _model_type(path / "config.json") != "clip" or not any(path.glob("*.safetensors")):
-        raise InputError(
-            f"rewards.{reward}.{setting} is {folder!r}; it must be the folder of a CLIP model, with config.json and "
-            "model.safetensors"
-        )
-    return path
-
-
-def _model_type(config: Path) -> object:
-    """What a model's configuration says that it is; None if there is none to be read."""
-    try:
-        content = json.loads(config.read_text(encoding="utf-8"))
-    except (OSError, ValueError):
-        return None
-    return content.get("model_type") if isinstance(content, dict) else None
-
-
 def _from_folder(reward: str, settings: RewardSettings, setting: str = "pretrained", fit: Fit = cropped) -> ClipTowers:
-    folder = _clip_folder(reward, settings.pretrained, setting)
+    folder = model_folder(reward, settings.pretrained, setting, "clip")
     tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
-    try:
-        model, found = CLIPModel.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
-        )
-        if absent := sorted(found["missing_keys"]):
-            raise ValueError(f"{len(absent)} weights are missing, such as {absent[0]}")
-    except (OSError, ValueError, RuntimeError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"rewards.{reward}.{setting} is '{folder}'; it must be the folder of a CLIP model: {reason}"
-        ) from error
+    model = load_whole(CLIPModel, reward, folder, setting, "clip")
     check_clip_tokenizer(reward, tokenizer, model.config)
     return ClipTowers(model, tokenizer, device(settings), fit)
 
@@ -190,10 +168,10 @@ def check_files(reward: str, settings: RewardSettings) -> None:
     if reward in PUBLISHED:
         path = weights_file(reward, settings)
         if reward == "aesthetic":
-            _clip_folder(reward, settings.backbone, "backbone")
+            model_folder(reward, settings.backbone, "backbone", "clip")
         else:
             load_tokenizer(reward, settings.tokenizer or str(path.parent))
     elif reward in ("clip_score", "pick_score"):
-        folder = _clip_folder(reward, settings.pretrained, "pretrained")
+        folder = model_folder(reward, settings.pretrained, "pretrained", "clip")
         tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
         check_clip_tokenizer(reward, tokenizer, CLIPConfig.from_pretrained(folder, local_files_only=True))

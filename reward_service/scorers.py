@@ -32,6 +32,7 @@ Loader = Callable[[RewardSettings, int | None], Scorer]
 
 SCORERS = {
     "aesthetic": f"{__package__}.clip:load_aesthetic",
+    "clap": f"{__package__}.clap:load_clap",
     "clip_score": f"{__package__}.clip:load_clip_score",
     "hps": f"{__package__}.clip:load_hps",
     "image_reward": f"{__package__}.image_reward:load_image_reward",
@@ -120,6 +121,11 @@ def check_source(name: str, settings: RewardSettings) -> None:
                 imported(own, f"rewards.{name}.{setting}")
         if settings.url or settings.judge:
             load_scorer(name, settings, None)
+        return
+    if name == "clap":
+        from . import clap
+
+        clap.check_files(settings)
         return
     from .clip import check_files
 

@@ -1,5 +1,6 @@
 """The files of reward models: weights as they are published, and tokenizers."""
 
+import json
 import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -92,3 +93,42 @@ def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:
         raise InputError(
             f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer: {reason}"
         ) from error
+
+
+def model_folder(reward: str, folder: str | None, setting: str, kind: str) -> Path:
+    """The folder of a model of transformers, whose configuration says that it is of this kind, such as `clip`.
+
+    Raises InputError for a folder without one, or without safetensors.
+    """
+    path = Path(folder or "")
+    if folder is None or _model_type(path / "config.json") != kind or not any(path.glob("*.safetensors")):
+        raise InputError(
+            f"rewards.{reward}.{setting} is {folder!r}; it must be the folder of a {kind.upper()} model, with "
+            "config.json and model.safetensors"
+        )
+    return path
+
+
+def _model_type(config: Path) -> object:
+    """What a model's configuration says that it is; None if there is none to be read."""
+    try:
+        content = json.loads(config.read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return None
+    return content.get("model_type") if isinstance(content, dict) else None
+
+
+def load_whole(model_class: Any, reward: str, folder: Path, setting: str, kind: str) -> Any:
+    """The model in a folder. Raises InputError if its weights can't be read, or some are missing."""
+    try:
+        model, found = model_class.from_pretrained(
+            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+        )
+        if absent := sorted(found["missing_keys"]):
+            raise ValueError(f"{len(absent)} weights are missing, such as {absent[0]}")
+    except (OSError, ValueError, RuntimeError) as error:
+        reason = " ".join(str(error).split())
+        raise InputError(
+            f"rewards.{reward}.{setting} is '{folder}'; it must be the folder of a {kind.upper()} model: {reason}"
+        ) from error
+    return model
