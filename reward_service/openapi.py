@@ -54,8 +54,11 @@ answers `{{"id": "first", "scores": {{"ocr": [1.0, 0.667]}}}}`. The n-th `prompt
 A program that has the pictures as an array sends `ScoreRequest.to_bytes()` instead: safetensors with a tensor `media`,
 uint8 [n, height, width, 3], and a header `request`, the JSON of `{{"id": "", "prompts": [...], "rewards": [...]}}`.
 
-At most {limits.pictures} pictures, {limits.pixels} pixels per picture, and {limits.bytes} bytes, both of the body and
-of the decoded pictures (3 per pixel), are accepted."""
+Sounds come as WAV files of 16 bits in a form, or as a tensor `sound`, int16 [n, channels, samples], with the texts
+`sample_rate` and, beside clips in `media`, `frame_rate` in the header.
+
+At most {limits.pictures} pictures or sounds, {limits.pixels} pixels per picture, and {limits.bytes} bytes, both of the
+body and of what is decoded (3 per pixel, 2 per sample and channel), are accepted."""
 
 
 def request_body(rewards: Sequence[str], limits: Limits) -> dict[str, Any]:
