@@ -65,7 +65,8 @@ def theirs(
 ) -> np.ndarray:
     """What plain diffusers draws from the starts, in [0, 1], or sounds in [-1, 1].
 
-    `as_it_is` with the pipeline's own scheduler. Pictures are read in the height and width of `picture_size`, or those that are drawn.
+    `as_it_is` with the pipeline's own scheduler. Pictures are read in the height and width of `picture_size`, or those
+    that are drawn.
     """
     published, video = pipeline.scheduler, settings.frames > 1
     config = published.config

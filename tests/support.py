@@ -147,6 +147,11 @@ def shade(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[n
     return media.mean(axis=tuple(range(1, media.ndim)))
 
 
+def loudness(media: Media, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """A reward that is the mean power of a sound: `function: support:loudness`."""
+    return (media.waveforms.astype(np.float64) ** 2).mean(axis=(1, 2))
+
+
 def change(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> list[float]:
     """A reward that is the distance of a result from the picture that it started from: `function: support:change`."""
     sources = [np.asarray(pictures_of(prompt)[0].fitted(*media.shape[1:3]), float) for prompt in prompts]

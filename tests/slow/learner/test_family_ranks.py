@@ -22,6 +22,7 @@ NAMES = (
     "SD1.5",
     "SD3.5",
     "SDXL",
+    "Stable Audio",
     "Wan 2.1, picture",
     "Wan 2.2 14B",
     "Wan 2.2 14B, picture",
