@@ -26,6 +26,7 @@ from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
 from .run.folder import RunFolder
+from .run.leaves import played
 from .run.log import RunLog
 from .run.loop import IterationReport, Loop
 from .run.new_folder import has_begun, with_kept_pictures
@@ -247,8 +248,13 @@ class _Run:
         iteration, run = report.iteration, self.folder.path
         if report.samples:
             grid = self._write(lambda: samples.write(run, iteration, report.samples))
+            first = played(report.samples[0].media[:1])
             self._show(
-                iteration, lambda: {"samples": pictures.logged(run / samples.samples_file(iteration, "png"), grid)}
+                iteration,
+                lambda: {
+                    "samples": pictures.logged(run / samples.samples_file(iteration, "png"), grid),
+                    **{f"samples/{name}": data for name, data in first.items()},
+                },
             )
         for record in report.trees:
             self._write(partial(tree_record.write, run, record))

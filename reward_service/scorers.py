@@ -47,6 +47,9 @@ SCORERS = {
 }
 """Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 
+OF_SOUNDS = ("clap",)
+"""Those of them that score sounds."""
+
 
 def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, RewardSettings]]:
     """The rewards that each model gives. A model goes by the first of its rewards.

@@ -29,7 +29,7 @@ from ..plan.shapes import policy_shapes
 from ..run.advice import advice
 from ..run.new_folder import check_place
 from ..run.own_modules import rewards_elsewhere
-from ..run.preflight import check_packages, check_recipe
+from ..run.preflight import check_media, check_packages, check_recipe
 from ..run.prompt_order import cut_warning, training_and_held_out
 from ..run.start_point import find_start
 
@@ -84,6 +84,7 @@ def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
     try:
         settings = find_start(settings)
         folder, adapter = find_policy(settings.policy)
+        check_media(settings)
         family = find_adapter(adapter)
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
             problems = find_problems(family.find_parts(folder, settings.policy.variant).values())

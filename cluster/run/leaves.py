@@ -1,6 +1,7 @@
 """A leaf as one still picture, for grids, and as a file of its own."""
 
 import math
+from io import BytesIO
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +15,8 @@ FRAMES = 3
 """Frames of a clip that stand in a row."""
 SPECTROGRAM = 48
 """Height of the spectrogram below the frames of a clip with sound, pixels."""
+PLAYED = 256
+"""Maximum side of a clip for TensorBoard and W&B, which keep many."""
 QUALITY = 15
 """Of clips with sound as files."""
 
@@ -34,6 +37,23 @@ def drawn(leaf: Media, maximum: float = math.inf) -> Image.Image:
     if heard:
         sheet.paste(heard.resize((sheet.width, SPECTROGRAM)), (0, height))
     return sheet
+
+
+def played(leaf: Media) -> dict[str, bytes]:
+    """What plays of a leaf, media of one, in TensorBoard and W&B: `clip`, its frames as a small GIF, and `sound`, a
+    WAV. Nothing of a picture."""
+    found = {}
+    if leaf.kind.startswith("clip"):
+        frames = [Image.fromarray(frame) for frame in leaf.looks()[0]]
+        for frame in frames:
+            frame.thumbnail((PLAYED, PLAYED))
+        with BytesIO() as file:
+            duration = int(1000 / leaf.frame_rate)
+            frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)
+            found["clip"] = file.getvalue()
+    if leaf.sound is not None:
+        found["sound"] = wav(leaf.sound[0], leaf.sample_rate)
+    return found
 
 
 def save_leaf(path: Path, leaf: Media) -> Path:

@@ -18,6 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ...proto.settings import RunSettings
 from ...proto.update_stats import reward_shares
+from ...proto.wav import is_wav, read_wav
 from .evaluation import MADE_WITH
 from .folder import RunFolder
 from .loop import IterationReport
@@ -55,7 +56,7 @@ class RunLog:
         self._scalars(iteration, _evaluation_scalars(means))
 
     def pictures(self, iteration: int, pictures: Mapping[str, bytes]) -> None:
-        """Log pictures, as PNG, by name; their files aren't written here."""
+        """Log pictures as PNG, clips as GIF and sounds as WAV, by name; their files aren't written here."""
         if self._tensorboard:
             self._tensorboard.add_pictures(iteration, pictures)
         if self._wandb:
@@ -103,10 +104,13 @@ class _EventFiles:
 
     def add_pictures(self, iteration: int, pictures: Mapping[str, bytes]) -> None:
         values = []
-        for name, png in pictures.items():
-            with Image.open(BytesIO(png)) as opened:
+        for name, data in pictures.items():
+            if is_wav(BytesIO(data)):
+                values.append(Summary.Value(tag=name, audio=_audio(data)))
+                continue
+            with Image.open(BytesIO(data)) as opened:
                 width, height = opened.size
-            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=png)
+            image = Summary.Image(width=width, height=height, colorspace=3, encoded_image_string=data)
             values.append(Summary.Value(tag=name, image=image))
         self._write(iteration, summary=Summary(value=values))
 
@@ -132,6 +136,18 @@ class _EventFiles:
         file = RecordWriter((self._folder / name).open("wb"))
         file.write(Event(wall_time=time.time(), file_version="brain.Event:2").SerializeToString())
         return file
+
+
+def _audio(data: bytes) -> Summary.Audio:
+    media = read_wav(BytesIO(data))
+    assert media.sound is not None
+    return Summary.Audio(
+        sample_rate=media.sample_rate,
+        num_channels=media.sound.shape[1],
+        length_frames=media.sound.shape[2],
+        encoded_audio_string=data,
+        content_type="audio/wav",
+    )
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:

@@ -6,8 +6,8 @@ import pydantic
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import check_judge_package, reward_models
-from ...rollout_workers.policies.load import find_policy
+from ...reward_service.scorers import OF_SOUNDS, check_judge_package, reward_models
+from ...rollout_workers.policies.load import makes_sounds
 from .adaptive_splits import SplitChooser
 from .own_modules import check_modules
 
@@ -22,8 +22,21 @@ def check_here(settings: RunSettings) -> None:
     """Raises InputError for what a run that begins on this machine would lack, or has wrong in its recipe."""
     check_recipe(settings)
     check_modules(settings)
-    find_policy(settings.policy)
+    check_media(settings)
     check_packages(settings)
+
+
+def check_media(settings: RunSettings) -> None:
+    """Raises InputError for a policy that isn't here, and for a built-in reward that doesn't score its leaves."""
+    sounds = makes_sounds(settings.policy)
+    if sounds is None:
+        return
+    makes = "sounds" if sounds else "pictures or silent clips"
+    for name, reward in settings.rewards.items():
+        own = reward.url or reward.function or reward.scorer
+        if not own and sounds != (name in OF_SOUNDS):
+            do = f"take {' or '.join(OF_SOUNDS)}, or code of your own" if sounds else "take it out"
+            raise InputError(f"rewards.{name} can't score leaves that are {makes}; {do}")
 
 
 def check_packages(settings: RunSettings) -> None:

@@ -25,6 +25,9 @@ from ...proto.settings import RunSettings
 
 FILE = "wandb.json"
 
+KINDS = {b"\x89PNG": ("png", "Image"), b"GIF8": ("gif", "Video"), b"RIFF": ("wav", "Audio")}
+"""How a file begins -> the ending of its name, and what W&B calls it."""
+
 
 class WandbLog:
     """The W&B run of a run folder.
@@ -76,7 +79,8 @@ class WandbLog:
     def add(
         self, iteration: int, values: Mapping[str, float] | None = None, pictures: Mapping[str, bytes] | None = None
     ) -> None:
-        """Add scalars and pictures, as PNG, to an iteration unless it was written; earlier ones are written now."""
+        """Add scalars, and pictures as `RunLog.pictures` has them, to an iteration unless it was written; earlier ones
+        are written now."""
         if self._failed or iteration <= self._last:
             return
         if self._iteration is not None and self._iteration < iteration:
@@ -94,12 +98,13 @@ class WandbLog:
         self._last = iteration
         self._keep()  # first: this may fail for a full disk, and be called again
         with self._outlived(), TemporaryDirectory() as folder:
-            images = {}
-            for number, (name, png) in enumerate(self._pictures.items()):
-                path = Path(folder) / f"{number}.png"
-                path.write_bytes(png)
-                images[name] = wandb.Image(str(path))
-            self._run.log({**self._row, **images}, step=iteration, commit=True)
+            shown = {}
+            for number, (name, data) in enumerate(self._pictures.items()):
+                ending, kind = next((ending, kind) for start, (ending, kind) in KINDS.items() if data.startswith(start))
+                path = Path(folder) / f"{number}.{ending}"
+                path.write_bytes(data)
+                shown[name] = getattr(wandb, kind)(str(path))
+            self._run.log({**self._row, **shown}, step=iteration, commit=True)
         if self._failed:
             self._last = iteration - 1
             self._keep()

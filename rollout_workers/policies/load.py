@@ -28,6 +28,8 @@ class Family(NamedTuple):
     """Maximum number of a prompt's tokens; None if it isn't a setting."""
     pictures: range = range(1)
     """How many pictures a prompt may have."""
+    sounds: bool = False
+    """Whether leaves are sounds."""
 
 
 FAMILIES = {
@@ -39,7 +41,7 @@ FAMILIES = {
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
-    "StableAudioPipeline": Family(f"{__package__}.stable_audio:StableAudioPolicy", None),
+    "StableAudioPipeline": Family(f"{__package__}.stable_audio:StableAudioPolicy", None, sounds=True),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
     "StableDiffusionXLPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionXLPolicy", None),
@@ -116,7 +118,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
             f"{sorted(FAMILIES)}"
         )
-    adapter, limit, _ = FAMILIES[family]
+    adapter, limit = FAMILIES[family].adapter, FAMILIES[family].max_sequence_length
     if limit is not None and settings.max_sequence_length > limit:
         raise InputError(
             f"policy.max_sequence_length is {settings.max_sequence_length}; a {family} takes at most {limit}"
@@ -148,6 +150,12 @@ def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
         has = f"is '{column}', with {found[0]} in each row" if column else "is null"
         do = "leave it out" if not most else "name the column with as many"
         raise InputError(f"{setting} {has}; a {family} takes {takes} with a prompt: {do}")
+
+
+def makes_sounds(settings: PolicySettings) -> bool | None:
+    """Whether the policy's leaves are sounds; None if that isn't known. Raises InputError as `find_policy` does."""
+    folder, _ = find_policy(settings)
+    return None if settings.adapter else FAMILIES[read_index(folder)["_class_name"]].sounds
 
 
 def find_device(settings: PolicySettings) -> torch.device:

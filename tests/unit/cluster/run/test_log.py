@@ -3,9 +3,13 @@
 import io
 import resource
 
+import numpy as np
 import pytest
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.leaves import played
 from branchgrpo.cluster.run.log import RunLog
+from branchgrpo.proto.media import Media
+from branchgrpo.proto.wav import read_wav, wav
 from PIL import Image
 from support import Settings
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
@@ -71,6 +75,25 @@ def test_tensorboard_shows_pictures_of_a_repeated_iteration_once(run_settings: S
     found = events.Images("samples")
     assert [(event.step, event.encoded_image_string) for event in found] == [*drawn.items()]
     assert {(event.width, event.height) for event in found} == {(4, 2)}
+
+
+def test_tensorboard_plays_clips_and_sounds(run_settings: Settings) -> None:
+    clip = np.arange(3 * 4 * 6 * 3, dtype=np.uint8).reshape(1, 3, 4, 6, 3)
+    sound = np.arange(-300, 300, dtype=np.int16).reshape(1, 2, 300)
+    leaf = Media(clip, sound, 10.0, 8_000)
+    assert not played(Media(clip[:, 0]))
+    assert played(Media(sound=sound, sample_rate=8_000)) == {"sound": wav(sound[0], 8_000)}
+    with RunFolder.create(run_settings({"logging.tensorboard": True})) as folder:
+        log = RunLog(folder, folder.settings, 1)
+        log.pictures(1, {f"samples/{name}": data for name, data in played(leaf).items()})
+        log.close()
+    events = EventAccumulator(str(folder.path / "tensorboard"), size_guidance={"images": 0, "audio": 0}).Reload()
+    (heard,) = events.Audio("samples/sound")
+    assert (heard.sample_rate, heard.length_frames) == (8_000, 300)
+    np.testing.assert_array_equal(read_wav(io.BytesIO(heard.encoded_audio_string)).sound, sound)
+    (seen,) = events.Images("samples/clip")
+    with Image.open(io.BytesIO(seen.encoded_image_string)) as shown:
+        assert (shown.format, shown.n_frames, shown.info["duration"], shown.size) == ("GIF", 3, 100, (6, 4))
 
 
 def png(shade: int) -> bytes:
