@@ -893,7 +893,8 @@ class RunSettings(Settings):
     placement: Literal["separate", "colocated"] = "separate"
     """`separate`: rollout workers and learner ranks are different processes on different GPUs; each pool is sized by
     itself. `colocated`: each learner rank samples too, in turns, with the same copy of the policy; `pools.learner` sets
-    their number, and `pools.rollout_workers` is not used."""
+    their number, and `pools.rollout_workers` is not used. With `learner.zero_stage` 3 the ranks share one copy and
+    sample in step."""
     staleness: Annotated[int, Field(ge=0, le=1)] = 0
     """0: every tree is sampled with the newest weights. 1: the next iteration is sampled while the learner works, which
     is faster, with weights that are one iteration old."""
@@ -962,6 +963,12 @@ class RunSettings(Settings):
         asked = self.rollout.max_trees_in_flight or self.prompts.per_iteration * (1 + self.staleness)
         # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
         return max(asked, self.learner.window_trees + self.rollout.trees_per_task)
+
+    @property
+    def samples_in_step(self) -> bool:
+        """Whether learner ranks sample with one network between them (ZeRO 3), and so make every pass together."""
+        together = self.execution == "ray" and self.placement == "colocated" and self.pools.learner.count > 1
+        return together and self.learner.zero_stage == 3
 
     def checkpoint_due(self, iteration: int) -> bool:
         """Whether the settings ask for a checkpoint after this iteration, counted from 1."""

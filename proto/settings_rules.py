@@ -205,15 +205,6 @@ def sampling_ahead_needs_workers(run: "RunSettings") -> Misfit:
         )
 
 
-def partitioned_ranks_do_not_sample(run: "RunSettings") -> Misfit:
-    """Ranks that share a network (ZeRO 3) don't sample trees of their own."""
-    if run.placement == "colocated" and run.learner.zero_stage == 3 and run.pools.learner.count > 1:
-        yield (
-            f"learner.zero_stage is 3 with placement 'colocated' and {run.pools.learner.count} ranks, which would have "
-            "to sample in step; use stage 0, 1 or 2, or placement 'separate'"
-        )
-
-
 def a_tree_has_leaves_to_compare(run: "RunSettings") -> Misfit:
     """A tree has at least two leaves, and an advantage compares some of them."""
     schedule = run.schedule.build()
@@ -244,6 +235,5 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     moves_are_told_from_exact_states,
     pruning_leaves_some_depths,
     sampling_ahead_needs_workers,
-    partitioned_ranks_do_not_sample,
     a_tree_has_leaves_to_compare,
 )

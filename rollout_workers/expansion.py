@@ -23,7 +23,7 @@ from . import metrics
 from .diversity import Diversity
 from .kernels import CoefficientTable, state_std
 from .noise import Stream, antithetic_sources, gaussian, sibling_noise
-from .policies.base import Policy, collate
+from .policies.base import Network, Policy, collate
 from .policies.decoded import Decoded
 from .thumbnails import split_nodes, thumbnails
 
@@ -34,13 +34,14 @@ def expand(
     conditionings: list[Conditioning],
     settings: RolloutSettings,
     kept_forwards: ForwardCache | None = None,
+    network: Network | None = None,
 ) -> Iterator[SampledPart]:
     """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. Forward passes
-    whose rows are trained are put into `kept_forwards`, if it is given.
+    whose rows are trained are put into `kept_forwards`, if it is given. `network` takes the place of the policy's own.
     """
-    growth = _Growth(policy, task, conditionings, settings, kept_forwards)
+    growth = _Growth(policy, task, conditionings, settings, kept_forwards, network)
     return growth.grow(growth.start())
 
 
@@ -83,9 +84,10 @@ class _Growth:
         conditionings: list[Conditioning],
         settings: RolloutSettings,
         kept_forwards: ForwardCache | None,
+        network: Network | None,
     ) -> None:
         self.policy, self.schedule, self.task, self.settings = policy, task.schedule, task, settings
-        self.kept_forwards = kept_forwards
+        self.kept_forwards, self.network = kept_forwards, network
         self.transitions = CoefficientTable.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
@@ -126,6 +128,7 @@ class _Growth:
                 parents.states,
                 sigma.expand(len(rows)),
                 {name: values[rows] for name, values in self.batched_conditioning.items()},
+                self.network,
             )
         if cache is not None:
             nodes = self.schedule.first_node[depth] + parents.index

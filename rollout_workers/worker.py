@@ -6,10 +6,10 @@ import torch
 
 from ..proto.packed_tensor import ForwardCache
 from ..proto.settings import RolloutSettings
-from ..proto.tree import SampledPart, Task
+from ..proto.tree import Conditioning, SampledPart, Task
 from . import metrics
 from .expansion import expand
-from .policies.base import Policy, load_weights, with_guidance
+from .policies.base import Network, Policy, load_weights, with_guidance
 from .policies.embeddings import Embeddings
 
 
@@ -17,11 +17,17 @@ class RolloutWorker:
     """Samples the trees of tasks. A plain class, which may run in any process."""
 
     def __init__(
-        self, policy: Policy, settings: RolloutSettings, version: int = 0, kept_forwards: ForwardCache | None = None
+        self,
+        policy: Policy,
+        settings: RolloutSettings,
+        version: int = 0,
+        kept_forwards: ForwardCache | None = None,
+        network: Network | None = None,
     ) -> None:
         """`version` is that of the policy's weights. Forward passes whose rows are trained are put into
-        `kept_forwards`, if it is given, for a learner in this process."""
-        self.policy, self.settings, self.kept_forwards = policy, settings, kept_forwards
+        `kept_forwards`, if it is given, for a learner in this process. `network` takes the place of the policy's
+        own."""
+        self.policy, self.settings, self.kept_forwards, self.network = policy, settings, kept_forwards, network
         self.version = version
         self.embeddings = Embeddings(policy, settings.embeddings)
         self._embeddings: dict[float | None, Embeddings] = {None: self.embeddings}
@@ -34,13 +40,20 @@ class RolloutWorker:
         """
         if task.weights_version != self.version:
             raise ValueError(f"task wants weights version {task.weights_version}; this worker has {self.version}")
+        policy, conditionings = self.prompted(task)
+        parts = expand(policy, task, conditionings, self.settings, self.kept_forwards, self.network)
+        return _counted(parts, task) if task.iteration else parts  # evaluations aren't counted
+
+    def prompted(self, task: Task) -> tuple[Policy, list[Conditioning]]:
+        """The policy with the guidance that a task wants, and the conditioning of each of the task's prompts.
+
+        Raises InputError for a guidance that the policy can't have.
+        """
         scale = task.guidance_scale
         policy = self.policy if scale is None else with_guidance(self.policy, scale)
         if scale not in self._embeddings:
             self._embeddings[scale] = Embeddings(policy, self.settings.embeddings)
-        conditionings = self._embeddings[scale].of(task.prompts)
-        parts = expand(policy, task, conditionings, self.settings, self.kept_forwards)
-        return _counted(parts, task) if task.iteration else parts  # evaluations aren't counted
+        return policy, self._embeddings[scale].of(task.prompts)
 
     def adopt(self, version: int, weights: Mapping[str, torch.Tensor] | None = None) -> None:
         """Sample with a published version from now on: with `weights`, or, as they are, with those of the learner that

@@ -44,3 +44,10 @@ class Refuses(FluxPolicy):
 class Flat(FluxPolicy):
     def decode(self, latents: torch.Tensor) -> Any:
         return super().decode(latents)[..., 0]
+
+
+class FailsOnRankOne(FluxPolicy):
+    def decode(self, latents: torch.Tensor) -> Any:
+        if torch.distributed.get_rank() == 1:
+            raise Diverged("rank 1 has drawn what isn't finite")
+        return super().decode(latents)

@@ -2,7 +2,8 @@
 
 Its arguments are RANK RANKS PORT FOLDER, where FOLDER/*.yaml are recipes. It learns from two trees whose scores a fixed
 generator makes, of which the second keeps no edge; saves; learns again. With a fifth argument, the FOLDER of other
-ranks, it continues from what those have saved in between.
+ranks, it continues from what those have saved in between. With shares of one network, ranks sample in step before the
+second update.
 """
 
 import os
@@ -27,7 +28,8 @@ from branchgrpo.learner.partitioned import gathering, partitioned
 from branchgrpo.proto.recipe import dump_recipe, load_recipe
 from branchgrpo.proto.settings import RolloutSettings, RunSettings
 from branchgrpo.proto.tree import Task, Tree, Window
-from branchgrpo.rollout_workers.policies.base import Policy, collate
+from branchgrpo.rollout_workers.in_step import WorkerInStep
+from branchgrpo.rollout_workers.policies.base import Policy, add_adapters, collate, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import with_pictures
@@ -42,6 +44,9 @@ SETTINGS = {
     "learner.updates_per_iteration": 1,
     "learner.optimizer.gradient_clipping": 0.5,
 }
+
+
+ROOMY = RolloutSettings(max_batch_rows=64)
 
 
 def run_ranks(count: int, *folders: Path) -> None:
@@ -114,13 +119,23 @@ def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> N
         torch.testing.assert_close(value, expected[name], atol=tolerance, rtol=0, msg=name)
 
 
+def two_trees(settings: RunSettings) -> Task:
+    """The task that all ranks learn from."""
+    prompts = with_pictures(("123", "456"), _pictures(settings))
+    return Task(1, (0, 1), prompts, settings.schedule.build(), seed=7)
+
+
+def grown(worker: RolloutWorker, task: Task) -> list[Tree]:
+    trees = [Tree(i, prompt, task.schedule) for i, prompt in enumerate(task.prompts)]
+    for part in worker.sample(task):
+        trees[part.tree].add(part)
+    return trees
+
+
 def unequal_trees(policy: Policy, settings: RunSettings) -> list[Tree]:
     """A tree with random scores, and one whose equal scores leave no edge with an advantage."""
-    schedule, prompts = settings.schedule.build(), with_pictures(("123", "456"), _pictures(settings))
-    worker = RolloutWorker(policy, RolloutSettings(max_batch_rows=64))
-    trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-    for part in worker.sample(Task(1, (0, 1), prompts, schedule, seed=7)):
-        trees[part.tree].add(part)
+    trees = grown(RolloutWorker(policy, ROOMY), two_trees(settings))
+    schedule = trees[0].schedule
     leaves = np.arange(schedule.first_node[-2], schedule.nodes)
     scores = np.random.default_rng(3).random(schedule.leaves)
     for tree, given in zip(trees, (scores, np.full(schedule.leaves, 0.3)), strict=True):
@@ -175,6 +190,39 @@ def assert_same_network(settings: RunSettings) -> None:
                 assert torch.equal(found, whole.velocity(states, sigma, conditioning)), precision
 
 
+def assert_samples_in_step(learner: Learner, expected: list[Tree]) -> None:
+    """Ranks sample with shares of one network what a process with all of it does, bit by bit, whatever others do.
+
+    First rank 0 samples, and its pass over a depth meets many of rank 1, which has less room. Then rank 1 alone has a
+    task.
+    """
+    task, rank = two_trees(learner.settings), learner.engine.rank
+    rows = ROOMY if rank == 0 else RolloutSettings(max_batch_rows=1)
+    shared = learner.policy, rows, 0, learner.engine.module
+    found = grown(WorkerInStep(*shared), task)
+    if rank == 0:
+        _assert_equal(found, expected)
+        WorkerInStep(*shared).accompany(task)
+    else:
+        _assert_equal(grown(WorkerInStep(learner.policy, ROOMY, 0, learner.engine.module), task), expected)
+
+
+def sampled_by_one(learner: Learner, settings: RunSettings) -> list[Tree]:
+    """The trees that a process with the whole network samples, with the learner's present weights."""
+    policy, weights = load_policy(settings.policy), [learner.weights()]
+    torch.distributed.broadcast_object_list(weights)
+    if settings.learner.lora:
+        add_adapters(policy, settings.learner.lora, settings.seed)
+    load_weights(policy.network, weights[0])
+    return grown(RolloutWorker(policy, ROOMY), two_trees(settings))
+
+
+def _assert_equal(found: list[Tree], expected: list[Tree]) -> None:
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_array_equal(one.logprobs, other.logprobs)
+        assert all(torch.equal(one.state(node), other.state(node)) for node in range(one.schedule.nodes))
+
+
 def _tables(network: torch.nn.Module) -> dict[str, torch.Tensor]:
     """Buffers, and tensors that are neither buffers nor parameters."""
     plain = {
@@ -197,7 +245,7 @@ def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = N
         policy = load_policy(settings.policy)
         if settings.name == "partitioned":
             build = partitioned(settings.learner, "float32", torch.device("cpu"))
-            policy = load_policy(settings.policy, network_only=True, build=build)
+            policy = load_policy(settings.policy, build=build)
             assert_shared(policy.network, ranks)
             if not (settings.learner.lora or settings.learner.kl_weight or settings.policy.start_from):
                 assert_same_network(settings)  # once per family
@@ -207,6 +255,8 @@ def main(rank: int, ranks: int, port: int, folder: Path, source: Path | None = N
         if source:
             learner.load(source / recipe.stem / "first")
         for name in ("second",) if source else ("first", "second"):
+            if name == "second" and settings.name == "partitioned" and not settings.policy.start_from:
+                assert_samples_in_step(learner, sampled_by_one(learner, settings))
             norm = learn(learner, trees)
             checkpoint = folder / recipe.stem / name
             checkpoint.mkdir(parents=True, exist_ok=True)

@@ -73,7 +73,7 @@ def make_plan(settings: RunSettings, gpus: int, gpu: Gpu, calibration: Calibrati
         made = plan(
             settings,
             candidates,
-            lambda layout: prices.costs(layout.cluster, layout.beside),
+            lambda layout: prices.costs(layout.cluster, layout.beside, layout.placement == "colocated"),
             lambda changed: misfit(changed, gpu.memory),
             resource=resource(gpu),
             advance=lambda: progress.advance(simulating),

@@ -126,5 +126,8 @@ class ColocatedActor(LearnerActor, RolloutActor):
     def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:  # type: ignore[override]
         from .colocated_process import ColocatedProcess
 
-        self.process = self.sampler = ColocatedProcess(self.launch, meeting, self._store)
+        self.process = self.sampler = self.both = ColocatedProcess(self.launch, meeting, self._store)
         return self._ready("learner")
+
+    def accompany(self, task: Task, weights: WeightsRef) -> None:
+        self.both.accompany(task, weights)

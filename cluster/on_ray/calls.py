@@ -14,6 +14,8 @@ from .run_address import RunAddress
 Result = TypeVar("Result")
 LOSSES = (RayActorError, ObjectLostError)
 """Ray's exceptions when a process died, or its node with all its objects."""
+BROKEN_LINK = "gloo/transport"
+"""In the message of what gloo raises in a rank when another one has died: it may be there before Ray's exception."""
 
 
 def call_controller(where: RunAddress, call: Callable[[Any], Any]) -> Any:
@@ -32,7 +34,7 @@ def unwrapped(call: Callable[[], Result]) -> Result:
         return call()
     except RayError as error:
         cause = cause_of(error)
-        if isinstance(cause, LOSSES):
+        if isinstance(cause, LOSSES) or BROKEN_LINK in str(cause):
             facts = str(cause).split("The actor is dead because")[0]
             raise ProcessLost(f"a process of the run was lost: {' '.join(facts.split())[:300]}") from error
         raise cause from error

@@ -2,7 +2,9 @@
 
 from typing import Any
 
+from ...proto.tree import Task
 from ...proto.usage import export
+from ...rollout_workers.in_step import WorkerInStep
 from ...rollout_workers.worker import RolloutWorker
 from .learner_process import LearnerProcess
 from .messages import Launch, WeightsRef
@@ -10,15 +12,24 @@ from .rollout_process import Sampler
 
 
 class ColocatedProcess(LearnerProcess, Sampler):
-    """A learner rank that samples with its own copy of the policy, in turns with learning."""
+    """A learner rank that samples with the policy that it trains, in turns with learning."""
 
     network_only = False
 
     def __init__(self, launch: Launch, meeting: tuple[str, int] | None, store: Any) -> None:
         super().__init__(launch, meeting, store)
         export("rollout")
-        own = self.learner
-        self.worker = RolloutWorker(own.policy, launch.settings.rollout, own.version, own.kept_forwards)
+        own, rollout = self.learner, launch.settings.rollout
+        if launch.settings.samples_in_step:
+            self.worker = WorkerInStep(own.policy, rollout, own.version, own.engine.module)
+        else:
+            self.worker = RolloutWorker(own.policy, rollout, own.version, own.kept_forwards)
+
+    def accompany(self, task: Task, weights: WeightsRef) -> None:
+        """Take part in the sampling of other ranks, of which one samples `task`, until all are done."""
+        self._use(weights)
+        assert isinstance(self.worker, WorkerInStep)
+        self.worker.accompany(task)
 
     def weights(self) -> tuple[int, None]:
         """The current version's number. No weights are sent."""

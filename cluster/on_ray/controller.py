@@ -113,7 +113,8 @@ class Controller:
         for _ in range(ATTEMPTS):
             lost: list[ObjectLostError] = []
             async with task_group() as scoring:
-                await self.pools.workers.run(partial(self._sample_once, iteration, task, scoring, lost))
+                work = partial(self._sample_once, iteration, task, scoring, lost)
+                await self.pools.run(task, iteration.weights, work)
             if not lost:
                 return
             logging.getLogger(__name__).warning(
@@ -276,7 +277,7 @@ class Controller:
         weights, names = self.published[-1], list(self.settings.rewards)
 
         async def one(task: Task) -> tuple[Any, Mapping[str, FloatArray]]:
-            media = await self.pools.workers.run(partial(self._draw, task, weights))
+            media = await self.pools.run(task, weights, partial(self._draw, task, weights))
             request = f"{self.settings.name}/evaluation-{weights.version}/{task.trees[0]}"
             return media, (await self.pools.rewards.score(media, task.prompts, names, request)).scores
 

@@ -2,7 +2,7 @@
 
 import asyncio
 import logging
-from collections.abc import Callable, Collection
+from collections.abc import Awaitable, Callable, Collection
 from dataclasses import replace
 from typing import Any
 
@@ -11,15 +11,17 @@ import ray
 from ...proto.errors import InputError
 from ...proto.exporter import ExporterDirectory
 from ...proto.settings import PoolSettings, RunSettings
+from ...proto.tree import Task
 from . import metrics
 from .actors import ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .learner_group import LearnerGroup
-from .messages import Launch, Sizes
+from .messages import Launch, Sizes, WeightsRef
 from .names import application_name
 from .placement import threads_of
 from .reward_deployment import RewardDeployment
-from .worker_pool import WorkerPool
+from .step_pool import StepPool
+from .worker_pool import Result, Worker, WorkerPool
 
 SCALING_SECONDS = 60
 """Seconds that a scaling command waits for new workers."""
@@ -51,6 +53,8 @@ class Pools:
         return LearnerGroup([actor.remote(replace(launch, rank=rank)) for rank in range(pool.count)])
 
     def _worker_pool(self) -> WorkerPool:
+        if self.settings.samples_in_step:
+            return StepPool("rollout_workers")
         pool = self.settings.pools.rollout_workers
         actor = self._remote(RolloutActor, pool)
         launch = Launch(self.settings, self._directory, "rollout_workers", threads_of(pool, self.settings))
@@ -78,6 +82,10 @@ class Pools:
             metrics.RETRIES.labels(model)
         self.rewards = self._deployment.client(retried=lambda model: metrics.RETRIES.labels(model).inc())
         await self.rewards.check()
+
+    async def run(self, task: Task, weights: WeightsRef, work: Callable[[Worker], Awaitable[Result]]) -> Result:
+        """The result of `work`, which has a task sampled with some weights, on a free worker."""
+        return await self.workers.run(work, beside=lambda idle: idle.actor.accompany.remote(task, weights))
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
         """Change the number of rollout workers and of replicas, which then stay as they are.

@@ -114,16 +114,21 @@ class WorkerPool:
                 self._drain(worker)
         self._fill()
 
-    async def run(self, work: Callable[[Worker], Awaitable[Result]]) -> Result:
-        """The result of `work` on a free worker. If that worker dies, another one reruns it from the start."""
+    async def run(
+        self, work: Callable[[Worker], Awaitable[Result]], beside: Callable[[Worker], Awaitable[None]] | None = None
+    ) -> Result:
+        """The result of `work` on a free worker. If that worker dies, another one reruns it from the start.
+
+        `beside` is what workers without work do meanwhile, in a pool whose workers need each other (`StepPool`).
+        """
         for _ in range(ATTEMPTS):
             worker = await self._next_free()
             try:
                 return await work(worker)
             except RayActorError as error:
-                pid, why = worker.info.pid, brief(error)
                 if not self._may_be_replaced:
-                    raise ProcessLost(f"process {pid} of {self.name} died, and learner state with it: {why}") from error
+                    raise self.lost(worker, error) from error
+                pid, why = worker.info.pid, brief(error)
                 logging.getLogger(__name__).warning("%s: process %d died, its task runs again: %s", self.name, pid, why)
                 metrics.RESTARTS.labels(self.name).inc()
                 self._dismiss(worker)
@@ -131,6 +136,10 @@ class WorkerPool:
             finally:
                 self._release(worker)
         raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs say why")
+
+    def lost(self, worker: Worker, error: RayActorError) -> ProcessLost:
+        """The error of a worker's death, where it may not be replaced."""
+        return ProcessLost(f"process {worker.info.pid} of {self.name} died, and learner state with it: {brief(error)}")
 
     def count_idle(self) -> None:
         """Add the idle time of workers until now to its counter."""

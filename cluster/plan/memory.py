@@ -93,7 +93,8 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
         weights = learner.weights + passes.around + (passes.parameters * _size(settings) if decays else 0)
         both = replace(rollout, weights=weights, host=learner.host, gpus=learner.gpus)
         both = _together(both, replace(learner, weights=0, host=0))
-        yield f"{ranks} x samples and learns", both if on_ray else reduce(_together, rewards.values(), both)
+        process = f"{ranks} x samples and learns" + " in step" * settings.samples_in_step
+        yield process, both if on_ray else reduce(_together, rewards.values(), both)
     if on_ray:
         for model, memory in rewards.items():
             yield f"{pools.rewards.get(model, RewardPoolSettings()).replicas} x reward {model}", memory

@@ -65,13 +65,14 @@ class Prices:
     gpu: Gpu
     calibration: Calibration
 
-    def costs(self, cluster: Cluster, shared_rewards: bool = False) -> Costs:
-        """The costs on so many processes. Reward models that share GPUs with sampling take their time from it."""
+    def costs(self, cluster: Cluster, shared_rewards: bool = False, colocated: bool = False) -> Costs:
+        """The costs on so many processes. Reward models that share GPUs with sampling take their time from it, and
+        `colocated` ranks that share one network (ZeRO 3) gather it for every pass."""
         work, pace = self.work, self.calibration.pace
         nft = self.settings.learner.objective == "nft"  # whose old policy looks at every row, too
         scores = self.scores()
         return Costs(
-            forward=pace(FORWARD).call,
+            forward=pace(FORWARD).call + colocated * self._gathered(cluster.ranks, 1),
             forward_row=self._seconds(work.forward_row, pace(FORWARD)),
             decode_picture=self._seconds(work.decode_leaf, pace(DECODE)) + shared_rewards * sum(scores.values()),
             score_batch=max(pace(model).call for model in scores),
@@ -124,13 +125,16 @@ class Prices:
 
     def _reduced(self, ranks: int) -> float:
         """Seconds of what ranks exchange for a micro-batch: gradients from stage 2 on, weights in stage 3."""
-        learner, sizes = self.settings.learner, self.sizes
-        gathers = 3 if learner.gradient_checkpointing else 2
-        weights = gathers * sizes.network * (learner.zero_stage == 3)
-        seconds = weights / (LINK * self.gpu.host) * learner.offload.parameters
-        if ranks > 1:
-            seconds += (weights + sizes.trained * (learner.zero_stage >= 2)) / self._link(ranks)
-        return seconds
+        learner = self.settings.learner
+        reduced = self.sizes.trained * (learner.zero_stage >= 2 and ranks > 1)
+        return self._gathered(ranks, 3 if learner.gradient_checkpointing else 2) + reduced / self._link(ranks)
+
+    def _gathered(self, ranks: int, times: int) -> float:
+        """Seconds in which ranks gather the network so often, if they share it (stage 3)."""
+        learner = self.settings.learner
+        weights = times * self.sizes.network * (learner.zero_stage == 3)
+        from_host = weights / (LINK * self.gpu.host) * learner.offload.parameters
+        return from_host + (weights / self._link(ranks) if ranks > 1 else 0)
 
     def _update(self, ranks: int) -> float:
         """Seconds of an optimizer step: its states in memory, and what ranks exchange."""

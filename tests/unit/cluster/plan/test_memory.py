@@ -51,12 +51,17 @@ def test_the_plan_is_within_a_tenth_of_the_allocator_s_peak(
                 assert getattr(passes, name).bytes(8) == pytest.approx(held, rel=0.1), (name, lora, checkpoints)
 
 
-def test_one_process_holds_what_two_would_but_one_network(run_settings: Settings) -> None:
-    apart = count_memory(run_settings(ON_RAY))
-    (both,) = count_memory(run_settings({**ON_RAY, "placement": "colocated"})).values()
+@pytest.mark.parametrize("stage", [1, 3])
+def test_one_process_holds_what_two_would_but_one_network(stage: int, run_settings: Settings) -> None:
+    """With ZeRO 3 that is its share of it, and what it gathers."""
+    changes = {**ON_RAY, "learner.zero_stage": stage}
+    apart = count_memory(run_settings(changes))
+    ((process, both),) = count_memory(run_settings({**changes, "placement": "colocated"})).items()
+    assert process == "2 x samples and learns" + " in step" * (stage == 3)
     worker, rank = apart["1 x rollout worker"], apart["2 x learner rank"]
-    assert both.weights == worker.weights
-    assert both.held == rank.held + worker.held - 4 * measure(run_settings()).parameters
+    passes = measure(run_settings())
+    assert both.weights == 4 * passes.parameters / (2 if stage == 3 else 1) + passes.around
+    assert both.held == rank.held + worker.held - 4 * passes.parameters
     assert both.activations == max(worker.activations, rank.activations)
 
 

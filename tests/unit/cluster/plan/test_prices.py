@@ -54,6 +54,14 @@ def test_ranks_exchange_what_their_stage_of_zero_divides() -> None:
     assert prices(zero_stage="1").costs(many).update > prices(zero_stage="2").costs(many).update
 
 
+def test_ranks_in_step_gather_the_network_for_every_pass() -> None:
+    many = Cluster(8, 8, 1)
+    for stage in ("1", "3"):
+        priced = prices(zero_stage=stage)
+        gathered = priced.costs(many, colocated=True).forward - priced.costs(many).forward
+        assert gathered == pytest.approx(24e9 / (0.4 * 450e9) if stage == "3" else 0)
+
+
 def test_a_run_in_one_process_takes_the_sum_of_its_work() -> None:
     """Of 24 trees: forward passes, decoding, scoring beside, and the rows that pruning leaves."""
     own = prices(gradient_checkpointing="true", updates_per_iteration="1")
