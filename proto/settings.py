@@ -380,7 +380,8 @@ class RolloutSettings(Settings):
     stops. 0: it stops at the first, as it always does with execution `in_process`."""
     max_trees_in_flight: Rows | None = None
     """Maximum trees that are sampled ahead of the learner. null: one iteration, or two with `staleness: 1`. Fewer need
-    less of the object store, but may leave workers idle. The minimum is one window plus one task."""
+    less of the object store, but may leave workers idle. The minimum is one window plus one task, and with placement
+    `colocated` an iteration."""
     embeddings: HomePath | None = None
     """Folder that keeps embeddings of prompts from run to run, for any models. null: only the newest are kept, in
     memory."""
@@ -961,8 +962,10 @@ class RunSettings(Settings):
     def max_trees_ahead(self) -> int:
         """Trees that may be sampled ahead of the learner."""
         asked = self.rollout.max_trees_in_flight or self.prompts.per_iteration * (1 + self.staleness)
-        # With less, the learner would wait for the rest of a window, and the rest of the window for the learner.
-        return max(asked, self.learner.window_trees + self.rollout.trees_per_task)
+        # With less, the learner would wait for the rest of a window, and the rest of the window for the learner;
+        # colocated ranks learn when all is sampled.
+        whole, window = self.prompts.per_iteration, self.learner.window_trees + self.rollout.trees_per_task
+        return max(asked, whole if self.placement == "colocated" else window)
 
     @property
     def samples_in_step(self) -> bool:

@@ -170,6 +170,8 @@ def test_colocated_ranks_learn_when_all_is_sampled() -> None:
     outcome = simulate(turns, costs)
     assert steady(outcome) == pytest.approx(4 * 5 + 4 * SCHEDULE.rows * 0.1, abs=0.1)
     assert outcome.busy["rollout"] + outcome.busy["learner"] == pytest.approx(1, abs=0.01)
+    little_room = turns.rollout.model_copy(update={"max_trees_in_flight": 1})
+    assert simulate(turns.model_copy(update={"rollout": little_room}), costs).seconds == outcome.seconds
 
 
 CLUSTERS = st.builds(Cluster, *[st.integers(1, 6)] * 4)
