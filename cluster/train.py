@@ -36,6 +36,7 @@ from .run.results import BEFORE_AFTER, draw_before_after, write_results
 from .run.start_point import find_start, same_start, without_start
 from .run.stop import Stopped, StopRequest
 from .run.tree_picture import tree_picture
+from .run_sizes import with_sizes
 
 MAX_FRUITLESS_RESTARTS = 3
 """Times in a row that a run is set up again without having made a new checkpoint."""
@@ -60,11 +61,13 @@ def train(
         check_here(settings)
         before = settings.runs / settings.name
         resume = resume or (settings.resume == "auto" and has_begun(before))
-        settings = same_start(settings, before) if resume else find_start(settings)
+        settings, automatic = same_start(settings, before) if resume else find_start(settings), settings.automatic
+        settings = with_sizes(settings, before if resume else None, address)
         train_prompts, held_out = training_and_held_out(settings)
         opened = RunFolder.resume(settings, back_to) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
+            display.sized(settings, automatic)
             train_prompts, held_out = (with_kept_pictures(own, folder.path) for own in (train_prompts, held_out))
             try:
                 _go(folder, settings, display, stop, address, train_prompts, held_out)

@@ -18,7 +18,9 @@ from pydantic import (
     BaseModel,
     ConfigDict,
     Field,
+    PlainSerializer,
     PositiveFloat,
+    WrapValidator,
     field_validator,
     model_validator,
 )
@@ -41,6 +43,26 @@ Pixels = Annotated[int, Field(gt=0, le=16_384)]
 Tokens = Annotated[int, Field(gt=0, le=100_000)]
 Rows = Annotated[int, Field(gt=0, le=MAX_COUNT)]
 """Rows, pictures or trees that are computed together."""
+
+
+class Auto(int):
+    """What `auto` stands for until a number is chosen: 1, which is slow and fits."""
+
+
+AUTO = Auto(1)
+
+
+def _number_or_auto(value: Any, check: Callable[[Any], int]) -> int:
+    if isinstance(value, Auto) or value == "auto":
+        return AUTO
+    if isinstance(value, str):
+        raise ValueError(f"it is {value!r}; give a number, or auto")
+    return check(value)
+
+
+OrAuto = WrapValidator(_number_or_auto)
+Size = Annotated[Rows, OrAuto, PlainSerializer(lambda size: "auto" if isinstance(size, Auto) else size)]
+"""Rows or trees that are computed together, or `auto` until `cluster/plan/sizes.py` has chosen a number."""
 Processes = Annotated[int, Field(gt=0, le=10_000)]
 Threads = Annotated[int, Field(gt=0, le=1_024)]
 MAX_SECONDS = 1e6
@@ -362,16 +384,17 @@ class ScheduleSettings(Settings):
 
 
 class RolloutSettings(Settings):
-    """How trees are computed. Batch sizes may change the last bits of a result, but never its noise."""
+    """How trees are computed. Batch sizes may change the last bits of a result, but never its noise. `auto`: the run
+    chooses the number when it starts, by memory and seconds (docs/plan.md), and writes it into its recipe."""
 
-    trees_per_task: Rows = 8
+    trees_per_task: Size = 8
     """Trees that a worker expands together, in one batch per depth. More fill a GPU better; fewer leave less idle time
-    at the end of an iteration."""
-    max_batch_rows: Rows = 128
+    at the end of an iteration. `auto`: the number with the shortest iteration."""
+    max_batch_rows: Size = 128
     """Maximum rows per forward pass. More rows need more memory; a depth with more rows is cut into chunks, which are
-    finished one after the other."""
-    decode_batch: Rows = 16
-    """Maximum pictures that are decoded at once. More need more memory."""
+    finished one after the other. `auto`: the largest number that fits, or the fastest that was measured."""
+    decode_batch: Size = 16
+    """Maximum pictures that are decoded at once. More need more memory. `auto`: as many as fit."""
     max_parts_in_scoring: Rows = 16
     """Maximum parts of trees that wait for scores at once. At this limit the workers pause. A larger one keeps slow
     reward models busy and needs more of the object store."""
@@ -637,11 +660,12 @@ class LearnerSettings(Settings):
     updates_per_iteration: PositiveInt = 1
     """Optimizer steps per iteration. The iteration's trees are divided among them in order. More steps learn faster,
     the later ones from trees that older weights have sampled."""
-    rows_per_micro_batch: Rows = 64
-    """Maximum rows (parent states) per forward and backward pass. More need more memory."""
-    window_trees: Rows = 8
+    rows_per_micro_batch: Size = 64
+    """Maximum rows (parent states) per forward and backward pass. More need more memory. `auto`: the largest number
+    that fits, or the fastest that was measured; chosen when the run starts (docs/plan.md)."""
+    window_trees: Size = 8
     """Number of consecutive trees from which micro-batches are composed. More fill them better; the learner starts
-    later."""
+    later. `auto`: the number with the shortest iteration, chosen likewise."""
     trust_region: Literal["clip", "guard", "divergence"] = "clip"
     """What keeps an update near the policy that sampled. `clip`: the ratio is clipped at `clip_range`, as in PPO.
     `guard`: the same with a normalised ratio, which is centred at 1 and spreads alike in every step, and with each
@@ -947,6 +971,13 @@ class RunSettings(Settings):
         for misfit in chain.from_iterable(rule(self) for rule in RULES):
             raise ValueError(misfit)
         return self
+
+    @property
+    def automatic(self) -> list[str]:
+        """Settings that are still `auto`, by their dotted names."""
+        given = [(f"rollout.{name}", own) for name, own in self.rollout]
+        given += [(f"learner.{name}", own) for name, own in self.learner]
+        return [name for name, own in given if isinstance(own, Auto)]
 
     @property
     def training_rewards(self) -> dict[str, RewardSettings]:

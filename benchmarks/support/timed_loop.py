@@ -1,7 +1,7 @@
 """Loops of a run whose iterations are timed."""
 
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -13,9 +13,9 @@ from .demo import PROMPTS
 
 
 @contextmanager
-def on_ray(settings: RunSettings) -> Iterator[RayLoop]:
+def on_ray(settings: RunSettings, prompts: Sequence[str] = PROMPTS) -> Iterator[RayLoop]:
     """A loop on a Ray cluster that is started for it."""
-    with TemporaryDirectory() as folder, closing(RayLoop(settings, Path(folder), PROMPTS, None)) as loop:
+    with TemporaryDirectory() as folder, closing(RayLoop(settings, Path(folder), prompts, None)) as loop:
         yield loop
 
 

@@ -15,6 +15,7 @@ from ...rollout_workers.policies.load import load_policy
 from ..plan.calibration import Calibration, calibration_file
 from ..plan.flops import Work, count_work
 from ..plan.measuring import Batches, Measured, device_name, device_peak, measure
+from ..plan.sizes import sizes_here
 
 
 def calibrate(settings: RunSettings, console: Console, file: Path | None = None) -> Path:
@@ -22,6 +23,7 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
 
     Raises InputError for what can't be loaded, or doesn't fit the device's memory.
     """
+    settings = sizes_here(settings)
     from ..on_ray.placement import threads_of  # and Ray with it, which benchmarks that print such tables do without
 
     threads = threads_of(settings.pools.rollout_workers, settings)
@@ -39,7 +41,7 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
             }
             peak, source = device_peak(policy.device, precision)
             progress.update(task, description="measuring the rollout's rows")
-            for measured in measure(policy, _batches(settings), work, peak, scorers):
+            for measured in measure(policy, calibration_batches(settings), work, peak, scorers):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
         except torch.OutOfMemoryError as error:
@@ -90,7 +92,8 @@ def _learning(settings: RunSettings) -> Policy:
     return policy
 
 
-def _batches(settings: RunSettings) -> Batches:
+def calibration_batches(settings: RunSettings) -> Batches:
+    """The largest batches of a recipe."""
     sizes = [pool.batch_pictures for pool in settings.pools.rewards.values()]
     return Batches(
         forward=settings.rollout.max_batch_rows,

@@ -20,12 +20,15 @@ from ...rollout_workers.policies.load import find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
+from ..plan.calibration import Calibration, find_calibration
+from ..plan.device import device_here
 from ..plan.fit import Changes, remedies
 from ..plan.gpus import Gpu
 from ..plan.memory import Memory, count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.rows import trained_edges
 from ..plan.shapes import policy_shapes
+from ..plan.sizes import choose_sizes, numbers_of
 from ..run.advice import advice
 from ..run.new_folder import check_place
 from ..run.own_modules import rewards_elsewhere
@@ -55,6 +58,8 @@ class CheckReport:
     advice: list[str] = field(default_factory=list)
     """Settings that don't do what they seem to."""
     missing: list[str] = field(default_factory=list)
+    sizes: dict[str, int] = field(default_factory=dict)
+    """Setting that is `auto` -> the number that is chosen for it."""
 
 
 def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
@@ -89,12 +94,24 @@ def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
         if isinstance(family, type) and issubclass(family, PipelinePolicy):
             problems = find_problems(family.find_parts(folder, settings.policy.variant).values())
             found.missing += problems
-            _look_at(policy_shapes(settings), settings, prompts, gpu, found)
+            _look_at(policy_shapes(settings), _sized(settings, gpu, found), prompts, gpu, found)
     except (InputError, RunFailed) as error:
         lines = str(error).splitlines()  # one for each fault, unless a traceback comes behind the first
         if not problems:  # from which it would follow
             found.missing += [str(error)] if lines[1:2] == [TRACEBACK] else lines
     return found
+
+
+def _sized(settings: RunSettings, gpu: Gpu | None, found: CheckReport) -> RunSettings:
+    """The settings with numbers for the GPU, or for this machine's device; a warning if that has none for them."""
+    try:
+        device = (gpu, find_calibration(gpu.device) or Calibration()) if gpu else device_here(settings)
+        chosen = choose_sizes(settings, device)
+    except InputError as error:
+        found.advice.append(str(error))
+        return settings
+    found.sizes = numbers_of(chosen, settings.automatic)
+    return chosen
 
 
 def _look_at(policy: Any, settings: RunSettings, prompts: Collection[str], gpu: Gpu | None, found: CheckReport) -> None:
@@ -124,6 +141,8 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
     console.print(table)
     if found.guided:
         console.print("Classifier-free guidance takes every state through the network twice.")
+    if found.sizes:
+        console.print("auto: " + " ".join(f"{name}={number}" for name, number in found.sizes.items()), highlight=False)
     if found.memory:
         size = gpu.memory if gpu else None
         console.print(memory_table(found.memory, size))

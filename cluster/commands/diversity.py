@@ -21,6 +21,7 @@ from ...proto.schedule import Schedule
 from ...proto.settings import RunSettings
 from ...rollout_workers.diversity import Diversity
 from ...rollout_workers.worker import RolloutWorker
+from ..plan.sizes import sizes_here
 from ..run.cuts import tasks
 from ..run.evaluation import ITERATION
 from ..run.folder import WhichCheckpoint, load_settings
@@ -62,7 +63,7 @@ def diversity_command(
     console: Console,
 ) -> None:
     """Compare trees with sequential samples, for the start of a run and some checkpoints, or for a recipe's policy."""
-    settings = load_settings(target, overrides)
+    settings = sizes_here(load_settings(target, overrides))
     schedule = settings.schedule.build(1, settings.seed)
     if not schedule.splits:
         raise InputError("the schedule doesn't split, so there are no trees to compare; give splits in the command")

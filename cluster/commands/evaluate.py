@@ -21,6 +21,7 @@ from ...rollout_workers.policies.base import Policy
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
 from ..on_ray.placement import reward_pools, threads_of
+from ..plan.sizes import sizes_here
 from ..run import pictures
 from ..run.evaluation import Evaluation, evaluate, evaluation_steps
 from ..run.folder import RunFolder, WhichCheckpoint, load_settings
@@ -42,7 +43,7 @@ def evaluate_command(
     console: Console,
 ) -> None:
     """Evaluate the policies of a run or recipe, or one `against` another; show and write what comes of it."""
-    settings = load_settings(target, overrides)
+    settings = sizes_here(load_settings(target, overrides))
     subjects = find_subjects(target, settings, which, ema)
     if against is not None:
         if len(subjects) != 1:

@@ -13,60 +13,36 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...proto.atomic_files import write_text
-from ...proto.errors import InputError
 from ...proto.recipe import SHIPPED
 from ...proto.settings import RunSettings
 from ...proto.yaml12 import write_yaml
-from ..plan.calibration import (
-    ASSUMED,
-    DECODE,
-    FORWARD,
-    Calibration,
-    device_of,
-    find_calibration,
-    load_calibration,
-)
+from ..plan.calibration import ASSUMED, DECODE, FORWARD, Calibration
+from ..plan.device import Device
 from ..plan.fit import OUTSIDE, misfit, remedies
 from ..plan.flops import count_work
-from ..plan.gpus import Gpu, find_gpu
+from ..plan.gpus import Gpu
 from ..plan.layouts import PART, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
-from ..plan.measuring import device_name
 from ..plan.memory import count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.prices import Prices, count_sizes
-from ..plan.rows import learner_rows
+from ..plan.rows import learner_rows, share_of
+from ..plan.sizes import choose_sizes, numbers_of
 
 REASONS = 3
 """Most reasons that are printed for layouts that were left out."""
 
 
-def find_device(gpu: str, file: Path | None) -> tuple[Gpu, Calibration]:
-    """The GPU of that name with its calibration: the one in `file`, the one at its device's place, or none.
-
-    `cpu` is a core of this machine, of which nothing is known unless it was calibrated. Raises InputError for unknown
-    names and files.
-    """
-    if gpu.lower() == "cpu":
-        import torch
-
-        name = device_name(torch.device("cpu"))
-        if not (calibration := load_calibration(file) if file else find_calibration(name)):
-            raise InputError(f"--gpu cpu: nothing is known of {name}; run `branchgrpo calibrate` on it first")
-        return device_of(calibration), calibration
-    found = find_gpu(gpu)
-    calibration = load_calibration(file) if file else find_calibration(found.device)
-    if calibration and calibration.device != found.device:
-        raise InputError(f"--calibration {file} is of {calibration.device}, and --gpu {gpu} is {found.device}")
-    return found, calibration or Calibration()
-
-
-def make_plan(settings: RunSettings, gpus: int, gpu: Gpu, calibration: Calibration) -> tuple[Plan, Prices]:
-    """The best layouts of a recipe on so many GPUs, and their prices. Raises InputError for a policy whose network
-    can't be counted."""
+def make_plan(settings: RunSettings, gpus: int, device: Device, like: Path | None = None) -> tuple[Plan, Prices]:
+    """The best layouts of a recipe on so many GPUs, and their prices. As large a share of rows has an advantage as in
+    the run `like`, if there is one. Raises InputError for a policy whose network can't be counted."""
+    share = share_of(like) if like else 1.0
     with Progress(transient=True) as progress:
         counting = progress.add_task("counting", total=None)
-        prices = Prices(settings, count_work(settings), count_sizes(settings), gpu, calibration)
-        balance = balance_of(settings, prices.costs(Layout("colocated", gpus, gpus).cluster), learner_rows(settings))
+        sizes, work = count_sizes(settings), count_work(settings)  # in this order all is measured once
+        gpu, calibration = device
+        prices = Prices(settings, work, sizes, gpu, calibration, share)
+        costs = prices.costs(Layout("colocated", gpus, gpus).cluster)
+        balance = balance_of(settings, costs, share * learner_rows(settings))
         candidates = list(layouts(settings, gpus, balance, reward_share(settings, gpu)))
         progress.update(counting, visible=False)
         simulating = progress.add_task("simulating", total=len(candidates))
@@ -75,6 +51,7 @@ def make_plan(settings: RunSettings, gpus: int, gpu: Gpu, calibration: Calibrati
             candidates,
             lambda layout: prices.costs(layout.cluster, layout.beside, layout.placement == "colocated"),
             lambda changed: misfit(changed, gpu.memory),
+            lambda changed: choose_sizes(changed, device),
             resource=resource(gpu),
             advance=lambda: progress.advance(simulating),
         )
@@ -113,6 +90,9 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
             highlight=False,
         )
     console.print(_source(prices, calibration), highlight=False)
+    if made.best and settings.automatic:
+        numbers = numbers_of(made.best[0].settings, settings.automatic)
+        console.print("auto, in layout 1: " + " ".join(f"{name}={number}" for name, number in numbers.items()))
     if made.best:
         memories = count_memory(made.best[0].settings)
         console.print(memory_table(memories, prices.gpu.memory), rows_table(memories, prices.gpu.memory))
@@ -142,7 +122,11 @@ def _source(prices: Prices, calibration: Calibration) -> str:
             f"({prices.gpu.source}) in the network, {decoder:.0%} in decoder and rewards; `branchgrpo calibrate` "
             "measures them"
         )
-    unknown = prices.unknown()
+    unknown, share = prices.unknown(), prices.trained_share
+    learner = settings.learner
+    if learner.objective == "ratio" and learner.skip_zero_advantage and not learner.kl_weight:
+        lines += f". Rows with an advantage, of those that pruning leaves: {share:.0%}"
+        lines += ", assumed; `--from RUN` takes a run's share" if share == 1 else ""
     return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
 
 
@@ -152,7 +136,8 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
     content = own.settings.model_dump()
     given = {override.partition("=")[0] for override in overrides}
     layout = [name for name in own.layout.changes(settings, resource(gpu)) if not _within(name, given)]
-    names = [*sorted(name for name in given if not _within(name, layout)), *layout]
+    sizes = settings.automatic
+    names = [*sorted(name for name in given if not _within(name, [*layout, *sizes])), *layout, *sizes]
     changes = {name: reduce(_inside, name.split("."), content) for name in names}
     written = (
         f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"

@@ -24,6 +24,10 @@ def plan(
         Path | None,
         typer.Option(help="File that `calibrate` wrote. Default: what it wrote for this GPU, if anything."),
     ] = None,
+    like: Annotated[
+        Path | None,
+        typer.Option("--from", help="Folder of a run like this one: its share of rows with an advantage is planned."),
+    ] = None,
     write: Annotated[
         Path | None, typer.Option(help="New recipe to write, with a layout's settings and RECIPE as its base.")
     ] = None,
@@ -43,10 +47,11 @@ def plan(
         must_be_new(write)
     settings, console = load_settings(recipe, overrides or []), Console()
     with console.status("starting"):
+        from ..plan.device import find_device
         from . import plan as planning
 
-        kind, calibrated = planning.find_device(gpu, calibration)
-    made, prices = planning.make_plan(settings, gpus, kind, calibrated)
+        device = find_device(gpu, calibration)
+    made, prices = planning.make_plan(settings, gpus, device, like)
     planning.show(made, prices, gpus, console)
     if not made.best:
         raise typer.Exit(1)

@@ -12,7 +12,7 @@ from pydantic.fields import FieldInfo
 from pydantic_core import PydanticUndefined
 
 from ...proto.methods import METHODS
-from ...proto.settings import MAX_COUNT, ScheduleSettings
+from ...proto.settings import MAX_COUNT, OrAuto, ScheduleSettings
 from ...proto.settings_errors import setting_paths, settings_classes
 
 
@@ -48,7 +48,8 @@ def _methods() -> str:
 
 
 def _type(field: FieldInfo) -> str:
-    return _name(field.annotation) + "".join(f", {bound}" for bound in _bounds(field.metadata))
+    or_auto = " or `auto`" if OrAuto in field.metadata else ""
+    return _name(field.annotation) + or_auto + "".join(f", {bound}" for bound in _bounds(field.metadata))
 
 
 def _bounds(metadata: Iterable[Any]) -> list[str]:

@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
+from typing import Any
 
 from ...proto.atomic_files import write_text
 from ...proto.errors import InputError
@@ -25,6 +26,13 @@ class Pace:
     """Seconds of a row, picture or clip of the measured recipe, beside those of the call; None if assumed."""
     call: float = 0.0
     """Seconds of a call, however many it gets."""
+    calls: Mapping[int, float] = field(default_factory=dict)
+    """Items in a call -> its seconds, as measured; between them it isn't always a straight line."""
+
+    def of(self, item: float) -> dict[int, float]:
+        """The seconds of calls of another recipe, whose items take `item` seconds."""
+        scale = item / self.item if self.item else 0.0
+        return {count: self.call + scale * (seconds - self.call) for count, seconds in self.calls.items()}
 
 
 @dataclass(frozen=True)
@@ -61,11 +69,15 @@ def load_calibration(file: Path) -> Calibration:
     """The calibration in a file. Raises InputError if it can't be read."""
     try:
         content = json.loads(file.read_text())
-        paces = {name: Pace(**pace) for name, pace in content.pop("paces").items()}
+        paces = {name: _pace(**pace) for name, pace in content.pop("paces").items()}
         return Calibration(**content, paces=paces)
     except (OSError, ValueError, TypeError, KeyError) as error:
         reason = getattr(error, "strerror", None) or "it isn't what `branchgrpo calibrate` writes"
         raise InputError(f"calibration {file} can't be read: {reason}") from error
+
+
+def _pace(calls: Mapping[str, float] | None = None, **content: Any) -> Pace:
+    return Pace(**content, calls={int(count): seconds for count, seconds in (calls or {}).items()})
 
 
 def calibration_file(device: str) -> Path:

@@ -3,8 +3,13 @@
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field, replace
+from typing import TypeVar
+
+import numpy as np
 
 from ...proto.settings import RunSettings
+
+Key = TypeVar("Key", int, str)
 
 
 @dataclass(frozen=True)
@@ -14,6 +19,8 @@ class Costs:
     forward: float = 0.0
     """A forward pass of a rollout, however many rows it has."""
     forward_row: float = 0.0
+    forward_calls: Mapping[int, float] = field(default_factory=dict)
+    """Rows -> seconds of a forward pass, where they were measured; they take the place of the two before."""
     decode_picture: float = 0.0
     score_batch: float = 0.0
     """A call of a reward model, however many pictures it gets."""
@@ -23,6 +30,10 @@ class Costs:
     micro_batch: float = 0.0
     """A forward and backward pass of the learner, however many rows it has; gradients that are reduced after it."""
     learn_row: float = 0.0
+    learn_calls: Mapping[int, float] = field(default_factory=dict)
+    """The same of the learner's passes."""
+    trained_share: float = 1.0
+    """Share of the rows that pruning leaves which have an advantage; the learner skips the others."""
     update: float = 0.0
     """An optimizer step."""
     load_weights: float = 0.0
@@ -50,6 +61,16 @@ class Costs:
     window_rank: float = 0.0
     """Seconds of the controller to hand a window to one learner rank."""
 
+    def forward_seconds(self, rows: int) -> float:
+        """Seconds of a rollout's forward pass."""
+        return _call(rows, self.forward, self.forward_row, self.forward_calls)
+
+    def learn_seconds(self, rows: float, most: int) -> float:
+        """Seconds of so many rows in micro-batches of at most `most`."""
+        whole, rest = divmod(rows, most)
+        seconds = whole * _call(most, self.micro_batch, self.learn_row, self.learn_calls)
+        return seconds + (_call(rest, self.micro_batch, self.learn_row, self.learn_calls) if rest else 0)
+
     def scoring(self, model: str) -> float:
         """Seconds of a reward model for one picture."""
         return self.score_pictures.get(model, self.score_picture)
@@ -60,15 +81,27 @@ class Costs:
         def halved(*names: str) -> Costs:
             return replace(self, **{name: getattr(self, name) / 2 for name in names})
 
-        scores = {model: seconds / 2 for model, seconds in self.score_pictures.items()}
+        def half(seconds: Mapping[Key, float]) -> dict[Key, float]:
+            return {key: own / 2 for key, own in seconds.items()}
+
+        scores, forwards, learns = half(self.score_pictures), half(self.forward_calls), half(self.learn_calls)
         return {
-            "rollout": halved("forward", "forward_row", "decode_picture"),
-            "learner": halved("micro_batch", "learn_row", "update"),
+            "rollout": replace(halved("forward", "forward_row", "decode_picture"), forward_calls=forwards),
+            "learner": replace(halved("micro_batch", "learn_row", "update"), learn_calls=learns),
             "rewards": replace(halved("score_batch", "score_picture"), score_pictures=scores),
             "controller": halved("part_message", "score_reply", "window_tree", "window_rank"),
             "network": replace(self, network=2 * self.network),
             "object store": replace(self, put=2 * self.put, load_weights=self.load_weights / 2),
         }
+
+
+def _call(rows: float, call: float, row: float, measured: Mapping[int, float]) -> float:
+    """Seconds of a call: as measured, where numbers of rows between are interpolated, or of its parts."""
+    if not measured:
+        return call + rows * row
+    counts = sorted(measured)
+    beyond = max(rows / counts[-1], 1.0)
+    return beyond * float(np.interp(rows, counts, [measured[count] for count in counts]))
 
 
 @dataclass(frozen=True)

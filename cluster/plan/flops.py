@@ -29,7 +29,7 @@ def count_work(settings: RunSettings, policy: Any = None) -> Work:
 
     Raises InputError as the policy itself would, and for one that is over no diffusers pipeline.
     """
-    passes, learner, frames = measure(settings, policy), settings.learner, settings.policy.frames
+    passes, learner, frames = measure(settings, policy, memory=False), settings.learner, settings.policy.frames
     further_passes = bool(learner.kl_weight) - learner.keep_graph
     return Work(
         forward_row=passes.forward.flops,

@@ -79,11 +79,16 @@ class Layout:
 
     def apply(self, settings: RunSettings, resource: str | None = "gpus") -> RunSettings:
         """The settings of a run with this layout. Raises InputError for one that a run can't have."""
-        named = settings.pools.rewards
-        missing: dict[str, Any] = {
-            f"pools.rewards.{model}": {} for model in reward_models(settings.rewards) if model not in named
-        }
-        return changed_settings(settings, {**missing, **self.changes(settings, resource)})
+        return changed_settings(with_pools(settings), self.changes(settings, resource))
+
+
+def with_pools(settings: RunSettings) -> RunSettings:
+    """The settings with a pool for each reward model, which a simulation needs."""
+    named = settings.pools.rewards
+    missing: dict[str, Any] = {
+        f"pools.rewards.{model}": {} for model in reward_models(settings.rewards) if model not in named
+    }
+    return changed_settings(settings, missing) if missing else settings
 
 
 def _number(count: int, noun: str) -> str:
@@ -157,16 +162,18 @@ def plan(
     candidates: Sequence[Layout],
     costs_of: CostsOf,
     misfit: Misfit = lambda settings: None,
+    sized: Callable[[RunSettings], RunSettings] = lambda settings: settings,
     *,
     resource: str | None = "gpus",
     count: int = 5,
     advance: Callable[[], object] = lambda: None,
 ) -> Plan:
-    """The best `count` of the candidates. `advance` is called after each simulation."""
+    """The best `count` of the candidates, each with numbers for its sizes from `sized`. `advance` is called after each
+    simulation."""
     made, simulated = Plan(), []
     for layout in candidates:
         try:
-            changed = layout.apply(settings, resource)
+            changed = sized(layout.apply(settings, resource))
             simulated.append(predict(layout, changed, costs_of(layout)))
         except InputError as error:
             made.dropped.setdefault(str(error), []).append(layout)
@@ -214,7 +221,7 @@ def predict(layout: Layout, settings: RunSettings, costs: Costs) -> Planned:
     return Planned(layout, settings, seconds, phases)
 
 
-def balance_of(settings: RunSettings, costs: Costs, rows: int) -> float:
+def balance_of(settings: RunSettings, costs: Costs, rows: float) -> float:
     """The share of sampling in the seconds that a tree takes of all processes."""
     schedule = settings.schedule.build()
     sampling = schedule.forward_passes * costs.forward_row + schedule.leaves * costs.decode_picture

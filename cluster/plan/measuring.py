@@ -26,6 +26,8 @@ from .shapes import needed_pictures
 SECONDS = 10.0
 """Of a measurement, at which it takes no larger batches and repeats nothing more."""
 REPEATS = 5
+Clock = Callable[[], float]
+"""Seconds, from any moment on: of the wall, or of this process' CPUs."""
 SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices whose product gives a peak that no data sheet gives."""
 
@@ -53,7 +55,12 @@ class Measured:
 
 
 def measure(
-    policy: Policy, batches: Batches, work: Work | None, peak: float, scorers: Mapping[str, Scorer]
+    policy: Policy,
+    batches: Batches,
+    work: Work | None,
+    peak: float,
+    scorers: Mapping[str, Scorer],
+    clock: Clock = time.perf_counter,
 ) -> Iterator[Measured]:
     """Measure the rollout's rows, the learner's, decoding, and each of `scorers` (model -> scorer), one after another.
 
@@ -72,7 +79,7 @@ def measure(
         (TRAINED, calls.train, batches.trained),
         (DECODE, calls.decode, batches.decode),
     ):
-        yield _measured(kind, call, largest, policy.device, flops.get(kind), peak)
+        yield _measured(kind, call, largest, policy.device, flops.get(kind), peak, clock)
     leaf = calls.decode(1).media()
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
@@ -80,30 +87,36 @@ def measure(
         def score(leaves: int, scorer: Scorer = scorer) -> None:
             scorer(leaf[np.zeros(leaves, np.int64)], ["a prompt"] * leaves)
 
-        yield _measured(model, score, batches.score, policy.device, known, peak)
+        yield _measured(model, score, batches.score, policy.device, known, peak, clock)
 
 
 def _measured(
-    kind: str, call: Callable[[int], object], largest: int, device: torch.device, flops: float | None, peak: float
+    kind: str,
+    call: Callable[[int], object],
+    largest: int,
+    device: torch.device,
+    flops: float | None,
+    peak: float,
+    clock: Clock,
 ) -> Measured:
     seconds: dict[int, float] = {}
     peaks: dict[int, int] = {}
-    begin = time.perf_counter()
+    begin = clock()
     for count in _growing(largest):
         if device.type == "cuda":
             torch.cuda.reset_peak_memory_stats(device)
         call(count)  # kernels are chosen, memory is found
         if device.type == "cuda":
             peaks[count] = torch.cuda.max_memory_allocated(device)
-        seconds[count] = _median(partial(call, count), device)
-        if time.perf_counter() - begin > SECONDS:
+        seconds[count] = _median(partial(call, count), device, clock)
+        if clock() - begin > SECONDS:
             break
     item = seconds[count] / count
     if count > 1:  # what a call takes by itself, and each item beside it
         item = min(item, (seconds[count] - seconds[1]) / (count - 1))
     item = item if item > 0 else seconds[count] / count
     utilisation = flops / (item * peak) if flops else None
-    pace = Pace(utilisation, item, max(0.0, seconds[count] - count * item))
+    pace = Pace(utilisation, item, max(0.0, seconds[count] - count * item), seconds)
     return Measured(kind, seconds, pace, peaks)
 
 
@@ -115,14 +128,14 @@ def _growing(largest: int) -> Iterator[int]:
     yield largest
 
 
-def _median(call: Callable[[], object], device: torch.device) -> float:
+def _median(call: Callable[[], object], device: torch.device, clock: Clock) -> float:
     spent: list[float] = []
     while len(spent) < REPEATS and (len(spent) < 2 or sum(spent) < SECONDS / REPEATS):
         _wait(device)
-        start = time.perf_counter()
+        start = clock()
         call()
         _wait(device)
-        spent.append(time.perf_counter() - start)
+        spent.append(clock() - start)
     return median(spent)
 
 
@@ -140,12 +153,12 @@ def device_name(device: torch.device) -> str:
     return f"CPU {names[0]}" if names else "CPU"
 
 
-def device_peak(device: torch.device, precision: str) -> tuple[float, str]:
+def device_peak(device: torch.device, precision: str, clock: Clock = time.perf_counter) -> tuple[float, str]:
     """The peak of a device in FLOP/s, and its source: a data sheet, or a product of matrices that is timed here."""
     if gpu := gpu_of_device(device_name(device)):
         return gpu.peak(precision), gpu.source
     side = SIDE[device.type]
     matrix = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
     torch.mm(matrix, matrix)
-    seconds = min(_median(lambda: torch.mm(matrix, matrix), device) for _ in range(3))
+    seconds = min(_median(lambda: torch.mm(matrix, matrix), device, clock) for _ in range(3))
     return 2 * side**3 / seconds, f"measured: a product of {side} x {side} matrices in {precision}"

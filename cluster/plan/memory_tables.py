@@ -20,6 +20,7 @@ LINES: dict[str, Callable[[Memory], float]] = {
     "else on the host": lambda memory: memory.host,
 }
 UNITS = {"GB": 1e9, "MB": 1e6}
+ON_CPUS = "On a CPU, oneDNN's copies in convolutions are left out: decoders hold up to 40 % more."
 
 
 def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
@@ -39,7 +40,8 @@ def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Ta
 def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
     """The activations of each number of rows, and the largest number that fits a GPU with so many bytes."""
     unit = _unit(memories)
-    table = Table("activations")
+    on_cpus = not all(memory.gpus for memory in memories.values())
+    table = Table("activations", caption=ON_CPUS if on_cpus else None, caption_justify="left")
     for column in ("rows", unit, f"{unit} a row", *(["at most"] if gpu else [])):
         table.add_column(column, justify="right")
     for memory in memories.values():

@@ -3,6 +3,7 @@
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -20,7 +21,7 @@ from .shapes import conditioning_shapes, policy_shapes
 
 @dataclass(frozen=True)
 class Pass:
-    """A pass of some rows, leaves or pictures, beside the weights."""
+    """A pass of some rows, leaves or pictures, beside the weights. Bytes that weren't asked for are NaN."""
 
     flops: float
     """Of one row."""
@@ -68,28 +69,28 @@ class Passes:
     """Bytes of a prompt's conditioning."""
 
 
-_measured: list[tuple[Any, Passes]] = []
-"""Beside what they depend on. It is compared, not hashed: 50 is 50.0."""
+_measured: list[tuple[Any, bool, Passes]] = []
+"""Beside what they depend on, and whether their bytes are known. It is compared, not hashed: 50 is 50.0."""
 
 
-def measure(settings: RunSettings, policy: Any = None) -> Passes:
+def measure(settings: RunSettings, policy: Any = None, *, memory: bool = True) -> Passes:
     """Measure all passes on shapes: in this process once for a policy, its adapters and rewards.
 
-    The settings' `policy_shapes` may be given. Raises InputError as that does, and for a network or own code that can't
-    be called on shapes.
+    Without `memory`, FLOPs alone are found, in half the time. The settings' `policy_shapes` may be given. Raises
+    InputError as that does, and for a network or own code that can't be called on shapes.
     """
     learner = settings.learner
     decisive = settings.policy, learner.lora, learner.gradient_checkpointing, learner.keep_graph, settings.rewards
-    for known, passes in _measured:
-        if known == decisive:
+    for known, has_memory, passes in _measured:
+        if known == decisive and has_memory >= memory:
             return passes
     policy = policy or policy_shapes(settings)
     try:
-        passes = _measure(settings, policy)
+        passes = _measure(settings, policy, memory)
     except Exception as error:  # of a library or of own code, which expects numbers
         name = type(policy).__name__
         raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
-    _measured.append((decisive, passes))
+    _measured.append((decisive, memory, passes))
     return passes
 
 
@@ -135,18 +136,18 @@ def _clear(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def _measure(settings: RunSettings, policy: Any) -> Passes:
+def _measure(settings: RunSettings, policy: Any, memory: bool) -> Passes:
     conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
-    calls, gpu = Calls(policy, conditioning), settings.policy.device != "cpu"
-    rewards = reward_shapes(settings.rewards)
+    calls, rewards = Calls(policy, conditioning), reward_shapes(settings.rewards)
+    taken = partial(measure_pass, gpu=settings.policy.device != "cpu", memory=memory)
     return Passes(
         parameters=sum(p.numel() for p in policy.network.parameters()),
         trained=sum(p.numel() for p in weights),
-        forward=measure_pass(calls.forward, gpu),
-        train=measure_pass(calls.train, gpu),
-        keep=measure_pass(calls.velocity, gpu, lambda meter: meter.bytes) if settings.learner.keep_graph else None,
-        decode=measure_pass(calls.decode, gpu),
-        score={name: model and measure_pass(torch.no_grad()(model.call), gpu) for name, model in rewards.items()},
+        forward=taken(calls.forward),
+        train=taken(calls.train),
+        keep=taken(calls.velocity, held=lambda meter: meter.bytes) if settings.learner.keep_graph else None,
+        decode=taken(calls.decode),
+        score={name: model and taken(torch.no_grad()(model.call)) for name, model in rewards.items()},
         reward_parameters={name: model.parameters for name, model in rewards.items() if model},
         around=_bytes(policy.vae),
         encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
@@ -160,15 +161,19 @@ def _bytes(module: torch.nn.Module) -> float:
 
 
 def measure_pass(
-    call: Callable[[int], Any], gpu: bool, held: Callable[[Meter], int] = lambda meter: meter.peak
+    call: Callable[[int], Any],
+    gpu: bool,
+    held: Callable[[Meter], int] = lambda meter: meter.peak,
+    memory: bool = True,
 ) -> Pass:
-    """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from one with one row, one with two."""
+    """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from one with one row, and for `memory`
+    one with two."""
     flops, sizes = [], []
-    for rows in (1, 2):
+    for rows in (1, 2) if memory else (1,):
         with metered(gpu=gpu) as meter:
             result = call(rows)
             sizes.append(held(meter))
         flops.append(meter.flops)
         del result
-    each = sizes[1] - sizes[0]
+    each = sizes[1] - sizes[0] if memory else math.nan
     return Pass(flops[0], sizes[0] - each, each)

@@ -50,7 +50,7 @@ def count_sizes(settings: RunSettings) -> Sizes:
         state=passes.state * BYTES[settings.rollout.latents_precision],
         conditioning=passes.conditioning,
         network=passes.parameters * size,
-        trained=passes.trained * (4 if settings.learner.lora else size),  # adapters are in float32
+        trained=passes.trained * size,
         parameters=passes.trained,
     )
 
@@ -64,22 +64,30 @@ class Prices:
     sizes: Sizes
     gpu: Gpu
     calibration: Calibration
+    trained_share: float = 1.0
+    """Share of rows with an advantage."""
 
     def costs(self, cluster: Cluster, shared_rewards: bool = False, colocated: bool = False) -> Costs:
         """The costs on so many processes. Reward models that share GPUs with sampling take their time from it, and
         `colocated` ranks that share one network (ZeRO 3) gather it for every pass."""
         work, pace = self.work, self.calibration.pace
         nft = self.settings.learner.objective == "nft"  # whose old policy looks at every row, too
-        scores = self.scores()
+        scores, reduced = self.scores(), self._reduced(cluster.ranks)
+        gathered = colocated * self._gathered(cluster.ranks, 1)
+        forward = self._seconds(work.forward_row, pace(FORWARD))
+        trained = self._seconds(work.trained_row, pace(TRAINED))
+        learns = {} if nft else {rows: own + reduced for rows, own in pace(TRAINED).of(trained).items()}
         return Costs(
-            forward=pace(FORWARD).call + colocated * self._gathered(cluster.ranks, 1),
-            forward_row=self._seconds(work.forward_row, pace(FORWARD)),
+            forward=pace(FORWARD).call + gathered,
+            forward_row=forward,
+            forward_calls={rows: own + gathered for rows, own in pace(FORWARD).of(forward).items()},
             decode_picture=self._seconds(work.decode_leaf, pace(DECODE)) + shared_rewards * sum(scores.values()),
             score_batch=max(pace(model).call for model in scores),
             score_pictures=scores,
-            micro_batch=pace(TRAINED).call + self._reduced(cluster.ranks),
-            learn_row=self._seconds(work.trained_row, pace(TRAINED))
-            + nft * self._seconds(work.forward_row, pace(FORWARD)),
+            micro_batch=pace(TRAINED).call + reduced,
+            learn_row=trained + nft * forward,
+            learn_calls=learns,
+            trained_share=self.trained_share,
             update=self._update(cluster.ranks),
             load_weights=self.sizes.trained / (LINK * self.gpu.host),
             picture_bytes=self.sizes.picture,

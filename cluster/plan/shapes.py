@@ -13,7 +13,7 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention
-from ...rollout_workers.policies.base import Weights
+from ...rollout_workers.policies.base import Weights, trainable
 from ...rollout_workers.policies.folder import Part
 from ...rollout_workers.policies.load import FAMILIES, find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
@@ -55,6 +55,8 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
     if settings.learner.lora:
         with torch.device("meta"):
             policy.add_lora(settings.learner.lora)
+        for weight in trainable(policy.network).values():  # on other devices PEFT takes the network's own
+            weight.data = weight.data.to(precision)
     if settings.learner.gradient_checkpointing:
         policy.checkpoint_gradients()
     return policy

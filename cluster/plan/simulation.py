@@ -66,7 +66,7 @@ class Outcome:
 def simulate(settings: RunSettings, costs: Costs, cluster: Cluster | None = None, iterations: int = 3) -> Outcome:
     """The outcome of so many iterations of a recipe. Every reward model must be named in `pools.rewards`.
 
-    Every edge that pruning leaves has an advantage.
+    Of the edges that pruning leaves, `costs.trained_share` have an advantage.
     """
     return Simulation(settings, costs, cluster or Cluster.of(settings), iterations).outcome
 
@@ -77,7 +77,7 @@ class Simulation:
     def __init__(self, settings: RunSettings, costs: Costs, cluster: Cluster, iterations: int) -> None:
         self.settings, self.costs, self.cluster, self.iterations = settings, costs, cluster, iterations
         self.colocated = settings.placement == "colocated"
-        self.schedule, self.rows = settings.schedule.build(), learner_rows(settings)
+        self.schedule, self.rows = settings.schedule.build(), costs.trained_share * learner_rows(settings)
         self.env = env = simpy.Environment()
         nodes = cluster.nodes(self.colocated)
         self.network = Network(env, nodes, costs.network)
@@ -161,7 +161,7 @@ class Simulation:
             self.spent["weights"] += self.env.now - since
         self.held[worker] = iteration.version
         for stretch in work:
-            seconds = sum(costs.forward + rows * costs.forward_row for rows in stretch.forwards)
+            seconds = sum(map(costs.forward_seconds, stretch.forwards))
             seconds += stretch.pictures * costs.decode_picture
             self.spent["rollout"] += seconds
             yield self.env.timeout(seconds)
@@ -205,8 +205,8 @@ class Simulation:
             yield self.env.all_of(list(self._fetch(iteration.trees[begin:end])))
             self.spent["states"] += self.env.now - since
             rows = math.ceil(self.rows * (end - begin) / ranks)  # of the largest share
-            batches = math.ceil(rows / self.settings.learner.rows_per_micro_batch)
-            seconds = batches * costs.micro_batch + rows * costs.learn_row + window.closes_update * costs.update
+            seconds = costs.learn_seconds(rows, self.settings.learner.rows_per_micro_batch)
+            seconds += window.closes_update * costs.update
             self.spent["learner"] += seconds
             yield self.env.timeout(seconds + costs.latency)
             iteration.trees[begin:end] = []  # their parts are forgotten

@@ -172,6 +172,13 @@ class RunDisplay:
         for line in lines:
             self._warn(f"warning: {line}")
 
+    def sized(self, settings: RunSettings, names: Sequence[str]) -> None:
+        """Print the numbers that settings have which were `auto`."""
+        if names:
+            content = settings.model_dump()
+            numbers = ((name, content[section][own]) for name in names for section, _, own in [name.partition(".")])
+            self._say("auto: " + " ".join(f"{name}={number}" for name, number in numbers))
+
     def room(self) -> None:
         """The disk has room again, and the write has succeeded."""
         self._does("")

@@ -158,7 +158,7 @@ def _candidates(path: Path, file: StudyFile, name: str) -> Iterator[Candidate]:
     first = {"name": name, "seed": file.seeds[0]}
     for values in product(*tuned.values()):
         point = dict(zip(tuned, values, strict=True))
-        settings = _with_threads(load_variant(path, file.base, [*layers, point, first]))
+        settings = _with_sizes(_with_threads(load_variant(path, file.base, [*layers, point, first])))
         _must_be_measurable(file, settings)
         validation = None
         if tuned and file.tuning:
@@ -172,6 +172,16 @@ def _with_threads(settings: RunSettings) -> RunSettings:
     """The settings with one thread if the run is one process and they say nothing of threads."""
     one = settings.execution == "in_process" and settings.threads is None
     return settings.model_copy(update={"threads": 1}) if one else settings
+
+
+def _with_sizes(settings: RunSettings) -> RunSettings:
+    """The settings with numbers in place of `auto` if the run is one process, which is also timed; on Ray each run
+    chooses them when it starts."""
+    if settings.execution == "ray" or not settings.automatic:
+        return settings
+    from ..plan.sizes import sizes_here  # and torch with it
+
+    return sizes_here(settings)
 
 
 def _must_be_measurable(file: StudyFile, settings: RunSettings) -> None:

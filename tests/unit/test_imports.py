@@ -22,7 +22,8 @@ CLUSTER_MAY_IMPORT = {
     "view": {"view", "run"},
     "commands": {"commands", "on_ray", "plan", "run", "study", "view"},
     "pages": {"pages", "run", "on_ray"},
-    "train": {"on_ray", "plan", "run"},
+    "run_sizes": {"on_ray", "plan"},
+    "train": {"on_ray", "plan", "run", "run_sizes"},
     "cli": {"train", "commands", "on_ray", "plan", "run"},
 }
 """Room or file of `cluster/` -> the ones that it knows."""

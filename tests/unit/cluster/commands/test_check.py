@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
@@ -157,6 +159,15 @@ def test_a_broken_index_is_told(run_settings: Settings, tmp_path: Path) -> None:
     (tmp_path / "broken" / "model_index.json").write_text("{")
     (told,) = check(run_settings({"policy.pretrained": str(tmp_path / "broken")})).missing
     assert "model_index.json is broken" in told
+
+
+def test_sizes_are_chosen_for_a_device_that_is_known(run_settings: Settings) -> None:
+    auto = {"learner.rows_per_micro_batch": "auto", "learner.window_trees": "auto"}
+    assert check(run_settings(auto)).sizes.keys() == auto.keys()
+    on_gpus = run_settings({**auto, "execution": "ray", "pools.learner.gpus": 1})
+    assert check(on_gpus, GPUS["h100"]).sizes.keys() == auto.keys()
+    if not torch.cuda.is_available():
+        assert any("which this machine hasn't: give numbers" in line for line in check(on_gpus).advice)
 
 
 def test_gpus_are_added_up() -> None:

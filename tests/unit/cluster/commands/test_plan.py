@@ -1,5 +1,6 @@
 """`branchgrpo plan` and `branchgrpo calibrate`, from the command line."""
 
+import json
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -14,7 +15,7 @@ from branchgrpo.cluster.plan.calibration import Calibration, calibration_file
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.recipe import load_recipe, save_recipe
 from rich.console import Console
 from typer.testing import CliRunner
 
@@ -62,7 +63,7 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
 
 def test_reasons_are_told_where_no_layout_fits() -> None:
     small = replace(GPUS["l40s"], memory=2.001e9)  # a megabyte beside what CUDA itself takes
-    made, prices = planning.make_plan(load_recipe(Path("glyphs")), 2, small, Calibration())
+    made, prices = planning.make_plan(load_recipe(Path("glyphs")), 2, (small, Calibration()))
     console = Console(record=True, width=200, file=StringIO())
     planning.show(made, prices, 2, console)
     output = console.export_text()
@@ -71,16 +72,30 @@ def test_reasons_are_told_where_no_layout_fits() -> None:
     assert "It doesn't fit a GPU l40s, whatever is changed" in output
 
 
-def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path) -> None:
+@pytest.fixture
+def run(tmp_path: Path) -> Path:
+    """The folder of a run of the demo, of whose rows half had an advantage."""
+    settings = load_recipe(Path("glyphs"))
+    save_recipe(settings, tmp_path / "run")
+    rows = settings.prompts.per_iteration * settings.schedule.build().rows // 2
+    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "rows": rows}) + "\n")
+    return tmp_path / "run"
+
+
+def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path, run: Path, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--gpu cpu: nothing is known of CPU .*run `branchgrpo calibrate`"):
         command("plan", "glyphs", "--gpu", "cpu")
     output = command("calibrate", "glyphs", *SMALL)
     file = calibration_file(device_name(torch.device("cpu")))
     assert f"wrote {file}" in output
     assert all(kind in output for kind in ("forward", "trained", "decode", "ocr"))
-    planned = command("plan", "glyphs", "--gpus", "2", "--gpu", "cpu")
+    given, written = ("rollout.max_batch_rows=auto", "learner.window_trees=auto"), tmp_path / "written.yaml"
+    planned = command("plan", "glyphs", *given, "--gpus", "2", "--gpu", "cpu", "--from", run, "--write", written)
     assert "as measured on CPU" in planned
+    assert "Rows with an advantage, of those that pruning leaves: 50%" in planned
     assert "colocated, 2 ranks" in planned
+    assert "auto, in layout 1: rollout.max_batch_rows=" in planned
+    assert not load_recipe(written).automatic
     with pytest.raises(InputError, match=r"is of CPU .*and --gpu a100 is NVIDIA A100"):
         command("plan", "glyphs", "--gpu", "a100", "--calibration", file)
 

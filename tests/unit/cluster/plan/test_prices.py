@@ -74,9 +74,13 @@ def test_a_run_in_one_process_takes_the_sum_of_its_work() -> None:
     assert seconds == pytest.approx(24 * tree + costs.update, rel=0.01)
 
 
-@pytest.mark.parametrize("lora", [None, {"rank": 2}])
-def test_sizes_are_those_of_the_loaded_policy(run_settings: Settings, lora: dict[str, int] | None) -> None:
-    settings = run_settings({"learner.lora": lora})
+@pytest.mark.parametrize(
+    ("lora", "precision"), [(None, "float32"), ({"rank": 2}, "float32"), ({"rank": 2}, "bfloat16")]
+)
+def test_sizes_are_those_of_the_loaded_policy(
+    run_settings: Settings, lora: dict[str, int] | None, precision: str
+) -> None:
+    settings = run_settings({"learner.lora": lora, "policy.precision": precision, "learner.zero_stage": 1})
     policy, sizes = load_policy(settings.policy), count_sizes(settings)
     conditioning = policy.encode("a")
     pictures = policy.decode(torch.zeros(1, *policy.latent_shape))
