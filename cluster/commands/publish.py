@@ -162,14 +162,16 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     }
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""
-    imported = read = ""
+    imported, read, kind = "", "", "DiffusionPipeline"
     if run.prompts.picture_column:
+        if "image" not in accepted:  # Wan 2.2 5B, whose folder names the pipeline from texts
+            kind = "WanImageToVideoPipeline"
         imported = "from PIL import Image, ImageOps\n"
         size = f"{policy.picture_size[::-1]}, Image.Resampling.LANCZOS"
         read = f'picture = ImageOps.fit(Image.open("{PICTURE}").convert("RGB"), {size})\n'
         arguments.insert(0, "image=picture")
     return (
-        f"import torch\nfrom diffusers import DiffusionPipeline\n{imported}\n{read}"
-        f'pipe = DiffusionPipeline.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
+        f"import torch\nfrom diffusers import {kind}\n{imported}\n{read}"
+        f'pipe = {kind}.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
         f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{policy.result}[0]'
     )

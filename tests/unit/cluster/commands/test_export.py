@@ -26,7 +26,10 @@ from PIL import Image
 from plain_diffusers import PROMPTS, STEPS, policy_of, prompts_of, starts, theirs
 from support import COUNTING, Settings
 
-CARDS = ("FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5", "Wan 2.2 14B", "Z-Image")
+CARDS = (
+    *("Chroma", "FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5"),
+    *("Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
+)
 
 
 def trained(settings: RunSettings) -> RunFolder:
