@@ -23,7 +23,7 @@ from ..on_ray.connect import NAMESPACE, connected
 from ..on_ray.names import service_name
 from ..on_ray.placement import check_room, free_nodes, reward_demands
 from ..on_ray.reward_client import RewardClient
-from ..on_ray.reward_deployment import RewardDeployment, start_serve
+from ..on_ray.reward_deployment import RewardDeployment
 from ..on_ray.status_server import serve_http
 from ..run.own_modules import travelling
 from ..run.stop import StopRequest
@@ -92,7 +92,6 @@ def deployed(settings: RunSettings, name: str, console: Console) -> Iterator[tup
         with console.status("loading reward models"):
             log, node = settings.logging, ray.util.get_node_ip_address()
             where = unwrapped(lambda: ray.get(directory.start.remote(log.metrics_host, node, log.metrics_port or 0)))
-            start_serve()
             deployment.start()
             client = deployment.client()
             asyncio.run(client.check())

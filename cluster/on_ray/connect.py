@@ -50,13 +50,16 @@ def connect(address: str | None, modules: Sequence[Path] = ()) -> bool:
     logging.getLogger("ray.serve").setLevel(logging.WARNING)
     # A job may have set some of these variables itself: its values are in our environment, and so in what is given.
     os.environ.setdefault("RAY_OVERRIDE_JOB_RUNTIME_ENV", "1")
+    environment = {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}
+    runtime_env: dict[str, Any] = {}
+    if address is None:  # Ray's processes inherit it: those that it starts ahead can be used, and none waits for agents
+        os.environ.update(environment)
+    else:
+        runtime_env["env_vars"] = environment
+        if modules:
+            runtime_env["py_modules"] = [str(module) for module in modules]
     # A signal to the whole process group is for the run, which then ends its Ray: the processes that are started here
     # inherit the mask.
-    runtime_env: dict[str, Any] = {
-        "env_vars": {name: os.environ.get(name, value) for name, value in PROCESS_ENVIRONMENT.items()}
-    }
-    if address and modules:
-        runtime_env["py_modules"] = [str(module) for module in modules]
     mask = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGTERM})
     try:
         ray.init(

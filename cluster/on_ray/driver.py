@@ -141,10 +141,10 @@ class RayLoop:
     def _start(self) -> None:
         """Have the controller launch all processes, and record its address."""
         assert self._port
-        start_serve()
         self._started = True
-        port = self._port.getsockname()[1]
-        where = self._call(self._controller.start.remote(self._recoveries, port), silent=START_SECONDS)
+        answer = self._controller.start.remote(self._recoveries, self._port.getsockname()[1])
+        start_serve()  # while the controller starts and launches the other processes
+        where = self._call(answer, silent=START_SECONDS)
         address = ray.get_runtime_context().gcs_address
         noted = RunAddress(self.settings.name, address, f"http://{where}", os.environ.get(AUTH_MODE))
         try:

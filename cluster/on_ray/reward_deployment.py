@@ -136,6 +136,7 @@ class RewardDeployment:
         `replicas` has the sizes that aren't the settings'. Processes get the caller's environment: packages, variables;
         and what a pool adds to it. Raises InputError if the environment of a pool can't be built.
         """
+        start_serve()
         # Serve's controller, which starts them, may be another user's and have another environment.
         runtime_env = dict(ray.get_runtime_context().runtime_env)
         models, deployments = self.models, []

@@ -8,9 +8,7 @@ from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import matplotlib
 import numpy as np
-from matplotlib.figure import Figure
 from PIL import Image, ImageDraw, ImageFont
 
 from ...proto.atomic_files import whole
@@ -18,7 +16,6 @@ from ...proto.media import Media
 from .evaluation import MADE_WITH, Evaluation
 from .leaves import FRAMES, drawn
 
-matplotlib.use("Agg")
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
 """Least width of a picture with a label, and the height of its letters."""
 MAXIMUM_SHOWN, GAP, TITLE_PIXELS = 256, 24, 26
@@ -50,6 +47,8 @@ def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: 
     """Mean reward of the sampled leaves per iteration as lines, and of evaluations as dots, each reward where it was
     given. Dots that can't be compared are not connected.
     """
+    from matplotlib.figure import Figure  # here, for most processes of a run draw no curve
+
     figure = Figure(figsize=(7, 4), layout="constrained")
     axis = figure.subplots()
     sampled = [line["rewards"] for line in metrics]
@@ -69,7 +68,8 @@ def reward_curve(path: Path, metrics: Sequence[Mapping[str, Any]], evaluations: 
     axis.set(xlabel="iteration", ylabel="reward", title="Reward")
     axis.grid(alpha=0.3)
     axis.legend(fontsize=8)
-    _save(figure, path)
+    with whole(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=110)
 
 
 def sample_grid(path: Path, media: Sequence[Media]) -> Image.Image:
@@ -127,11 +127,6 @@ def _fitting(text: str, font: Any, width: int) -> str:
     while text and font.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
-
-
-def _save(figure: Figure, path: Path) -> None:
-    with whole(path) as temporary:
-        figure.savefig(temporary, format="png", dpi=110)
 
 
 def _save_sheet(sheet: Image.Image, path: Path) -> None:
