@@ -250,13 +250,10 @@ class PipelinePolicy(PromptEncoding):
         return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
 
     def encode_pictures(self, pictures: Sequence[Image.Image], *, frames: int | None = None) -> torch.Tensor:
-        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns].
-
-        With `frames`, of clips that begin with the pictures and are grey from then on, [n, channels, frames of latents,
-        rows, columns].
-        """
-        video = hasattr(self.pipeline, "video_processor")  # then an `image_processor` is CLIP's
-        processor = self.pipeline.video_processor if video else self.pipeline.image_processor
+        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns]; with `frames`,
+        of clips that begin with them and are grey from then on, [n, channels, frames of latents, rows, columns]."""
+        # Where there is a `video_processor`, the `image_processor` is CLIP's.
+        processor = getattr(self.pipeline, "video_processor", None) or self.pipeline.image_processor
         pixels = torch.cat([processor.preprocess(picture) for picture in pictures])
         if frames is not None:
             pixels = torch.nn.functional.pad(pixels.unsqueeze(2), (0, 0, 0, 0, 0, frames - 1))
