@@ -9,6 +9,8 @@ from families import FAMILIES, PROCESSORS
 
 T5 = {"model_type": "t5", "vocab_size": 32128, "d_model": 4096, "d_kv": 64, "d_ff": 10240, "num_layers": 24}
 T5 |= {"num_heads": 64, "feed_forward_proj": "gated-gelu"}
+T5_BASE = {"model_type": "t5", "vocab_size": 32128, "d_model": 768, "d_kv": 64, "d_ff": 3072, "num_layers": 12}
+T5_BASE |= {"num_heads": 12}
 UMT5 = T5 | {"model_type": "umt5", "vocab_size": 256384}
 CLIP_L: dict[str, Any] = {"model_type": "clip_text_model", "hidden_size": 768, "intermediate_size": 3072}
 CLIP_L |= {"num_hidden_layers": 12, "num_attention_heads": 12, "projection_dim": 768}
@@ -107,6 +109,7 @@ SD35_MEDIUM: dict[str, Any] = {
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
 }
+SECONDS = {"text_encoder_dim": 768, "conditioning_dim": 768, "min_value": 0, "max_value": 512}
 KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 FLUX = {"transformer": {"guidance_embeds": True}, "vae": FLUX_VAE, "text_encoder": CLIP_L, "text_encoder_2": T5}
 
@@ -121,6 +124,10 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     ),
     "Qwen-Image": ("Qwen-Image", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
     "Qwen-Image-Edit-2511": ("Qwen-Image-Edit Plus", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
+    "stable-audio-open-1.0": (
+        "Stable Audio",
+        {"transformer": {}, "vae": {}, "text_encoder": T5_BASE, "projection_model": SECONDS},
+    ),
     "stable-diffusion-3.5-medium": (
         "SD3.5",
         {

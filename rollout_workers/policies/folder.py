@@ -19,6 +19,11 @@ WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "
 SAMPLES, SAMPLE_BYTES = 16, 4096
 """Bytes that are read from a file to tell it from others."""
 
+EXPORTED = {"stable_audio": "diffusers"}
+"""Modules of pipelines, as an index names them, whose classes a library exports."""
+MODELS = ("transformer", "unet", "vae", "text_encoder", "image_encoder", "projection_model")
+"""How the names begin of parts that are models, not tokenizers or schedulers."""
+
 
 @dataclass(frozen=True)
 class Part:
@@ -34,7 +39,7 @@ class Part:
     @property
     def has_weights(self) -> bool:
         """Whether it is a model, and no tokenizer or scheduler."""
-        return self.name.startswith(("transformer", "unet", "vae", "text_encoder", "image_encoder"))
+        return self.name.startswith(MODELS)
 
 
 @dataclass(frozen=True)
@@ -69,7 +74,9 @@ def find_parts(folder: Path, variant: str | None = None) -> dict[str, Part | Non
         if len(value) != 2 or not all(entry is None or isinstance(entry, str) for entry in value):
             raise InputError(f"{folder / INDEX} says of {name} {value!r}; it must be a library and a class")
     parts = {
-        name: _of_variant(Part(name, value[0], value[1], folder / name), variant) if value[0] and value[1] else None
+        name: _of_variant(Part(name, EXPORTED.get(value[0]) or value[0], value[1], folder / name), variant)
+        if value[0] and value[1]
+        else None
         for name, value in named.items()
     }
     if variant and not any(part and part.variant for part in parts.values()):

@@ -32,8 +32,7 @@ class PipelinePolicy(PromptEncoding):
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
-    result: ClassVar[str] = "images"
-    """What the pipeline's output calls its leaves: `images`, `frames` or `audios`."""
+    result: ClassVar[str] = "images"  # what the pipeline's output calls its leaves; or `frames`, `audios`
     networks: ClassVar[tuple[str, ...]] = ("transformer",)
     """The pipeline's parts that are trained."""
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
@@ -311,8 +310,7 @@ class PipelinePolicy(PromptEncoding):
 
     def save(self, folder: Path, *, merge: bool = False) -> Path:
         """As every policy's; with `merge`, a LoRA is merged into the weights. One over weights that aren't the
-        published ones (`start_from`) always is: by itself it would be of no use. So is one of a pipeline for which
-        diffusers loads none."""
+        published ones (`start_from`) always is, and one that diffusers couldn't load: it would be of no use."""
         paths = []
         parts = self.find_parts(self.folder, self.settings.variant)
         files = [folder / file for file in lora_files(len(self._networks))]

@@ -25,6 +25,7 @@ BILLIONS = {
     "sd15_aesthetic": 0.86,
     "sd35_pickscore": 2.24,
     "sdxl_pickscore": 2.57,
+    "stable_audio_clap": 1.06,
     "wan21_video": 1.42,
     "wan22_picture_to_video": 5.0,
     "z_image_pickscore": 6.15,
