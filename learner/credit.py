@@ -6,7 +6,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from ..proto.errors import InputError
-from ..proto.settings import AdvantageSettings, PruningSettings
+from ..proto.settings import AdvantageSettings, PruningSettings, RunSettings
 from ..proto.tree import FloatArray, Tree
 from .advantages import EXACT, FLAT_SPREAD, depth_advantages, edge_weights, leaf_advantages
 from .fusion import fuse
@@ -25,6 +25,17 @@ class Credit:
     """Value of every node, from which both follow, float64 [nodes]; empty for credit that was made up otherwise."""
     pulls: Mapping[str, float] = field(default_factory=dict)
     """Trained reward -> how much of the tree's advantages is due to it (`proto/update_stats.py` has the formula)."""
+
+
+def credit_of(tree: Tree, settings: RunSettings, iteration: int, noise: Sequence[float] = ()) -> Credit:
+    """Credit of a tree's edges, given the relative `noise` of every step; with `objective: nft`, of its leaves. A tree
+    that is left out has none."""
+    if tree.left_out:
+        return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
+    rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
+    if settings.learner.objective == "nft":
+        return leaf_credit(tree, rewards, settings.advantage)
+    return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 
 
 def tree_credit(

@@ -7,7 +7,6 @@ from contextlib import nullcontext
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import numpy as np
 import safetensors
 import safetensors.torch
 import torch
@@ -23,7 +22,7 @@ from ..proto.usage import on_gpu
 from ..rollout_workers.kernels import CoefficientTable, relative_noise
 from ..rollout_workers.policies.base import Policy, add_adapters
 from . import metrics
-from .credit import Credit, leaf_credit, tree_credit
+from .credit import Credit, credit_of
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export, save_weights
@@ -118,7 +117,7 @@ class Learner:
         trees, schedule = window.trees, window.trees[0].schedule
         sigmas = self.policy.sigmas(schedule.grid_steps)
         transitions, noise = CoefficientTable.of(schedule, sigmas), relative_noise(schedule, sigmas)
-        credits = [self._credit(tree, window.iteration, noise) for tree in trees]
+        credits = [credit_of(tree, self.settings, window.iteration, noise) for tree in trees]
         # With a KL term, edges without an advantage have a gradient too.
         skips = self.settings.learner.skip_zero_advantage and not self.reference
         rows = pick_rows(trees, credits, skip_zero_advantage=skips)
@@ -141,7 +140,7 @@ class Learner:
         old = self.old if settings.learner.nft.old_decay or not self._update.first else None
         levels = settings.learner.nft.noise_levels
         skip = settings.learner.skip_zero_advantage
-        credits = [self._credit(tree, window.iteration) for tree in trees]
+        credits = [credit_of(tree, self.settings, window.iteration) for tree in trees]
         rows = leaf_rows(trees, credits, settings.advantage.clip, levels, skip=skip, turn=self._update.turn)
         self._update.notes.leaves(trees, credits, rows, self.policy.sigmas)
         batches = noised_batches(rows, settings, window.iteration, rank=self.engine.rank, ranks=self.engine.ranks)
@@ -310,15 +309,6 @@ class Learner:
                     batch = assemble(list(trained.values()), trees, credits).to(self.policy.device)
                     velocity = forward.velocity[list(trained)]
                     yield batch, transitions.mean(batch.steps, batch.states, velocity)
-
-    def _credit(self, tree: Tree, iteration: int, noise: Sequence[float] = ()) -> Credit:
-        """Credit of a tree's edges, given the relative `noise` of every step; with `objective: nft`, of its leaves."""
-        if tree.left_out:
-            return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
-        rewards = {name: reward.weight for name, reward in self.settings.training_rewards.items()}
-        if self.learns_from_leaves:
-            return leaf_credit(tree, rewards, self.settings.advantage)
-        return tree_credit(tree, rewards, self.settings.advantage, self.settings.pruning, iteration, noise)
 
     def _velocity(self, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning) -> torch.Tensor:
         return self.policy.velocity(latents, sigma, conditioning, self.engine.module)

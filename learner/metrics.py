@@ -19,6 +19,10 @@ UPDATES = Counter("branchgrpo_updates", "Optimizer steps.")
 LEARNING_SECONDS = Counter(
     "branchgrpo_learning_seconds", "Seconds of this rank in forward and backward passes and steps."
 )
+FETCHING_SECONDS = Counter(
+    "branchgrpo_fetching_seconds",
+    "Seconds of this rank's learning in which it waited for states: those that weren't fetched ahead.",
+)
 GRADIENT_NORM = Gauge("branchgrpo_gradient_norm", "Norm of the last update's gradient, before clipping.")
 RATIO = Gauge(
     "branchgrpo_ratio", "Minimum and maximum ratio of probabilities, new to old, in the last update.", ["statistic"]

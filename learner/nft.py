@@ -8,7 +8,6 @@ noisy steps nor log-probabilities.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from copy import copy, deepcopy
@@ -23,7 +22,7 @@ from ..rollout_workers.noise import Stream, gaussian, generator
 from ..rollout_workers.policies.base import Policy, collate, trainable
 from .credit import Credit
 from .ema import WeightAverage
-from .rows import conditioning_of
+from .rows import conditioning_of, shared_out
 
 SMALLEST_ERROR = 1e-5
 """Least mean absolute error by which an error is divided."""
@@ -88,11 +87,9 @@ def noised_batches(
     rows: Sequence[LeafRow], settings: RunSettings, iteration: int, *, rank: int = 0, ranks: int = 1
 ) -> Iterator[NoisedLeaves]:
     """The share of `rank` in the rows, in as many micro-batches as on every other rank; missing rows have weight 0."""
-    share = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
-    size = settings.learner.rows_per_micro_batch
-    for begin in range(0, math.ceil(len(rows) / ranks), size):
-        own = share[begin : begin + size] or [LeafRow(**(vars(rows[0]) | {"weight": 0.0}))]
-        yield noised(own, settings.seed, iteration, settings.learner.nft.noise_levels)
+    for own in shared_out(rows, settings.learner.rows_per_micro_batch, rank, ranks):
+        filled = own or [LeafRow(**(vars(rows[0]) | {"weight": 0.0}))]
+        yield noised(filled, settings.seed, iteration, settings.learner.nft.noise_levels)
 
 
 def noised(rows: Sequence[LeafRow], seed: int, iteration: int, levels: int) -> NoisedLeaves:

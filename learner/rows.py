@@ -7,7 +7,8 @@ whatever its share: a rank that made fewer would leave the others waiting in a c
 import math
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import Any
+from itertools import chain
+from typing import Any, TypeVar
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.policies.base import collate
 from .credit import Credit
 
+AnyRow = TypeVar("AnyRow")
 EdgeName = tuple[int, int]
 """Number of an edge's tree within the iteration, and the node that it leads to."""
 
@@ -88,14 +90,24 @@ def micro_batches(
 
     As many micro-batches as on every other rank: where the share has no row left, one row of weight zero.
     """
-    share = picked[rank * len(picked) // ranks : (rank + 1) * len(picked) // ranks]
-    largest_share = math.ceil(len(picked) / ranks)
-    for begin in range(0, largest_share, rows):
-        if own := share[begin : begin + rows]:
+    for own in shared_out(picked, rows, rank, ranks):
+        if own:
             yield assemble(own, trees, credits)
         else:
             padding = assemble(picked[:1], trees, credits)
             yield replace(padding, weights=torch.zeros_like(padding.weights), edges=())
+
+
+def shared_out(rows: Sequence[AnyRow], size: int, rank: int, ranks: int) -> list[Sequence[AnyRow]]:
+    """The share of `rank` in micro-batches of at most `size` rows: as many as every other rank has, so that some may be
+    empty. Those stand for the first of all rows, with weight zero."""
+    share = rows[rank * len(rows) // ranks : (rank + 1) * len(rows) // ranks]
+    return [share[begin : begin + size] for begin in range(0, math.ceil(len(rows) / ranks), size)]
+
+
+def worked_on(rows: Sequence[AnyRow], size: int, rank: int, ranks: int) -> Iterator[AnyRow]:
+    """The rows whose states `rank` needs: its share, and what it is padded with."""
+    return chain.from_iterable(own or rows[:1] for own in shared_out(rows, size, rank, ranks))
 
 
 def assemble(

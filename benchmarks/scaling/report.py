@@ -169,7 +169,7 @@ def best(gpus: int, mode: str, costs: Costs, assumed: Assumed, weights: str) -> 
 def enough_until(result: Simulated, costs: Costs, assumed: Assumed) -> float:
     """GPUs at which the controller would be busy all the time, with as many trees per GPU and seconds per iteration."""
     per_tree = costs.part_message + costs.score_reply + costs.window_tree
-    per_rank = WINDOWS * costs.window_rank
+    per_rank = 2 * WINDOWS * costs.window_rank  # to fetch its states, and to learn from it
     return result.seconds / (assumed.trees_per_gpu * per_tree + per_rank * result.ranks / result.gpus)
 
 

@@ -27,6 +27,9 @@ if TYPE_CHECKING:
     from .learner_process import LearnerProcess, Weights
     from .rollout_process import Sampler
 
+FETCHING = "fetching"
+"""The group of calls that a learner rank answers while it learns, one at a time."""
+
 
 class _Shell:
     """The common part of all actors."""
@@ -89,6 +92,9 @@ class LearnerActor(_Shell):
         self.process = LearnerProcess(self.launch, meeting, self._store)
         return self._ready("learner")
 
+    def fetch_ahead(self, window: Window[RemoteTree[Any]]) -> None:
+        self.process.fetch_ahead(window)
+
     def accumulate(
         self, window: Window[RemoteTree[Any]], order: ProfileOrder | None = None
     ) -> tuple[UpdateStats | None, Usage]:
@@ -108,7 +114,7 @@ class LearnerActor(_Shell):
         self.process.save(folder, previous)
 
     def load(self, folder: Path) -> None:
-        self.process.learner.load(folder)
+        self.process.load(folder)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         return self.process.cut_prompts(prompts)

@@ -25,7 +25,7 @@ from ...proto.profiling import Component, ProfileOrder
 from ...proto.remote_tree import part_id
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
-from ...proto.tree import FloatArray, Task
+from ...proto.tree import FloatArray, Task, Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
 from ..plan.utilisation import PhaseFlops
@@ -41,6 +41,7 @@ from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
 from .profiling import Profiling
 from .reward_client import ScoringFailed
+from .room import Room
 from .status_server import serve_http
 from .watch import Watch, phase_seconds
 from .worker_pool import ATTEMPTS, Worker
@@ -62,8 +63,7 @@ class Controller:
         self.profiling = Profiling(settings)
         self.flops = PhaseFlops(settings, {})
         self._ahead: Iteration | None = None
-        self._in_flight = 0
-        self._learned = asyncio.Condition()
+        self._room = Room(settings.max_trees_ahead)
         self._in_scoring = asyncio.Semaphore(settings.rollout.max_parts_in_scoring)
 
     # The loop ---------------------------------------------------------------------------------------------------
@@ -85,7 +85,7 @@ class Controller:
         return self._report(iteration, updates, seconds), iteration.samples()
 
     async def _iterate(self, number: int) -> tuple[Iteration, list[UpdateStats]]:
-        # What a resumed run samples first gets the weights that it would have had if it had been sampled ahead.
+        # A resumed run samples first with the weights that it would have had if it had sampled ahead.
         weights = self.published[0 if self.settings.staleness else -1]
         iteration = self._ahead or self._sample(number, weights)
         self._ahead = None
@@ -109,7 +109,7 @@ class Controller:
 
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
         """Have a task sampled and its parts scored. If pictures are lost with their node, the task is rerun."""
-        await self._room_for(len(task.trees))
+        await self._room.take(len(task.trees))
         for _ in range(ATTEMPTS):
             lost: list[ObjectLostError] = []
             async with task_group() as scoring:
@@ -191,34 +191,34 @@ class Controller:
             iteration.completed(tree)
 
     async def _learn(self, iteration: Iteration) -> list[UpdateStats]:
-        """Give the learner windows of consecutive trees as soon as they are scored. Returns the updates' figures."""
-        trees, updates = len(iteration.prompts), []
-        for window in windows(self.settings, iteration.number):
+        """Give the learner windows of consecutive trees as soon as these are scored. Returns the updates' figures.
+
+        While it works on one, it fetches the states of the next, if that is scored.
+        """
+        cut, updates, given = list(windows(self.settings, iteration.number)), [], None
+        for window, following in zip(cut, [*cut[1:], None], strict=True):
             begin, end = window.trees[0], window.trees[-1] + 1
             with iteration.timeline.phase("waiting", iteration=iteration.number, trees=[begin, end]):
-                # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
-                needed = trees if self.settings.placement == "colocated" else end
-                await iteration.ready(range(begin, needed))
-            with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
-                order = self.profiling.order(Component.LEARNER, iteration.number)
-                stats, usage = await self.pools.learner.accumulate(window.of(iteration.hand_over), order)
+                await iteration.ready(window)
+            given = given or self.pools.learner.give(window.of(iteration.hand_over))
+            async with task_group() as group:
+                ahead = group.create_task(self._fetch_ahead(iteration, following)) if following else None
+                with iteration.timeline.phase("learning", iteration=iteration.number, trees=[begin, end]):
+                    order = self.profiling.order(Component.LEARNER, iteration.number)
+                    stats, usage = await self.pools.learner.accumulate(given, order)
+                given = ahead.result() if ahead and ahead.done() else None
+                if ahead:
+                    ahead.cancel()
             iteration.spent("learning", usage)
             updates += [stats] if stats else []
-            await self._make_room(end - begin)
-            self.watch.progress = ("learning", end / trees)
+            await self._room.free(end - begin)
+            self.watch.progress = ("learning", end / len(iteration.prompts))
         return updates
 
-    async def _room_for(self, trees: int) -> None:
-        """Wait until so many more trees may be sampled ahead of the learner."""
-        with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
-            async with self._learned:
-                await self._learned.wait_for(lambda: self._in_flight + trees <= self.settings.max_trees_ahead)
-                self._in_flight += trees
-
-    async def _make_room(self, trees: int) -> None:
-        async with self._learned:
-            self._in_flight -= trees
-            self._learned.notify_all()
+    async def _fetch_ahead(self, iteration: Iteration, window: Window[int]) -> Any:
+        """Have the learner fetch the states of a window as soon as it is scored. Returns what the learner takes."""
+        await iteration.ready(window)
+        return self.pools.learner.fetch_ahead(window.of(iteration.hand_over))
 
     def _report(self, iteration: Iteration, updates: list[UpdateStats], seconds: float) -> IterationReport:
         names, timeline = list(self.settings.training_rewards), iteration.timeline
@@ -347,4 +347,4 @@ class Controller:
     async def status(self) -> dict[str, Any]:
         """Finished iterations, the current phase, and every process, as plain data."""
         version = self.published[-1].version if self.published else 0
-        return await self.watch.status(version, self._in_flight)
+        return await self.watch.status(version, self._room.taken)

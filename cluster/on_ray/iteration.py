@@ -20,7 +20,7 @@ from ...proto.remote_tree import PartHeader, RemoteTree
 from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
-from ...proto.tree import FloatArray, Task, fill_scores
+from ...proto.tree import FloatArray, Task, Window, fill_scores
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
 from ..run.cuts import training_tasks
@@ -104,6 +104,7 @@ class Iteration:
         self.media: dict[int, list[Any]] = {}
         self._recorded = settings.logging.recorded_trees(number)
         self._objective = settings.learner.objective
+        self._colocated = settings.placement == "colocated"
         self._records: dict[int, Callable[[LearnedTree], TreeRecord]] = {}
         """Number of a recorded tree -> what makes its record, when it has been learned from."""
         self._may_leave_out = settings.rollout.trees_to_leave_out(len(prompts))
@@ -175,9 +176,13 @@ class Iteration:
         """The recorded trees, once all updates have been made."""
         return [self._records[tree.number](tree) for update in updates for tree in update.recorded]
 
-    async def ready(self, numbers: Iterable[int]) -> None:
-        """Wait until these trees are sampled and scored, or left out."""
-        await asyncio.gather(*(self._trees[number] for number in numbers))
+    async def ready(self, window: Window[int]) -> None:
+        """Wait until a window may be learned from: until its trees are sampled and scored, or left out."""
+        # Where learner and workers are one, learning waits until all is sampled: nobody is held up half-way.
+        until = len(self.prompts) if self._colocated else window.trees[-1] + 1
+        numbers = (number for number in range(window.trees[0], until) if number in self._trees)  # not handed over
+        if awaited := [self._trees[number] for number in numbers]:
+            await asyncio.wait(awaited)  # whoever stops waiting leaves them to others
 
     def hand_over(self, number: int) -> RemoteTree[Any]:
         """Return a tree that is ready, and release it here."""

@@ -12,6 +12,7 @@ from ...proto.remote_tree import RemoteTree
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
+from .actors import FETCHING
 from .messages import ProcessInfo, WeightsRef
 
 
@@ -27,16 +28,25 @@ class LearnerGroup:
         meeting = await self.actors[0].meeting_place.remote() if len(self.actors) > 1 else None
         self.infos = await self._all(lambda rank: rank.setup.remote(meeting))
 
-    async def accumulate(
-        self, window: Window[RemoteTree[Any]], order: ProfileOrder | None = None
-    ) -> tuple[UpdateStats | None, Usage]:
-        """Add the gradients of a window of scored trees. Returns the update's figures if the window ends an update, and
-        what all ranks have spent.
+    def give(self, window: Window[RemoteTree[Any]]) -> Any:
+        """What `accumulate` takes of a window of scored trees."""
+        # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
+        return window if len(self.actors) == 1 else ray.put(window)
+
+    def fetch_ahead(self, window: Window[RemoteTree[Any]]) -> Any:
+        """Have every rank fetch the states that it needs of the next window, while it works on another one. Returns
+        what `accumulate` takes."""
+        given = self.give(window)
+        for actor in self.actors:
+            actor.fetch_ahead.options(concurrency_group=FETCHING).remote(given)
+        return given
+
+    async def accumulate(self, given: Any, order: ProfileOrder | None = None) -> tuple[UpdateStats | None, Usage]:
+        """Add the gradients of a window that `give` returned. Returns the update's figures if the window ends an
+        update, and what all ranks have spent.
 
         With `order`, rank 0 is profiled, or all of them.
         """
-        # Written once, however many ranks read it: of large runs this is what the controller is busiest with.
-        given = window if len(self.actors) == 1 else ray.put(window)
         orders = [order if order and (order.everyone or rank == 0) else None for rank in range(len(self.actors))]
         calls = (actor.accumulate.remote(given, own) for actor, own in zip(self.actors, orders, strict=True))
         done: list[tuple[UpdateStats | None, Usage]] = await asyncio.gather(*calls)

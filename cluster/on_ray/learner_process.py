@@ -1,6 +1,7 @@
 """The work of a learner rank on Ray: windows of trees are fetched and learned from, weights packed for publishing."""
 
 import os
+import time
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from ...learner.export import save_weights
 from ...learner.learner import Learner
 from ...learner.partitioned import builder
 from ...proto.packed_tensor import PackedTensor
-from ...proto.remote_tree import RemoteTree, States
+from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import span
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
@@ -25,6 +26,7 @@ from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
 from ..plan.utilisation import note_device
 from ..run.checkpoints import PREVIOUS
+from .fetched_states import FetchedStates
 from .messages import Launch, WeightsRef
 
 Weights = dict[str, PackedTensor]
@@ -49,7 +51,14 @@ class LearnerProcess:
         build = builder(settings.learner, settings.policy.precision, device)
         policy = load_policy(settings.policy, network_only=self.network_only, build=build)
         self.learner = Learner(policy, settings)
+        self._states = FetchedStates(settings, launch.rank, launch.ranks)
         note_device(device, settings.policy.precision)
+
+    def fetch_ahead(self, window: Window[RemoteTree[Any]]) -> None:
+        """Bring the states that this rank needs of the next window to its node. Called in another thread, while this
+        one learns."""
+        with span("fetch ahead", **_attributes(window)):
+            self._states.fetch(window)
 
     def accumulate(self, window: Window[RemoteTree[Any]]) -> tuple[UpdateStats | None, Usage]:
         """Add the gradients of a window of scored trees, and make the optimizer step if the window ends an update.
@@ -57,8 +66,11 @@ class LearnerProcess:
         Returns the figures of that update, and what the call has cost.
         """
         watch = Stopwatch("learning")
-        with span("learn", iteration=window.iteration, trees=[tree.number for tree in window.trees]):
-            self.learner.accumulate(window.of(lambda tree: tree.tree(_fetched)))
+        with span("learn", **_attributes(window)):
+            start = time.perf_counter()
+            trees = self._states.trees(window)
+            metrics.FETCHING_SECONDS.inc(time.perf_counter() - start)
+            self.learner.accumulate(trees)
             stats = self.learner.step() if window.closes_update else None
         usage = watch.lap()
         metrics.LEARNING_SECONDS.inc(usage.seconds)
@@ -88,6 +100,11 @@ class LearnerProcess:
             packed: Weights = ray.get(previous.reference)
             save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in packed.items()})
 
+    def load(self, folder: Path) -> None:
+        """Continue from a checkpoint. Raises InputError if it holds other weights than are trained."""
+        self.learner.load(folder)
+        self._states.forget()
+
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
         """The prompts among `prompts` that the policy cuts because they are too long."""
         return cut_prompts(self.learner.policy, prompts)
@@ -97,7 +114,6 @@ def _packed(weights: dict[str, torch.Tensor]) -> Weights:
     return {name: PackedTensor.of(value) for name, value in weights.items()}
 
 
-def _fetched(states: Any) -> States:
-    with span("fetch"):
-        fetched: States = ray.get(states)
-        return fetched
+def _attributes(window: Window[RemoteTree[Any]]) -> dict[str, Any]:
+    """What a window's spans say of it."""
+    return {"iteration": window.iteration, "trees": [tree.number for tree in window.trees]}

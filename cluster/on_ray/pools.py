@@ -13,7 +13,7 @@ from ...proto.exporter import ExporterDirectory
 from ...proto.settings import PoolSettings, RunSettings
 from ...proto.tree import Task
 from . import metrics
-from .actors import ColocatedActor, LearnerActor, RolloutActor
+from .actors import FETCHING, ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .learner_group import LearnerGroup
 from .messages import Launch, Sizes, WeightsRef
@@ -48,7 +48,9 @@ class Pools:
 
     def _launch_learner(self) -> LearnerGroup:
         pool = self.settings.pools.learner
-        actor = self._remote(ColocatedActor if self._colocated else LearnerActor, pool)
+        actor = self._remote(
+            ColocatedActor if self._colocated else LearnerActor, pool, concurrency_groups={FETCHING: 1}
+        )
         launch = Launch(self.settings, self._directory, "learner", threads_of(pool, self.settings), ranks=pool.count)
         return LearnerGroup([actor.remote(replace(launch, rank=rank)) for rank in range(pool.count)])
 
@@ -163,9 +165,10 @@ class Pools:
         """Bring the reward models to the sizes that are wanted."""
         await asyncio.to_thread(self._deployment.start, self.sizes.rewards)
 
-    def _remote(self, plain: type, pool: PoolSettings) -> Any:
-        """`plain` as an actor with what the pool sets aside for it."""
+    def _remote(self, plain: type, pool: PoolSettings, **more: Any) -> Any:
+        """`plain` as an actor with what the pool sets aside for it, and `more` options."""
         options: dict[str, Any] = {
+            **more,
             "num_cpus": pool.cpus,
             "num_gpus": pool.gpus,
             "resources": dict(pool.resources),

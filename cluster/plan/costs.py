@@ -105,6 +105,14 @@ def _call(rows: float, call: float, row: float, measured: Mapping[int, float]) -
 
 
 @dataclass(frozen=True)
+class Transport:
+    """How states and weights travel. The other ways are for comparison: no run has them."""
+
+    fetch_ahead: bool = True
+    """Whether the states of the learner's next window are fetched while it works on the present one."""
+
+
+@dataclass(frozen=True)
 class Cluster:
     """Where processes run. Workers come first, then learner ranks, then replicas; colocated ranks are the workers."""
 

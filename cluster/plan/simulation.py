@@ -7,7 +7,7 @@ give the same outcome.
 
 import math
 from collections import Counter, defaultdict
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,8 +15,9 @@ import numpy as np
 import simpy
 
 from ...proto.settings import RunSettings
+from ...proto.tree import Window
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
-from .costs import Cluster, Costs
+from .costs import Cluster, Costs, Transport
 from .queues import Line, Network, Replica, Steps
 from .rows import learner_rows
 from .stretches import Part, Stretch, nodes_of_rows, stretches
@@ -63,19 +64,28 @@ class Outcome:
     """Pictures of each batch that was scored."""
 
 
-def simulate(settings: RunSettings, costs: Costs, cluster: Cluster | None = None, iterations: int = 3) -> Outcome:
+def simulate(
+    settings: RunSettings,
+    costs: Costs,
+    cluster: Cluster | None = None,
+    iterations: int = 3,
+    transport: Transport | None = None,
+) -> Outcome:
     """The outcome of so many iterations of a recipe. Every reward model must be named in `pools.rewards`.
 
     Of the edges that pruning leaves, `costs.trained_share` have an advantage.
     """
-    return Simulation(settings, costs, cluster or Cluster.of(settings), iterations).outcome
+    return Simulation(settings, costs, cluster or Cluster.of(settings), iterations, transport or Transport()).outcome
 
 
 class Simulation:
     """One run."""
 
-    def __init__(self, settings: RunSettings, costs: Costs, cluster: Cluster, iterations: int) -> None:
+    def __init__(
+        self, settings: RunSettings, costs: Costs, cluster: Cluster, iterations: int, transport: Transport
+    ) -> None:
         self.settings, self.costs, self.cluster, self.iterations = settings, costs, cluster, iterations
+        self.transport = transport
         self.colocated = settings.placement == "colocated"
         self.schedule, self.rows = settings.schedule.build(), costs.trained_share * learner_rows(settings)
         self.env = env = simpy.Environment()
@@ -194,27 +204,60 @@ class Simulation:
         yield self.controller.serve(self.costs.score_reply)
 
     def _learn(self, iteration: Iteration) -> Steps:
-        costs, ranks = self.costs, self.cluster.ranks
-        for window in windows(self.settings, 0):
-            begin, end = window.trees[0], window.trees[-1] + 1
-            needed = len(iteration.trees) if self.colocated else end
-            yield self.env.all_of(iteration.ready[begin:needed])
-            yield self.controller.serve(costs.window_tree * (end - begin) + costs.window_rank * ranks)
-            yield self.env.timeout(costs.latency)
+        cut = list(windows(self.settings, 0))
+        ahead: simpy.Process | None = None
+        for window, following in zip(cut, [*cut[1:], None], strict=True):
+            yield self.env.all_of(self._ready(iteration, window))
+            sent = (yield ahead) if ahead else None
+            yield from self._told(window, first=sent is None)
             since = self.env.now
-            yield self.env.all_of(list(self._fetch(iteration.trees[begin:end])))
+            yield self.env.all_of(sent if sent is not None else self._sent(iteration, window))
             self.spent["states"] += self.env.now - since
-            rows = math.ceil(self.rows * (end - begin) / ranks)  # of the largest share
-            seconds = costs.learn_seconds(rows, self.settings.learner.rows_per_micro_batch)
-            seconds += window.closes_update * costs.update
-            self.spent["learner"] += seconds
-            yield self.env.timeout(seconds + costs.latency)
-            iteration.trees[begin:end] = []  # their parts are forgotten
-            iteration.trees[begin:begin] = [GrowingTree() for _ in range(begin, end)]
-            self.outcome.counts["trees"] += end - begin
-            yield self.room.put(end - begin)
+            worked = self.env.process(self._work_on(window))
+            if following and self.transport.fetch_ahead:
+                ahead = self.env.process(self._fetch_ahead(iteration, following, worked))
+            yield worked
+            for number in window.trees:
+                iteration.trees[number] = GrowingTree()  # its parts are forgotten
+            yield self.room.put(len(window.trees))
 
-    def _fetch(self, trees: Sequence[GrowingTree]) -> Iterator[simpy.Event]:
+    def _ready(self, iteration: Iteration, window: Window[int]) -> list[simpy.Event]:
+        """What must have happened before a window is learned from: its trees are scored, or all of them."""
+        return iteration.ready[window.trees[0] : None if self.colocated else window.trees[-1] + 1]
+
+    def _told(self, window: Window[int], *, first: bool) -> Steps:
+        """A message about a window to all ranks, for which it is written down the first time."""
+        written = self.costs.window_tree * len(window.trees) * first
+        yield self.controller.serve(written + self.costs.window_rank * self.cluster.ranks)
+        yield self.env.timeout(self.costs.latency)
+
+    def _fetch_ahead(
+        self, iteration: Iteration, window: Window[int], worked: simpy.Event
+    ) -> Generator[simpy.Event, Any, list[simpy.Event] | None]:
+        """Have all ranks fetch the states of a window that is ready before the one before it is `worked` on. Returns
+        their arrivals, or None."""
+        ready = self.env.all_of(self._ready(iteration, window))
+        yield ready | worked
+        if worked.processed:
+            return None
+        yield from self._told(window, first=True)
+        return self._sent(iteration, window)
+
+    def _work_on(self, window: Window[int]) -> Steps:
+        """The ranks' work on a window whose states they have."""
+        costs, ranks = self.costs, self.cluster.ranks
+        rows = math.ceil(self.rows * len(window.trees) / ranks)  # of the largest share
+        seconds = costs.learn_seconds(rows, self.settings.learner.rows_per_micro_batch)
+        seconds += window.closes_update * costs.update
+        self.spent["learner"] += seconds
+        yield self.env.timeout(seconds + costs.latency)
+        self.outcome.counts["trees"] += len(window.trees)
+
+    def _sent(self, iteration: Iteration, window: Window[int]) -> list[simpy.Event]:
+        """The arrivals of a window's states at the nodes of the ranks."""
+        return list(self._sends([iteration.trees[number] for number in window.trees]))
+
+    def _sends(self, trees: Sequence[GrowingTree]) -> Iterator[simpy.Event]:
         """Parts with a row of the ranks of each node, once per node; a rank's rows follow one another."""
         every, ranks = self.schedule.rows, self.cluster.ranks
         first_rank: dict[int, int] = {}

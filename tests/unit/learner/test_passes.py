@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
+from branchgrpo.learner.credit import credit_of
 from branchgrpo.learner.learner import Learner
 from branchgrpo.learner.nft import leaf_rows, noised
 from branchgrpo.proto.settings import RunSettings
@@ -66,8 +67,7 @@ def test_equal_leaves_get_no_pass(run_settings: Settings, sample: Sample) -> Non
 def test_each_pass_of_nft_has_noise_of_its_own(run_settings: Settings, sample: Sample) -> None:
     settings = run_settings(NFT)
     trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("1", "2"))
-    learner = Learner(load_policy(settings.policy), settings)
-    credits = [learner._credit(tree, 1) for tree in trees]
+    credits = [credit_of(tree, settings, 1) for tree in trees]
     states = [noised(leaf_rows(trees, credits, 5.0, 2, turn=turn), 0, 1, 2).states for turn in (0, 1, 2)]
     pooled = torch.cat(states).flatten(1)
     assert len(pooled.unique(dim=0)) == len(pooled)

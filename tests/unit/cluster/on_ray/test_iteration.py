@@ -14,7 +14,7 @@ from branchgrpo.proto.errors import RunFailed
 from branchgrpo.proto.remote_tree import PartHeader
 from branchgrpo.proto.scoring import ScoreReply
 from branchgrpo.proto.settings import RunSettings
-from branchgrpo.proto.tree import Task
+from branchgrpo.proto.tree import Task, Window
 
 Settings = Callable[..., RunSettings]
 
@@ -68,7 +68,7 @@ def test_a_tree_is_handed_over_once_however_often_it_is_sampled(run_settings: Se
         task = iteration.tasks[0]
         first, again = iteration.growing(task), iteration.growing(task)
         iteration.completed(whole(first[1]))
-        await iteration.ready([1])
+        await iteration.ready(Window(1, [1], closes_update=False))
         assert list(iteration.growing(task)) == [0]
         tree = iteration.hand_over(1)
         assert (tree.number, tree.prompt, [states for _, states in tree.parts]) == (1, "b", ["states"])
@@ -81,13 +81,27 @@ def test_a_tree_is_handed_over_once_however_often_it_is_sampled(run_settings: Se
     asyncio.run(handed_over())
 
 
+def test_who_stops_waiting_for_a_window_leaves_it_to_others(run_settings: Settings) -> None:
+    async def waited_for() -> None:
+        iteration, window = begun(run_settings()), Window(1, [0], closes_update=False)
+        patient, impatient = (asyncio.create_task(iteration.ready(window)) for _ in range(2))
+        await asyncio.sleep(0)
+        impatient.cancel()
+        await asyncio.wait([impatient])
+        for tree in iteration.growing(iteration.tasks[0]).values():
+            iteration.completed(whole(tree))
+        await patient
+
+    asyncio.run(waited_for())
+
+
 def test_trees_are_left_out_up_to_the_allowed_share(run_settings: Settings) -> None:
     async def left_out() -> None:
         iteration = begun(run_settings({"rollout.max_unscored_fraction": 0.25}))
         assert iteration.leave_out(2, ValueError("no score"))
         assert iteration.leave_out(2, ValueError("of another part"))
         assert not iteration.leave_out(3, ValueError("no score"))
-        await iteration.ready([2])
+        await iteration.ready(Window(1, [2], closes_update=False))
         assert iteration.hand_over(2).left_out
         assert len(iteration.scored()) == 3
 

@@ -7,6 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
+from branchgrpo.cluster.plan.costs import Transport
 from branchgrpo.cluster.plan.simulation import Cluster, Costs, Outcome, simulate, stretches
 from branchgrpo.cluster.run.cuts import MAX_UNREAD_PARTS
 from branchgrpo.proto.schedule import Schedule, tree_schedule
@@ -162,6 +163,20 @@ def test_states_go_only_to_nodes_whose_ranks_have_their_rows() -> None:
     whole = simulate(recipe(1, trees=2), costs, Cluster(1, 2, 1, per_node=2))
     assert whole.counts["bytes"] == 3 * (SCHEDULE.nodes + 100)  # the other rank is on the worker's node
     assert Cluster(1, 2, 1, per_node=2).nodes(colocated=False) == 2
+
+
+@pytest.mark.parametrize(("learning", "waits"), [(4.0, 1), (0.5, 4)], ids=["slow learner", "slow network"])
+def test_states_arrive_while_the_learner_works(learning: float, waits: int) -> None:
+    """Four windows of a tree; a tree's states take a second. What remains is the first wait, or the slower of two."""
+    costs = Costs(state_bytes=1.0, network=SCHEDULE.nodes, learn_row=learning / SCHEDULE.rows)
+    own, apart = recipe(1, trees=4, learner__window_trees=1), Cluster(1, 1, 1, per_node=1)
+    one_by_one = simulate(own, costs, apart, transport=Transport(fetch_ahead=False))
+    assert steady(one_by_one) == pytest.approx(4 * (1 + learning), abs=0.05)
+    ahead = simulate(own, costs, apart)
+    assert steady(ahead) == pytest.approx(waits + (5 - waits) * learning, abs=0.05)
+    assert ahead.counts["bytes"] == one_by_one.counts["bytes"]
+    assert ahead.waiting["states"] < one_by_one.waiting["states"]
+    counted(own, ahead)
 
 
 def test_colocated_ranks_learn_when_all_is_sampled() -> None:
