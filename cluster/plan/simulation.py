@@ -88,6 +88,8 @@ class Simulation:
         self.transport = transport
         self.colocated = settings.placement == "colocated"
         self.schedule, self.rows = settings.schedule.build(), costs.trained_share * learner_rows(settings)
+        self.by_leaves = settings.learner.objective == "nft"
+        self.shared = self.schedule.leaves if self.by_leaves else self.schedule.rows  # of a tree, among the ranks
         self.env = env = simpy.Environment()
         nodes = cluster.nodes(self.colocated)
         self.network = Network(env, nodes, costs.network)
@@ -258,8 +260,8 @@ class Simulation:
         return list(self._sends([iteration.trees[number] for number in window.trees]))
 
     def _sends(self, trees: Sequence[GrowingTree]) -> Iterator[simpy.Event]:
-        """Parts with a row of the ranks of each node, once per node; a rank's rows follow one another."""
-        every, ranks = self.schedule.rows, self.cluster.ranks
+        """Parts with a row (or leaf) of the ranks of each node, once per node; those of a rank follow one another."""
+        every, ranks = self.shared, self.cluster.ranks
         first_rank: dict[int, int] = {}
         for rank in range(ranks):
             first_rank.setdefault(self.cluster.rank_node(rank, self.colocated), rank)
@@ -271,11 +273,13 @@ class Simulation:
                     own = (max(begin - i * every, 0), min(end - i * every, every))
                     yield self.network.send(trees[i].node, node, self._needed_bytes(trees[i].parts, own))
 
-    def _needed_bytes(self, parts: Sequence[Part], rows: tuple[int, int]) -> float:
-        """Bytes of the parts of a tree that hold the states of some rows, their children, or the conditioning."""
-        if rows == (0, self.schedule.rows):
+    def _needed_bytes(self, parts: Sequence[Part], own: tuple[int, int]) -> float:
+        """Bytes of the parts of a tree that hold the states of some rows and their children, or those of some leaves,
+        or the conditioning."""
+        if own == (0, self.shared):
             return sum(map(self._bytes, parts))
-        needed = nodes_of_rows(self.schedule, *rows)
+        leaves = np.arange(self.schedule.first_node[-2], self.schedule.nodes)
+        needed = leaves[slice(*own)] if self.by_leaves else nodes_of_rows(self.schedule, *own)
         return sum(self._bytes(part) for part in parts if part.first or np.isin(part.nodes, needed).any())
 
     def _bytes(self, part: Part) -> float:

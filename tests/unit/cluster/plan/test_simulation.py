@@ -165,6 +165,16 @@ def test_states_go_only_to_nodes_whose_ranks_have_their_rows() -> None:
     assert Cluster(1, 2, 1, per_node=2).nodes(colocated=False) == 2
 
 
+def test_ranks_that_learn_from_leaves_share_those() -> None:
+    """Of schedules without noise, too, which have no row."""
+    schedule = {"method": "nft", "steps": 5, "group": 4}
+    leaves = recipe(1, trees=2, schedule=schedule, advantage={"normaliser": "group"}, learner__objective="nft")
+    costs = Costs(state_bytes=1.0, conditioning_bytes=100.0, network=1000.0)
+    outcome = simulate(leaves, costs, Cluster(1, 2, 1, per_node=1))
+    counted(leaves, outcome)
+    assert outcome.counts["bytes"] == 3 * 2 * (leaves.schedule.build().nodes + 100)
+
+
 @pytest.mark.parametrize(("learning", "waits"), [(4.0, 1), (0.5, 4)], ids=["slow learner", "slow network"])
 def test_states_arrive_while_the_learner_works(learning: float, waits: int) -> None:
     """Four windows of a tree; a tree's states take a second. What remains is the first wait, or the slower of two."""
