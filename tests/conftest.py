@@ -16,6 +16,7 @@ os.environ.setdefault("DS_ACCELERATOR", "cpu")
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("RAY_AUTH_MODE", "disabled")  # the tests start Rays of their own, on this host alone
 
+import hypothesis
 import numpy as np
 import psutil
 import pytest
@@ -33,6 +34,9 @@ from support import Weights, ray_head, run_train, weights
 
 # A shell's job in the background ignores Ctrl-C, and so would all commands that the tests start.
 signal.signal(signal.SIGINT, signal.default_int_handler)
+# How long an example takes depends on what else the machine does.
+hypothesis.settings.register_profile("untimed", deadline=None)
+hypothesis.settings.load_profile("untimed")
 
 PROMPTS = ("123", "456", "789")
 

@@ -41,9 +41,7 @@ CHECKS = [
     checks.content_type_conformance,
     checks.response_schema_conformance,
 ]
-FAST = settings(
-    derandomize=True, deadline=None, database=None, max_examples=60, suppress_health_check=list(HealthCheck)
-)
+FAST = settings(derandomize=True, database=None, max_examples=60, suppress_health_check=list(HealthCheck))
 
 
 @dataclass

@@ -103,7 +103,7 @@ def test_pruning_keeps_to_its_iterations() -> None:
     assert counts == [14, 14, 10, 10, 14, 14]
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(schedules, st.integers(0, 999), st.sampled_from(["parent_top1", "extreme"]), st.booleans())
 def test_every_kept_edge_counts_the_same_whatever_its_advantage(
     schedule: Schedule, seed: int, mode: str, equal: bool
@@ -229,7 +229,7 @@ def test_advantages_are_clipped_at_the_end() -> None:
 
 @pytest.mark.parametrize("fusion", ["uniform", "path_softmax", "edge_softmax"])
 @pytest.mark.parametrize("normaliser", ["depth", "leaf", "group"])
-@settings(max_examples=20, deadline=None)
+@settings(max_examples=20)
 @given(schedules, st.integers(0, 999), st.floats(0.1, 10), st.floats(-3, 3))
 def test_advantages_that_cancel_are_exactly_zero(
     fusion: str, normaliser: str, schedule: Schedule, seed: int, factor: float, offset: float

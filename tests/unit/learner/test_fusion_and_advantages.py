@@ -32,7 +32,7 @@ def test_uniform_fusion_by_hand() -> None:
     assert values == pytest.approx([1.75, 3.0, 0.5, 3.0, 0.5, *LEAVES, *LEAVES])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(schedules, st.integers(0, 999), st.sampled_from([0.0, 0.7, 5.0]))
 def test_path_softmax_is_a_softmax_over_all_leaves_below(schedule: Schedule, seed: int, beta: float) -> None:
     rewards, logprobs = random_tree(schedule, seed)
@@ -71,7 +71,7 @@ def test_independent_roots_with_group_are_plain_grpo() -> None:
     assert got == pytest.approx([*np.zeros(4), *grpo, *grpo, *np.zeros(4)])
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(schedules, st.integers(0, 999), st.sampled_from(["depth", "leaf", "group"]))
 def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: int, normaliser: str) -> None:
     rewards, logprobs = random_tree(schedule, seed)
@@ -84,7 +84,7 @@ def test_advantages_have_zero_mean_per_depth_and_root(schedule: Schedule, seed: 
     assert not got[~schedule.trained].any()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=40)
 @given(schedules, st.floats(-1e3, 1e3), st.sampled_from(["depth", "leaf", "group"]), st.sampled_from([0.0, 1.0]))
 def test_equal_leaves_give_exactly_zero(schedule: Schedule, reward: float, normaliser: str, beta: float) -> None:
     _, logprobs = random_tree(schedule, 1)
@@ -104,7 +104,7 @@ def test_advantages_do_not_depend_on_the_unit_of_rewards(scale: float, normalise
     assert not depth_advantages(rounded, SMALL, normaliser)[0].any()
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(schedules, st.integers(0, 999))
 def test_the_value_of_a_root_is_the_mean_of_its_leaves(schedule: Schedule, seed: int) -> None:
     rewards, logprobs = random_tree(schedule, seed)
@@ -115,7 +115,7 @@ def test_the_value_of_a_root_is_the_mean_of_its_leaves(schedule: Schedule, seed:
     assert fuse(shuffled, logprobs, schedule)[: schedule.roots] == pytest.approx(values[: schedule.roots])
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 @given(schedules, st.integers(0, 999), st.sampled_from(["depth", "leaf", "group"]), st.sampled_from([0.0, 0.7]))
 def test_relabelling_siblings_changes_nothing(schedule: Schedule, seed: int, normaliser: str, beta: float) -> None:
     """The children of the nodes at one split change places, with all that is below them."""
@@ -136,7 +136,7 @@ def test_relabelling_siblings_changes_nothing(schedule: Schedule, seed: int, nor
 
 
 @given(schedules)
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=30)
 def test_edge_weights_add_up_to_one(schedule: Schedule) -> None:
     for kind in ("edge", "depth"):
         weights = edge_weights(schedule, kind)

@@ -201,7 +201,7 @@ def test_texts_that_yaml_reads_as_something_else_need_quotes(text: str, tmp_path
     st.integers(0, 2**63 - 1),
     st.floats(min_value=0, exclude_min=True, allow_infinity=False),
 )
-@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=40, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_can_be_set_is_the_same_in_the_run_folder(
     tmp_path: Path, name: str, weights: dict[str, float], text: str, seed: int, rate: float
 ) -> None:
@@ -372,13 +372,13 @@ def is_one_error_or_settings(path: Path, overrides: list[str]) -> None:
 
 
 @given(st.lists(st.tuples(st.sampled_from(PATHS) | st.text(max_size=8), TYPED), max_size=3))
-@settings(max_examples=150, deadline=None)
+@settings(max_examples=150)
 def test_any_overrides_give_settings_or_one_error(given: list[tuple[str, str]]) -> None:
     is_one_error_or_settings(GLYPHS, [f"{key}={value}" for key, value in given])
 
 
 @given(st.dictionaries(st.sampled_from(PATHS) | st.text(max_size=8), VALUES, max_size=3) | VALUES | st.binary())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_recipe_gives_settings_or_one_error(tmp_path: Path, content: object) -> None:
     own = {"base": "glyphs"} | content if isinstance(content, dict) else content
     (tmp_path / "it.yaml").write_bytes(own if isinstance(own, bytes) else write_yaml(own).encode())

@@ -14,7 +14,7 @@ DATA = st.recursive(SCALARS, lambda inner: st.lists(inner) | st.dictionaries(TEX
 
 
 @given(DATA)
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=100)
 def test_what_is_written_is_read_as_it_was(content: Any) -> None:
     assert read_yaml(write_yaml(content)) == content
 

@@ -193,6 +193,7 @@ def test_the_command_lists_runs_and_finds_one_by_its_name(
     runs = folder.path.parent
     monkeypatch.delenv("RAY_ADDRESS", raising=False)
     monkeypatch.setattr("branchgrpo.cluster.commands.status.nodes_here", list)
+    monkeypatch.setattr(status, "ALL_SECONDS", status.ALL_SECONDS + 600)  # for several commands, on a busy machine
     (runs / "no run").mkdir()
     assert find("run", runs, None).folder == str(folder.path)
 

@@ -220,7 +220,7 @@ RECIPES = st.builds(
 )
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(RECIPES, COSTS, CLUSTERS)
 def test_nothing_is_lost_and_no_bound_exceeded(recipe: RunSettings, costs: Costs, cluster: Cluster) -> None:
     outcome = simulate(recipe, costs, cluster)
@@ -229,7 +229,7 @@ def test_nothing_is_lost_and_no_bound_exceeded(recipe: RunSettings, costs: Costs
     assert simulate(recipe, costs, cluster) == outcome
 
 
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=60)
 @given(st.integers(1, 9), st.integers(1, 6), st.integers(1, 6), st.floats(0.1, 2), SECONDS)
 def test_more_workers_are_never_slower(trees: int, workers: int, more: int, forward: float, row: float) -> None:
     costs = Costs(forward=forward, learn_row=row / 10)

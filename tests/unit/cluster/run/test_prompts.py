@@ -323,7 +323,7 @@ CONTENT = st.binary() | st.lists(st.fixed_dictionaries({"prompt": JSON}, optiona
 
 
 @given(CONTENT, st.sampled_from([".txt", ".jsonl", ".json", ".csv", ".parquet", ".jsonl.gz"]), st.booleans())
-@settings(max_examples=150, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_any_file_gives_prompts_that_can_be_sent_or_one_error(
     tmp_path: Path, content: bytes, suffix: str, packed: bool
 ) -> None:
@@ -342,5 +342,5 @@ def test_any_file_gives_prompts_that_can_be_sent_or_one_error(
     copy.write_text(write_lines(prompts))
     again = read_prompts(copy, "prompts.train")
     assert [(prompt, prompt.fields) for prompt in again] == [(prompt, prompt.fields) for prompt in prompts]
-    request = ScoreRequest(np.zeros((len(prompts), 1, 1, 3), np.uint8), prompts, ["ocr"]).to_bytes()
+    request = ScoreRequest(Media(np.zeros((len(prompts), 1, 1, 3), np.uint8)), prompts, ["ocr"]).to_bytes()
     assert [str(prompt) for prompt in ScoreRequest.from_bytes(request).prompts] == [str(prompt) for prompt in prompts]
