@@ -66,8 +66,8 @@ def per_frame(score: PictureScorer) -> Scorer:
     """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
 
     def scorer(media: Media, prompts: Sequence[str]) -> Scores:
-        pictures, each = seen(media).reshape(-1, *seen(media).shape[-3:]), media.frames
-        scores = score(pictures, [prompt for prompt in prompts for _ in range(each)])
+        pictures, each = seen(media), media.frames
+        scores = score(pictures.reshape(-1, *pictures.shape[-3:]), [prompt for prompt in prompts for _ in range(each)])
         return {name: values.reshape(len(media), each).mean(axis=1) for name, values in scores.items()}
 
     return scorer

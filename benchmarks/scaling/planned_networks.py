@@ -22,7 +22,7 @@ from ...cluster.plan.calibration import Calibration, device_of
 from ...cluster.plan.flops import count_work
 from ...cluster.plan.forecast import forecast
 from ...cluster.plan.measuring import device_name, device_peak, measure
-from ...cluster.plan.prices import Prices, count_sizes
+from ...cluster.plan.prices import Prices
 from ...cluster.plan.rows import rows_of
 from ...cluster.run.in_process import InProcessLoop
 from ...cluster.run.loop import IterationReport, Loop
@@ -97,7 +97,7 @@ class Comparison:
 
 def planned(settings: RunSettings, calibration: Calibration, share: float) -> dict[str, float]:
     """Planned CPU seconds of all processes by phase."""
-    prices = Prices(settings, count_work(settings), count_sizes(settings), device_of(calibration), calibration, share)
+    prices = Prices.of(settings, (device_of(calibration), calibration), share)
     made = forecast(settings, prices)
     many = {"sampling": made.layout.workers, "learning": made.layout.ranks}
     return {phase: made.phases[phase] * many.get(phase, 1) for phase in PHASES}

@@ -20,8 +20,7 @@ from ...rollout_workers.policies.load import find_adapter, find_policy
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ...rollout_workers.policies.weights import find_problems
 from ..on_ray.placement import demands
-from ..plan.calibration import Calibration, find_calibration
-from ..plan.device import device_here
+from ..plan.device import calibrated, device_here
 from ..plan.fit import Changes, remedies
 from ..plan.gpus import Gpu
 from ..plan.memory import Memory, count_memory
@@ -105,7 +104,7 @@ def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
 def _sized(settings: RunSettings, gpu: Gpu | None, found: CheckReport) -> RunSettings:
     """The settings with numbers for the GPU, or for this machine's device; a warning if that has none for them."""
     try:
-        device = (gpu, find_calibration(gpu.device) or Calibration()) if gpu else device_here(settings)
+        device = calibrated(gpu) if gpu else device_here(settings)
         chosen = choose_sizes(settings, device)
     except InputError as error:
         found.advice.append(str(error))

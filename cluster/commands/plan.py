@@ -19,12 +19,11 @@ from ...proto.yaml12 import write_yaml
 from ..plan.calibration import ASSUMED, DECODE, FORWARD, Calibration
 from ..plan.device import Device
 from ..plan.fit import OUTSIDE, misfit, remedies
-from ..plan.flops import count_work
 from ..plan.gpus import Gpu
 from ..plan.layouts import PART, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
 from ..plan.memory import count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
-from ..plan.prices import Prices, count_sizes
+from ..plan.prices import Prices
 from ..plan.rows import learner_rows, share_of
 from ..plan.sizes import choose_sizes, numbers_of
 
@@ -38,9 +37,7 @@ def make_plan(settings: RunSettings, gpus: int, device: Device, like: Path | Non
     share = share_of(like) if like else 1.0
     with Progress(transient=True) as progress:
         counting = progress.add_task("counting", total=None)
-        sizes, work = count_sizes(settings), count_work(settings)  # in this order all is measured once
-        gpu, calibration = device
-        prices = Prices(settings, work, sizes, gpu, calibration, share)
+        gpu, prices = device[0], Prices.of(settings, device, share)
         costs = prices.costs(Layout("colocated", gpus, gpus).cluster)
         balance = balance_of(settings, costs, share * learner_rows(settings))
         candidates = list(layouts(settings, gpus, balance, reward_share(settings, gpu)))

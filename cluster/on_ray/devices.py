@@ -7,10 +7,9 @@ import ray
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ..plan.calibration import Calibration, find_calibration
-from ..plan.device import Device, core_here, uses_gpus
+from ..plan.device import Device, calibrated, core_here, uses_gpus
 from ..plan.gpus import GPUS, Gpu
-from .connect import connect
+from .connect import visiting
 
 REPORTED = "accelerator_type:"
 """How the resource begins with which Ray names a node's kind of GPU."""
@@ -24,16 +23,9 @@ def device_of_cluster(settings: RunSettings, address: str) -> Device:
     """
     if not uses_gpus(settings):
         return core_here()
-    connects = not ray.is_initialized()
-    if connects:
-        connect(address)
-    try:
+    with visiting(address):
         nodes = [node["Resources"] for node in ray.nodes() if node["Alive"]]
-    finally:
-        if connects:
-            ray.shutdown()
-    gpu = smallest_gpu(nodes)
-    return gpu, find_calibration(gpu.device) or Calibration()
+    return calibrated(smallest_gpu(nodes))
 
 
 def smallest_gpu(nodes: Iterable[Mapping[str, Any]]) -> Gpu:

@@ -32,10 +32,12 @@ def find_device(gpu: str, file: Path | None) -> Device:
             raise InputError(f"--gpu cpu: nothing is known of {name}; run `branchgrpo calibrate` on it first")
         return device_of(calibration), calibration
     found = find_gpu(gpu)
-    calibration = load_calibration(file) if file else find_calibration(found.device)
-    if calibration and calibration.device != found.device:
+    if not file:
+        return calibrated(found)
+    calibration = load_calibration(file)
+    if calibration.device != found.device:
         raise InputError(f"--calibration {file} is of {calibration.device}, and --gpu {gpu} is {found.device}")
-    return found, calibration or Calibration()
+    return found, calibration
 
 
 def device_here(settings: RunSettings) -> Device:
@@ -57,11 +59,16 @@ def uses_gpus(settings: RunSettings) -> bool:
 def known_device(name: str) -> Device:
     """The GPU that torch calls by this name, with its calibration. Raises InputError for one that isn't known."""
     if gpu := gpu_of_device(name):
-        return gpu, find_calibration(gpu.device) or Calibration()
+        return calibrated(gpu)
     raise InputError(
         f"sizes are auto, and nothing is known of the GPU {name}: give numbers (`branchgrpo check` says what fits the "
         f"GPUs {', '.join(GPUS)})"
     )
+
+
+def calibrated(gpu: Gpu) -> Device:
+    """The GPU with its calibration, if this machine has one."""
+    return gpu, find_calibration(gpu.device) or Calibration()
 
 
 def core_here() -> Device:

@@ -6,7 +6,8 @@ from ...proto.settings import RunSettings
 from ...reward_service.scorers import reward_models
 from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
 from .costs import Cluster, Costs
-from .flops import Work
+from .device import Device
+from .flops import Work, count_work
 from .gpus import Gpu
 from .passes import measure
 
@@ -66,6 +67,12 @@ class Prices:
     calibration: Calibration
     trained_share: float = 1.0
     """Share of rows with an advantage."""
+
+    @classmethod
+    def of(cls, settings: RunSettings, device: Device, trained_share: float = 1.0) -> "Prices":
+        """Those of a recipe on a device. Raises InputError as `measure` does."""
+        sizes = count_sizes(settings)  # before the work: so all is measured once
+        return cls(settings, count_work(settings), sizes, *device, trained_share)
 
     def costs(self, cluster: Cluster, shared_rewards: bool = False, colocated: bool = False) -> Costs:
         """The costs on so many processes. Reward models that share GPUs with sampling take their time from it, and

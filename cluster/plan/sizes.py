@@ -8,7 +8,6 @@ import math
 from collections.abc import Iterable, Iterator, Mapping
 from itertools import product
 from pathlib import Path
-from typing import Any
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
@@ -19,10 +18,9 @@ from .calibration import FORWARD, TRAINED
 from .costs import Cluster
 from .device import Device, device_here, host_share
 from .fit import remedies, room
-from .flops import count_work
 from .forecast import forecast
 from .memory import DECODE, LEARNER, ROLLOUT, Memory, count_memory
-from .prices import Prices, count_sizes
+from .prices import Prices
 
 TASK, WINDOW = "rollout.trees_per_task", "learner.window_trees"
 WORK = {ROLLOUT: FORWARD, DECODE: DECODING, LEARNER: TRAINED}
@@ -37,7 +35,7 @@ def choose_sizes(settings: RunSettings, device: Device) -> RunSettings:
     """The settings with numbers in place of `auto`. Raises InputError if no row fits, or as `measure` does."""
     if not settings.automatic:
         return settings
-    prices = Prices(settings, *_counted(settings), *device)
+    prices = Prices.of(settings, device)
     tried = [changed_settings(settings, numbers) for numbers in _candidates(settings, prices)]
     if not tried:
         raise InputError(_nothing_fits(settings, prices))
@@ -71,11 +69,6 @@ def numbers_of(settings: RunSettings, names: Iterable[str]) -> Numbers:
     """Some settings, by their dotted names."""
     content = settings.model_dump()
     return {name: content[name.partition(".")[0]][name.partition(".")[2]] for name in names}
-
-
-def _counted(settings: RunSettings) -> tuple[Any, Any]:
-    sizes = count_sizes(settings)  # in this order all is measured once
-    return count_work(settings), sizes
 
 
 def _candidates(settings: RunSettings, prices: Prices) -> Iterator[Numbers]:

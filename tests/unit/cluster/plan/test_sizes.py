@@ -8,11 +8,10 @@ import pytest
 from branchgrpo.cluster.plan.calibration import Calibration, Pace
 from branchgrpo.cluster.plan.device import core_here, host_share, known_device
 from branchgrpo.cluster.plan.fit import OUTSIDE
-from branchgrpo.cluster.plan.flops import count_work
 from branchgrpo.cluster.plan.forecast import forecast
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.memory import count_memory
-from branchgrpo.cluster.plan.prices import Prices, count_sizes
+from branchgrpo.cluster.plan.prices import Prices
 from branchgrpo.cluster.plan.sizes import choose_sizes, numbers_of, same_sizes
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, save_recipe
@@ -71,7 +70,7 @@ def test_no_other_trees_have_a_shorter_iteration(placement: str | None, run_sett
     settings = run_settings({**layout, "pools.learner.count": 2, TASK: "auto", WINDOW: "auto"})
     paces = {"forward": Pace(0.3, item=0.01, call=0.05), "trained": Pace(0.3, item=0.02, call=0.1)}
     device = (replace(SMALL, name="cpu"), Calibration(paces=paces))
-    prices = Prices(settings, count_work(settings), count_sizes(settings), *device)
+    prices = Prices.of(settings, device)
     chosen = forecast(choose_sizes(settings, device), prices).seconds
     others = [changed_settings(settings, {TASK: task, WINDOW: window}) for task, window in product((1, 2, 4), (1, 2))]
     assert chosen <= 1.01 * min(forecast(other, prices).seconds for other in others)
