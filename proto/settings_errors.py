@@ -1,7 +1,7 @@
 """Plain data as settings, and errors that say what was meant: a line for each mistake."""
 
 import difflib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import Any, TypeVar, get_args, get_origin
 
 from pydantic import BaseModel, ValidationError
@@ -42,6 +42,11 @@ def changed_settings(settings: RunSettings, changes: Mapping[str, Any]) -> RunSe
             section = section.setdefault(key, {})
         section[last] = value
     return parse_settings(content)
+
+
+def named_settings(settings: RunSettings, names: Iterable[str]) -> dict[str, Any]:
+    """The values of some settings, each in a section, by their dotted names."""
+    return {name: getattr(getattr(settings, name.partition(".")[0]), name.partition(".")[2]) for name in names}
 
 
 def validated(model: type[Section], content: Any) -> Section:

@@ -12,6 +12,7 @@ from rich.text import Text
 
 from ...proto.errors import InputError, RunFailed
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import named_settings
 from ...proto.user_code import TRACEBACK
 from ...reward_service.scorers import check_source
 from ...rollout_workers.kernels import grid_levels
@@ -27,7 +28,7 @@ from ..plan.memory import Memory, count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.rows import trained_edges
 from ..plan.shapes import policy_shapes
-from ..plan.sizes import choose_sizes, numbers_of
+from ..plan.sizes import choose_sizes
 from ..run.advice import advice
 from ..run.new_folder import check_place
 from ..run.own_modules import rewards_elsewhere
@@ -109,7 +110,7 @@ def _sized(settings: RunSettings, gpu: Gpu | None, found: CheckReport) -> RunSet
     except InputError as error:
         found.advice.append(str(error))
         return settings
-    found.sizes = numbers_of(chosen, settings.automatic)
+    found.sizes = named_settings(chosen, settings.automatic)
     return chosen
 
 

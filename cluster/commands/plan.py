@@ -15,6 +15,7 @@ from rich.table import Table
 from ...proto.atomic_files import write_text
 from ...proto.recipe import SHIPPED
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import named_settings
 from ...proto.yaml12 import write_yaml
 from ..plan.calibration import ASSUMED, DECODE, FORWARD, Calibration
 from ..plan.device import Device
@@ -25,7 +26,7 @@ from ..plan.memory import count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.prices import Prices
 from ..plan.rows import learner_rows, share_of
-from ..plan.sizes import choose_sizes, numbers_of
+from ..plan.sizes import choose_sizes
 
 REASONS = 3
 """Most reasons that are printed for layouts that were left out."""
@@ -88,7 +89,7 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
         )
     console.print(_source(prices, calibration), highlight=False)
     if made.best and settings.automatic:
-        numbers = numbers_of(made.best[0].settings, settings.automatic)
+        numbers = named_settings(made.best[0].settings, settings.automatic)
         console.print("auto, in layout 1: " + " ".join(f"{name}={number}" for name, number in numbers.items()))
     if made.best:
         memories = count_memory(made.best[0].settings)

@@ -5,13 +5,13 @@ They are chosen once, before a run begins. Any of them gives the same result but
 """
 
 import math
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from itertools import product
 from pathlib import Path
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...proto.settings_errors import changed_settings
+from ...proto.settings_errors import changed_settings, named_settings
 from ..run.folder import RunFolder
 from .calibration import DECODE as DECODING
 from .calibration import FORWARD, TRAINED
@@ -55,20 +55,14 @@ def sizes_here(settings: RunSettings) -> RunSettings:
         return settings
     alone = settings.model_copy(update={"execution": "in_process"})
     chosen = choose_sizes(alone, device_here(alone))
-    return changed_settings(settings, numbers_of(chosen, settings.automatic))
+    return changed_settings(settings, named_settings(chosen, settings.automatic))
 
 
 def same_sizes(settings: RunSettings, run: Path) -> RunSettings:
     """The settings with the numbers of the run in a folder in place of `auto`, so that it continues bit for bit."""
     if not settings.automatic or not (run / "recipe.yaml").is_file():
         return settings
-    return changed_settings(settings, numbers_of(RunFolder(run).settings, settings.automatic))
-
-
-def numbers_of(settings: RunSettings, names: Iterable[str]) -> Numbers:
-    """Some settings, by their dotted names."""
-    content = settings.model_dump()
-    return {name: content[name.partition(".")[0]][name.partition(".")[2]] for name in names}
+    return changed_settings(settings, named_settings(RunFolder(run).settings, settings.automatic))
 
 
 def _candidates(settings: RunSettings, prices: Prices) -> Iterator[Numbers]:

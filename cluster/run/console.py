@@ -27,6 +27,7 @@ from rich.text import Text
 from ... import __version__
 from ...proto.errors import brief
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import named_settings
 from .changes import Change
 from .checkpoints import DAMAGED
 from .folder import RunFolder
@@ -175,9 +176,8 @@ class RunDisplay:
     def sized(self, settings: RunSettings, names: Sequence[str]) -> None:
         """Print the numbers that settings have which were `auto`."""
         if names:
-            content = settings.model_dump()
-            numbers = ((name, content[section][own]) for name in names for section, _, own in [name.partition(".")])
-            self._say("auto: " + " ".join(f"{name}={number}" for name, number in numbers))
+            numbers = named_settings(settings, names)
+            self._say("auto: " + " ".join(f"{name}={number}" for name, number in numbers.items()))
 
     def room(self) -> None:
         """The disk has room again, and the write has succeeded."""

@@ -335,12 +335,14 @@ class PipelinePolicy(PromptEncoding):
         return {name: part for name, part in parts.items() if part is not None}
 
     def check_size(self) -> None:
-        """Raises InputError for a size that the model can't draw."""
+        """Raises InputError for a size that the model can't draw, and for a length in seconds, which sounds have."""
         for name, size in (("height", self.settings.height), ("width", self.settings.width)):
             if size % self.grid:
                 raise InputError(f"policy.{name} is {size}; this model draws multiples of {self.grid}")
         if self.settings.frames != 1:
             self.check_frames()
+        if self.settings.seconds is not None:
+            raise InputError(f"policy.seconds is {self.settings.seconds:g}; this model makes no sounds: leave it out")
 
     def check_frames(self) -> None:
         """Raises InputError for a number of frames (more than one) that the model can't make."""

@@ -120,6 +120,7 @@ def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
     [
         ({"policy.height": 17}, "policy.height is 17; this model draws multiples of 8"),
         ({"policy.frames": 5}, "policy.frames is 5; this model draws single pictures, frames 1"),
+        ({"policy.seconds": 2.5}, "policy.seconds is 2.5; this model makes no sounds: leave it out"),
         ({"policy.negative_prompt": "fog"}, "policy.negative_prompt is 'fog', and this model has no classifier-free"),
         ({"learner.lora": {"rank": 2, "target_modules": ["nope"]}}, "learner.lora.target_modules is ['nope']"),
         ({"rewards": {"hps": {"pretrained": "/"}}}, "rewards.hps.pretrained is '/'; it must be HPS_v2.1_compressed.pt"),

@@ -12,10 +12,10 @@ from branchgrpo.cluster.plan.forecast import forecast
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.memory import count_memory
 from branchgrpo.cluster.plan.prices import Prices
-from branchgrpo.cluster.plan.sizes import choose_sizes, numbers_of, same_sizes
+from branchgrpo.cluster.plan.sizes import choose_sizes, same_sizes
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import dump_recipe, load_recipe, save_recipe
-from branchgrpo.proto.settings_errors import changed_settings
+from branchgrpo.proto.settings_errors import changed_settings, named_settings
 from support import Settings
 
 ROLLOUT, MICRO = "rollout.max_batch_rows", "learner.rows_per_micro_batch"
@@ -81,7 +81,7 @@ def test_a_run_that_continues_keeps_its_numbers(run_settings: Settings) -> None:
     run.mkdir(parents=True)
     save_recipe(run_settings({MICRO: 3}), run)
     settings = run_settings({MICRO: "auto", TASK: "auto"})
-    assert numbers_of(same_sizes(settings, run), settings.automatic) == {MICRO: 3, TASK: 2}
+    assert named_settings(same_sizes(settings, run), settings.automatic) == {MICRO: 3, TASK: 2}
     assert same_sizes(settings, run.parent).automatic == settings.automatic, "no run to continue"
 
 
