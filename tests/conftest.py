@@ -1,5 +1,6 @@
 """What many tests share: small real policies, trees sampled from them, and a Ray cluster, ended by its process id."""
 
+import gc
 import os
 import signal
 import time
@@ -29,7 +30,6 @@ from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from families import saved
 from support import Weights, ray_head, run_train, weights
 
 # A shell's job in the background ignores Ctrl-C, and so would all commands that the tests start.
@@ -41,9 +41,17 @@ hypothesis.settings.load_profile("untimed")
 PROMPTS = ("123", "456", "789")
 
 
+def pytest_collection_finish() -> None:
+    """DeepSpeed asks for whole garbage collections, which look at all modules again unless these are frozen."""
+    gc.collect()
+    gc.freeze()
+
+
 @pytest.fixture(scope="session")
 def tiny_pipeline(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A Flux pipeline like FLUX.1-dev (embedded guidance, resolution-dependent shift) with random small weights."""
+    from families import saved  # half of this file's imports, which the process that hands out tests needs not
+
     return saved("FLUX.1-dev", tmp_path_factory.mktemp("policy") / "tiny")
 
 
