@@ -1,23 +1,29 @@
-"""What leaves are, from the decoder to the reward and the page: pictures, clips, sounds, or clips with sound."""
+"""What leaves are, from the decoder to the reward and the page: pictures, clips, sounds, or clips with sound; and for
+rewards of latents, what these are decoded from."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import Literal
 
 import numpy as np
 import numpy.typing as npt
 
-Kind = Literal["picture", "clip", "sound", "clip with sound"]
+from .errors import InputError
+
+Kind = Literal["picture", "clip", "sound", "clip with sound", "latent"]
+Reads = Literal["media", "latents"]
+"""What a reward reads of leaves: what they are decoded to, or what from."""
 Pictures = npt.NDArray[np.uint8]
 Sound = npt.NDArray[np.int16]
+Latents = npt.NDArray[np.float32]
 FRAME_RATE = 16.0
 """Frames per second of clips of which nothing else is said: Wan makes so many."""
 SAMPLE_RATE = 44_100
 """Samples per second of sounds of which nothing else is said."""
-PICTURES, SOUND = "media", "sound"
+PICTURES, SOUND, LATENTS = "media", "sound", "latents"
 """Names of the arrays in files and score requests."""
 
 
@@ -36,11 +42,13 @@ class Media:
     """Frames of a clip per second."""
     sample_rate: int = SAMPLE_RATE
     """Samples of a sound per second, in each channel."""
+    latents: Latents | None = None
+    """The policy's own latents, float32 [n, *latent_shape], where a reward reads them."""
 
     def __post_init__(self) -> None:
-        pictures, sound = self.pictures, self.sound
-        if pictures is None and sound is None:
-            raise ValueError("media is nothing; it must be pictures, clips or sounds")
+        pictures, sound, latents = self.pictures, self.sound, self.latents
+        if not self.arrays():
+            raise ValueError("media is nothing; it must be pictures, clips, sounds or latents")
         if pictures is not None and (
             pictures.dtype != np.uint8 or pictures.ndim not in (4, 5) or pictures.shape[-1] != 3
         ):
@@ -50,8 +58,12 @@ class Media:
             )
         if sound is not None and (sound.dtype != np.int16 or sound.ndim != 3 or not min(sound.shape[1:])):
             raise ValueError(f"sound is {sound.dtype} {list(sound.shape)}; it must be int16 [n, channels, samples]")
+        if latents is not None and (latents.dtype != np.float32 or latents.ndim < 2 or not min(latents.shape[1:])):
+            raise ValueError(f"latents is {latents.dtype} {list(latents.shape)}; it must be float32 [n, *latent_shape]")
         if pictures is not None and sound is not None and len(pictures) != len(sound):
             raise ValueError(f"{len(pictures)} clips came with {len(sound)} sounds")
+        if latents is not None and len(latents) != len(self):
+            raise ValueError(f"{len(self)} leaves came with {len(latents)} latents")
         for name, rate in (("frame_rate", self.frame_rate), ("sample_rate", self.sample_rate)):
             if not 0 < rate < math.inf:
                 raise ValueError(f"{name} is {rate}; it must be more than 0")
@@ -60,7 +72,7 @@ class Media:
     def kind(self) -> Kind:
         """What each leaf is."""
         if self.pictures is None:
-            return "sound"
+            return "latent" if self.sound is None else "sound"
         if self.sound is None:
             return "picture" if self.pictures.ndim == 4 else "clip"
         return "clip with sound"
@@ -70,12 +82,7 @@ class Media:
 
     def __getitem__(self, chosen: slice | npt.NDArray[np.int64]) -> Media:
         """Some of the leaves."""
-        pictures, sound = self.pictures, self.sound
-        return replace(
-            self,
-            pictures=None if pictures is None else pictures[chosen],
-            sound=None if sound is None else sound[chosen],
-        )
+        return self._of({name: array[chosen] for name, array in self.arrays().items()})
 
     def __iter__(self) -> Iterator[Media]:
         """Each leaf by itself, as media of one."""
@@ -100,7 +107,7 @@ class Media:
 
     def looks(self) -> Pictures:
         """What is seen of the leaves: pictures and clips as they are, of sounds their spectrograms, uint8 [n, height,
-        width, 3]."""
+        width, 3]. Raises ValueError for latents alone."""
         if self.pictures is not None:
             return self.pictures
         from .spectrogram import spectrogram
@@ -109,8 +116,24 @@ class Media:
 
     def arrays(self) -> dict[str, np.ndarray]:
         """The arrays by name, for files and score requests; with `facts`, all that `from_arrays` needs."""
-        named = {PICTURES: self.pictures, SOUND: self.sound}
+        named = {PICTURES: self.pictures, SOUND: self.sound, LATENTS: self.latents}
         return {name: array for name, array in named.items() if array is not None}
+
+    def read(self, reads: Reads) -> Media:
+        """What a reward gets that reads media, or latents. Raises InputError if the leaves haven't come with it."""
+        if reads == "latents" and self.latents is None:
+            raise InputError(f"a reward of latents was given a {self.kind} without its latents")
+        if reads == "media" and self.kind == "latent":
+            raise InputError("a reward of media was given latents alone")
+        wanted = (LATENTS,) if reads == "latents" else (PICTURES, SOUND)
+        return self._of({name: array for name, array in self.arrays().items() if name in wanted})
+
+    def with_latents(self, latents: Latents) -> Media:
+        """The leaves with the latents that they were decoded from."""
+        return self._of({**self.arrays(), LATENTS: latents})
+
+    def _of(self, arrays: Mapping[str, np.ndarray]) -> Media:
+        return self.from_arrays(arrays, self.facts())
 
     def facts(self) -> dict[str, str]:
         """The rates as texts, where there is something that has them."""
@@ -122,17 +145,21 @@ class Media:
         """What `arrays` and `facts` were made of; other names in either are passed over. Raises ValueError as the
         class does, and for rates that aren't numbers."""
         rates = float(facts.get("frame_rate", FRAME_RATE)), int(facts.get("sample_rate", SAMPLE_RATE))
-        return cls(arrays.get(PICTURES), arrays.get(SOUND), *rates)
+        return cls(arrays.get(PICTURES), arrays.get(SOUND), *rates, arrays.get(LATENTS))
 
 
 def joined(parts: Sequence[Media]) -> Media:
     """All leaves of `parts`, in their order. Raises ValueError if they are not alike."""
     first = parts[0]
-    if odd := [part for part in parts if (part.kind, part.facts()) != (first.kind, first.facts())]:
+    if odd := [part for part in parts if _form(part) != _form(first)]:
         raise ValueError(f"a {first.kind} {first.facts()} and a {odd[0].kind} {odd[0].facts()} are not alike")
     each = [part.arrays() for part in parts]
     arrays = {name: np.concatenate([own[name] for own in each]) for name in each[0]}
     return Media.from_arrays(arrays, first.facts())
+
+
+def _form(media: Media) -> tuple[object, ...]:
+    return media.kind, media.facts(), list(media.arrays())
 
 
 def some_frames(look: Pictures, count: int) -> Pictures:

@@ -9,7 +9,7 @@ import numpy as np
 import numpy.typing as npt
 
 from .errors import InputError, RunFailed
-from .media import PICTURES, SOUND, Media, Pictures
+from .media import LATENTS, PICTURES, SOUND, Media, Pictures
 from .pictures import Picture
 from .prompts import fields_of, pictures_of, with_fields
 from .safetensors_codec import decode, encode
@@ -100,8 +100,8 @@ class ScoreRequest:
         """The request in safetensors bytes. Raises ValueError for bytes that aren't a valid request (JSONDecodeError is
         one), TypeError and KeyError for fields that are wrong or missing."""
         arrays, header = decode(data)
-        if not {PICTURES, SOUND} & arrays.keys() or "request" not in header:
-            raise ValueError("not a score request: 'media' and 'sound', or 'request' is missing")
+        if not {PICTURES, SOUND, LATENTS} & arrays.keys() or "request" not in header:
+            raise ValueError("not a score request: 'media', 'sound' and 'latents', or 'request' is missing")
         facts = json.loads(header["request"])
         pictures = received_pictures(arrays, facts.pop("pictures", None))
         facts["prompts"] = with_fields(facts["prompts"], facts.pop("fields", None), pictures)

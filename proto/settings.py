@@ -25,6 +25,7 @@ from pydantic import (
     model_validator,
 )
 
+from .media import Reads
 from .methods import METHODS
 from .questions import check_template
 from .schedule import RootNoise, Schedule
@@ -124,6 +125,8 @@ MAX_NUMBER = 1e30
 
 REWARD_NAME = r"[A-Za-z][A-Za-z0-9_-]{0,63}"
 """The letters that are valid in dotted settings, files, addresses, labels and names of processes alike."""
+SHOWN_TREES = 4
+"""Number of trees per iteration whose leaves are kept as samples."""
 PLACES_OF_REWARDS = ("scorer", "function", "url", "judge")
 """Settings of a reward, one of which may say that it isn't the built-in one of its name."""
 NO_REWARD_NAMES = ("diversity", "iteration", "made_with", "Models", "picture", "prompt")
@@ -492,6 +495,10 @@ class RewardSettings(Settings):
     """URL of a service that gives this reward over HTTP, such as another machine's `branchgrpo serve-rewards`."""
     judge: JudgeSettings | None = None
     """A vision-language model that is asked about the pictures. null: none."""
+    reads: Reads = "media"
+    """What it scores. `media`: pictures, clips and sounds. `latents`: what the policy would decode (float32 [n,
+    *latent_shape]), for your own code and services. Where no reward reads media, training decodes only what is kept as
+    samples."""
     timeout_seconds: PositiveSeconds = 50
     """Maximum seconds for one answer of the service at `url` or of the judge; then the request is sent again."""
 
@@ -782,6 +789,10 @@ class LoggingSettings(Settings):
     trees_megabytes: Annotated[float, Field(gt=0)] = 200
     """Maximum size of `trees/` in megabytes. The oldest recordings are removed, never the newest."""
 
+    def shown_trees(self, iteration: int) -> int:
+        """Number of an iteration's first trees whose leaves are kept as samples."""
+        return SHOWN_TREES if self.samples_every and iteration % self.samples_every == 0 else 0
+
     def recorded_trees(self, iteration: int) -> int:
         """Number of an iteration's first trees that are recorded."""
         due = self.trees_every and (iteration == 1 or iteration % self.trees_every == 0)
@@ -983,6 +994,14 @@ class RunSettings(Settings):
     def training_rewards(self) -> dict[str, RewardSettings]:
         """The rewards that are scored in every iteration, not in evaluations only."""
         return {name: reward for name, reward in self.rewards.items() if name not in self.evaluation.rewards}
+
+    def decoded_trees(self, iteration: int) -> int:
+        """Number of an iteration's first trees whose leaves are decoded: all, if a reward reads media, otherwise those
+        that somebody looks at."""
+        if any(reward.reads == "media" for reward in self.training_rewards.values()):
+            return self.prompts.per_iteration
+        looked_at = max(self.logging.shown_trees(iteration), self.logging.recorded_trees(iteration))
+        return min(looked_at, self.prompts.per_iteration)
 
     @property
     def trees_per_update(self) -> int:

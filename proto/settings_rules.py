@@ -66,6 +66,13 @@ def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
             yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"
 
 
+def latents_are_read_by_own_code(run: "RunSettings") -> Misfit:
+    """Built-in rewards and judges look at pictures, or listen."""
+    for name, reward in run.rewards.items():
+        if reward.reads == "latents" and not (reward.function or reward.scorer or reward.url):
+            yield f"rewards.{name}.reads is 'latents', which needs a function, scorer or url; leave it 'media'"
+
+
 def environments_need_processes_of_their_own(run: "RunSettings") -> Misfit:
     """A reward has another environment only where it has processes."""
     for name, pool in run.pools.rewards.items():
@@ -225,6 +232,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     single_files_say_what_they_are,
     updates_divide_an_iteration,
     judges_see_pictures_that_there_are,
+    latents_are_read_by_own_code,
     evaluations_score_held_out_rewards,
     the_best_is_known,
     a_lora_is_trained_as_one,

@@ -45,6 +45,10 @@ class Task:
     """Trees with a lower number are recorded: thumbnails of their leaves come with them."""
     previews: bool = False
     """Whether thumbnails of their splits come too."""
+    latents: bool = False
+    """Whether leaves come with their latents, for rewards that read them."""
+    decoded: int | None = None
+    """Trees with a lower number are decoded, for somebody looks at them; the others' leaves are latents. None: all."""
 
 
 @dataclass(frozen=True)

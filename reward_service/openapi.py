@@ -55,7 +55,8 @@ A program that has the pictures as an array sends `ScoreRequest.to_bytes()` inst
 uint8 [n, height, width, 3], and a header `request`, the JSON of `{{"id": "", "prompts": [...], "rewards": [...]}}`.
 
 Sounds come as WAV files of 16 bits in a form, or as a tensor `sound`, int16 [n, channels, samples], with the texts
-`sample_rate` and, beside clips in `media`, `frame_rate` in the header.
+`sample_rate` and, beside clips in `media`, `frame_rate` in the header. Rewards of latents read a tensor `latents`,
+float32 [n, ...], which may come alone.
 
 At most {limits.pictures} pictures or sounds, {limits.pixels} pixels per picture, and {limits.bytes} bytes, both of the
 body and of what is decoded (3 per pixel, 2 per sample and channel), are accepted."""

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
-from ..proto.media import Media, Pictures
+from ..proto.media import Latents, Media, Pictures
 from ..proto.scoring import NotScored
 from ..proto.user_code import described
 
@@ -36,9 +36,11 @@ class OwnScorer:
             raise as_failure(self._what, error) from error
 
 
-def given(media: Media) -> Pictures | Media:
-    """What the user's code gets: of pictures and silent clips the array, of what has sound `Media`. The arrays are
-    copies, so that it can't change what other rewards and the sample grids get."""
+def given(media: Media) -> Pictures | Latents | Media:
+    """What the user's code gets: of pictures, silent clips and latents the array, of what has sound `Media`. The arrays
+    are copies, so that it can't change what other rewards and the sample grids get."""
+    if media.latents is not None:
+        return media.latents.copy()
     pictures = None if media.pictures is None else media.pictures.copy()
     if media.sound is None and pictures is not None:
         return pictures

@@ -20,7 +20,7 @@ from starlette.datastructures import FormData, UploadFile
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
-from ..proto.media import PICTURES, SOUND, Media, Pictures, joined
+from ..proto.media import LATENTS, PICTURES, SOUND, Media, Pictures, joined
 from ..proto.prompts import with_fields
 from ..proto.safetensors_codec import decode
 from ..proto.scoring import MAX_BYTES, MAX_HEADER_BYTES, MAX_PICTURES, ScoreRequest, received_pictures
@@ -84,10 +84,10 @@ class Limits:
         if (total := count * height * width * 3) > self.bytes:
             raise HTTPException(413, f"media takes {total} bytes or more as uint8; at most {self.bytes} are accepted")
 
-    def check_sound(self, media: Media) -> None:
-        """Raises HTTPException for sounds that are too many, or together with their clips too large."""
-        if media.sound is not None and len(media) > self.pictures:
-            raise HTTPException(413, f"media holds {len(media)} sounds; at most {self.pictures} are accepted")
+    def check_size(self, media: Media) -> None:
+        """Raises HTTPException for sounds or latents that are too many, or leaves that are too large altogether."""
+        if media.arrays().keys() != {PICTURES} and len(media) > self.pictures:
+            raise HTTPException(413, f"media holds {len(media)} {media.kind}s; at most {self.pictures} are accepted")
         if media.nbytes > self.bytes:
             raise HTTPException(413, f"media takes {media.nbytes} bytes; at most {self.bytes} are accepted")
 
@@ -127,10 +127,11 @@ def from_bytes(data: bytes, rewards: Sequence[str], limits: Limits, slot: Slot) 
     slot.reserve(len(data))
     with _decoding(400, "the body", "it must be the safetensors of a score request"):
         arrays, header = decode(data)
-    if not {PICTURES, SOUND} & arrays.keys() or "request" not in header:
+    if not {PICTURES, SOUND, LATENTS} & arrays.keys() or "request" not in header:
         there = ", ".join([*arrays, *header])[:80]
         raise HTTPException(
-            422, f"the body holds {there!r}; it must have a tensor 'media', 'sound' or both, and a header 'request'"
+            422,
+            f"the body holds {there!r}; it must have a tensor 'media', 'sound' or 'latents' and a header 'request'",
         )
     facts = _facts(header["request"], rewards)
     try:
@@ -166,7 +167,7 @@ def _request(
         raise HTTPException(422, str(error)) from error
     if media.pictures is not None:
         limits.check(len(media) * media.frames, *media.pictures.shape[-3:-1])
-    limits.check_sound(media)
+    limits.check_size(media)
     for picture in chain.from_iterable(pictures or ()):
         limits.check(1, *picture.pixels().shape[:-1])
     return request
@@ -180,7 +181,7 @@ def _media(files: Sequence[BinaryIO], limits: Limits, slot: Slot) -> Media:
     for number, file in enumerate(files):
         with _decoding(422, f"media[{number}]", FILES):
             sounds.append(read_wav(file))
-        limits.check_sound(sounds[-1])
+        limits.check_size(sounds[-1])
         slot.reserve(sounds[-1].nbytes)
     try:
         return joined(sounds)

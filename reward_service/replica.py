@@ -40,12 +40,16 @@ class Replica:
         """Loads the model."""
         self.model, self.rewards, self.settings = model, list(rewards), settings
         name, own = next(iter(rewards.items()))
-        self._scorer = load_scorer(name, own, settings.threads)
+        self._scorer, self._reads = load_scorer(name, own, settings.threads), own.reads
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
         self._batches = Batches(self._batch, *((1, 0) if settings.deterministic else (size, wait)))
 
     async def score(self, media: Media, prompts: Sequence[str], id: str, order: ProfileOrder | None = None) -> Scored:
         """The model's rewards of one request, or why it can't be scored. With `order`, its batch is profiled."""
+        try:
+            media = media.read(self._reads)
+        except InputError as error:
+            return error
         return await self._batches.reply(_Request(media, prompts, id, order), len(media))
 
     async def _batch(self, requests: Sequence[_Request]) -> list[Scored]:

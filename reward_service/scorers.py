@@ -8,7 +8,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
-from ..proto.media import Media, Pictures
+from ..proto.media import Media, Pictures, Reads
 from ..proto.questions import questions
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
@@ -73,6 +73,11 @@ def per_frame(score: PictureScorer) -> Scorer:
     return scorer
 
 
+def reading(scorer: Scorer, reads: Reads) -> Scorer:
+    """A scorer that takes of leaves what it reads, whatever else comes with them."""
+    return lambda media, prompts: scorer(media.read(reads), prompts)
+
+
 def seen(media: Media) -> Pictures:
     """The pictures or clips of media. Raises InputError for sounds alone."""
     if media.pictures is None:
@@ -95,12 +100,16 @@ class Scorers:
     def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
         """Loads the models. Raises InputError for a reward that doesn't exist."""
         models = reward_models(rewards)
-        self._models = [(set(given), load_scorer(name, given[name], threads)) for name, given in models.items()]
+        self._models = [
+            (set(given), reading(load_scorer(name, given[name], threads), given[name].reads))
+            for name, given in models.items()
+        ]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
         """Every reward that `request` asks for.
 
-        Raises NotScored for what a model of the user's own raises, and for scores that are not whole and finite.
+        Raises NotScored for what a model of the user's own raises, and for scores that are not whole and finite,
+        InputError if the request has nothing that one of the models reads.
         """
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for given, model in self._models:

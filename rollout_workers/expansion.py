@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from ..proto.errors import Diverged
-from ..proto.media import Pictures
+from ..proto.media import Media, Pictures
 from ..proto.packed_tensor import ForwardCache, KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
@@ -36,7 +36,7 @@ def expand(
     kept_forwards: ForwardCache | None = None,
     network: Network | None = None,
 ) -> Iterator[SampledPart]:
-    """Sample the trees of `task`; each part is handed out as soon as its leaves are decoded.
+    """Sample the trees of `task`; each part is handed out as soon as its leaves are finished.
 
     `conditionings` holds one entry per tree. The parts of a tree together hold each of its nodes once. Forward passes
     whose rows are trained are put into `kept_forwards`, if it is given. `network` takes the place of the policy's own.
@@ -236,20 +236,15 @@ class _Growth:
 
     @torch.no_grad()
     def _finish(self, leaves: _Frontier) -> Iterator[SampledPart]:
-        """Decode the leaves and hand out all that is pending of their trees."""
-        with span("decode", leaves=len(leaves.states)):
-            decoded = self._decode(leaves.states)
-            finite = torch.isfinite(leaves.states).flatten(1).all(dim=1).cpu()
-            for what, whole in (("a leaf", finite), ("a decoded leaf", decoded.finite())):
-                self._check(leaves.tree, whole, what)
-            media = decoded.media()
-            looks = media.looks()
-        self._add_thumbnails(leaves, looks)
+        """Decode those leaves that somebody looks at, and hand out all that is pending of their trees."""
+        self._check(leaves.tree, torch.isfinite(leaves.states).flatten(1).all(dim=1).cpu(), "a leaf")
+        media = self._media(leaves)
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
             pending, self.pending[tree] = self.pending[tree], _Pending()
             diversity = self.diversity[tree]
-            diversity.add(looks[begin:end])
+            if media[tree].kind != "latent":
+                diversity.add(media[tree].looks())
             nodes = np.concatenate(pending.nodes)
             order = np.argsort(nodes)
             yield SampledPart(
@@ -258,12 +253,38 @@ class _Growth:
                 logprobs=torch.cat(pending.logprobs)[torch.as_tensor(order)],
                 latents=[pending.latents[i] for i in order],
                 leaves=numbers[begin:end],
-                media=media[begin:end],
+                media=media[tree],
                 conditioning=self.conditionings[tree] if self.first_part[tree] else None,
                 diversity=diversity.value() if diversity.pictures == self.schedule.leaves else None,
                 thumbnails=pending.thumbnails,
             )
             self.first_part[tree] = False
+
+    def _media(self, leaves: _Frontier) -> dict[int, Media]:
+        """What is handed out of the leaves of each tree: media, latents or both, as the task asks for."""
+        task = self.task
+        seen = sum(task.decoded is None or task.trees[tree] < task.decoded for tree in leaves.tree)  # they come first
+        decoded = self._decoded(leaves.part(0, seen)) if seen else None
+        media = {}
+        for tree, begin, end in _runs(leaves.tree):
+            own = decoded[begin:end] if decoded is not None and begin < seen else None
+            if task.latents:
+                latents = leaves.states[begin:end].float().cpu().numpy()
+                own = own.with_latents(latents) if own else Media(latents=latents)
+            assert own  # whoever isn't given media is given latents
+            media[tree] = own
+        return media
+
+    def _decoded(self, leaves: _Frontier) -> Media:
+        """Decoded leaves, of which thumbnails are kept where their trees are recorded."""
+        with span("decode", leaves=len(leaves.states)):
+            decoded = self._decode(leaves.states)
+            self._check(leaves.tree, decoded.finite(), "a decoded leaf")
+            media = decoded.media()
+        if self.task.iteration:  # evaluations aren't counted
+            metrics.LEAVES_DECODED.inc(len(media))
+        self._add_thumbnails(leaves, media.looks())
+        return media
 
 
 def _runs(values: IntArray) -> Iterator[tuple[int, int, int]]:

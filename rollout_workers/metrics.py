@@ -9,7 +9,8 @@ FORWARD_ROWS = Histogram(
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512, 1024),
 )
 EDGES_SAMPLED = Counter("branchgrpo_edges_sampled", "Edges that were sampled.")
-LEAVES_SAMPLED = Counter("branchgrpo_leaves_sampled", "Leaves that were sampled and decoded.")
+LEAVES_SAMPLED = Counter("branchgrpo_leaves_sampled", "Leaves that were sampled.")
+LEAVES_DECODED = Counter("branchgrpo_leaves_decoded", "Leaves that were decoded: all, or those that somebody looks at.")
 TASKS = Counter("branchgrpo_tasks", "Tasks that were sampled to their end.")
 TREES_SAMPLED = Counter("branchgrpo_trees_sampled", "Trees that were sampled to their last leaf.")
 HANDING_OVER_SECONDS = Counter(

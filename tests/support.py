@@ -188,3 +188,8 @@ def serving(app: Any) -> Iterator[str]:
     finally:
         server.should_exit = True
         thread.join()
+
+
+def warmth(latents: npt.NDArray[np.float32], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """A reward that is the mean of a leaf's latents: `{function: support:warmth, reads: latents}`."""
+    return latents.astype(np.float64).reshape(len(latents), -1).mean(axis=1)

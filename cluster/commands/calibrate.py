@@ -9,7 +9,7 @@ from rich.table import Table
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import load_scorer, reward_models
+from ...reward_service.scorers import load_scorer, reading, reward_models
 from ...rollout_workers.policies.base import Policy, add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ..plan.calibration import Calibration, calibration_file
@@ -35,7 +35,7 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
         try:
             policy = _learning(settings)
             scorers = {
-                model: load_scorer(model, given[model], threads)
+                model: reading(load_scorer(model, given[model], threads), given[model].reads)
                 for model, given in reward_models(settings.rewards).items()
                 if not (given[model].url or given[model].judge)
             }

@@ -232,7 +232,7 @@ class Controller:
             updates=updates,
             trees=iteration.records(updates),
             left_out=len(iteration.left_out),
-            diversity=float(np.delete(iteration.diversity, list(iteration.left_out)).mean()),
+            diversity=float(np.mean(list(iteration.diversity.values()))) if iteration.diversity else None,
             scoring_hidden=timeline.hidden("scoring", behind="rollout"),
             learner_draining=self.watch.learner_draining,
         )

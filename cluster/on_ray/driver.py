@@ -194,7 +194,7 @@ class RayLoop:
     def evaluate(self, prompts: Sequence[str]) -> Evaluation:
         prompts = sampled_prompts(prompts, self.settings)
         rewards, references = self._call(self._controller.evaluate.remote(prompts))
-        return Evaluation(prompts, joined(unwrapped(lambda: ray.get(references))), rewards)
+        return Evaluation(prompts, joined(unwrapped(lambda: ray.get(references))).read("media"), rewards)
 
     def status(self) -> dict[str, Any]:
         """Finished iterations, the current phase, and every process, as plain data."""

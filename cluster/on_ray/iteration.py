@@ -24,7 +24,6 @@ from ...proto.tree import FloatArray, Task, Window, fill_scores
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
 from ..run.cuts import training_tasks
-from ..run.loop import shown_trees
 from ..run.phases import Timeline
 from ..run.planner import Plan
 from ..run.tree_record import TreeRecord, tree_record
@@ -47,7 +46,7 @@ class GrowingTree:
     thumbnails: dict[int, bytes] = field(default_factory=dict)
     """Pictures of nodes, which the learner doesn't get."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
-    diversity: float = 0.0
+    diversity: float | None = None
     nodes: int = 0
     leaves: int = 0
     """Leaves that have all their scores."""
@@ -97,9 +96,9 @@ class Iteration:
         self.counted: dict[Counter, float] = {}
         """Seconds of this iteration that are already in the counters."""
         self.rewards: list[dict[str, FloatArray]] = [{} for _ in prompts]
-        self.diversity = np.zeros(len(prompts))
-        """Diversity of each tree's leaves."""
-        self.shown = shown_trees(settings.logging, number)
+        self.diversity: dict[int, float] = {}
+        """Diversity of the leaves of those trees that are decoded, by number."""
+        self.shown = settings.logging.shown_trees(number)
         """Number of first trees whose pictures are kept as samples."""
         self.media: dict[int, list[Any]] = {}
         self._recorded = settings.logging.recorded_trees(number)
@@ -145,7 +144,8 @@ class Iteration:
         """Mark a tree as complete, which wakes those who wait for it."""
         if self._awaited(tree.number):
             self.rewards[tree.number] = tree.rewards
-            self.diversity[tree.number] = tree.diversity
+            if tree.diversity is not None:
+                self.diversity[tree.number] = tree.diversity
             if tree.media:
                 self.media[tree.number] = tree.media
             if tree.number < self._recorded:

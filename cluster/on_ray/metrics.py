@@ -138,6 +138,6 @@ def note_iteration(
     for name, values in report.rewards.items():
         for statistic in ("mean", "std", "min", "max"):
             REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))
-    DIVERSITY.set(report.diversity)
+    DIVERSITY.set(math.nan if report.diversity is None else report.diversity)
     SCORING_HIDDEN.set(report.scoring_hidden)
     PUBLISHED_VERSION.set(version)

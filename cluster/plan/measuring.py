@@ -80,7 +80,7 @@ def measure(
         (DECODE, calls.decode, batches.decode),
     ):
         yield _measured(kind, call, largest, policy.device, flops.get(kind), peak, clock)
-    leaf = calls.decode(1).media()
+    leaf = calls.decode(1).media().with_latents(np.zeros((1, *policy.latent_shape), np.float32))
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
 

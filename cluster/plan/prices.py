@@ -80,6 +80,7 @@ class Prices:
         work, pace = self.work, self.calibration.pace
         nft = self.settings.learner.objective == "nft"  # whose old policy looks at every row, too
         scores, reduced = self.scores(), self._reduced(cluster.ranks)
+        decoded = any(reward.reads == "media" for reward in self.settings.training_rewards.values())
         gathered = colocated * self._gathered(cluster.ranks, 1)
         forward = self._seconds(work.forward_row, pace(FORWARD))
         trained = self._seconds(work.trained_row, pace(TRAINED))
@@ -88,7 +89,8 @@ class Prices:
             forward=pace(FORWARD).call + gathered,
             forward_row=forward,
             forward_calls={rows: own + gathered for rows, own in pace(FORWARD).of(forward).items()},
-            decode_picture=self._seconds(work.decode_leaf, pace(DECODE)) + shared_rewards * sum(scores.values()),
+            decode_picture=decoded * self._seconds(work.decode_leaf, pace(DECODE))
+            + shared_rewards * sum(scores.values()),
             score_batch=max(pace(model).call for model in scores),
             score_pictures=scores,
             micro_batch=pace(TRAINED).call + reduced,

@@ -50,8 +50,9 @@ class PhaseFlops:
         """Phase -> its operations in an iteration; without phases whose networks weren't counted."""
         kinds, flops = self.kinds, dict[str, float]()
         leaves = next(iter(report.rewards.values())).size
+        decoded = leaves * self.settings.decoded_trees(report.iteration) / self.settings.prompts.per_iteration
         if FORWARD in kinds:
-            flops["rollout"] = report.forward_passes * kinds[FORWARD] + leaves * kinds[DECODED]
+            flops["rollout"] = report.forward_passes * kinds[FORWARD] + decoded * kinds[DECODED]
             flops["learning"] = sum(update.rows for update in report.updates) * kinds[TRAINED]
             if not self.settings.learner.kl_weight:  # else the reference's pass is counted with the trained row
                 flops["learning"] += sum(update.reference_rows for update in report.updates) * kinds[FORWARD]

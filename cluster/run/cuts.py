@@ -1,10 +1,11 @@
 """Cutting an iteration into tasks for the workers and windows for the learner."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
+from typing import Any
 
 from ...proto.schedule import Schedule
-from ...proto.settings import RunSettings
+from ...proto.settings import RewardSettings, RunSettings
 from ...proto.tree import Task, Window
 
 MAX_UNREAD_PARTS = 2
@@ -36,10 +37,20 @@ def training_tasks(
     settings: RunSettings, iteration: int, prompts: Sequence[str], schedule: Schedule, version: int
 ) -> list[Task]:
     """The tasks of an iteration of training."""
+    recorded = settings.logging.recorded_trees(iteration)
+    handed_over: dict[str, Any] = {
+        "recorded": recorded,
+        "previews": bool(recorded) and settings.logging.tree_previews,
+        "latents": reads_latents(settings.training_rewards),
+        "decoded": settings.decoded_trees(iteration),
+    }
     cut = tasks(iteration, prompts, settings.rollout.trees_per_task, schedule, settings.seed, version)
-    if not (recorded := settings.logging.recorded_trees(iteration)):
-        return cut
-    return [replace(task, recorded=recorded, previews=settings.logging.tree_previews) for task in cut]
+    return [replace(task, **handed_over) for task in cut]
+
+
+def reads_latents(rewards: Mapping[str, RewardSettings]) -> bool:
+    """Whether one of the rewards reads latents."""
+    return any(reward.reads == "latents" for reward in rewards.values())
 
 
 def windows(settings: RunSettings, iteration: int) -> Iterator[Window[int]]:

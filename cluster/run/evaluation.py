@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from collections import defaultdict
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from hashlib import sha256
 from typing import TYPE_CHECKING, Any
 
@@ -19,7 +19,7 @@ from ...proto.settings import PolicySettings, RunSettings
 from ...proto.tree import FloatArray, Task
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.diversity import Diversity
-from .cuts import tasks
+from .cuts import reads_latents, tasks
 
 if TYPE_CHECKING:
     from ...rollout_workers.worker import RolloutWorker
@@ -28,10 +28,11 @@ MADE_WITH = "made_with"
 """Key of `made_with`'s result in a line of evaluations.jsonl."""
 OF_NO_EFFECT = {
     "policy": {"pretrained", "start_from", "device", "compile"},
-    "reward": {"weight", "timeout_seconds", "judge"},
+    "reward": {"weight", "timeout_seconds", "judge", "reads"},
     "judge": {"url", "concurrency", "cached_answers", "api_key_env"},
 }
-"""Settings that don't influence pictures and scores, or can't change during a run; a judge is looked at by itself."""
+"""Settings that don't influence pictures and scores, or can't change during a run; a judge, and what a reward
+reads, are looked at by themselves."""
 ITERATION = 0
 """Training counts iterations from 1, so evaluation never draws the same noise."""
 
@@ -79,7 +80,8 @@ def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int
     """
     size = min(settings.rollout.max_batch_rows, settings.rollout.trees_per_task * settings.schedule.build().leaves)
     schedule, evaluation = ode_schedule(evaluation_steps(settings)), settings.evaluation
-    return tasks(ITERATION, prompts, size, schedule, evaluation.seed, version, evaluation.guidance_scale)
+    cut = tasks(ITERATION, prompts, size, schedule, evaluation.seed, version, evaluation.guidance_scale)
+    return [replace(task, latents=reads_latents(settings.rewards)) for task in cut]
 
 
 def guided(settings: RunSettings) -> PolicySettings:
@@ -105,6 +107,7 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
         name: reward.model_dump(mode="json", exclude=OF_NO_EFFECT["reward"])
         | {"url": reward.url is not None}  # a service may move
         | ({"judge": judge.model_dump(mode="json", exclude=OF_NO_EFFECT["judge"])} if (judge := reward.judge) else {})
+        | ({"reads": reward.reads} if reward.reads != "media" else {})
         for name, reward in settings.rewards.items()
     }
     return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}
@@ -141,7 +144,7 @@ def evaluate(
     for task in evaluation_tasks(settings, prompts, worker.version):
         leaves = joined([part.media for part in worker.sample(task)])
         reply = scorers.score(ScoreRequest(leaves, task.prompts, list(rewards)))
-        media.append(leaves)
+        media.append(leaves.read("media"))
         for name, values in rewards.items():
             values.append(reply.scores[name])
         progress((task.trees[-1] + 1) / len(prompts))

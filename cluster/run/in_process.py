@@ -25,7 +25,7 @@ from ...rollout_workers.worker import RolloutWorker
 from . import checkpoints
 from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
-from .loop import IterationReport, Progress, shown_trees
+from .loop import IterationReport, Progress
 from .phases import OwnTimeline
 from .planner import Planner
 from .samples import TreeSamples
@@ -59,9 +59,9 @@ class InProcessLoop:
         plan, rewards = self.planner.plan(number), list(self.settings.training_rewards)
         schedule, prompts = plan.schedule, plan.prompts
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
-        shown = shown_trees(self.settings.logging, number)
+        shown = self.settings.logging.shown_trees(number)
         media: dict[int, list[Media]] = {}
-        diversity = np.zeros(len(trees))
+        diversity: dict[int, float] = {}
         leaves_done = 0
         for task in training_tasks(self.settings, number, prompts, schedule, self.worker.version):
             with timeline.phase("rollout"):
@@ -95,7 +95,7 @@ class InProcessLoop:
             usage=timeline.usage,
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
-            diversity=float(diversity.mean()),
+            diversity=float(np.mean(list(diversity.values()))) if diversity else None,
             samples=[TreeSamples(trees[n].prompt, trees[n].rewards, joined(media[n])) for n in sorted(media)],
             trees=[self._record(number, trees[own.number], own) for update in updates for own in update.recorded],
         )

@@ -169,7 +169,7 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
             for name, values in report.rewards.items()
         },
         "reward_shares": reward_shares(report.updates),
-        "diversity": report.diversity,
+        **({} if report.diversity is None else {"diversity": report.diversity}),
         "leaves": int(next(iter(report.rewards.values())).size),
         "left_out_trees": report.left_out,
         "forward_passes": report.forward_passes,

@@ -8,7 +8,6 @@ from typing import Protocol
 import numpy as np
 import numpy.typing as npt
 
-from ...proto.settings import LoggingSettings
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
 from .evaluation import Evaluation
@@ -17,14 +16,6 @@ from .tree_record import TreeRecord
 
 Progress = Callable[[str, float], None]
 """Called with the phase of an iteration and the fraction of it that is done, 0 to 1."""
-
-SHOWN_TREES = 4
-"""Number of trees per iteration whose leaves are kept as samples."""
-
-
-def shown_trees(settings: LoggingSettings, iteration: int) -> int:
-    """Number of an iteration's first trees whose leaves are kept as samples."""
-    return SHOWN_TREES if settings.samples_every and iteration % settings.samples_every == 0 else 0
 
 
 @dataclass
@@ -38,8 +29,9 @@ class IterationReport:
     """Phase -> its seconds: rollout, scoring, waiting, learning, publishing. On Ray they overlap."""
     forward_passes: int
     updates: list[UpdateStats]
-    diversity: float
-    """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over trees."""
+    diversity: float | None
+    """Diversity of the leaves of a tree (`rollout_workers/diversity.py`), mean over the trees that were decoded; None
+    where none was."""
     usage: dict[str, Usage] = field(default_factory=dict)
     """Phase -> what all processes have spent on it; on Ray also that of `controller` and `driver`."""
     flops: dict[str, float] = field(default_factory=dict)

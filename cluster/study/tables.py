@@ -115,7 +115,7 @@ def costs(study: Study, curves: Curves) -> Table:
 def diversity(curves: Curves) -> Table:
     """Diversity of sampled leaves and of held-out pictures, at the first and the last iteration so far."""
     measures: dict[str, Callable[[Curve], Sequence[float]]] = {
-        "leaves": lambda c: [line["diversity"] for line in c.metrics],
+        "leaves": lambda c: [line["diversity"] for line in c.metrics if "diversity" in line],
         "held_out": lambda c: list(c.diversity),
     }
     rows, records = [], []
