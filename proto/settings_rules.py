@@ -61,6 +61,9 @@ def updates_divide_an_iteration(run: "RunSettings") -> Misfit:
 
 def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
     """Pictures that the policy started from are shown where prompts have any."""
+    own = run.rewards.get("edit_reward")
+    if own and not (own.function or own.scorer or own.url or own.judge or run.prompts.picture_column):
+        yield "rewards.edit_reward compares with the pictures of prompts, and prompts.picture_column is null"
     for name, reward in run.rewards.items():
         if reward.judge and reward.judge.sources and not run.prompts.picture_column:
             yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"

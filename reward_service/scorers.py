@@ -34,7 +34,9 @@ SCORERS = {
     "aesthetic": f"{__package__}.clip:load_aesthetic",
     "clap": f"{__package__}.clap:load_clap",
     "clip_score": f"{__package__}.clip:load_clip_score",
+    "edit_reward": f"{__package__}.scored_chat:load_edit_reward",
     "hps": f"{__package__}.clip:load_hps",
+    "hps_v3": f"{__package__}.scored_chat:load_hps_v3",
     "image_reward": f"{__package__}.image_reward:load_image_reward",
     "jpeg_compressibility": f"{__package__}.jpeg:load_compressibility",
     "jpeg_incompressibility": f"{__package__}.jpeg:load_compressibility",
@@ -47,6 +49,8 @@ SCORERS = {
 }
 """Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 
+QUESTIONED = ("edit_reward", "hps_v3")
+"""Those of them that are vision-language models with a head."""
 OF_SOUNDS = ("clap",)
 """Those of them that score sounds."""
 
@@ -138,6 +142,11 @@ def check_source(name: str, settings: RewardSettings) -> None:
         from . import clap
 
         clap.check_files(settings)
+        return
+    if name in QUESTIONED:
+        from . import scored_chat
+
+        scored_chat.check_files(name, settings)
         return
     from .clip import check_files
 

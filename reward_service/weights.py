@@ -24,7 +24,9 @@ def device(settings: RewardSettings) -> torch.device:
 
 PUBLISHED = {
     "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
+    "edit_reward": "model.safetensors",
     "hps": "HPS_v2.1_compressed.pt",
+    "hps_v3": "HPSv3.safetensors",
     "image_reward": "ImageReward.pt",
 }
 """Reward -> file of its published weights."""
@@ -101,7 +103,7 @@ def model_folder(reward: str, folder: str | None, setting: str, kind: str) -> Pa
     Raises InputError for a folder without one, or without safetensors.
     """
     path = Path(folder or "")
-    if folder is None or _model_type(path / "config.json") != kind or not any(path.glob("*.safetensors")):
+    if folder is None or model_type(path / "config.json") != kind or not any(path.glob("*.safetensors")):
         raise InputError(
             f"rewards.{reward}.{setting} is {folder!r}; it must be the folder of a {kind.upper()} model, with "
             "config.json and model.safetensors"
@@ -109,7 +111,7 @@ def model_folder(reward: str, folder: str | None, setting: str, kind: str) -> Pa
     return path
 
 
-def _model_type(config: Path) -> object:
+def model_type(config: Path) -> object:
     """What a model's configuration says that it is; None if there is none to be read."""
     try:
         content = json.loads(config.read_text(encoding="utf-8"))

@@ -28,7 +28,7 @@ MADE_WITH = "made_with"
 """Key of `made_with`'s result in a line of evaluations.jsonl."""
 OF_NO_EFFECT = {
     "policy": {"pretrained", "start_from", "device", "compile"},
-    "reward": {"weight", "timeout_seconds", "judge", "reads"},
+    "reward": {"weight", "timeout_seconds", "judge", "reads", "instruction"},
     "judge": {"url", "concurrency", "cached_answers", "api_key_env"},
 }
 """Settings that don't influence pictures and scores, or can't change during a run; a judge, and what a reward
