@@ -30,7 +30,7 @@ def test_every_file_is_on_the_map_with_its_purpose() -> None:
 def test_the_table_of_rewards_has_every_one_with_its_scale_and_licence() -> None:
     rows = [row for row in (ROOT / "docs" / "rewards.md").read_text().splitlines() if row.count("|") == 7]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]  # below the heading and its line
-    assert {name for row in cells for name in re.findall("`([a-z_]+)`", row[0])} >= SCORERS.keys()
+    assert {name for row in cells for name in re.findall("`([a-z0-9_]+)`", row[0])} >= SCORERS.keys()
     assert all(row[1] and row[4] and row[5] for row in cells)
 
 

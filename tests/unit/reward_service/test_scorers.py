@@ -110,6 +110,6 @@ def test_target_of_a_long_prompt_takes_no_time() -> None:
 
 def test_an_unknown_reward_is_named() -> None:
     with pytest.raises(
-        InputError, match="unknown reward 'beauty' in rewards; there are aesthetic, clap, clip_score, hps"
+        InputError, match="unknown reward 'beauty' in rewards; there are aesthetic, clap, clip_score, edit_reward, hps"
     ):
         Scorers({"ocr": RewardSettings(), "beauty": RewardSettings()})
