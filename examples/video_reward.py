@@ -1,7 +1,8 @@
 """A reward service of your own: any model behind the contract of docs/rewards.md.
 
 Here the reward is `motion`, by how much neighbouring frames of a clip differ. A model such as VideoAlign takes its
-place: load it once, where `Motion` is made, and score `request.media.pictures` and `request.prompts` with it.
+place (docs/rewards.md says how): load it once, where `Motion` is made, and score `request.media.pictures` and
+`request.prompts` with it.
 
     python examples/video_reward.py 8000
 

@@ -5,6 +5,8 @@ from collections.abc import Callable
 
 import pytest
 from branchgrpo.cluster.pages import files, metrics, recipe
+from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.yaml12 import read_yaml
 from branchgrpo.reward_service.scorers import SCORERS
 from support import ROOT
 
@@ -32,6 +34,15 @@ def test_the_table_of_rewards_has_every_one_with_its_scale_and_licence() -> None
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]  # below the heading and its line
     assert {name for row in cells for name in re.findall("`([a-z0-9_]+)`", row[0])} >= SCORERS.keys()
     assert all(row[1] and row[4] and row[5] for row in cells)
+
+
+def test_recipes_of_rewards_are_recipes(run_settings: Callable[..., RunSettings]) -> None:
+    """Every piece of a recipe on the page about rewards fits a recipe."""
+    blocks = re.findall(r"^```yaml\n(\w.*?)^```", (ROOT / "docs" / "rewards.md").read_text(), re.MULTILINE | re.DOTALL)
+    found = [content for block in blocks if "rewards" in (content := read_yaml(block))]
+    assert len(found) > 8
+    for content in found:
+        run_settings({"execution": "ray", **content})
 
 
 def test_links_between_pages_lead_somewhere() -> None:
