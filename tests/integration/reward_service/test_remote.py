@@ -13,7 +13,7 @@ from branchgrpo.reward_service import remote
 from branchgrpo.reward_service.app import create_app
 from branchgrpo.reward_service.replica import Replica
 from published import PROMPTS, pictures
-from support import ROOT, at_once, scores, serving, shade
+from support import ROOT, at_once, scores, serving, shade, warmth
 
 
 def served(score: Any, token: str | None = None) -> AbstractContextManager[str]:
@@ -40,6 +40,23 @@ def test_another_service_gives_the_same_scores_after_trouble(frames: int, monkey
         found = scores("far", RewardSettings(url=url), media)
     np.testing.assert_allclose(found, media.mean(axis=tuple(range(1, media.ndim))))
     assert asked == [media.shape] * 3
+
+
+def test_another_service_gets_of_leaves_what_it_reads() -> None:
+    asked, latents = [], np.random.default_rng(0).normal(size=(len(PROMPTS), 4, 3)).astype(np.float32)
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(set(request.media.arrays()))
+        found = request.media.latents if request.media.pictures is None else request.media.pictures
+        return ScoreReply({"far": found.reshape(len(found), -1).mean(axis=1).astype(float)})
+
+    media = Media(pictures(8, 12), latents=latents)
+    with served(score) as url:
+        warm = scores("far", RewardSettings(url=url, reads="latents"), media)
+        shown = scores("far", RewardSettings(url=url), media)
+    np.testing.assert_allclose(warm, warmth(latents, PROMPTS), rtol=1e-5)
+    np.testing.assert_allclose(shown, pictures(8, 12).mean(axis=(1, 2, 3)))
+    assert asked == [{"latents"}, {"media"}]
 
 
 @pytest.mark.parametrize("shape", [(80, 600, 600), (10, 40, 200, 200)], ids=["pictures", "clips"])
