@@ -120,10 +120,8 @@ class ScoredChat:
             return_tensors="pt",
         ).to(own)
         at = tokens.input_ids == self._token
-        fits = (tokens.input_ids == self._model.config.image_token_id).sum(dim=1).cpu() == torch.tensor(counts).sum(
-            dim=1
-        )
-        if not (fits.all() and (at.sum(dim=1) == 1).all()):
+        shown = (tokens.input_ids == self._model.config.image_token_id).sum(dim=1).tolist()
+        if shown != [sum(count) for count in counts] or not (at.sum(dim=1) == 1).all():
             raise InputError(f"a prompt has one of the tokens {self._picture} and {TOKEN} of rewards.{self._reward}")
         # The authors' forward pass counts positions in one dimension, pictures like text.
         places = torch.arange(tokens.input_ids.shape[1], device=own).expand(3, *tokens.input_ids.shape)
