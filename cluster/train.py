@@ -25,6 +25,7 @@ from .run.change_log import set_aside_wandb
 from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
+from .run.falls import find_fall, undo_fall
 from .run.folder import RunFolder
 from .run.leaves import played
 from .run.log import RunLog
@@ -97,7 +98,10 @@ def _go(
                         loop = _loop(settings, folder, prompts, address)
                     else:
                         loop.restart()
-                return _Run(loop, folder, settings, display, stop, held_out).go(prompts, held_out)
+                while not _Run(loop, folder, settings, display, stop, held_out).go(prompts, held_out):
+                    with display.waiting("setting up processes with the best weights"):
+                        loop.restart()
+                return
             except ProcessLost as error:
                 reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1
                 if fruitless > MAX_FRUITLESS_RESTARTS:
@@ -195,7 +199,8 @@ class _Run:
         stop.asked = self._answer
         self._at, self._begun = self.done, time.perf_counter()
 
-    def go(self, prompts: Sequence[str], held_out: Sequence[str]) -> None:
+    def go(self, prompts: Sequence[str], held_out: Sequence[str]) -> bool:
+        """Run to the end, or until a fall was undone: the loop must be restarted then. Returns whether it ended."""
         settings, folder, goes_on = self.settings, self.folder, False
         try:
             if not self.done:
@@ -208,7 +213,9 @@ class _Run:
             with self.display.iterating(self.done, settings.iterations):
                 for iteration in range(self.done + 1, settings.iterations + 1):
                     with self.stop.during("noted"):
-                        self._iterate(iteration, held_out)
+                        if self._iterate(iteration, held_out):
+                            goes_on = True
+                            return False
             self._finish(held_out)
         except ProcessLost:
             goes_on = True
@@ -216,9 +223,12 @@ class _Run:
         finally:
             self.log.close(goes_on=goes_on)
         self.display.finished(folder)
+        return True
 
-    def _iterate(self, iteration: int, held_out: Sequence[str]) -> None:
-        settings = self.settings
+    def _iterate(self, iteration: int, held_out: Sequence[str]) -> bool:
+        """Make an iteration and what is due after it. Returns whether the reward fell, and the best weights are back in
+        the newest checkpoint."""
+        settings, fall = self.settings, None
         self._at, self._begun = iteration, time.perf_counter()
         with span("iteration", iteration=iteration):
             report = self.loop.iterate(iteration, self.display.within)
@@ -235,9 +245,13 @@ class _Run:
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
+            fall = find_fall(self.folder, settings)
         if not last:  # that has an evaluation to come
             self._write(lambda: self.log.complete(iteration))
-        if last or report.learner_draining or settings.checkpoint_due(iteration):
+        if fall:
+            self.display.fell(fall, self._write(partial(undo_fall, self.folder, settings, fall)))
+            self.folder.drop_old_checkpoints(settings.checkpoint)
+        elif last or report.learner_draining or settings.checkpoint_due(iteration):
             self._save(iteration)
         if (signum := self.stop.signum) and not last:
             if self.folder.done < iteration:
@@ -245,6 +259,7 @@ class _Run:
             raise Stopped(signum, _after_stop(self.folder))
         if report.learner_draining and not last:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
+        return fall is not None
 
     def _draw(self, report: IterationReport) -> None:
         """Write the samples and the recorded trees of an iteration, where they are due, and log their pictures."""

@@ -162,10 +162,10 @@ class Engine:
         with plain_path(folder) as path:
             self.module.save_checkpoint(path, tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
-    def load(self, folder: Path, saved_by: int) -> None:
+    def load(self, folder: Path, saved_by: int, pace: float = 1.0) -> None:
         """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there.
 
-        The optimizer then works as the settings of this engine say.
+        The optimizer then works as the settings of this engine say, with `pace` times their learning rate.
         """
         other = self._stage > 0 and saved_by != self.ranks
         tag = self._universal(folder) if other else ENGINE
@@ -176,16 +176,16 @@ class Engine:
         self.module._config.load_universal_checkpoint = False
         if found is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
-        self._configure_optimizer()
+        self._configure_optimizer(pace)
 
-    def _configure_optimizer(self) -> None:
+    def _configure_optimizer(self, pace: float) -> None:
         """Have the optimizer work as the settings say: DeepSpeed restores how it worked when it was saved."""
         settings = self._settings
         for group in self.module.optimizer.param_groups:
             group.update(betas=settings.betas, weight_decay=settings.weight_decay)
         if self._stage:
             self.module.optimizer.clip_grad = settings.gradient_clipping
-        self._scheduler.base_lrs = [settings.learning_rate] * len(self._scheduler.base_lrs)
+        self._scheduler.base_lrs = [pace * settings.learning_rate] * len(self._scheduler.base_lrs)
         self._scheduler.last_epoch -= 1  # a step back and forth gives the next update its rate
         with warnings.catch_warnings():  # that no update was made before
             warnings.simplefilter("ignore")

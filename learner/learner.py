@@ -70,6 +70,8 @@ class Learner:
         self.kept_forwards = ForwardCache() if settings.learner.keep_graph else None
         """Forward passes of this process' own rollouts, which take the place of the learner's."""
         self.version = 0
+        self.pace = 1.0
+        """What the settings' learning rate is multiplied by: below 1 after a fall was undone."""
         if settings.learner.lora:
             add_adapters(policy, settings.learner.lora, settings.seed)
         self.reference = Reference(policy, settings) if settings.learner.kl_weight else None
@@ -247,7 +249,8 @@ class Learner:
                 save_weights(folder / "old.safetensors", self.old.average.weights)
             if self.average:
                 save_weights(folder / "ema.safetensors", self.average.weights)
-            (folder / "learner.json").write_text(json.dumps({"version": self.version, "ranks": self.engine.ranks}))
+            facts = {"version": self.version, "pace": self.pace, "ranks": self.engine.ranks}
+            (folder / "learner.json").write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, with any number of ranks and at any ZeRO stage, and continue as the settings say.
@@ -257,7 +260,8 @@ class Learner:
         """
         facts = json.loads((folder / "learner.json").read_text())
         self._check_weights(folder / "weights.safetensors")
-        self.engine.load(folder, facts["ranks"])
+        self.pace = facts.get("pace", 1.0)
+        self.engine.load(folder, facts["ranks"], self.pace)
         if self.average:
             file = folder / "ema.safetensors"
             self.average.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.master_weights())

@@ -717,6 +717,16 @@ class LearnerSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
 
 
+class FallSettings(Settings):
+    """Falls of the held-out reward. After one, the run continues from the weights that were evaluated best."""
+
+    lost: Annotated[float, Field(gt=0)] = 0.3
+    """Share of what the reward has gained since the first evaluation that it must have lost. It must also be lower than
+    the best by three standard errors of the difference, picture by picture."""
+    pace: Annotated[float, Field(gt=0, le=1)] = 0.5
+    """What the learning rate is multiplied by after every fall."""
+
+
 class EvaluationSettings(Settings):
     """Evaluation on the held-out prompts: deterministic sampling from fixed noise."""
 
@@ -734,6 +744,9 @@ class EvaluationSettings(Settings):
     """Names of rewards, of weight 0, that are scored in evaluations only. Iterations don't wait for them."""
     samples: Annotated[int, Field(gt=0, le=10_000)] = 1
     """Pictures per prompt. With more than one, their diversity is reported too."""
+    undo_falls: FallSettings | None = None
+    """Notice falls of the reward that `checkpoint.keep_best` goes by, and return to the weights before them. null:
+    train on."""
 
 
 class KeepBestSettings(Settings):

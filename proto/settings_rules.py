@@ -106,6 +106,8 @@ def the_best_is_known(run: "RunSettings") -> Misfit:
             "checkpoint.keep_best chooses by evaluations; give evaluation.every (now "
             f"{run.evaluation.every}) and held-out prompts (prompts.held_out or prompts.held_out_count)"
         )
+    if run.evaluation.undo_falls and not best:
+        yield "evaluation.undo_falls returns to the best checkpoint; give checkpoint.keep_best, such as {}"
 
 
 def a_lora_is_trained_as_one(run: "RunSettings") -> Misfit:

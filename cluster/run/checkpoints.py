@@ -2,6 +2,8 @@
 
 import hashlib
 import json
+import os
+import shutil
 from collections.abc import Collection, Iterator
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -15,6 +17,9 @@ MANIFEST = "manifest.json"
 """Size in bytes and digest of every other file of a checkpoint, by name. Those of earlier versions hold sizes alone."""
 PREVIOUS = "previous.safetensors"
 """File with the weights of the version before, which a run with `staleness: 1` samples with."""
+LEARNER = "learner.json"
+"""File with the version of the weights (`version`), the share of the settings' learning rate that the learner takes
+(`pace`), and its number of ranks (`ranks`)."""
 DAMAGED = "damaged-"
 """Prefix of a damaged checkpoint's name. It is kept for inspection, and never loaded."""
 
@@ -36,6 +41,26 @@ def written(folder: Path) -> Iterator[Path]:
         digests = _digests(temporary, sizes)
         manifest = {name: {"bytes": size, "xxh3_128": digests[name]} for name, size in sizes.items()}
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
+
+
+def copy_slowed(folder: Path, to: Path, version: int, pace: float) -> float:
+    """Make a checkpoint `to` of the weights and the optimizer in another, `folder`, and return its learner's pace:
+    `pace` times that of the other.
+
+    `version` becomes that of the weights. Files are shared where the disk allows it. Raises OSError without room.
+    """
+    with written(to) as temporary:
+        for name in _sizes(folder):
+            (temporary / name).parent.mkdir(parents=True, exist_ok=True)
+            try:
+                os.link(folder / name, temporary / name)
+            except OSError:  # a file system without links
+                shutil.copyfile(folder / name, temporary / name)
+        facts = json.loads((folder / LEARNER).read_text())
+        facts |= {"version": version, "pace": pace * facts.get("pace", 1.0)}
+        (temporary / LEARNER).unlink()
+        (temporary / LEARNER).write_text(json.dumps(facts))
+    return float(facts["pace"])
 
 
 def size(folder: Path) -> int:

@@ -30,6 +30,7 @@ from ...proto.settings import RunSettings
 from ...proto.settings_errors import named_settings
 from .changes import Change
 from .checkpoints import DAMAGED
+from .falls import Fall
 from .folder import RunFolder
 from .loop import IterationReport
 from .state import RunState, State, view_command
@@ -149,6 +150,14 @@ class RunDisplay:
         self._become("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
         self._warn(f"{brief(error)}; restarting all processes from {where}")
+
+    def fell(self, fall: Fall, pace: float) -> None:
+        """The held-out reward has fallen, and the run continues from its best weights."""
+        self._become("recovering", error="the held-out reward fell")
+        self._warn(
+            f"the held-out reward fell from {fall.before:.3f} (iteration {fall.best}) to {fall.now:.3f}; continuing "
+            f"with the weights of iteration {fall.best} and {pace:g} times the learning rate"
+        )
 
     def stopping(self, iteration: int, seconds: float | None) -> None:
         """Somebody has asked the run to stop; `seconds` are what is left of the iteration, if that is known."""

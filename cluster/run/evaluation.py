@@ -119,6 +119,14 @@ def evaluation_file(line: Mapping[str, Any]) -> str:
     return f"evaluations/iteration-{line['iteration']:06d}{way}.safetensors"
 
 
+def weights_of_best(settings: RunSettings) -> dict[str, float]:
+    """Reward -> its weight in what the best evaluation is chosen by."""
+    best = settings.checkpoint.keep_best
+    if best and best.reward:
+        return {best.reward: 1.0}
+    return {name: reward.weight for name, reward in settings.rewards.items() if reward.weight}
+
+
 def comparable(lines: Sequence[Mapping[str, Any]]) -> list[Mapping[str, Any]]:
     """The lines of evaluations that can be compared with the last: they have its rewards, made in the same way."""
     last = lines[-1].get(MADE_WITH, {}).items() if lines else ()

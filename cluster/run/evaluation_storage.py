@@ -11,6 +11,7 @@ from ...proto.atomic_files import whole
 from ...proto.media import PICTURES, SOUND, Media
 from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import encode
+from ...proto.tree import FloatArray
 from .evaluation import Evaluation
 
 REWARD = "reward."
@@ -37,12 +38,18 @@ def read_prompts(path: Path) -> Sequence[str]:
         return parse_prompts(file.metadata()["prompts"])
 
 
+def read_scores(path: Path) -> dict[str, FloatArray]:
+    """Reward -> the scores of all pictures of the evaluation in a file, float64 [n]; no picture is read."""
+    with safe_open(path, "numpy") as file:
+        names = [name for name in file.keys() if name.startswith(REWARD)]  # noqa: SIM118  # it is no mapping
+        return {name.removeprefix(REWARD): file.get_tensor(name) for name in names}
+
+
 def read(path: Path, prompts: int | None = None) -> Evaluation:
     """The evaluation in a file; with `prompts`, one picture for each of so many first prompts. Others aren't read."""
+    rewards = read_scores(path)
     with safe_open(path, "numpy") as file:
         every = parse_prompts(file.metadata()["prompts"])
-        names = [name for name in file.keys() if name.startswith(REWARD)]  # noqa: SIM118  # it is no mapping
-        rewards = {name.removeprefix(REWARD): file.get_tensor(name) for name in names}
         if prompts is None:
             return Evaluation(every, read_media(file, range(len(every))), rewards)
         firsts: dict[str, int] = {}  # a prompt may have several samples

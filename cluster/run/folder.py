@@ -41,7 +41,7 @@ from .change_log import set_aside_after, write_changes
 from .changes import Change, find_changes
 from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
 from .driver_lock import driver_lock
-from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file
+from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file, weights_of_best
 from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
 from .state import resume_command
 
@@ -189,11 +189,7 @@ class RunFolder:
         return self._ranked(comparable(self.lines("evaluations")))
 
     def _ranked(self, evaluations: Sequence[Mapping[str, Any]]) -> list[int]:
-        settings = self.settings
-        best = settings.checkpoint.keep_best
-        weights = {name: reward.weight for name, reward in settings.rewards.items() if reward.weight}
-        if best and best.reward:
-            weights = {best.reward: 1.0}
+        weights = weights_of_best(self.settings)
         scores = {
             line["iteration"]: sum(weight * line[name] for name, weight in weights.items())
             for line in evaluations

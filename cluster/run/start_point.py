@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings, StartSettings
+from .checkpoints import LEARNER
 from .folder import RunFolder
 
 
@@ -48,7 +49,7 @@ def _found(start: StartSettings) -> StartSettings:
             raise InputError(
                 f"{told}, which is no folder of a run; policy.start_from.iteration chooses among its checkpoints"
             )
-        if start.ema and not (path / "learner.json").is_file():
+        if start.ema and not (path / LEARNER).is_file():
             raise InputError(f"{told}, which is no run and no checkpoint; policy.start_from.ema is of these")
         return start.model_copy(update={"path": str(path)})
     folder = RunFolder.open(path)

@@ -171,6 +171,11 @@ def describe(change: Line) -> str:
     """A line of changes.jsonl in words."""
     if "went_back_from" in change:
         return f"went back from iteration {change['went_back_from']} to {change.get('to')}"
+    if "fell_from" in change:
+        return (
+            f"held-out reward fell from {change['fell_from']:.3f} to {change.get('to'):.3f}: weights of iteration "
+            f"{change.get('best')} again, {change.get('pace'):g} times the learning rate"
+        )
     before, now = (shorten(json.dumps(change.get(key)), 60, placeholder="…") for key in ("before", "now"))
     return f"{change.get('setting')}: {before} → {now}"
 

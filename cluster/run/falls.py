@@ -1,0 +1,67 @@
+"""Falls of the held-out reward: how one is told from noise, and the way back (`evaluation.undo_falls`)."""
+
+import math
+import time
+from dataclasses import dataclass
+
+import numpy as np
+
+from ...proto.settings import RunSettings
+from ...proto.tree import FloatArray
+from . import evaluation_storage
+from .checkpoints import copy_slowed
+from .evaluation import comparable, evaluation_file, weights_of_best
+from .folder import RunFolder
+
+STANDARD_ERRORS = 3.0
+"""Those of the difference that a fall must exceed: chance is below it once in 700 evaluations."""
+
+
+@dataclass(frozen=True)
+class Fall:
+    """An evaluation far below the best one."""
+
+    iteration: int
+    """That it was made after."""
+    best: int
+    """Iteration of the best evaluation, of which there is a checkpoint."""
+    before: float
+    """Mean of the best evaluation."""
+    now: float
+    """Mean of this one."""
+
+
+def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
+    """The fall that the newest evaluation is; None if it is none, or if falls aren't to be undone."""
+    wanted, lines = settings.evaluation.undo_falls, comparable(folder.lines("evaluations"))
+    if not wanted or not (ranked := folder.best_checkpoints()):
+        return None
+    weights = weights_of_best(settings)
+
+    def scores(iteration: int) -> FloatArray:
+        line = next(line for line in reversed(lines) if line["iteration"] == iteration)
+        found = evaluation_storage.read_scores(folder.path / evaluation_file(line))
+        return np.sum([weight * found[name] for name, weight in weights.items()], axis=0)
+
+    newest, best = lines[-1]["iteration"], ranked[0]
+    first, then, now = scores(lines[0]["iteration"]), scores(best), scores(newest)
+    lost, error = then - now, (then - now).std(ddof=1) / math.sqrt(len(now)) if len(now) > 1 else math.inf
+    gained = then.mean() - first.mean()
+    if lost.mean() <= max(STANDARD_ERRORS * error, wanted.lost * gained, 0.0):
+        return None
+    return Fall(newest, best, float(then.mean()), float(now.mean()))
+
+
+def undo_fall(folder: RunFolder, settings: RunSettings, fall: Fall) -> float:
+    """Make the checkpoint of the fall's iteration one of the best weights, with a lower pace, and return that.
+
+    The run continues from it once its processes are set up again. changes.jsonl tells of it. Raises OSError if there is
+    no room.
+    """
+    assert settings.evaluation.undo_falls
+    pace = settings.evaluation.undo_falls.pace
+    to = folder.checkpoint(fall.iteration)
+    pace = copy_slowed(folder.checkpoint(fall.best), to, fall.iteration, pace)
+    line = {"fell_from": fall.before, "to": fall.now, "best": fall.best, "pace": pace}
+    folder.append("changes", {"iteration": fall.iteration + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **line})
+    return pace

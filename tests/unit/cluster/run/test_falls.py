@@ -1,0 +1,76 @@
+"""Falls of the held-out reward are told from noise."""
+
+from collections.abc import Sequence
+
+import numpy as np
+import pytest
+from branchgrpo.cluster.run.checkpoints import LEARNER, check, copy_slowed, written
+from branchgrpo.cluster.run.evaluation import Evaluation
+from branchgrpo.cluster.run.falls import Fall, find_fall
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.media import Media
+from branchgrpo.proto.settings import RunSettings
+from support import Settings
+
+UNDONE = {"evaluation.every": 1, "checkpoint.keep_best": {}, "evaluation.undo_falls": {}}
+
+
+def evaluated(settings: RunSettings, rewards: Sequence[Sequence[float]]) -> Fall | None:
+    """What is found after evaluations of iterations 0, 1 and so on with these rewards of each picture."""
+    with RunFolder.create(settings) as run:
+        for iteration, own in enumerate(rewards):
+            media = Media(pictures=np.zeros((len(own), 1, 2, 2, 3), np.uint8))
+            scores = {"ocr": np.array(own), "ocr_exact": np.zeros(len(own))}
+            run.add_evaluation(iteration, Evaluation([f"{n}" for n in range(len(own))], media, scores), {})
+            if 0 < iteration < len(rewards) - 1:
+                with written(run.checkpoint(iteration)) as temporary:
+                    (temporary / LEARNER).write_text("{}")
+        return find_fall(run, settings)
+
+
+def right(count: int, of: int = 100) -> list[float]:
+    """Scores of pictures, the first of which are right."""
+    return [1.0] * count + [0.0] * (of - count)
+
+
+def test_a_fall_names_where_it_began(run_settings: Settings) -> None:
+    found = evaluated(run_settings(UNDONE), [right(20), right(50), right(70), right(69), right(40)])
+    assert found == Fall(4, 2, pytest.approx(0.7), pytest.approx(0.4))
+
+
+@pytest.mark.parametrize(
+    ("rewards", "fell"),
+    [
+        ([right(20), right(60), right(45)], True),  # 15 pictures: 0.15, and 0.036 of error
+        ([right(20), right(60), right(49)], False),  # 11 of the 40 that it gained
+        ([right(20), right(60), right(47)], True),  # 13 of them are more than 0.3
+        ([right(20), right(28), right(24)], False),  # half of the gain, and within its error
+        ([right(20), right(20), right(5)], True),  # nothing was gained, and something is lost
+        ([right(50), right(20), right(19)], False),  # it never rose
+        ([right(0, 1), right(1, 1), right(0, 1)], False),  # one picture has no error
+    ],
+)
+def test_chance_is_no_fall(rewards: list[list[float]], fell: bool, run_settings: Settings) -> None:
+    assert bool(evaluated(run_settings(UNDONE), rewards)) == fell
+
+
+def test_falls_are_looked_for_where_they_are_to_be_undone(run_settings: Settings) -> None:
+    settings = run_settings({"evaluation.every": 1, "checkpoint.keep_best": {}})
+    assert evaluated(settings, [right(20), right(80), right(0)]) is None
+    with pytest.raises(InputError, match="evaluation.undo_falls returns to the best checkpoint; give checkpoint.keep"):
+        run_settings({"evaluation.every": 1, "evaluation.undo_falls": {}})
+
+
+def test_a_slowed_checkpoint_is_whole(run_settings: Settings) -> None:
+    with RunFolder.create(run_settings()) as run:
+        with written(run.checkpoint(1)) as temporary:
+            (temporary / "engine").mkdir()
+            (temporary / "engine" / "states.pt").write_bytes(b"abc")
+            (temporary / LEARNER).write_text('{"version": 1, "ranks": 2}')
+        assert copy_slowed(run.checkpoint(1), run.checkpoint(4), 4, 0.5) == 0.5
+        assert copy_slowed(run.checkpoint(4), run.checkpoint(6), 6, 0.5) == 0.25
+        for iteration in (1, 4, 6):
+            check(run.checkpoint(iteration))
+        assert (run.checkpoint(6) / "engine" / "states.pt").read_bytes() == b"abc"
+        assert (run.checkpoint(1) / LEARNER).read_text() == '{"version": 1, "ranks": 2}'
