@@ -7,8 +7,8 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Mapping
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -94,6 +94,35 @@ def reachable(port: int, seconds: float = 60) -> bool:
     return False
 
 
+@contextmanager
+def several_nodes(workers: int, store: int) -> Iterator[tuple[str, list[subprocess.Popen[bytes]]]]:
+    """A cluster, until the block ends: its address, and its nodes for workers. These have the resource `work`, the head
+    has `learn`, and every one a store of so many bytes."""
+    port = free_port()
+    size = ("--num-cpus=4", f"--object-store-memory={store}", "--include-dashboard=false")
+    with ExitStack() as running:
+
+        def add(is_up: Callable[[subprocess.Popen[bytes]], object], *options: str) -> subprocess.Popen[bytes]:
+            for _ in range(3):  # on a busy machine Ray may give a node up
+                process = started("--node-ip-address=127.0.0.1", *options)
+                running.callback(end, process)
+                if is_up(process):
+                    return process
+            raise RunFailed("a node of Ray didn't start")
+
+        def has_agent(process: subprocess.Popen[bytes]) -> bool:
+            there = partial(_children, process, "ray::DashboardAgent")
+            wait_until(lambda: process.poll() is not None or there(), 90, lambda: "a node has no agent")
+            return process.poll() is None
+
+        add(node_is_up, "--head", f"--port={port}", '--resources={"learn": 100}', *size)
+        # One after the other: two at once get in each other's way.
+        nodes = [
+            add(has_agent, f"--address=127.0.0.1:{port}", '--resources={"work": 1}', *size[:2]) for _ in range(workers)
+        ]
+        yield f"127.0.0.1:{port}", nodes
+
+
 class Nodes:
     """A head and two nodes for workers, which come back when they were killed."""
 
@@ -123,9 +152,7 @@ class Nodes:
         """SIGKILL to the raylet of a worker node; a new node joins."""
         place = chance.randrange(len(self.workers))
         victim = self.workers[place]
-        for process in psutil.Process(victim.pid).children():
-            if process.name() == "raylet":
-                process.kill()
+        kill_raylet(victim)
         self.workers[place] = self._worker()
         end(victim)
 
@@ -138,6 +165,13 @@ class Nodes:
     def close(self) -> None:
         for node in (*self.workers, self.head):
             end(node)
+
+
+def kill_raylet(node: subprocess.Popen[bytes]) -> None:
+    """SIGKILL to the raylet of a node, with which all of its processes end."""
+    for process in psutil.Process(node.pid).children():
+        if process.name() == "raylet":
+            process.kill()
 
 
 def _children(node: subprocess.Popen[bytes], titles: str | tuple[str, ...]) -> list[psutil.Process]:

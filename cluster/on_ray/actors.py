@@ -21,10 +21,11 @@ from ...proto.tree import Task, Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
 from ..plan.utilisation import count_kinds
+from .broadcast import Weights, fetch
 from .messages import Launch, ProcessInfo, WeightsRef
 
 if TYPE_CHECKING:
-    from .learner_process import LearnerProcess, Weights
+    from .learner_process import LearnerProcess
     from .rollout_process import Sampler
 
 FETCHING = "fetching"
@@ -67,6 +68,10 @@ class RolloutActor(_Shell):
         with Profiled(order) as profiled:
             yield from self.sampler.sample(task, weights, newest, profiled)
 
+    def pass_on(self, copies: Sequence[Any]) -> Weights:
+        """A piece of the weights, for the next node and for all processes of this one."""
+        return fetch(copies)
+
     def draw(self, task: Task, weights: WeightsRef) -> Iterator[Any]:
         yield from self.sampler.draw(task, weights)
 
@@ -101,14 +106,14 @@ class LearnerActor(_Shell):
         with Profiled(order):
             return self.process.accumulate(window)
 
-    def publish(self) -> tuple[int, "Weights | None", Usage]:
-        return self.process.publish()
+    def publish(self) -> Iterator[Any]:
+        yield from self.process.publish()
 
-    def weights(self) -> tuple[int, "Weights | None"]:
-        return self.process.weights()
+    def weights(self) -> Iterator[Any]:
+        yield from self.process.weights()
 
-    def previous(self, folder: Path) -> tuple[int, "Weights | None"]:
-        return self.process.previous(folder)
+    def previous(self, folder: Path) -> Iterator[Any]:
+        yield from self.process.previous(folder)
 
     def save(self, folder: Path, previous: WeightsRef | None) -> None:
         self.process.save(folder, previous)

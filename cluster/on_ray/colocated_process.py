@@ -6,6 +6,7 @@ from ...proto.tree import Task
 from ...proto.usage import export
 from ...rollout_workers.in_step import WorkerInStep
 from ...rollout_workers.worker import RolloutWorker
+from .broadcast import Weights
 from .learner_process import LearnerProcess
 from .messages import Launch, WeightsRef
 from .rollout_process import Sampler
@@ -31,9 +32,9 @@ class ColocatedProcess(LearnerProcess, Sampler):
         assert isinstance(self.worker, WorkerInStep)
         self.worker.accompany(task)
 
-    def weights(self) -> tuple[int, None]:
-        """The current version's number. No weights are sent."""
-        return self.learner.version, None
+    def pieces(self) -> list[Weights]:
+        """No weights are sent."""
+        return []
 
     def _use(self, weights: WeightsRef) -> None:
         """Do nothing: the worker samples with the learner's parameters."""

@@ -36,7 +36,7 @@ from ..run.loop import IterationReport
 from ..run.planner import Planner
 from . import metrics
 from .iteration import GrowingTree, Iteration, task_group
-from .messages import ControllerState, Sizes, WeightsRef
+from .messages import ControllerState, Published, Sizes
 from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
 from .profiling import Profiling
@@ -58,7 +58,7 @@ class Controller:
         self.exporters = ExporterDirectory(settings.name)
         self.planner = Planner(settings, prompts)
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
-        self.published: deque[WeightsRef] = deque(maxlen=2)
+        self.published: deque[Published] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
         self.profiling = Profiling(settings)
         self.flops = PhaseFlops(settings, {})
@@ -96,12 +96,12 @@ class Controller:
             updates = await self._learn(iteration)
         self.planner.record(iteration.plan, iteration.scored())
         with iteration.timeline.phase("publishing", iteration=number):
-            version, usage = await self.pools.learner.publish()
+            version, usage = await self.pools.learner.publish(self.pools.relays())
             self.published.append(version)
             iteration.spent("publishing", usage)
         return iteration, updates
 
-    def _sample(self, number: int, weights: WeightsRef) -> Iteration:
+    def _sample(self, number: int, weights: Published) -> Iteration:
         """Start all tasks of an iteration. They wait for the learner, for a free worker and for their turn."""
         iteration = Iteration(self.planner.plan(number), self.settings, weights, self._sample_task)
         self.watch.iterations.append(iteration)
@@ -140,7 +140,8 @@ class Controller:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
                 first = worker is self.pools.workers.workers[0]
                 order = self.profiling.order(Component.ROLLOUT, iteration.number, first=first)
-                async for part in read_parts(worker, task, iteration.weights, self.published[-1].version, order):
+                weights = iteration.weights.at(worker.info.node_id)
+                async for part in read_parts(worker, task, weights, self.published[-1].version, order):
                     iteration.spent("rollout", part.header.usage)
                     if tree := trees.get(part.header.tree):
                         tree.add(part, shown=tree.number < iteration.shown)
@@ -257,7 +258,7 @@ class Controller:
         metrics.LAST_PROGRESS.set_to_current_time()
         self._watching = asyncio.create_task(self.watch.every_second())
         await self.pools.start()
-        self.published.append(await self.pools.learner.weights())
+        self.published.append(await self.pools.learner.weights(self.pools.relays()))
         self._counting = asyncio.create_task(self._count_flops())
         self.watch.progress = ("ready", 0.0)
         return address
@@ -289,16 +290,16 @@ class Controller:
         metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, looks, rewards), self.settings.rewards)
         return rewards, references
 
-    async def _draw(self, task: Task, weights: WeightsRef, worker: Worker) -> Any:
+    async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:
         """A reference to the pictures of an evaluation's task."""
-        stream = worker.actor.draw.options(num_returns="streaming").remote(task, weights)
+        stream = worker.actor.draw.options(num_returns="streaming").remote(task, weights.at(worker.info.node_id))
         objects = [reference async for reference in stream]
         await objects[-1]  # raises what went wrong in the worker
         return objects[0]
 
     async def save(self, folder: Path) -> None:
         """Write a checkpoint into `folder`."""
-        sampled_with = self.published[0] if self.settings.staleness else None
+        sampled_with = self.published[0].own if self.settings.staleness else None
         await self.pools.learner.save(folder, sampled_with)
         self.planner.save(folder)
 
@@ -308,8 +309,8 @@ class Controller:
         self.planner.load(folder)
         self.published.clear()
         if self.settings.staleness and (folder / PREVIOUS).is_file():  # else none was needed when it was made
-            self.published.append(await self.pools.learner.previous(folder))
-        self.published.append(await self.pools.learner.weights())
+            self.published.append(await self.pools.learner.previous(self.pools.relays(), folder))
+        self.published.append(await self.pools.learner.weights(self.pools.relays()))
 
     async def export(self, folder: Path) -> None:
         await self.pools.learner.export(folder)

@@ -1,7 +1,7 @@
 """The ranks of the learner, called together."""
 
 import asyncio
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +13,8 @@ from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
 from .actors import FETCHING
-from .messages import ProcessInfo, WeightsRef
+from .broadcast import Chain
+from .messages import NewVersion, ProcessInfo, Published, WeightsRef
 
 
 class LearnerGroup:
@@ -57,20 +58,18 @@ class LearnerGroup:
                 first.recorded = tuple(own.joined(more) for own, more in pairs)
         return first, sum((usage for _, usage in done), NOTHING)
 
-    async def publish(self) -> tuple[WeightsRef, Usage]:
-        """Make a new version of the weights. Returns it, and what all ranks have spent."""
-        calls = [actor.publish.options(num_returns=3).remote() for actor in self.actors]
-        versions = await asyncio.gather(*(version for version, _, _ in calls))
-        usages = await asyncio.gather(*(usage for _, _, usage in calls))
-        return WeightsRef(versions[0], calls[0][1]), sum(usages, NOTHING)
+    async def publish(self, relays: Mapping[str, Any]) -> tuple[Published, Usage]:
+        """Make a new version of the weights, which `relays`, a process on each node of workers, pass on. Returns it,
+        and what all ranks have spent."""
+        return await self._version(lambda rank: rank.publish, relays)
 
-    async def weights(self) -> WeightsRef:
+    async def weights(self, relays: Mapping[str, Any]) -> Published:
         """The current version of the weights."""
-        return await self._weights(lambda rank: rank.weights)
+        return (await self._version(lambda rank: rank.weights, relays))[0]
 
-    async def previous(self, folder: Path) -> WeightsRef:
+    async def previous(self, relays: Mapping[str, Any], folder: Path) -> Published:
         """The version before a checkpoint's, whose weights are stored beside it."""
-        return await self._weights(lambda rank: rank.previous, folder)
+        return (await self._version(lambda rank: rank.previous, relays, folder))[0]
 
     async def save(self, folder: Path, previous: WeightsRef | None) -> None:
         """Write a checkpoint into `folder`, and with it the weights of the version before, if they are given."""
@@ -98,8 +97,21 @@ class LearnerGroup:
     async def _all(self, call: Callable[[Any], Awaitable[Any]]) -> list[Any]:
         return list(await asyncio.gather(*map(call, self.actors)))
 
-    async def _weights(self, method: Callable[[Any], Any], *arguments: Any) -> WeightsRef:
-        """The version, and a reference to the weights that rank 0 returns."""
-        calls = [method(actor).options(num_returns=2).remote(*arguments) for actor in self.actors]
-        versions = await asyncio.gather(*(version for version, _ in calls))
-        return WeightsRef(versions[0], calls[0][1])
+    async def _version(
+        self, method: Callable[[Any], Any], relays: Mapping[str, Any], *arguments: Any
+    ) -> tuple[Published, Usage]:
+        """A version whose pieces rank 0 gives, and what all ranks have spent."""
+        streams = [method(actor).options(num_returns="streaming").remote(*arguments) for actor in self.actors]
+        said = await asyncio.gather(*map(_first, streams))
+        elsewhere = {node: relay for node, relay in relays.items() if node != self.infos[0].node_id}
+        chain = Chain(said[0].version, elsewhere if len(elsewhere) > 1 and said[0].pieces > 1 else {})
+        async for piece in streams[0]:
+            chain.send(piece)
+        await streams[0].completed()  # raises what broke it off
+        return chain.published(), sum((rank.usage for rank in said), NOTHING)
+
+
+async def _first(stream: Any) -> NewVersion:
+    """The first object of a stream, which says what follows."""
+    said: NewVersion = await (await anext(stream))
+    return said

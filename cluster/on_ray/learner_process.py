@@ -2,11 +2,10 @@
 
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
-import ray
 import safetensors.torch
 import torch
 from torch.distributed import TCPStore  # type: ignore[attr-defined]
@@ -21,15 +20,14 @@ from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import span
 from ...proto.tree import Window
 from ...proto.update_stats import UpdateStats
-from ...proto.usage import Stopwatch, Usage, export
+from ...proto.usage import NOTHING, Stopwatch, Usage, export
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
 from ..plan.utilisation import note_device
 from ..run.checkpoints import PREVIOUS
+from .broadcast import Weights, cut, read
 from .fetched_states import FetchedStates
-from .messages import Launch, WeightsRef
-
-Weights = dict[str, PackedTensor]
+from .messages import Launch, NewVersion, WeightsRef
 
 
 class LearnerProcess:
@@ -76,29 +74,34 @@ class LearnerProcess:
         metrics.LEARNING_SECONDS.inc(usage.seconds)
         return stats, usage
 
-    def publish(self) -> tuple[int, Weights | None, Usage]:
-        """Make a new version. Returns its number, on rank 0 its weights, and what the call has cost."""
+    def publish(self) -> Iterator[NewVersion | Weights]:
+        """Make a new version. Gives its name and what the call has cost and then, on rank 0, its pieces."""
         watch = Stopwatch("publishing")
         with span("publish", version=self.learner.version + 1):
             self.learner.publish()
-            return *self.weights(), watch.lap()
+            pieces = self.pieces()
+        yield from _given(NewVersion(self.learner.version, len(pieces), watch.lap()), pieces)
 
-    def weights(self) -> tuple[int, Weights | None]:
-        """The current version's number and, on rank 0, its weights."""
-        weights = self.learner.weights()  # of all ranks together
-        return self.learner.version, None if self.rank else _packed(weights)
+    def weights(self) -> Iterator[NewVersion | Weights]:
+        """The current version, as `publish` gives one."""
+        pieces = self.pieces()
+        yield from _given(NewVersion(self.learner.version, len(pieces), NOTHING), pieces)
 
-    def previous(self, folder: Path) -> tuple[int, Weights | None]:
-        """The number of the version before a checkpoint's and, on rank 0, its weights."""
-        version = self.learner.version - 1
-        return version, None if self.rank else _packed(safetensors.torch.load_file(folder / PREVIOUS))
+    def previous(self, folder: Path) -> Iterator[NewVersion | Weights]:
+        """The version before a checkpoint's, as `publish` gives one."""
+        pieces = [] if self.rank else _packed(safetensors.torch.load_file(folder / PREVIOUS))
+        yield from _given(NewVersion(self.learner.version - 1, len(pieces), NOTHING), pieces)
+
+    def pieces(self) -> list[Weights]:
+        """On rank 0, the current weights in pieces. Collective."""
+        weights = self.learner.weights()
+        return [] if self.rank else _packed(weights)
 
     def save(self, folder: Path, previous: WeightsRef | None) -> None:
         """Write a checkpoint into `folder`, and with it the weights of the version before."""
         self.learner.save(folder)
         if previous and self.rank == 0:
-            packed: Weights = ray.get(previous.reference)
-            save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in packed.items()})
+            save_weights(folder / PREVIOUS, {name: value.tensor() for name, value in read(previous).items()})
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint. Raises InputError if it holds other weights than are trained."""
@@ -110,8 +113,13 @@ class LearnerProcess:
         return cut_prompts(self.learner.policy, prompts)
 
 
-def _packed(weights: dict[str, torch.Tensor]) -> Weights:
-    return {name: PackedTensor.of(value) for name, value in weights.items()}
+def _packed(weights: dict[str, torch.Tensor]) -> list[Weights]:
+    return cut({name: PackedTensor.of(value) for name, value in weights.items()})
+
+
+def _given(version: NewVersion, pieces: Sequence[Weights]) -> Iterator[NewVersion | Weights]:
+    yield version
+    yield from (piece for piece in pieces)  # Ray sends into its generators, which a list doesn't take
 
 
 def _attributes(window: Window[RemoteTree[Any]]) -> dict[str, Any]:

@@ -5,15 +5,41 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from ...proto.settings import RunSettings
+from ...proto.usage import Usage
 
 
 @dataclass(frozen=True)
 class WeightsRef:
-    """A version of the weights in the object store."""
+    """A version of the weights in the object store, as processes of one node read it (`broadcast.read`)."""
 
     version: int
-    reference: Any
-    """To `PackedTensor` tensors by name, or to None where learner and sampler share one copy."""
+    pieces: Any
+    """A reference to a list: for every piece, references to copies of it, of which the learner's own is the last."""
+
+
+@dataclass(frozen=True)
+class Published:
+    """A version of the weights, for processes of any node."""
+
+    version: int
+    own: WeightsRef
+    """Where the learner has put it."""
+    on_nodes: Mapping[str, WeightsRef] = field(default_factory=dict)
+    """Node id -> copies there."""
+
+    def at(self, node: str) -> WeightsRef:
+        """What a process of that node is told."""
+        return self.on_nodes.get(node, self.own)
+
+
+@dataclass(frozen=True)
+class NewVersion:
+    """What a learner rank says of a version before its pieces come."""
+
+    version: int
+    pieces: int
+    """Number of pieces; 0 on ranks other than 0, and where learner and sampler share one copy."""
+    usage: Usage
 
 
 @dataclass(frozen=True)

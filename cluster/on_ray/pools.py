@@ -15,8 +15,9 @@ from ...proto.tree import Task
 from . import metrics
 from .actors import FETCHING, ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
+from .broadcast import PASSED_AT_ONCE, PASSING
 from .learner_group import LearnerGroup
-from .messages import Launch, Sizes, WeightsRef
+from .messages import Launch, Published, Sizes
 from .names import application_name
 from .placement import threads_of
 from .reward_deployment import RewardDeployment
@@ -58,7 +59,7 @@ class Pools:
         if self.settings.samples_in_step:
             return StepPool("rollout_workers")
         pool = self.settings.pools.rollout_workers
-        actor = self._remote(RolloutActor, pool)
+        actor = self._remote(RolloutActor, pool, concurrency_groups={PASSING: PASSED_AT_ONCE})
         launch = Launch(self.settings, self._directory, "rollout_workers", threads_of(pool, self.settings))
         return WorkerPool(
             "rollout_workers",
@@ -85,9 +86,13 @@ class Pools:
         self.rewards = self._deployment.client(retried=lambda model: metrics.RETRIES.labels(model).inc())
         await self.rewards.check()
 
-    async def run(self, task: Task, weights: WeightsRef, work: Callable[[Worker], Awaitable[Result]]) -> Result:
+    async def run(self, task: Task, weights: Published, work: Callable[[Worker], Awaitable[Result]]) -> Result:
         """The result of `work`, which has a task sampled with some weights, on a free worker."""
-        return await self.workers.run(work, beside=lambda idle: idle.actor.accompany.remote(task, weights))
+        return await self.workers.run(work, beside=lambda idle: idle.actor.accompany.remote(task, weights.own))
+
+    def relays(self) -> dict[str, Any]:
+        """Node id -> a rollout worker there."""
+        return {worker.info.node_id: worker.actor for worker in self.workers.workers}
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
         """Change the number of rollout workers and of replicas, which then stay as they are.

@@ -2,9 +2,7 @@
 
 import time
 from collections.abc import Iterator
-from typing import Any
 
-import ray
 import torch
 
 from ...proto.media import Media, joined
@@ -18,6 +16,7 @@ from ...rollout_workers.policies.base import add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
 from ..plan.utilisation import note_device
+from .broadcast import read
 from .messages import Launch, WeightsRef
 
 
@@ -61,8 +60,7 @@ class Sampler:
         """Load a version of the weights, unless it is the current one."""
         if weights.version != self.worker.version:
             with span("load weights", version=weights.version):
-                packed: Any = ray.get(weights.reference)
-                self.worker.adopt(weights.version, {name: value.tensor() for name, value in packed.items()})
+                self.worker.adopt(weights.version, {name: value.tensor() for name, value in read(weights).items()})
 
 
 class RolloutProcess(Sampler):

@@ -59,7 +59,7 @@ class Costs:
     window_tree: float = 0.0
     """Seconds of the controller to write down a tree of a window, once for all learner ranks."""
     window_rank: float = 0.0
-    """Seconds of the controller to hand a window to one learner rank."""
+    """Seconds of the controller to hand a window to one learner rank, or a piece of the weights to a node."""
 
     def forward_seconds(self, rows: int) -> float:
         """Seconds of a rollout's forward pass."""
@@ -110,6 +110,8 @@ class Transport:
 
     fetch_ahead: bool = True
     """Whether the states of the learner's next window are fetched while it works on the present one."""
+    pass_on: bool = True
+    """Whether nodes pass on pieces of the weights, and not every node fetches all from that of rank 0."""
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ import simpy
 from ...proto.settings import RunSettings
 from ...proto.tree import Window
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
+from .broadcast import passed_on
 from .costs import Cluster, Costs, Transport
 from .queues import Line, Network, Replica, Steps
 from .rows import learner_rows
@@ -290,9 +291,20 @@ class Simulation:
         self.spent["publishing"] += seconds
         yield self.env.timeout(seconds + 2 * self.costs.latency)
         self.newest += 1
+        if self.transport.pass_on and not self.colocated:
+            self._pass_on(self.newest)
+
+    def _pass_on(self, version: int) -> None:
+        """Send a version along the nodes of the workers."""
+        source, costs = self.cluster.rank_node(0, self.colocated), self.costs
+        nodes = dict.fromkeys([source, *map(self.cluster.worker_node, range(self.cluster.workers))])
+        arrivals = passed_on(
+            self.env, self.network, list(nodes), costs.weights_bytes, self.controller, costs.window_rank
+        )
+        self.on_node |= {(node, version): arrival for node, arrival in arrivals.items()}
 
     def _weights_on(self, node: int, version: int) -> simpy.Event:
-        """The arrival of a version on a node: one copy, from the node of rank 0, for all of its workers."""
+        """The arrival of a version on a node, for all of its workers. What isn't passed on is fetched from rank 0's."""
         if (node, version) not in self.on_node:
             source = self.cluster.rank_node(0, self.colocated)
             self.on_node[node, version] = self.network.send(source, node, self.costs.weights_bytes)

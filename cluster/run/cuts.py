@@ -1,4 +1,4 @@
-"""Cutting an iteration into tasks for the workers and windows for the learner."""
+"""Cutting an iteration into tasks for the workers and windows for the learner, and weights into pieces."""
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
@@ -10,6 +10,8 @@ from ...proto.tree import Task, Window
 
 MAX_UNREAD_PARTS = 2
 """Number of unread parts of a task at which its worker pauses."""
+PIECE_BYTES = 2**27
+"""Maximum size of the pieces in which weights travel to the nodes of workers, unless one tensor is larger."""
 
 
 def groups(count: int, size: int) -> list[range]:

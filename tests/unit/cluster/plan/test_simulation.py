@@ -9,7 +9,7 @@ import pytest
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
 from branchgrpo.cluster.plan.costs import Transport
 from branchgrpo.cluster.plan.simulation import Cluster, Costs, Outcome, simulate, stretches
-from branchgrpo.cluster.run.cuts import MAX_UNREAD_PARTS
+from branchgrpo.cluster.run.cuts import MAX_UNREAD_PARTS, PIECE_BYTES
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Task
@@ -153,6 +153,25 @@ def test_weights_go_to_every_other_node_once() -> None:
     assert outcome.waiting["weights"] > 0.5
     together = recipe(trees=6, placement="colocated", pools__learner={"count": 6})
     assert simulate(together, Costs(weights_bytes=60, network=10, put=30)).counts["bytes"] == 0
+
+
+def test_weights_reach_many_nodes_hardly_later_than_two() -> None:
+    """Those of FLUX.1-dev, with a worker on every node but the learner's: pieces and nodes add up. Without passing on,
+    the learner's node sends them all."""
+    costs = Costs(forward=1.0, weights_bytes=23.8e9, network=5e9, window_rank=0.2e-3)
+    pieces, whole = math.ceil(23.8e9 / PIECE_BYTES), 23.8 / 5
+
+    def seconds(workers: int, *, pass_on: bool = True) -> float:
+        cluster, transport = Cluster(workers, 1, 1, per_node=1), Transport(pass_on=pass_on)
+        outcome = simulate(recipe(workers, trees=workers), costs, cluster, transport=transport)
+        assert outcome.counts["bytes"] == pytest.approx(2 * workers * 23.8e9)
+        return steady(outcome) - 5
+
+    assert seconds(1) == pytest.approx(whole, rel=0.02)
+    assert seconds(3) == pytest.approx(whole * (pieces + 2) / pieces, rel=0.02)
+    assert seconds(63) == pytest.approx(whole * (pieces + 62) / pieces, rel=0.02)
+    assert seconds(63) < 1.5 * seconds(1)
+    assert seconds(63, pass_on=False) == pytest.approx(63 * whole, rel=0.02)
 
 
 def test_states_go_only_to_nodes_whose_ranks_have_their_rows() -> None:
