@@ -21,6 +21,7 @@ from rich.console import Console
 from rich.table import Table
 
 from ...cluster.plan.costs import Cluster, Costs
+from ...cluster.plan.gpus import OBJECT_STORE, find_gpu
 from ...cluster.plan.reward_shapes import VIT_H
 from ...cluster.plan.simulation import Outcome, simulate
 from ...proto.remote_tree import states_of
@@ -41,27 +42,29 @@ MODES: dict[str, dict[str, Any]] = {
     "colocated": {"placement": "colocated"},
 }
 GIGA = 1e9
+H100 = find_gpu("h100")
 WINDOWS = 16
 """Most windows of an iteration."""
 
 
 @dataclass(frozen=True)
 class Assumed:
-    """Assumptions about what can't be measured here: an H100, and the network between nodes of eight."""
+    """Assumptions about what can't be measured here: an H100, and the network between nodes of eight. Peak and links
+    are a plan's."""
 
-    flops: float = 989e12
-    """Peak of an H100 SXM in bfloat16, dense, by its data sheet."""
+    flops: float = H100.bfloat16
+    """Peak in bfloat16, dense."""
     utilisation: float = 0.4
     """Share of it that the transformer reaches, in rollouts and learner."""
     other_utilisation: float = 0.2
     """The same of the VAE and of the reward model."""
-    network: float = 5 * GIGA
+    network: float = OBJECT_STORE
     """Bytes per second that Ray's object store moves out of a node, and into one."""
-    collective: float = 50 * GIGA
-    """Bytes per second of a learner rank in collectives across nodes (an InfiniBand port of 400 Gb/s each)."""
-    nvlink: float = 200 * GIGA
+    collective: float = H100.collectives(across_nodes=True)
+    """Bytes per second of what learner ranks exchange across nodes."""
+    nvlink: float = H100.collectives(across_nodes=False)
     """The same within a node."""
-    to_gpu: float = 20 * GIGA
+    to_gpu: float = H100.copies
     """Bytes per second from main memory to a GPU."""
     trees_per_gpu: float = 4
     """Prompts per iteration over GPUs."""

@@ -1,8 +1,16 @@
-"""The GPUs that a plan knows: peaks, memory and links, as their makers publish them."""
+"""The GPUs that a plan knows: peaks, memory and links, as their makers publish them. What links reach is assumed."""
 
 from dataclasses import dataclass
 
 from ...proto.errors import InputError
+
+LINK = 0.4
+"""Share of a link's peak that collectives and copies reach; assumed."""
+BETWEEN_NODES = 400e9
+"""Bytes per second of a node's links to others, which work side by side in collectives: eight InfiniBand ports of
+400 Gb/s; assumed."""
+OBJECT_STORE = 5e9
+"""Bytes per second that Ray's object store moves out of a node, and into one; assumed."""
 
 
 @dataclass(frozen=True)
@@ -30,6 +38,15 @@ class Gpu:
     def peak(self, precision: str) -> float:
         """FLOP/s in a policy's precision."""
         return self.float32 if precision == "float32" else self.bfloat16
+
+    @property
+    def copies(self) -> float:
+        """Bytes per second that reach it from the main memory."""
+        return LINK * self.host
+
+    def collectives(self, *, across_nodes: bool) -> float:
+        """Bytes per second of what ranks exchange, on one node or across several."""
+        return LINK * (min(self.peers, BETWEEN_NODES) if across_nodes else self.peers)
 
 
 PCIE_4, PCIE_5 = 32e9, 64e9

@@ -8,16 +8,9 @@ from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
 from .costs import Cluster, Costs
 from .device import Device
 from .flops import Work, count_work
-from .gpus import Gpu
+from .gpus import OBJECT_STORE, Gpu
 from .passes import measure
 
-LINK = 0.4
-"""Share of a link's peak that collectives and copies reach; assumed."""
-BETWEEN_NODES = 400e9
-"""Bytes per second of a node's links to others, which work side by side in collectives: eight InfiniBand ports of
-400 Gb/s; assumed."""
-OBJECT_STORE = 5e9
-"""Bytes per second that Ray's object store moves out of a node, and into one; assumed."""
 PUT = 17.5e9
 """Bytes per second into the object store; measured (docs/scaling.md), as all that follows."""
 PART_MESSAGE, SCORE_REPLY, WINDOW_TREE, WINDOW_RANK = 1.31e-3, 1.11e-3, 0.05e-3, 0.19e-3
@@ -98,7 +91,7 @@ class Prices:
             learn_calls=learns,
             trained_share=self.trained_share,
             update=self._update(cluster.ranks),
-            load_weights=self.sizes.trained / (LINK * self.gpu.host),
+            load_weights=self.sizes.trained / self.gpu.copies,
             picture_bytes=self.sizes.picture,
             state_bytes=self.sizes.state,
             conditioning_bytes=self.sizes.conditioning,
@@ -138,7 +131,7 @@ class Prices:
         return pace.item or 0.0
 
     def _link(self, ranks: int) -> float:
-        return LINK * (self.gpu.peers if ranks <= Cluster.per_node else min(self.gpu.peers, BETWEEN_NODES))
+        return self.gpu.collectives(across_nodes=ranks > Cluster.per_node)
 
     def _reduced(self, ranks: int) -> float:
         """Seconds of what ranks exchange for a micro-batch: gradients from stage 2 on, weights in stage 3."""
@@ -150,13 +143,13 @@ class Prices:
         """Seconds in which ranks gather the network so often, if they share it (stage 3)."""
         learner = self.settings.learner
         weights = times * self.sizes.network * (learner.zero_stage == 3)
-        from_host = weights / (LINK * self.gpu.host) * learner.offload.parameters
+        from_host = weights / self.gpu.copies * learner.offload.parameters
         return from_host + (weights / self._link(ranks) if ranks > 1 else 0)
 
     def _update(self, ranks: int) -> float:
         """Seconds of an optimizer step: its states in memory, and what ranks exchange."""
         learner, sizes = self.settings.learner, self.sizes
         states = 2 * STATES * 4 * sizes.parameters / (ranks if learner.zero_stage else 1)
-        memory = LINK * self.gpu.host if learner.offload.optimizer else self.gpu.bandwidth
+        memory = self.gpu.copies if learner.offload.optimizer else self.gpu.bandwidth
         exchanged = sizes.trained * (2 if learner.zero_stage < 2 else 1) if ranks > 1 else 0
         return states / memory + exchanged / self._link(ranks)

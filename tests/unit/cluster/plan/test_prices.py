@@ -49,6 +49,8 @@ def test_ranks_exchange_what_their_stage_of_zero_divides() -> None:
     assert prices().costs(one).micro_batch == 0
     assert prices(zero_stage="1").costs(many).micro_batch == 0
     assert prices(zero_stage="2").costs(many).micro_batch == pytest.approx(24e9 / link)
+    # Across nodes, the eight ports of a node are its ranks' link to the others.
+    assert prices(zero_stage="2").costs(Cluster(1, 9, 1)).micro_batch == pytest.approx(24e9 / (0.4 * 400e9))
     # Weights are gathered for the forward pass, its recomputation and the backward pass.
     assert prices(zero_stage="3").costs(many).micro_batch == pytest.approx(4 * 24e9 / link)
     assert prices(zero_stage="1").costs(many).update > prices(zero_stage="2").costs(many).update
