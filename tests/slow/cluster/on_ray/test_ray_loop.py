@@ -25,13 +25,18 @@ from branchgrpo.proto.errors import InputError, RunFailed
 from ray_runs import BASE, ITERATIONS, assert_as_plain, assert_same_trees, on_ray, stand_in, trained
 from support import SMALL, Settings, Weights, assert_bit_equal, command, recipe_in, weights
 
+LITTLE_ROOM = {"rollout.max_trees_in_flight": 8, "rollout.max_parts_in_scoring": 2}
 
-def test_three_workers_with_little_room_learn_the_same(
-    plain_run: Path, run_settings: Settings, tmp_path: Path, head: str
+
+@pytest.mark.parametrize(
+    "changes",
+    [{"pools.rollout_workers": {**SMALL, "count": 3}, **LITTLE_ROOM}, {"placement": "colocated"}],
+    ids=["three workers with little room", "colocated"],
+)
+def test_processes_and_their_room_change_no_weight(
+    changes: dict[str, Any], plain_run: Path, run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
-    three = {**SMALL, "count": 3}
-    little = {"rollout.max_trees_in_flight": 8, "rollout.max_parts_in_scoring": 2}
-    assert_as_plain({"pools.rollout_workers": three, **little}, plain_run, run_settings, tmp_path, head)
+    assert_as_plain(changes, plain_run, run_settings, tmp_path, head)
 
 
 def test_other_numbers_of_learner_ranks_go_on_from_a_checkpoint(
