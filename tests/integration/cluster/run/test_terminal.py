@@ -9,7 +9,7 @@ import sys
 from pathlib import Path
 
 from branchgrpo.cluster.run.state import read_state
-from support import Settings, command, recipe_in
+from support import GLYPHS, Settings, command, recipe_in
 
 PRINT = """
 import sys
@@ -42,8 +42,7 @@ def test_what_is_written_arrives_whole() -> None:
 
 def test_a_run_goes_on_when_its_output_is_gone(run_settings: Settings, tmp_path: Path) -> None:
     """As when a terminal is closed, which sends SIGHUP too, and with it a pipe that takes the errors."""
-    changes = {"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64, "threads": 1, "iterations": 1}
-    settings = run_settings(changes)
+    settings = run_settings({**GLYPHS, "iterations": 1, "schedule": {"steps": 3, "splits": {0: 2}}})
     folder = settings.runs / settings.name
     (ours, terminal), (unread, pipe) = pty.openpty(), os.pipe()
     process = subprocess.Popen(

@@ -26,6 +26,8 @@ from support import GLYPHS, Settings
 from wandb_server import wandb_server
 
 PICTURES = ("samples", "trees/0", "before_after")
+SHORT = {**GLYPHS, "schedule": {"steps": 3, "splits": {0: 2}}, "evaluation.prompts": 1, "logging.wandb_project": "mine"}
+"""Settings of a run over few and short trees."""
 
 
 @pytest.fixture(autouse=True)
@@ -99,7 +101,7 @@ def test_a_return_begins_a_new_run_with_the_figures_so_far(run_settings: Setting
 
 def test_another_evaluation_of_a_written_step_begins_a_new_run(run_settings: Settings) -> None:
     """A finished run goes on as the same W&B run, unless other rewards need an evaluation where it ended."""
-    settings = {**GLYPHS, "iterations": 1, "logging.wandb_project": "mine", "logging.tensorboard": False}
+    settings = {**SHORT, "iterations": 1, "logging.tensorboard": False}
     run = train(run_settings(settings), RunDisplay())
     train(run_settings({**settings, "iterations": 2}), RunDisplay(), resume=True)
     more = {**settings, "iterations": 3, "rewards": {"jpeg_compressibility": {"weight": 1.0}}}
@@ -124,8 +126,8 @@ def test_a_recovery_goes_on_with_the_same_run(run_settings: Settings, monkeypatc
         return iterate(loop, number, progress)
 
     monkeypatch.setattr(InProcessLoop, "iterate", losing)
-    changes = {"iterations": 4, "checkpoint.every": 10, "logging.wandb_project": "mine", "logging.samples_every": 2}
-    run = train(run_settings({**GLYPHS, **changes}), RunDisplay())
+    changes = {"iterations": 4, "checkpoint.every": 10, "logging.samples_every": 2}
+    run = train(run_settings({**SHORT, **changes}), RunDisplay())
     assert read_state(run)["recoveries"] == 1
     (found,) = offline_runs(run)
     assert [*found.steps] == [0, 1, 2, 3, 4]
