@@ -87,23 +87,22 @@ def test_ode_equals_plain_diffusers(
         assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
 
 
-@pytest.mark.parametrize("scale", [1.0, 2.5])
-def test_a_task_is_sampled_with_its_own_guidance(
-    settings: PolicySettings, prompts: tuple[str, ...], scale: float
-) -> None:
+def test_a_task_is_sampled_with_its_own_guidance(settings: PolicySettings, prompts: tuple[str, ...]) -> None:
     """From guidance to none too, which takes another conditioning; and the policy stays as it is."""
     policy = load_policy(settings)
     worker = RolloutWorker(policy, RolloutSettings())
     task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
     before = next(worker.sample(task)).latents[-1]
-    drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
-    if scale <= 1:  # which leaves a second one without effect
-        settings = settings.model_copy(update={"guidance_scale_2": None})
-    other = RolloutWorker(load_policy(settings.model_copy(update={"guidance_scale": scale})), RolloutSettings())
-    assert torch.equal(drawn, next(other.sample(task)).latents[-1])
+    for scale in (1.0, 2.5):
+        drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
+        own: dict[str, float | None] = {"guidance_scale": scale}
+        if scale <= 1:  # which leaves a second one without effect
+            own["guidance_scale_2"] = None
+        other = RolloutWorker(load_policy(settings.model_copy(update=own)), RolloutSettings())
+        assert torch.equal(drawn, next(other.sample(task)).latents[-1])
+        if policy.guided:
+            assert not torch.equal(drawn, before)
     assert torch.equal(before, next(worker.sample(task)).latents[-1])
-    if policy.guided:
-        assert not torch.equal(drawn, before)
 
 
 def test_unchanged_weights_give_ratio_one(
