@@ -3,6 +3,7 @@
 import json
 from collections.abc import Sequence
 from functools import partial
+from inspect import signature
 from pathlib import Path
 from typing import Any
 
@@ -69,44 +70,43 @@ def theirs(
     that are drawn.
     """
     published, video = pipeline.scheduler, settings.frames > 1
-    config = published.config
-    sound = hasattr(pipeline, "projection_model")
+    config, name, accepted = published.config, type(pipeline).__name__, signature(type(pipeline).__call__).parameters
     if as_it_is:
         pass
-    elif sound:
+    elif settings.seconds:
         pipeline.scheduler = CosineEuler.from_config(config)
     elif hasattr(pipeline, "unet"):
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
-    elif video:
+    elif "flow_shift" in config:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)
     elif settings.shift:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             config, use_dynamic_shifting=False, shift=settings.shift
         )
-    name = type(pipeline).__name__
-    flux, unet = "Flux" in name, hasattr(pipeline, "unet")
-    scale = "true_cfg_scale" if "Qwen" in name else "guidance_scale"
+    if hasattr(pipeline, "guider"):
+        pipeline.guider = pipeline.guider.new(guidance_scale=settings.guidance_scale)
     pipeline.set_progress_bar_config(disable=True)
-    call = partial(
-        pipeline,
-        **({"audio_end_in_s": settings.seconds} if sound else {"height": settings.height, "width": settings.width}),
-        num_inference_steps=STEPS,
-        output_type="np",
-        **{scale: settings.guidance_scale},
-        **({} if unet or sound else {"max_sequence_length": settings.max_sequence_length}),
-        **({"_auto_resize": False, "max_area": settings.height * settings.width} if "Kontext" in name else {}),
-        **({"num_frames": settings.frames, "guidance_scale_2": settings.guidance_scale_2} if video else {}),
-    )
+    given = {
+        "height": settings.height,
+        "width": settings.width,
+        "num_frames": settings.frames,
+        "audio_end_in_s": settings.seconds,
+        "num_inference_steps": STEPS,
+        "true_cfg_scale" if "Qwen" in name else "guidance_scale": settings.guidance_scale,
+        "guidance_scale_2": settings.guidance_scale_2,
+        "negative_prompt": settings.negative_prompt,
+        "max_sequence_length": settings.max_sequence_length,
+        "max_area": settings.height * settings.width,
+        "_auto_resize": False,
+        "output_type": "np",
+    }
+    call = partial(pipeline, **{key: value for key, value in given.items() if key in accepted})
     drawn = []
     for number, prompt in enumerate(prompts):  # one by one, because some take pictures for all prompts alike
         pictures = [own.fitted(*(picture_size or (settings.height, settings.width))) for own in pictures_of(prompt)]
-        found = call(
-            prompt=str(prompt),
-            latents=starts[[number]],
-            **({"image": pictures[0] if video else pictures} if pictures else {}),
-            **({} if flux else {"negative_prompt": settings.negative_prompt}),
-        )
-        drawn.append(found.audios if sound else found.frames if video else found.images)
+        image = {"image": pictures[0] if video else pictures} if pictures else {}
+        found = call(prompt=str(prompt), latents=starts[[number]], **image)
+        drawn.append(getattr(found, next(iter(found.keys()))))
     pipeline.scheduler = published
     return np.concatenate(drawn)
 

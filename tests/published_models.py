@@ -39,6 +39,8 @@ QWEN_VL: dict[str, Any] = {
         "out_hidden_size": 3584,
     },
 }
+BYT5 = {"model_type": "t5", "vocab_size": 1510, "d_model": 1472, "d_kv": 64, "d_ff": 3584, "num_layers": 12}
+BYT5 |= {"num_heads": 6, "feed_forward_proj": "gated-gelu"}
 MISTRAL: dict[str, Any] = {
     "model_type": "mistral3",
     "text_config": {
@@ -121,6 +123,10 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "FLUX.2-klein-base-4B": (
         "FLUX.2 klein",
         {"transformer": KLEIN | {"guidance_embeds": False}, "vae": {}, "text_encoder": QWEN3},
+    ),
+    "HunyuanVideo-1.5-Diffusers-480p_t2v": (
+        "HunyuanVideo 1.5",
+        {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL["text_config"], "text_encoder_2": BYT5},
     ),
     "Qwen-Image": ("Qwen-Image", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
     "Qwen-Image-Edit-2511": ("Qwen-Image-Edit Plus", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),

@@ -162,7 +162,9 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     }
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""
-    imported, read, kind = "", "", "DiffusionPipeline"
+    imported, read, kind, guided = "", "", "DiffusionPipeline", ""
+    if hasattr(policy.pipeline, "guider"):
+        guided = f"pipe.guider = pipe.guider.new(guidance_scale={guidance!r})\n"
     if run.prompts.picture_column:
         if "image" not in accepted:  # Wan 2.2 5B, whose folder names the pipeline from texts
             kind = "WanImageToVideoPipeline"
@@ -172,6 +174,6 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         arguments.insert(0, "image=picture")
     return (
         f"import torch\nfrom diffusers import {kind}\n{imported}\n{read}"
-        f'pipe = {kind}.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n'
+        f'pipe = {kind}.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n{guided}'
         f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{policy.result}[0]'
     )

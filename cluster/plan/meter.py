@@ -15,6 +15,8 @@ from torch.utils.flop_counter import flop_registry
 META = torch.device("meta")
 STEPWISE = F.scaled_dot_product_attention
 """On the meta device it is one step after the other."""
+SMALL = 2**20
+"""Maximum of the numbers in a tensor that stays real."""
 aten: Any = torch.ops.aten
 
 
@@ -86,7 +88,7 @@ def _result(func: Any, args: Any, kwargs: Any) -> Any:
     """What `func` returns: new shapes like those of an earlier call, if its arguments looked the same."""
     given = _tensors((args, kwargs))
     if not given or not all(tensor.is_meta for tensor in given):
-        return func(*args, **kwargs)
+        return tree_map_only(torch.Tensor, _shape_if_large, func(*args, **kwargs))
     key = func, _look((args, kwargs))
     if key in _known:
         return _alike(_known[key])
@@ -121,6 +123,11 @@ def _alike(value: Any) -> Any:
     if isinstance(value, torch.Tensor):
         return torch.empty_strided(value.shape, value.stride(), dtype=value.dtype, device=META)
     return type(value)(map(_alike, value)) if isinstance(value, (list, tuple)) else value
+
+
+def _shape_if_large(tensor: torch.Tensor) -> torch.Tensor:
+    """Such as a mask of all pairs of tokens."""
+    return tensor if tensor.is_meta or tensor.numel() <= SMALL else tensor.to(META)
 
 
 @contextmanager

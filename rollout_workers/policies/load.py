@@ -38,6 +38,10 @@ FAMILIES = {
     "Flux2Pipeline": Family(f"{__package__}.flux2:Flux2Policy", 512, range(11)),
     "FluxKontextPipeline": Family(f"{__package__}.flux:FluxKontextPolicy", 512, range(1, 2)),
     "FluxPipeline": Family(f"{__package__}.flux:FluxPolicy", 512),
+    "HunyuanVideo15ImageToVideoPipeline": Family(
+        f"{__package__}.hunyuan_video:HunyuanVideoFromPicturePolicy", 1000, range(1, 2)
+    ),
+    "HunyuanVideo15Pipeline": Family(f"{__package__}.hunyuan_video:HunyuanVideoPolicy", 1000),
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),

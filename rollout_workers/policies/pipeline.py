@@ -10,7 +10,6 @@ import diffusers
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
-from PIL import Image
 
 from ...proto.errors import InputError
 from ...proto.settings import LoraSettings, PolicySettings
@@ -68,9 +67,9 @@ class PipelinePolicy(PromptEncoding):
                 "guidance; leave it out"
             )
         parts = self.find_parts(folder, settings.variant)
-        around = {name for name, part in parts.items() if part.has_weights and name not in self.networks}
-        null = find_parts(folder).keys() - parts.keys()
-        absent = {**dict.fromkeys(null), **self.absent, **(dict.fromkeys(around) if network_only else {})}
+        around = [part for name, part in parts.items() if part.has_weights and name not in self.networks]
+        stand_ins = {part.name: self.stand_in(part) for part in around if network_only}
+        absent = dict.fromkeys(find_parts(folder).keys() - parts.keys()) | self.absent | stand_ins
         self.check_parts([part for name, part in parts.items() if name not in absent])
         networks = {name: parts[name] for name in self.networks if name in parts}
         self.start = Start()
@@ -90,7 +89,7 @@ class PipelinePolicy(PromptEncoding):
                 **dict.fromkeys(replacements),
                 **absent,
             )
-            self.pipeline.register_modules(**replacements)
+            self.pipeline.register_modules(**dict.fromkeys(stand_ins), **replacements)
         except Exception as error:  # of a library, over files of whatever kind
             raise InputError(f"policy.pretrained is '{folder}', which can't be loaded: {one_line(error)}") from error
         self.autoencoder = read_json(folder / "vae" / "config.json")
@@ -140,6 +139,11 @@ class PipelinePolicy(PromptEncoding):
     def replacements(cls, folder: Path) -> dict[str, Any]:
         """Parts of the pipeline that are loaded otherwise than diffusers does it."""
         return {}
+
+    @classmethod
+    def stand_in(cls, part: Part) -> Any:
+        """What the pipeline is made with in place of a part that isn't loaded."""
+        return None
 
     def find_network(self) -> torch.nn.Module:
         """The loaded network."""
@@ -248,16 +252,6 @@ class PipelinePolicy(PromptEncoding):
         drawn = self.vae.decode(z.to(self.vae.dtype)).sample
         return (drawn / 2 + 0.5).clamp(0, 1).float().movedim(1, -1)
 
-    def encode_pictures(self, pictures: Sequence[Image.Image], *, frames: int | None = None) -> torch.Tensor:
-        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns]; with `frames`,
-        of clips that begin with them and are grey from then on, [n, channels, frames of latents, rows, columns]."""
-        # Where there is a `video_processor`, the `image_processor` is CLIP's.
-        processor = getattr(self.pipeline, "video_processor", None) or self.pipeline.image_processor
-        pixels = torch.cat([processor.preprocess(picture) for picture in pictures])
-        if frames is not None:
-            pixels = torch.nn.functional.pad(pixels.unsqueeze(2), (0, 0, 0, 0, 0, frames - 1))
-        return self.vae.encode(pixels.to(self.vae.device, self.vae.dtype)).latent_dist.mode()
-
     def denormalised(self, latents: torch.Tensor) -> torch.Tensor:
         """[rows, channels, frames, rows, columns], for an autoencoder with a mean and a deviation for each channel."""
         mean, std = self._statistics
@@ -311,8 +305,7 @@ class PipelinePolicy(PromptEncoding):
     def save(self, folder: Path, *, merge: bool = False) -> Path:
         """As every policy's; with `merge`, a LoRA is merged into the weights. One over weights that aren't the
         published ones (`start_from`) always is, and one that diffusers couldn't load: it would be of no use."""
-        paths = []
-        parts = self.find_parts(self.folder, self.settings.variant)
+        paths, parts = [], self.find_parts(self.folder, self.settings.variant)
         files = [folder / file for file in lora_files(len(self._networks))]
         for (name, network), file in zip(self._networks.items(), files, strict=True):
             adapted = getattr(network, "peft_config", None)
@@ -331,13 +324,12 @@ class PipelinePolicy(PromptEncoding):
     @property
     def _networks(self) -> dict[str, Any]:
         """The trained parts, by the pipeline's names."""
-        parts = {name: getattr(self.pipeline, name) for name in self.networks}
-        return {name: part for name, part in parts.items() if part is not None}
+        return {name: part for name in self.networks if (part := getattr(self.pipeline, name)) is not None}
 
     def check_size(self) -> None:
         """Raises InputError for a size that the model can't draw, and for a length in seconds, which sounds have."""
-        for name, size in (("height", self.settings.height), ("width", self.settings.width)):
-            if size % self.grid:
+        for name in ("height", "width"):
+            if (size := getattr(self.settings, name)) % self.grid:
                 raise InputError(f"policy.{name} is {size}; this model draws multiples of {self.grid}")
         if self.settings.frames != 1:
             self.check_frames()

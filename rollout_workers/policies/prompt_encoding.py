@@ -68,6 +68,18 @@ class PromptEncoding:
         """Height and width in which pictures are read."""
         return self.settings.height, self.settings.width
 
+    def encode_pictures(self, pictures: Sequence[Image.Image], *, frames: int | None = None) -> torch.Tensor:
+        """The autoencoder's own latents of pictures, the likeliest ones, [n, channels, rows, columns]; with `frames`,
+        of clips that begin with them and are grey from then on, [n, channels, frames of latents, rows, columns]."""
+        # Where there is a `video_processor`, the `image_processor` is CLIP's.
+        processor = getattr(self.pipeline, "video_processor", None) or self.pipeline.image_processor
+        pixels = torch.cat([processor.preprocess(picture) for picture in pictures])
+        if frames is not None:
+            pixels = torch.nn.functional.pad(pixels.unsqueeze(2), (0, 0, 0, 0, 0, frames - 1))
+        vae: Any = self.pipeline.vae
+        latents: torch.Tensor = vae.encode(pixels.to(vae.device, vae.dtype)).latent_dist.mode()
+        return latents
+
     def release_encoders(self) -> None:
         """Free the device of the text encoders."""
         for tensor, kept in self._encoder_weights:  # which are still there: nothing is copied back

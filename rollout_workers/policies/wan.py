@@ -11,13 +11,13 @@ from torch import distributed
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import PipelinePolicy
+from .clips import ClipPolicy
 
 TOKENS_BESIDE_CLIP = 512
 """Tokens of a prompt in a network that also gets CLIP's, which come before them."""
 
 
-class WanPolicy(PipelinePolicy):
+class WanPolicy(ClipPolicy):
     """`WanPipeline`. A state is the latents of one clip, [channels, frames, rows, columns].
 
     The published scheduler is a multistep solver; noise levels are taken from Euler's with the same shift. Wan 2.2 5B
@@ -25,11 +25,10 @@ class WanPolicy(PipelinePolicy):
     """
 
     pipeline_class = WanPipeline
-    result = "frames"
     networks = ("transformer", "transformer_2")
     checkpoint_prefixes = {"transformer": "high.", "transformer_2": "low."}  # noqa: RUF012 - of `Experts`
     float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
-    encoding_parts = (*PipelinePolicy.encoding_parts, "vae")
+    encoding_parts = (*ClipPolicy.encoding_parts, "vae")
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")
 
     def find_network(self) -> torch.nn.Module:
@@ -73,20 +72,12 @@ class WanPolicy(PipelinePolicy):
     @property
     def latent_shape(self) -> tuple[int, ...]:
         """[channels, frames, rows, columns] of latents."""
-        frames = (self.settings.frames - 1) // self._frame_scale + 1
-        return self.pipeline.transformer.config.out_channels, frames, *self.latent_size
+        return self.pipeline.transformer.config.out_channels, self.latent_frames, *self.latent_size
 
     @property
-    def _frame_scale(self) -> int:
+    def frame_scale(self) -> int:
+        """Frames of a latent, after the first."""
         return int(self.autoencoder.get("scale_factor_temporal", 4))
-
-    def check_frames(self) -> None:
-        """Raises InputError unless the frames after the first fill whole latents."""
-        if (self.settings.frames - 1) % self._frame_scale:
-            raise InputError(
-                f"policy.frames is {self.settings.frames}; this model makes one frame more than a multiple of "
-                f"{self._frame_scale}"
-            )
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """UMT5's embedding of every token."""
@@ -161,7 +152,7 @@ class WanImageToVideoPolicy(WanPolicy):
         if self.pipeline.config.expand_timesteps:
             return super().embed_pictures(pictures)
         clip = self.normalised(self.encode_pictures(pictures, frames=self.settings.frames))[0]
-        given = clip.new_zeros(self._frame_scale, *clip.shape[1:])
+        given = clip.new_zeros(self.frame_scale, *clip.shape[1:])
         given[:, 0] = 1
         found = {"clip": torch.cat([given, clip])}
         if self._sees:

@@ -18,6 +18,7 @@ NAMES = (
     "FLUX.1 Kontext",
     "FLUX.2 dev",
     "FLUX.2 klein, pictures",
+    "HunyuanVideo 1.5",
     "Qwen-Image-Edit Plus",
     "SD1.5",
     "SD3.5",

@@ -27,8 +27,8 @@ from plain_diffusers import PROMPTS, STEPS, policy_of, prompts_of, starts, their
 from support import COUNTING, Settings
 
 CARDS = (
-    *("Chroma", "FLUX.1 Kontext", "FLUX.2 klein", "Qwen-Image", "SD1.5", "SDXL", "SD3.5"),
-    *("Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
+    *("Chroma", "FLUX.1 Kontext", "FLUX.2 klein", "HunyuanVideo 1.5", "Qwen-Image"),
+    *("SD1.5", "SDXL", "SD3.5", "Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
 )
 
 
