@@ -202,7 +202,8 @@ class PolicySettings(Settings):
     classifier-free guidance, which doubles the forward passes; 1 or less turns that off (for Z-Image 0 or less, as in
     diffusers)."""
     guidance_scale_2: float | None = None
-    """Guidance at low noise levels, for models with a second network for these (Wan 2.2). null: `guidance_scale`."""
+    """Guidance at low noise levels, for models with a second network for these (Wan 2.2), or of the sound of a clip
+    (LTX-2). null: `guidance_scale`."""
     negative_prompt: str = ""
     """The prompt that classifier-free guidance steers away from."""
     start_from: StartSettings | None = None
@@ -212,8 +213,8 @@ class PolicySettings(Settings):
     """Timestep shift of flow models, at any resolution. null: the pipeline's, which may depend on the resolution."""
     max_sequence_length: Tokens = 512
     """Length to which prompts are padded or cut, tokens. Maximum 512 for Chroma, FLUX, SD3, Wan and Z-Image, 1000
-    for HunyuanVideo, 1024 for Qwen-Image; SD1.5 and SDXL have a fixed length. A longer one takes more memory and time
-    per forward pass."""
+    for HunyuanVideo, 1024 for LTX-2 and Qwen-Image; SD1.5 and SDXL have a fixed length. A longer one takes more memory
+    and time per forward pass."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"

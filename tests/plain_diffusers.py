@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from branchgrpo.cluster.commands.publish import NO_OTHER_GUIDANCE
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.proto.prompts import pictures_of
@@ -55,7 +56,13 @@ def plain(folder: str) -> Any:
     return pipeline
 
 
-def theirs(
+def theirs(*given: Any, **more: Any) -> np.ndarray:
+    """What `all_of_theirs` are, of leaves that are either seen or heard."""
+    (drawn,) = all_of_theirs(*given, **more).values()
+    return drawn
+
+
+def all_of_theirs(
     pipeline: Any,
     settings: PolicySettings,
     starts: torch.Tensor,
@@ -63,8 +70,8 @@ def theirs(
     picture_size: tuple[int, int] | None = None,
     *,
     as_it_is: bool = False,
-) -> np.ndarray:
-    """What plain diffusers draws from the starts, in [0, 1], or sounds in [-1, 1].
+) -> dict[str, np.ndarray]:
+    """What plain diffusers draws from the starts: `pictures` in [0, 1], and `sound` in [-1, 1].
 
     `as_it_is` with the pipeline's own scheduler. Pictures are read in the height and width of `picture_size`, or those
     that are drawn.
@@ -99,16 +106,25 @@ def theirs(
         "max_area": settings.height * settings.width,
         "_auto_resize": False,
         "output_type": "np",
+        "audio_guidance_scale": settings.guidance_scale_2,
+        **NO_OTHER_GUIDANCE,
     }
     call = partial(pipeline, **{key: value for key, value in given.items() if key in accepted})
-    drawn = []
+    drawn: dict[str, list[Any]] = {}
     for number, prompt in enumerate(prompts):  # one by one, because some take pictures for all prompts alike
         pictures = [own.fitted(*(picture_size or (settings.height, settings.width))) for own in pictures_of(prompt)]
         image = {"image": pictures[0] if video else pictures} if pictures else {}
-        found = call(prompt=str(prompt), latents=starts[[number]], **image)
-        drawn.append(getattr(found, next(iter(found.keys()))))
+        start = {"latents": starts[[number]]}
+        if "audio_latents" in accepted:  # which it normalises
+            scale, frames = pipeline.vae.spatial_compression_ratio, pipeline.vae.temporal_compression_ratio
+            tokens = ((settings.frames - 1) // frames + 1) * settings.height * settings.width // scale**2
+            sound = starts[[number], tokens:] * pipeline.audio_vae.latents_std + pipeline.audio_vae.latents_mean
+            start = {"latents": starts[[number], :tokens], "audio_latents": sound}
+        found = call(prompt=str(prompt), **start, **image)
+        for key, value in found.items():
+            drawn.setdefault("sound" if key.startswith("audio") else "pictures", []).append(np.asarray(value))
     pipeline.scheduler = published
-    return np.concatenate(drawn)
+    return {name: np.concatenate(values) for name, values in drawn.items()}
 
 
 def starts(policy: Policy, seed: int) -> torch.Tensor:

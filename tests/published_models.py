@@ -41,6 +41,28 @@ QWEN_VL: dict[str, Any] = {
 }
 BYT5 = {"model_type": "t5", "vocab_size": 1510, "d_model": 1472, "d_kv": 64, "d_ff": 3584, "num_layers": 12}
 BYT5 |= {"num_heads": 6, "feed_forward_proj": "gated-gelu"}
+GEMMA3: dict[str, Any] = {
+    "model_type": "gemma3",
+    "text_config": {
+        "model_type": "gemma3_text",
+        "vocab_size": 262208,
+        "hidden_size": 3840,
+        "intermediate_size": 15360,
+        "num_hidden_layers": 48,
+        "num_attention_heads": 16,
+        "num_key_value_heads": 8,
+        "head_dim": 256,
+    },
+    "vision_config": {
+        "model_type": "siglip_vision_model",
+        "hidden_size": 1152,
+        "intermediate_size": 4304,
+        "num_hidden_layers": 27,
+        "num_attention_heads": 16,
+        "image_size": 896,
+        "patch_size": 14,
+    },
+}
 MISTRAL: dict[str, Any] = {
     "model_type": "mistral3",
     "text_config": {
@@ -127,6 +149,10 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "HunyuanVideo-1.5-Diffusers-480p_t2v": (
         "HunyuanVideo 1.5",
         {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL["text_config"], "text_encoder_2": BYT5},
+    ),
+    "LTX-2": (
+        "LTX-2",
+        {"transformer": {}, "vae": {}, "audio_vae": {}, "vocoder": {}, "connectors": {}, "text_encoder": GEMMA3},
     ),
     "Qwen-Image": ("Qwen-Image", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
     "Qwen-Image-Edit-2511": ("Qwen-Image-Edit Plus", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),

@@ -25,6 +25,9 @@ PLACE = "PATH_OR_REPOSITORY"
 """Stands on a model card where the user writes where the pipeline is."""
 MADE = {"images": "image", "frames": "video", "audios": "audio"}
 """What a pipeline calls its results -> what they are, in the Hub's words."""
+NO_OTHER_GUIDANCE = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
+NO_OTHER_GUIDANCE |= {f"audio_{name}": value for name, value in NO_OTHER_GUIDANCE.items()}
+"""Turns off what LTX-2's pipeline does beside classifier-free guidance."""
 PICTURE = "picture.png"
 """Stands there for the picture to start from."""
 
@@ -157,6 +160,8 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "num_frames": settings.frames,
         "audio_end_in_s": settings.seconds,
         "guidance_scale_2": settings.guidance_scale_2,
+        "audio_guidance_scale": settings.guidance_scale_2 or guidance,
+        **NO_OTHER_GUIDANCE,
         "negative_prompt": settings.negative_prompt or None,
         "max_sequence_length": settings.max_sequence_length,
     }

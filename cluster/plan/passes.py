@@ -60,7 +60,7 @@ class Passes:
     reward_parameters: Mapping[str, int]
     """Those of the models of rewards, where they are known."""
     around: float
-    """Bytes of the autoencoder."""
+    """Bytes of the autoencoder, and of what else decodes."""
     encoders: float
     """Bytes of the text encoders."""
     state: int
@@ -149,7 +149,7 @@ def _measure(settings: RunSettings, policy: Any, memory: bool) -> Passes:
         decode=taken(calls.decode),
         score={name: model and taken(torch.no_grad()(model.call)) for name, model in rewards.items()},
         reward_parameters={name: model.parameters for name, model in rewards.items() if model},
-        around=_bytes(policy.vae),
+        around=sum(_bytes(decoder) for decoder in policy.decoders),
         encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
         state=math.prod(policy.latent_shape),
         conditioning=sum(value.nbytes for value in conditioning.values()),

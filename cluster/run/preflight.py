@@ -7,7 +7,7 @@ import pydantic
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import OF_SOUNDS, check_judge_package, reward_models
-from ...rollout_workers.policies.load import makes_sounds
+from ...rollout_workers.policies.load import find_family
 from .adaptive_splits import SplitChooser
 from .own_modules import check_modules
 
@@ -28,14 +28,14 @@ def check_here(settings: RunSettings) -> None:
 
 def check_media(settings: RunSettings) -> None:
     """Raises InputError for a policy that isn't here, and for a built-in reward that doesn't score its leaves."""
-    sounds = makes_sounds(settings.policy)
-    if sounds is None:
+    family = find_family(settings.policy)
+    if family is None:
         return
-    makes = "sounds" if sounds else "pictures or silent clips"
+    makes = "pictures or silent clips" if not family.heard else "clips with sound" if family.seen else "sounds"
     for name, reward in settings.rewards.items():
         own = reward.url or reward.function or reward.scorer
-        if not own and sounds != (name in OF_SOUNDS):
-            do = f"take {' or '.join(OF_SOUNDS)}, or code of your own" if sounds else "take it out"
+        if not own and not (family.heard if name in OF_SOUNDS else family.seen):
+            do = "take it out" if family.seen else f"take {' or '.join(OF_SOUNDS)}, or code of your own"
             raise InputError(f"rewards.{name} can't score leaves that are {makes}; {do}")
 
 

@@ -19,9 +19,12 @@ WEIGHTS = {"diffusers": "diffusion_pytorch_model.safetensors", "transformers": "
 SAMPLES, SAMPLE_BYTES = 16, 4096
 """Bytes that are read from a file to tell it from others."""
 
-EXPORTED = {"stable_audio": "diffusers"}
-"""Modules of pipelines, as an index names them, whose classes a library exports."""
-MODELS = ("transformer", "unet", "vae", "text_encoder", "image_encoder", "projection_model")
+EXPORTED = {"ltx2": "diffusers", "stable_audio": "diffusers"}
+"""Modules of pipelines, as an index names them, whose classes are a library's."""
+MODELS = (
+    *("transformer", "unet", "vae", "audio_vae", "vocoder"),
+    *("text_encoder", "image_encoder", "projection_model", "connectors"),
+)
 """How the names begin of parts that are models, not tokenizers or schedulers."""
 
 

@@ -28,8 +28,10 @@ class Family(NamedTuple):
     """Maximum number of a prompt's tokens; None if it isn't a setting."""
     pictures: range = range(1)
     """How many pictures a prompt may have."""
-    sounds: bool = False
-    """Whether leaves are sounds."""
+    seen: bool = True
+    """Whether leaves are pictures or clips."""
+    heard: bool = False
+    """Whether leaves have a sound."""
 
 
 FAMILIES = {
@@ -42,10 +44,11 @@ FAMILIES = {
         f"{__package__}.hunyuan_video:HunyuanVideoFromPicturePolicy", 1000, range(1, 2)
     ),
     "HunyuanVideo15Pipeline": Family(f"{__package__}.hunyuan_video:HunyuanVideoPolicy", 1000),
+    "LTX2Pipeline": Family(f"{__package__}.ltx2:LTX2Policy", 1024, heard=True),
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),
-    "StableAudioPipeline": Family(f"{__package__}.stable_audio:StableAudioPolicy", None, sounds=True),
+    "StableAudioPipeline": Family(f"{__package__}.stable_audio:StableAudioPolicy", None, seen=False, heard=True),
     "StableDiffusion3Pipeline": Family(f"{__package__}.sd3:StableDiffusion3Policy", 512),
     "StableDiffusionPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionPolicy", None),
     "StableDiffusionXLPipeline": Family(f"{__package__}.stable_diffusion:StableDiffusionXLPolicy", None),
@@ -156,10 +159,10 @@ def check_pictures(settings: RunSettings, prompts: Sequence[str]) -> None:
         raise InputError(f"{setting} {has}; a {family} takes {takes} with a prompt: {do}")
 
 
-def makes_sounds(settings: PolicySettings) -> bool | None:
-    """Whether the policy's leaves are sounds; None if that isn't known. Raises InputError as `find_policy` does."""
+def find_family(settings: PolicySettings) -> Family | None:
+    """The family of a policy; None for a user's adapter. Raises InputError as `find_policy` does."""
     folder, _ = find_policy(settings)
-    return None if settings.adapter else FAMILIES[read_index(folder)["_class_name"]].sounds
+    return None if settings.adapter else FAMILIES[read_index(folder)["_class_name"]]
 
 
 def find_device(settings: PolicySettings) -> torch.device:

@@ -42,6 +42,10 @@ class PipelinePolicy(PromptEncoding):
     """Replacements for unused parts when the pipeline is loaded."""
     float32_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that stay in float32 at any precision."""
+    decoder_parts: ClassVar[tuple[str, ...]] = ("vae",)
+    """The pipeline's parts that decode."""
+    scales_sound = False
+    """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
     """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
 
@@ -95,7 +99,7 @@ class PipelinePolicy(PromptEncoding):
         self.autoencoder = read_json(folder / "vae" / "config.json")
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         self.network: Any = self.find_network()
-        if settings.guidance_scale_2 is not None and len(self._networks) < 2:
+        if settings.guidance_scale_2 is not None and len(self._networks) < 2 and not self.scales_sound:
             raise InputError(f"policy.guidance_scale_2 is {settings.guidance_scale_2}, and this model has one network")
         if settings.guidance_scale_2 is not None and not self.guided:
             raise InputError(
@@ -113,10 +117,10 @@ class PipelinePolicy(PromptEncoding):
             choose_attention(network, settings.attention)
         if settings.compile:
             compile_network(self.network)
-        for part in self.encoders.values():
-            part.requires_grad_(False)
-        if self.vae is not None:
-            self.vae.requires_grad_(False).to(device)
+        for encoder in self.encoders.values():
+            encoder.requires_grad_(False)
+        for decoder in self.decoders:
+            decoder.requires_grad_(False).to(device)
 
     def check_parts(self, parts: Sequence[Part]) -> None:
         """Raises InputError for parts that can't be loaded, before any is."""
@@ -161,6 +165,11 @@ class PipelinePolicy(PromptEncoding):
     def vae(self) -> Any:
         """The autoencoder, None if it wasn't loaded."""
         return self.pipeline.vae
+
+    @property
+    def decoders(self) -> list[Any]:
+        """The autoencoder, and what else decodes, as far as it was loaded."""
+        return [part for name in self.decoder_parts if (part := getattr(self.pipeline, name)) is not None]
 
     @property
     def grid(self) -> int:

@@ -15,7 +15,7 @@ from .embeddings import fingerprint
 
 NEGATIVE = "negative_"
 """Before the names of the negative prompt's entries in a conditioning."""
-ENCODERS = ("text_encoder", "image_encoder")
+ENCODERS = ("text_encoder", "image_encoder", "projection_model", "connectors")
 """How the names begin of the pipeline's parts that are models and encode prompts."""
 
 

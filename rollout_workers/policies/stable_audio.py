@@ -94,12 +94,6 @@ class StableAudioPolicy(PipelinePolicy):
         return [float(ratio / (1 + ratio)) for ratio in self.pipeline.scheduler.sigmas.double()]
 
     @property
-    def encoders(self) -> dict[str, torch.nn.Module]:
-        """The text encoder, and what projects its embeddings and the seconds."""
-        projection = self.pipeline.projection_model
-        return super().encoders | ({} if projection is None else {"projection_model": projection})
-
-    @property
     def encoding_extras(self) -> tuple[object, ...]:
         """The seconds, which are part of what is encoded."""
         return (self._seconds,)

@@ -11,6 +11,7 @@ from typing import Any
 import diffusers
 import torch
 import transformers
+from diffusers.pipelines import ltx2
 
 from ...proto.errors import InputError
 from .folder import WEIGHTS, Part, StoredTensor, read_headers, read_json, weight_files
@@ -148,7 +149,7 @@ Differences = tuple[Iterable[str], Iterable[str], Mapping[str, tuple[int, ...]]]
 
 def without_numbers(part: Part) -> Any:
     """A diffusers model with shapes in place of weights."""
-    network_class = getattr(diffusers, part.class_name)
+    network_class = getattr(diffusers, part.class_name, None) or getattr(ltx2, part.class_name)
     config = network_class.load_config(part.folder, local_files_only=True)
     with torch.device("meta"):
         return network_class.from_config(config)

@@ -19,6 +19,7 @@ NAMES = (
     "FLUX.2 dev",
     "FLUX.2 klein, pictures",
     "HunyuanVideo 1.5",
+    "LTX-2",
     "Qwen-Image-Edit Plus",
     "SD1.5",
     "SD3.5",

@@ -24,7 +24,7 @@ from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import FAMILIES
 from gradients import edge_logprobs
-from plain_diffusers import STEPS, plain, policy_of, prompts_of, starts, theirs, two_iterations
+from plain_diffusers import STEPS, all_of_theirs, plain, policy_of, prompts_of, starts, two_iterations
 from support import COUNTING, Settings
 
 
@@ -64,7 +64,9 @@ def test_ode_equals_plain_diffusers(
     settings = settings.model_copy(update=changes)
     if "shift" in changes and not {"shift", "flow_shift"} & pipeline.scheduler.config.keys():
         pytest.skip("its noise levels are not shifted")
-    if "guidance_scale_2" in changes and getattr(pipeline, "transformer_2", None) is None:
+    if "guidance_scale_2" in changes and not {"transformer_2", "audio_vae"} & {
+        name for name, part in pipeline.components.items() if part
+    }:
         with pytest.raises(InputError, match="policy.guidance_scale_2 is 2.0, and this model has one network"):
             load_policy(settings)
         return
@@ -72,10 +74,11 @@ def test_ode_equals_plain_diffusers(
     task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
     decoded = Decoded.of(policy.decode(torch.stack([part.latents[-1] for part in parts])))
-    ours = torch.cat(list(decoded.tensors().values())).numpy()
-    reference = theirs(pipeline, settings, starts(policy, 5), prompts, policy.picture_size)
-    assert reference.std() > 0.01
-    np.testing.assert_allclose(ours, reference, atol=1e-4)
+    reference = all_of_theirs(pipeline, settings, starts(policy, 5), prompts, policy.picture_size)
+    assert reference.keys() == decoded.tensors().keys()
+    for name, ours in decoded.tensors().items():
+        assert reference[name].std() > 0.01
+        np.testing.assert_allclose(ours, reference[name], atol=1e-4)
     if pictures_of(prompts[0]) and not changes:  # the same texts with each other's pictures
         pairs = zip(prompts, prompts[::-1], strict=True)
         swapped = tuple(Prompt(own, pictures=pictures_of(other)) for own, other in pairs)
@@ -179,8 +182,8 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
         else:
             folder = exported if exported.name == name else exported / name
             setattr(loaded, name, type(getattr(loaded, name)).from_pretrained(folder))
-    reference = theirs(loaded, settings, starts(loop.policy, run.evaluation.seed), prompts, loop.policy.picture_size)
-    for name, largest in (("media", 255), ("sound", 32767)):
-        if (drawn := evaluation.media.arrays().get(name)) is not None:
-            assert np.abs(drawn / largest - reference.clip(-1, 1)).max() <= 1.01 / 255
-            assert drawn.std() > 2 / 255 * largest
+    noise = starts(loop.policy, run.evaluation.seed)
+    for name, reference in all_of_theirs(loaded, settings, noise, prompts, loop.policy.picture_size).items():
+        drawn, largest = getattr(evaluation.media, name), {"pictures": 255, "sound": 32767}[name]
+        assert np.abs(drawn / largest - reference.clip(-1, 1)).max() <= 1.01 / 255
+        assert drawn.std() > 2 / 255 * largest

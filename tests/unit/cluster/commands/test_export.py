@@ -27,7 +27,7 @@ from plain_diffusers import PROMPTS, STEPS, policy_of, prompts_of, starts, their
 from support import COUNTING, Settings
 
 CARDS = (
-    *("Chroma", "FLUX.1 Kontext", "FLUX.2 klein", "HunyuanVideo 1.5", "Qwen-Image"),
+    *("Chroma", "FLUX.1 Kontext", "FLUX.2 klein", "HunyuanVideo 1.5", "LTX-2", "Qwen-Image"),
     *("SD1.5", "SDXL", "SD3.5", "Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
 )
 
@@ -100,7 +100,7 @@ def test_the_code_on_a_model_card_draws(family: str, run_settings: Settings, tmp
     assert (PICTURE in code) == bool(column)
     exec(code, found)
     picture = found["drawn"]
-    assert (picture[0].shape if settings.policy.frames > 1 else np.asarray(picture).shape) == (16, 32, 3)
+    assert np.asarray(picture[0] if settings.policy.frames > 1 else picture).shape == (*policy.picture_size, 3)
 
 
 def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:

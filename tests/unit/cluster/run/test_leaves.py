@@ -56,6 +56,7 @@ def test_a_leaf_is_a_file_that_keeps_it(kind: str, tmp_path: Path) -> None:
 
 def test_rewards_that_cannot_score_the_leaves_are_refused(run_settings: Settings, tmp_path: Path) -> None:
     sounds = {"policy.pretrained": str(saved("Stable Audio", tmp_path / "pipeline"))}
+    both = {"policy.pretrained": str(saved("LTX-2", tmp_path / "both"))}
     for changes, rewards, message in (
         (sounds, {"ocr": {}}, r"rewards.ocr can't score leaves that are sounds; take clap"),
         ({}, {"clap": {"pretrained": "x"}}, r"rewards.clap can't score leaves that are pictures or silent clips"),
@@ -63,6 +64,7 @@ def test_rewards_that_cannot_score_the_leaves_are_refused(run_settings: Settings
         settings = run_settings({**changes, "rewards": rewards})
         with pytest.raises(InputError, match=message):
             check_media(settings)
+    check_media(run_settings({**both, "rewards": {"clap": {"pretrained": "x"}, "ocr": {}}}))
     own = run_settings({**sounds, "rewards": {"loud": {"function": "support:loudness"}}})
     check_media(own)
     assert not check(own).missing

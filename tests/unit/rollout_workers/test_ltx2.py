@@ -1,0 +1,43 @@
+"""LTX-2: the clip and the sound of a state, and what of its pipeline is refused."""
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from branchgrpo.proto.errors import InputError
+from branchgrpo.rollout_workers.policies.base import collate
+from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of
+
+
+@torch.no_grad()
+def test_the_clip_and_the_sound_see_each_other_and_have_scales(tmp_path: Path) -> None:
+    settings = policy_of("LTX-2", tmp_path / "pipeline")
+    policy = load_policy(settings)
+    state, sigma = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
+    conditioning, clip = collate([policy.encode("12")]), policy.tokens
+    velocity = policy.velocity(state, sigma, conditioning)
+    for changed, other in ((slice(clip), slice(clip, None)), (slice(clip, None), slice(clip))):
+        moved = state.clone()
+        moved[:, changed] += 1
+        assert not torch.equal(policy.velocity(moved, sigma, conditioning)[:, other], velocity[:, other])
+    louder = load_policy(settings.model_copy(update={"guidance_scale_2": 7.0}))
+    scaled = louder.velocity(state, sigma, conditioning)
+    assert torch.equal(scaled[:, :clip], velocity[:, :clip])
+    assert not torch.equal(scaled[:, clip:], velocity[:, clip:])
+    decoded = policy.decode(state)
+    assert (decoded.frame_rate, decoded.sample_rate) == (24.0, 1600)
+    seconds = settings.frames / decoded.frame_rate
+    assert decoded.sound is not None
+    assert decoded.sound.shape[2] / decoded.sample_rate == pytest.approx(seconds, abs=0.05)
+
+
+def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
+    settings = policy_of("LTX-2", tmp_path / "pipeline")
+    with pytest.raises(InputError, match="policy.max_sequence_length is 6; this model takes multiples of 4"):
+        load_policy(settings.model_copy(update={"max_sequence_length": 6}), network_only=True)
+    file = tmp_path / "pipeline" / "vae" / "config.json"
+    file.write_text(json.dumps(json.loads(file.read_text()) | {"timestep_conditioning": True}))
+    with pytest.raises(InputError, match="whose autoencoder adds noise"):
+        load_policy(settings, network_only=True)
