@@ -140,8 +140,7 @@ class Controller:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
                 first = worker is self.pools.workers.workers[0]
                 order = self.profiling.order(Component.ROLLOUT, iteration.number, first=first)
-                weights = iteration.weights.at(worker.info.node_id)
-                async for part in read_parts(worker, task, weights, self.published[-1].version, order):
+                async for part in read_parts(worker, task, iteration.weights, self.published[-1].version, order):
                     iteration.spent("rollout", part.header.usage)
                     if tree := trees.get(part.header.tree):
                         tree.add(part, shown=tree.number < iteration.shown)

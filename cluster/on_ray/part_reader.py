@@ -7,7 +7,7 @@ from ...proto.profiling import ProfileOrder
 from ...proto.remote_tree import PartHeader
 from ...proto.tree import Task
 from ..run.cuts import MAX_UNREAD_PARTS
-from .messages import WeightsRef
+from .messages import Published
 from .worker_pool import Worker
 
 
@@ -20,7 +20,7 @@ class ArrivedPart(NamedTuple):
 
 
 async def read_parts(
-    worker: Worker, task: Task, weights: WeightsRef, newest: int, order: ProfileOrder | None = None
+    worker: Worker, task: Task, weights: Published, newest: int, order: ProfileOrder | None = None
 ) -> AsyncIterator[ArrivedPart]:
     """Have `worker` sample a task with `weights`, and read its parts; unread ones make it pause.
 
@@ -31,7 +31,7 @@ async def read_parts(
         num_returns="streaming", _generator_backpressure_num_objects=len(ArrivedPart._fields) * MAX_UNREAD_PARTS
     )
     objects = []
-    async for reference in sample.remote(task, weights, newest, order):
+    async for reference in sample.remote(task, weights.at(worker.info.node_id), newest, order):
         objects.append(reference)
         if len(objects) == len(ArrivedPart._fields):
             yield ArrivedPart(objects[0], objects[1], await objects[2])
