@@ -24,6 +24,7 @@ from .run.advice import advice, outweighed
 from .run.change_log import set_aside_wandb
 from .run.checkpoints import size
 from .run.console import RunDisplay
+from .run.continuation import after_divergence, after_stop
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
 from .run.falls import find_fall, undo_fall
 from .run.folder import RunFolder
@@ -108,38 +109,18 @@ def _go(
                     raise
                 display.lost(error, reached)
                 if stop.signum is not None:
-                    raise Stopped(stop.signum, _after_stop(folder)) from error
+                    raise Stopped(stop.signum, after_stop(folder)) from error
     except Diverged as error:
-        raise Diverged(f"{error}; {_after_divergence(error, folder, settings)}") from error
+        raise Diverged(f"{error}; {after_divergence(error, folder, settings)}") from error
     except KeyboardInterrupt:
         if stop.signum is None:
             raise
-        raise Stopped(stop.signum, _after_stop(folder)) from None
+        raise Stopped(stop.signum, after_stop(folder)) from None
     finally:
         with stop.during("ignored"), display.waiting("ending processes"):
             if loop is not None:
                 loop.close()
             stop_tracing()
-
-
-def _after_stop(folder: RunFolder) -> str:
-    """The message of a stopped run: how to continue it."""
-    if not folder.done:
-        return "stopped before the first checkpoint"
-    return f"stopped after iteration {folder.done} with a checkpoint; continue with --resume: {folder.command}"
-
-
-def _after_divergence(error: Diverged, folder: RunFolder, settings: RunSettings) -> str:
-    """The advice for a run with numbers that aren't finite: how to continue it from the newest good checkpoint."""
-    lower = f"learner.optimizer.learning_rate={settings.learner.optimizer.learning_rate / 10:g}"
-    if error.weights == 0:
-        return "the weights are those that were loaded: is policy.precision enough for this model?"
-    if not (done := folder.checkpoints()):
-        return f"there is no checkpoint yet; start again with smaller steps, such as {lower}"
-    whole = max((n for n in done if error.weights is None or n < error.weights), default=0)
-    back = "" if whole == done[-1] else f" --iteration {whole}"
-    told = f"the checkpoint of iteration {whole} is whole" if whole else "no checkpoint comes before these weights"
-    return f"{told}; continue with smaller steps, such as: {folder.command}{back} {lower}"
 
 
 def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, error: BaseException) -> None:
@@ -256,7 +237,7 @@ class _Run:
         if (signum := self.stop.signum) and not last:
             if self.folder.done < iteration:
                 self._save(iteration)
-            raise Stopped(signum, _after_stop(self.folder))
+            raise Stopped(signum, after_stop(self.folder))
         if report.learner_draining and not last:
             raise ProcessLost("the node of a learner rank is about to go; there is a checkpoint")
         return fall is not None
@@ -312,7 +293,7 @@ class _Run:
             )
         except OSError as error:
             if is_full(error) and self.stop.signum is not None:
-                raise Stopped(self.stop.signum, f"the disk is full; {_after_stop(self.folder)}") from error
+                raise Stopped(self.stop.signum, f"the disk is full; {after_stop(self.folder)}") from error
             raise
         if waits:
             self.display.room()
