@@ -13,15 +13,13 @@ from statistics import median
 import numpy as np
 import torch
 
-from ...proto.pictures import Picture
-from ...proto.prompts import Prompt
 from ...reward_service.scorers import Scorer
 from ...rollout_workers.policies.base import Policy
 from .calibration import DECODE, FORWARD, TRAINED, Pace
 from .flops import Work
 from .gpus import gpu_of_device
 from .passes import Calls
-from .shapes import needed_pictures
+from .shapes import needed_prompt
 
 SECONDS = 10.0
 """Of a measurement, at which it takes no larger batches and repeats nothing more."""
@@ -67,8 +65,7 @@ def measure(
     The policy is as the learner prepares it: with adapters and checkpoints if it has them. Without `work`, the FLOPs,
     only seconds are found. Raises torch.OutOfMemoryError if a single row has no room.
     """
-    pictures = [Picture("black", np.asarray(own)) for own in needed_pictures(policy)]
-    encoded = policy.encode(Prompt("a prompt", pictures=pictures))
+    encoded = policy.encode(needed_prompt(policy, "a prompt"))
     conditioning = {name: value.to(policy.device) for name, value in encoded.items()}
     policy.release_encoders()
     flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}

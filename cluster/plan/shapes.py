@@ -5,11 +5,13 @@ from contextlib import contextmanager
 from typing import Any
 
 import diffusers
+import numpy as np
 import torch
 import transformers
-from PIL import Image
 
 from ...proto.errors import InputError
+from ...proto.pictures import Picture
+from ...proto.prompts import Prompt
 from ...proto.settings import RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention
@@ -66,19 +68,20 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
 def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
     """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures that a model needs, and
     with guidance on the negative prompt."""
-    settings, pictures = policy.settings, needed_pictures(policy)
+    prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length)
     with metered(), _quiet():  # libraries warn of what they cut
-        one = policy.embed("a " * settings.max_sequence_length)
-        shown = policy.embed_pictures(pictures) if pictures else {}
+        one = policy.embed(prompt)
+        shown = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
     return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
 
 
-def needed_pictures(policy: object) -> list[Image.Image]:
-    """Black pictures in place of those that a model needs with every prompt; none for a user's adapter."""
+def needed_prompt(policy: object, text: str) -> Prompt:
+    """A prompt with black pictures, as many as a model needs; without any for a user's adapter."""
     if not isinstance(policy, PipelinePolicy):
-        return []
+        return Prompt(text)
     family = FAMILIES.get(policy.pipeline_class.__name__)
-    return [Image.new("RGB", policy.picture_size[::-1])] * (family.pictures.start if family else 0)
+    black = Picture("black", np.zeros((*policy.picture_size, 3), np.uint8))
+    return Prompt(text, pictures=[black] * (family.pictures.start if family else 0))
 
 
 def _module(part: Part) -> Any:
