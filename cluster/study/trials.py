@@ -47,7 +47,8 @@ class Trial:
     @property
     def finished(self) -> bool:
         """Whether the run has all iterations of its budget, and has ended well."""
-        return self.state == "finished" and self.folder.done >= self.settings.iterations
+        last = next(reversed(self.folder.lines("metrics")), {"iteration": 0})
+        return self.state == "finished" and last["iteration"] >= self.settings.iterations
 
     def must_continue(self) -> None:
         """Raises InputError if the run's folder holds one with other settings."""
