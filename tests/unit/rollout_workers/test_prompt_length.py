@@ -71,7 +71,8 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
             embeds, _ = policy.pipeline.encode_prompt(str(prompt), max_sequence_length=1024, **shown)
             assert (embeds.shape[1] > most) == (prompt in cut)
             continue
-        one, other = (policy.embed(text)["prompt_embeds"] for text in (prompt, f"{prompt}7"))
+        name = "clip_embeds" if family == "LTX-2" else "prompt_embeds"
+        one, other = (policy.embed(text)[name] for text in (prompt, f"{prompt}7"))
         if family.startswith(("FLUX.2", "Hunyuan", "Z-Image")):  # the end of the chat is cut first
             assert not torch.equal(one, other) or prompt in cut
             assert len(prompt) < most or (torch.equal(one, other) and prompt in cut)
