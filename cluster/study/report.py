@@ -25,6 +25,8 @@ matplotlib.use("Agg")
 FOLDER = "report"
 GRID = 100
 """Places along a figure's axis at which the mean over seeds is drawn."""
+BAND_SEEDS = 3
+"""Seeds that a band needs: Student's interval from two is wider than the picture."""
 STYLE = """body{font:16px/1.5 sans-serif;max-width:70em;margin:2em auto;padding:0 1em}img{max-width:100%}
 table{border-collapse:collapse;display:block;overflow-x:auto}td,th{border:1px solid #ccc;padding:.2em .6em}"""
 
@@ -142,7 +144,7 @@ def _unfinished(study: Study, every: Sequence[Curve]) -> Iterator[str]:
 
 
 def _draw(path: Path, study: Study, curves: Curves, axis: str) -> None:
-    """Mean reward against effort with a 95 % band, as far as at least two seeds have got, and each seed as a thin
+    """Mean reward against effort with a 95 % band, as far as at least three seeds have got, and each seed as a thin
     line."""
     figure = Figure(figsize=(8, 5), layout="constrained")
     plot = figure.subplots()
@@ -155,15 +157,17 @@ def _draw(path: Path, study: Study, curves: Curves, axis: str) -> None:
         found = [mean(column[~np.isnan(column)]) for column in rewards.T]
         colour = f"C{index}"
         plot.plot(efforts, [e.value for e in found], color=colour, label=variant)
-        plot.fill_between(efforts, [e.low for e in found], [e.high for e in found], color=colour, alpha=0.15, lw=0)
+        low, high = (np.array([getattr(e, end) for e in found]) for end in ("low", "high"))
+        many = (~np.isnan(rewards)).sum(axis=0) >= BAND_SEEDS
+        plot.fill_between(efforts, low, high, where=many, color=colour, alpha=0.15, lw=0)
         for c in own:
             plot.plot(c.effort[axis], c.reward, color=colour, alpha=0.35, lw=0.6)
     for target in study.file.targets:
         plot.axhline(target, color="grey", lw=0.6, ls=":")
     values = np.concatenate([c.reward for own in curves.values() for c in own])
-    low, high = float(np.nanmin(values)), float(np.nanmax(values))
-    margin = 0.05 * (high - low) or 0.05
-    plot.set(xlabel=AXES[axis], ylabel=study.file.reward, ylim=(low - margin, high + margin))
+    least, most = float(np.nanmin(values)), float(np.nanmax(values))
+    margin = 0.05 * (most - least) or 0.05
+    plot.set(xlabel=AXES[axis], ylabel=study.file.reward, ylim=(least - margin, most + margin))
     plot.set_xlim(left=0)
     plot.grid(alpha=0.3)
     plot.legend(fontsize=8)

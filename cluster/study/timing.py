@@ -28,8 +28,11 @@ OF_NO_INFLUENCE: dict[str, Any] = {
 
 
 def timing_name(settings: RunSettings) -> str:
-    """A short name of all settings on which the seconds of an iteration depend."""
-    return short_name(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE))
+    """A short name of all settings on which the seconds of an iteration depend.
+
+    Those with their default value are left out, so that measurements outlive settings that are new.
+    """
+    return short_name(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE, exclude_defaults=True))
 
 
 def timed_together(study: Study) -> dict[str, RunSettings]:
