@@ -101,7 +101,7 @@ def _go(
                         loop.restart()
                 while not _Run(loop, folder, settings, display, stop, held_out).go(prompts, held_out):
                     with display.waiting("setting up processes with the best weights"):
-                        loop.restart()
+                        loop.restart(lost=False)
                 return
             except ProcessLost as error:
                 reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1

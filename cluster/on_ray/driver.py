@@ -88,9 +88,9 @@ class RayLoop:
             self.close()
             raise
 
-    def restart(self) -> None:
+    def restart(self, *, lost: bool = True) -> None:
         """Restart all processes except the reward models, which Serve supervises."""
-        self._recoveries += 1
+        self._recoveries += lost
         self._end_controller()
         # At once, for the reward models end when there is none.
         self._controller = self._launch_controller()
@@ -173,7 +173,7 @@ class RayLoop:
                     controller = ray.remote(Controller).options(**options)
                     return controller.remote(self.settings, self._prompts, name, NAMESPACE, self._sizes)
         except ValueError as error:
-            if self._recoveries:
+            if self._started:
                 raise ProcessLost(f"the controller before doesn't end: {error}") from error
             raise InputError(
                 f"a run named '{self.settings.name}' is running on this cluster; take another name (name=...)"

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from ...proto.atomic_files import write_text
 from .changes import Change
@@ -25,13 +25,18 @@ def write_changes(folder: "RunFolder", changes: Sequence[Change], done: int, wen
     """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict."""
     if changes and any(line["iteration"] > done for line in folder.lines("metrics")):
         set_aside_after(folder, done)  # what is done again will differ
-    about = {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
+    about = from_now(done)
     if went_back_from is not None:
         folder.append("changes", {**about, "went_back_from": went_back_from, "to": done})
     for change in changes:
         if change.setting in ("prompts.train", "prompts.held_out"):
             _keep_prompts(folder.path, change.setting.removeprefix("prompts."), done)
         folder.append("changes", {**about, **asdict(change)})
+
+
+def from_now(done: int) -> dict[str, Any]:
+    """How a line of changes.jsonl begins: what it tells of takes effect after the iteration `done`."""
+    return {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
 def set_aside_after(folder: "RunFolder", iteration: int) -> None:

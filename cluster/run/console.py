@@ -153,7 +153,6 @@ class RunDisplay:
 
     def fell(self, fall: Fall, pace: float) -> None:
         """The held-out reward has fallen, and the run continues from its best weights."""
-        self._become("recovering", error="the held-out reward fell")
         self._warn(
             f"the held-out reward fell from {fall.before:.3f} (iteration {fall.best}) to {fall.now:.3f}; continuing "
             f"with the weights of iteration {fall.best} and {pace:g} times the learning rate"

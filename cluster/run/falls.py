@@ -1,7 +1,6 @@
 """Falls of the held-out reward: how one is told from noise, and the way back (`evaluation.undo_falls`)."""
 
 import math
-import time
 from dataclasses import dataclass
 
 import numpy as np
@@ -9,6 +8,7 @@ import numpy as np
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray
 from . import evaluation_storage
+from .change_log import from_now
 from .checkpoints import copy_slowed
 from .evaluation import comparable, evaluation_file, weights_of_best
 from .folder import RunFolder
@@ -33,10 +33,10 @@ class Fall:
 
 def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
     """The fall that the newest evaluation is; None if it is none, or if falls aren't to be undone."""
-    wanted, lines = settings.evaluation.undo_falls, comparable(folder.lines("evaluations"))
+    wanted = settings.evaluation.undo_falls
     if not wanted or not (ranked := folder.best_checkpoints()):
         return None
-    weights = weights_of_best(settings)
+    lines, weights = comparable(folder.lines("evaluations")), weights_of_best(settings)
 
     def scores(iteration: int) -> FloatArray:
         line = next(line for line in reversed(lines) if line["iteration"] == iteration)
@@ -58,10 +58,10 @@ def undo_fall(folder: RunFolder, settings: RunSettings, fall: Fall) -> float:
     The run continues from it once its processes are set up again. changes.jsonl tells of it. Raises OSError if there is
     no room.
     """
-    assert settings.evaluation.undo_falls
-    pace = settings.evaluation.undo_falls.pace
-    to = folder.checkpoint(fall.iteration)
-    pace = copy_slowed(folder.checkpoint(fall.best), to, fall.iteration, pace)
+    wanted = settings.evaluation.undo_falls
+    assert wanted
+    best, back = (folder.checkpoint(iteration) for iteration in (fall.best, fall.iteration))
+    pace = copy_slowed(best, back, fall.iteration, wanted.pace)
     line = {"fell_from": fall.before, "to": fall.now, "best": fall.best, "pace": pace}
-    folder.append("changes", {"iteration": fall.iteration + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z"), **line})
+    folder.append("changes", {**from_now(fall.iteration), **line})
     return pace

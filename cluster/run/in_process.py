@@ -40,7 +40,7 @@ class InProcessLoop:
         self.settings, self._prompts = settings, prompts
         self.restart()
 
-    def restart(self) -> None:
+    def restart(self, *, lost: bool = True) -> None:
         settings = self.settings
         if settings.threads:
             torch.set_num_threads(settings.threads)

@@ -71,8 +71,8 @@ class Loop(Protocol):
     def export(self, folder: Path) -> None:
         """Write the trained weights in diffusers' format."""
 
-    def restart(self) -> None:
-        """Restart everything after a loss. The caller then calls `load`."""
+    def restart(self, *, lost: bool = True) -> None:
+        """Restart everything, after a loss or, if nothing was `lost`, to go back. The caller then calls `load`."""
 
     def close(self) -> None:
         """Release everything that the loop holds. No other call may follow."""

@@ -5,6 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.status import status_of
 from support import ROOT, Settings, run_train, weights
 
 STEEP = {
@@ -59,5 +60,6 @@ def test_a_resumed_run_keeps_its_pace(plain: Path, run_settings: Settings, tmp_p
 def test_falls_are_undone_alike_on_ray(plain: Path, run_settings: Settings, tmp_path: Path, head: str) -> None:
     ray = {"execution": "ray", "placement": "separate", "pools.learner.count": 1, "logging.metrics_host": "127.0.0.1"}
     run = run_train(run_settings({**STEEP, **ray}), tmp_path, "--address", head)
+    assert status_of(run).recoveries == 0  # nothing was lost
     ours, expected = weights(run), weights(plain)
     assert all(torch.equal(ours[name], expected[name]) for name in expected)
