@@ -10,7 +10,7 @@ from branchgrpo.rollout_workers.policies.base import load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from diffusers import DiffusionPipeline
 from families import FAMILIES, as_lora, saved
-from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same, learn_on_two
+from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same
 from support import Settings
 
 NAMES = (
@@ -58,13 +58,6 @@ def variants(tmp_path_factory: pytest.TempPathFactory) -> dict[str, dict[str, An
     changes["stage2 Wan 2.2 14B"] = {**video, "name": "run", "learner.zero_stage": 2}
     changes[MERGED] = {**video, "policy.start_from": str(lora), "learner.lora": {"rank": 2}}
     return {name: SETTINGS | own for name, own in changes.items()}
-
-
-@pytest.fixture(scope="module")
-def two_ranks(
-    settings_in: Settings, variants: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return learn_on_two(settings_in, variants, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)

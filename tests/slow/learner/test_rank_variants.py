@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 from families import as_lora, saved
-from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same, learn_on_two
+from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same
 from support import Settings
 
 METHODS = {"dance_grpo": None, "branch_grpo": {"rank": 2}, "tree_grpo": None}
@@ -43,13 +43,6 @@ def variants(
         schedule = {"method": method, **small_methods[method]}
         changes[method] = {"schedule": schedule, "advantage.normaliser": "group", "learner.lora": adapter}
     return {name: SETTINGS | own for name, own in changes.items()}
-
-
-@pytest.fixture(scope="module")
-def two_ranks(
-    settings_in: Settings, variants: dict[str, dict[str, Any]], tmp_path_factory: pytest.TempPathFactory
-) -> Path:
-    return learn_on_two(settings_in, variants, tmp_path_factory.mktemp("ranks"))
 
 
 @pytest.mark.parametrize("variant", VARIANTS)
