@@ -38,6 +38,7 @@ from ..run.preflight import check_here
 from ..run.stop import Stopped, StopRequest
 from ..study.curves import BROKEN
 from ..study.file import Study
+from ..study.shared_runs import take_over
 from ..study.timing import measured, to_measure
 from ..study.trials import Trial, chosen, trials, tuning_trials
 
@@ -108,6 +109,8 @@ def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> N
     """Run those of the trials that aren't finished, as many at once as there is room for."""
     for trial in every:
         trial.must_continue()
+        if what == "runs" and (taken := take_over(trial, study.folder.parent)):
+            console.print(f"{trial.settings.name}: the same as {taken}", markup=False, highlight=False)
     todo = [trial for trial in every if not trial.finished]
     if not todo:
         return

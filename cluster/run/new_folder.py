@@ -37,7 +37,7 @@ def begin(path: Path, settings: RunSettings) -> None:
     """Write what makes a folder that of a run. Raises InputError if the disk is full."""
     try:
         sweep(path)
-        write_text(path / VERSIONS, json.dumps(_versions(), indent=2) + "\n")
+        write_text(path / VERSIONS, json.dumps(versions(), indent=2) + "\n")
         write_text(path / FINGERPRINTS, json.dumps({"policy": policy_fingerprint(settings)}) + "\n")
         save_recipe(settings, path)
     except OSError as error:
@@ -74,7 +74,8 @@ def policy_fingerprint(settings: RunSettings) -> str | None:
     return None if settings.policy.adapter else content_fingerprint(folder, settings.policy.variant)
 
 
-def _versions() -> dict[str, str]:
+def versions() -> dict[str, str]:
+    """Those of the project, of Python, the system and the packages that matter. Name -> version."""
     found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:

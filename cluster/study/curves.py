@@ -68,9 +68,11 @@ def read_curve(study: Study, trial: Trial) -> Curve:
 
 
 def _read(study: Study, trial: Trial) -> Curve:
-    folder, reward = trial.folder, study.file.reward
-    metrics = folder.lines("metrics")
-    at = {line["iteration"]: line for line in comparable(folder.lines("evaluations"))}
+    """Of a run that went on longer, as one that was taken over, only what is within the budget."""
+    folder, reward, last = trial.folder, study.file.reward, trial.settings.iterations
+    metrics = [line for line in folder.lines("metrics") if line["iteration"] <= last]
+    evaluations = [line for line in comparable(folder.lines("evaluations")) if line["iteration"] <= last]
+    at = {line["iteration"]: line for line in evaluations}
     lines = [at[iteration] for iteration in sorted(at)]
     done = np.array([line["iteration"] for line in lines], dtype=int)
     effort = {"iterations": done.astype(float)}

@@ -18,7 +18,7 @@ from ..run.state import ENDED, read_state
 from .file import Budget, Candidate, Study
 from .timing import seconds_per_iteration
 
-OF_NO_CONSEQUENCE = re.compile(r"(iterations|checkpoint|logging|pools|evaluation\.rewards)\b")
+OF_NO_CONSEQUENCE = re.compile(r"(iterations|checkpoint|logging|pools|evaluation\.(rewards|every))\b")
 """Settings that a study may change without another result of the iterations that were made."""
 
 

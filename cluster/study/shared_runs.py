@@ -1,0 +1,45 @@
+"""Runs that studies share: what one has made, another takes over."""
+
+import json
+import shutil
+from pathlib import Path
+
+from ...proto.atomic_files import whole
+from ...proto.recipe import save_recipe
+from ..run.changes import find_changes
+from ..run.folder import RunFolder
+from ..run.new_folder import VERSIONS, versions
+from .trials import OF_NO_CONSEQUENCE, Trial
+
+
+def take_over(trial: Trial, studies: Path) -> Path | None:
+    """Copy the run of another study that is what a trial would be, and return the folder that it was in.
+
+    It has the trial's settings, was made with the versions that are here, and has finished all the iterations. None if
+    there is none in the folders in `studies`, or if the trial has begun.
+    """
+    if trial.state != "not started":
+        return None
+    for path in sorted(studies.glob("*/runs/*/recipe.yaml")):
+        run = RunFolder(path.parent)
+        if _is_that_of(run, trial):
+            with whole(trial.folder.path) as copy:
+                shutil.copytree(run.path, copy)
+                own = {"name": trial.settings.name, "runs": trial.settings.runs}
+                save_recipe(run.settings.model_copy(update=own), copy)
+            return run.path
+    return None
+
+
+def _is_that_of(run: RunFolder, trial: Trial) -> bool:
+    place = {"name": run.path.name, "runs": run.path.parent}
+    there = Trial(trial.variant, trial.values, trial.settings.model_copy(update=place))
+    try:
+        if not there.finished or json.loads((run.path / VERSIONS).read_text()) != versions():
+            return False
+        changed = [change.setting for change in find_changes(run.settings, trial.settings)]
+    except (OSError, ValueError):  # unreadable, or so different that no run could change to it
+        return False
+    if trial.settings.learner.optimizer.schedule != "constant" and "iterations" in changed:
+        return False  # their number decides about every learning rate
+    return all(map(OF_NO_CONSEQUENCE.match, changed))

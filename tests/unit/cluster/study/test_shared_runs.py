@@ -1,0 +1,80 @@
+"""Runs that another study has made: what is taken over, and what isn't."""
+
+import json
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster.run.new_folder import VERSIONS, versions
+from branchgrpo.cluster.study.curves import read_curve
+from branchgrpo.cluster.study.file import Study
+from branchgrpo.cluster.study.shared_runs import take_over
+from branchgrpo.cluster.study.trials import Trial, trials
+from branchgrpo.proto.recipe import save_recipe
+
+Load = Callable[..., Study]
+REWARDS = [0.1, 0.2, 0.3, 0.4, 0.5]
+
+
+@pytest.fixture
+def made(study_in: Load, made_up: Callable[..., None], tmp_path: Path) -> Callable[..., Path]:
+    """Makes up the first run of another study, with replacements of its keys, and returns its folder."""
+
+    def make(state: str = "finished", **changes: object) -> Path:
+        trial = trials(replace(study_in(**changes), folder=tmp_path / "other"))[0]
+        made_up(trial, REWARDS, state)
+        path = save_recipe(trial.settings, trial.folder.path).parent
+        (path / VERSIONS).write_text(json.dumps(versions()))
+        return path
+
+    return make
+
+
+def first(study: Study) -> Trial:
+    return trials(study)[0]
+
+
+def test_run_of_another_study_is_taken_over(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
+    other = {"common": {"execution": "in_process", "evaluation.every": 2}, "baseline": "even", "variants": {"even": {}}}
+    path = made(**other)
+    study = study_in(variants={"tree": {}}, baseline="tree", budget={"iterations": 3})
+    trial = first(study)
+    assert take_over(trial, tmp_path) == path
+    assert trial.finished
+    trial.must_continue()
+    assert (trial.folder.settings.name, trial.folder.settings.runs) == ("tree-seed0", tmp_path / "out" / "runs")
+    assert list(read_curve(study, trial).reward) == REWARDS[:4], "only what is within the budget is reported"
+    assert take_over(trial, tmp_path) is None, "what is there stays"
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"state": "stopped"},
+        {"seeds": [1, 0]},
+        {"variants": {"flat": {"learner.clip_range": 0.3}}},
+        {"variants": {"flat": {"policy.precision": "bfloat16", "learner.zero_stage": 1}}},
+    ],
+    ids=lambda changes: next(iter(changes)),
+)
+def test_run_that_would_be_another_is_not_taken(
+    study_in: Load, made: Callable[..., Path], changes: dict[str, object], tmp_path: Path
+) -> None:
+    same = {"variants": {"flat": {}}}
+    made(**{**same, **changes})
+    assert take_over(first(study_in(**same)), tmp_path) is None
+
+
+@pytest.mark.parametrize(("schedule", "taken"), [("constant", True), ("cosine", False)])
+def test_planned_rates_depend_on_the_number_of_iterations(
+    study_in: Load, made: Callable[..., Path], schedule: str, taken: bool, tmp_path: Path
+) -> None:
+    same = {"variants": {"flat": {"learner.optimizer.schedule": schedule}}}
+    made(**same)
+    assert bool(take_over(first(study_in(**same, budget={"iterations": 2})), tmp_path)) is taken
+
+
+def test_run_of_other_versions_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
+    (made() / VERSIONS).write_text(json.dumps({**versions(), "torch": "1.0"}))
+    assert take_over(first(study_in()), tmp_path) is None
