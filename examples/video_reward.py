@@ -1,8 +1,7 @@
 """A reward service of your own: any model behind the contract of docs/rewards.md.
 
-Here the reward is `motion`, by how much neighbouring frames of a clip differ. A model such as VideoAlign takes its
-place (docs/rewards.md says how): load it once, where `Motion` is made, and score `request.media.pictures` and
-`request.prompts` with it.
+Here the reward is `motion`, by how much neighbouring frames of a clip differ. Your model takes its place: load it once,
+where `Motion` is made, and score `request.media.pictures` and `request.prompts` with it.
 
     python examples/video_reward.py 8000
 

@@ -485,10 +485,11 @@ class RewardSettings(Settings):
     tokenizer: HomeText | None = None
     """Folder of the model's tokenizer. null: the folder of the weights."""
     backbone: HomeText | None = None
-    """Folder of the model that a reward is built on: CLIP of `aesthetic`, Qwen-VL of `hps_v3` and `edit_reward`."""
+    """Folder of the model that a reward is built on: CLIP of `aesthetic`, Qwen-VL of `hps_v3`, `edit_reward` and
+    `video_align`."""
     instruction: HomeText | None = None
-    """Folder `dataset` of the published code of `hps_v3` or `edit_reward`, with the questions that the model is asked.
-    They are read, and no code is run."""
+    """Folder of the published code of `video_align`, and its folder `dataset` of `hps_v3` and `edit_reward`, with the
+    questions that the model is asked. They are read, and no code is run."""
     device: Device = "auto"
     """Where the model runs: `auto` (a GPU if there is one), `cpu`, `cuda` or `cuda:N`."""
     scorer: str | None = None

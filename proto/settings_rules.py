@@ -69,6 +69,14 @@ def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
             yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"
 
 
+def clips_are_rated_where_there_are_any(run: "RunSettings") -> Misfit:
+    """VideoAlign rates motion."""
+    for name, reward in run.rewards.items():
+        own = reward.function or reward.scorer or reward.url or reward.judge
+        if name.startswith("video_align") and not own and run.policy.frames < 2:
+            yield f"rewards.{name} scores clips of two frames or more, and policy.frames is {run.policy.frames}"
+
+
 def latents_are_read_by_own_code(run: "RunSettings") -> Misfit:
     """Built-in rewards and judges look at pictures, or listen."""
     for name, reward in run.rewards.items():
@@ -237,6 +245,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     single_files_say_what_they_are,
     updates_divide_an_iteration,
     judges_see_pictures_that_there_are,
+    clips_are_rated_where_there_are_any,
     latents_are_read_by_own_code,
     evaluations_score_held_out_rewards,
     the_best_is_known,

@@ -75,7 +75,7 @@ def load_clap(settings: RewardSettings, threads: int | None = None) -> Scorer:
 
     Raises InputError as `check_files` does, and for weights that are not the model's.
     """
-    config = check_files(settings)
+    config = check_files(REWARD, settings)
     folder = model_folder(REWARD, settings.pretrained, "pretrained", "clap")
     tokenizer = load_tokenizer(REWARD, settings.tokenizer or str(folder), WHOSE)
     check_tokenizer(REWARD, tokenizer, config.text_config.vocab_size, config.text_config.eos_token_id, WHOSE)
@@ -84,14 +84,14 @@ def load_clap(settings: RewardSettings, threads: int | None = None) -> Scorer:
     return Clap(model, tokenizer, ears, device(settings))
 
 
-def check_files(settings: RewardSettings) -> ClapConfig:
+def check_files(reward: str, settings: RewardSettings) -> ClapConfig:
     """The configuration of the model in `pretrained`; no weights are read.
 
     Raises InputError for a folder without a CLAP model or its feature extractor, and for a model with feature fusion.
     """
-    folder = model_folder(REWARD, settings.pretrained, "pretrained", "clap")
+    folder = model_folder(reward, settings.pretrained, "pretrained", "clap")
     config = ClapConfig.from_pretrained(folder, local_files_only=True)
-    where = f"rewards.{REWARD}.pretrained is '{folder}'"
+    where = f"rewards.{reward}.pretrained is '{folder}'"
     if config.audio_config.enable_fusion:  # which hears three crops at random
         raise InputError(f"{where}, a model with feature fusion, whose scores are random; take {EXAMPLE}")
     if not (folder / "preprocessor_config.json").is_file():

@@ -1,6 +1,7 @@
 """The interface of reward models, and the set of them that a run uses."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from importlib import import_module
 from importlib.util import find_spec
 from typing import Any, Protocol
 
@@ -46,11 +47,23 @@ SCORERS = {
     "shapes": f"{__package__}.shapes:load_shapes",
     "shapes_clean": f"{__package__}.shapes:load_shapes",
     "shapes_exact": f"{__package__}.shapes:load_shapes",
+    "video_align": f"{__package__}.video_align:load_video_align",
+    "video_align_motion": f"{__package__}.video_align:load_video_align",
+    "video_align_text": f"{__package__}.video_align:load_video_align",
+    "video_align_visual": f"{__package__}.video_align:load_video_align",
 }
 """Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 
-QUESTIONED = ("edit_reward", "hps_v3")
-"""Those of them that are vision-language models with a head."""
+CHECKED_BY = {
+    "clap": "clap",
+    "edit_reward": "scored_chat",
+    "hps_v3": "scored_chat",
+    "video_align": "video_align",
+    "video_align_motion": "video_align",
+    "video_align_text": "video_align",
+    "video_align_visual": "video_align",
+}
+"""Reward -> module that checks its files; for all others `clip`."""
 OF_SOUNDS = ("clap",)
 """Those of them that score sounds."""
 
@@ -138,19 +151,7 @@ def check_source(name: str, settings: RewardSettings) -> None:
         if settings.url or settings.judge:
             load_scorer(name, settings, None)
         return
-    if name == "clap":
-        from . import clap
-
-        clap.check_files(settings)
-        return
-    if name in QUESTIONED:
-        from . import scored_chat
-
-        scored_chat.check_files(name, settings)
-        return
-    from .clip import check_files
-
-    check_files(name, settings)
+    import_module(f".{CHECKED_BY.get(name, 'clip')}", __package__).check_files(name, settings)
 
 
 def check_prompts(rewards: Mapping[str, RewardSettings], prompts: Iterable[str]) -> None:

@@ -28,6 +28,7 @@ PUBLISHED = {
     "hps": "HPS_v2.1_compressed.pt",
     "hps_v3": "HPSv3.safetensors",
     "image_reward": "ImageReward.pt",
+    "video_align": "checkpoint-11352/model.pth",
 }
 """Reward -> file of its published weights."""
 
@@ -37,7 +38,9 @@ def weights_file(reward: str, settings: RewardSettings) -> Path:
     name, path = PUBLISHED[reward], Path(settings.pretrained or "")
     path = path / name if path.is_dir() else path
     if settings.pretrained is None or not path.is_file():
-        raise InputError(f"rewards.{reward}.pretrained is {settings.pretrained!r}; it must be {name}, or its folder")
+        raise InputError(
+            f"rewards.{reward}.pretrained is {settings.pretrained!r}; it must be {name}, or the folder with it"
+        )
     return path
 
 

@@ -42,7 +42,7 @@ def test_recipes_of_rewards_are_recipes(run_settings: Callable[..., RunSettings]
     found = [content for block in blocks if "rewards" in (content := read_yaml(block))]
     assert len(found) > 8
     for content in found:
-        run_settings({"execution": "ray", **content})
+        run_settings({"execution": "ray", "policy.frames": 9, **content})
 
 
 def test_links_between_pages_lead_somewhere() -> None:

@@ -103,7 +103,7 @@ def test_what_clap_cannot_score_is_refused(folder: Path, tmp_path: Path) -> None
     with pytest.raises(InputError, match="a reward of pictures was given sounds"):
         scores("jpeg_compressibility", RewardSettings(), sounds(0.1))
     with pytest.raises(InputError, match="must be the folder of a CLAP model"):
-        check_files(RewardSettings(pretrained=str(tmp_path)))
+        check_files("clap", RewardSettings(pretrained=str(tmp_path)))
     fused = saved(tmp_path, enable_fusion=True)
     with pytest.raises(InputError, match="feature fusion"):
-        check_files(RewardSettings(pretrained=str(fused)))
+        check_files("clap", RewardSettings(pretrained=str(fused)))

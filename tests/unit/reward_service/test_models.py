@@ -272,9 +272,9 @@ def test_compressibility_is_the_size_of_the_file() -> None:
 @pytest.mark.parametrize(
     ("reward", "settings", "message"),
     [
-        ("hps", {}, "rewards.hps.pretrained is None; it must be HPS_v2.1_compressed.pt, or its folder"),
+        ("hps", {}, "rewards.hps.pretrained is None; it must be HPS_v2.1_compressed.pt, or the folder with it"),
         ("clip_score", {"pretrained": "/nowhere"}, "rewards.clip_score.pretrained is '/nowhere'; it must be the fold"),
-        ("image_reward", {"pretrained": "/nowhere"}, "it must be ImageReward.pt, or its folder"),
+        ("image_reward", {"pretrained": "/nowhere"}, "it must be ImageReward.pt, or the folder with it"),
         ("far", {"url": "host:80"}, "rewards.far.url is 'host:80'; it must begin with http:// or https://"),
         ("own", {"function": "nowhere:f"}, "rewards.own.function is 'nowhere:f', which can't be imported"),
     ],

@@ -1,6 +1,5 @@
 """Vision-language models with a head, against transformers' own classes, called as their authors call them."""
 
-import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -18,24 +17,11 @@ from branchgrpo.reward_service import scored_chat
 from branchgrpo.reward_service.scored_chat import TOKEN, TRAINED
 from branchgrpo.reward_service.scorers import Scorers, check_source
 from PIL import Image
+from qwen_vl import as_before, fitted, random_model, tokenizer
 from safetensors.torch import save_file
 from support import scores
-from tokenizers import Tokenizer, decoders, models, pre_tokenizers
-from transformers import (
-    PreTrainedTokenizerFast,
-    Qwen2_5_VLConfig,
-    Qwen2_5_VLForConditionalGeneration,
-    Qwen2VLConfig,
-    Qwen2VLForConditionalGeneration,
-)
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-OWN_TOKENS = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>", "<|image_pad|>")
-CHAT = (
-    "{% for m in messages %}<|im_start|>{{ m.role }}\n{% for c in m.content %}{% if c.type == 'image' %}"
-    "<|vision_start|><|image_pad|><|vision_end|>{% else %}{{ c.text }}{% endif %}{% endfor %}<|im_end|>\n{% endfor %}"
-    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
-)
 END = f"\nRate it: {TOKEN}\n\nEND\n"
 TEXTS = {
     "data_collator_qwen.py": {"INSTRUCTION": "Is it good?\nPrompt: {text_prompt}\n", "prompt_with_special_token": END},
@@ -51,54 +37,10 @@ QUESTIONS = {
 }
 
 
-def tokenizer() -> PreTrainedTokenizerFast:
-    """Bytes, and the tokens that Qwen-VL has for chats."""
-    vocabulary = {byte: i for i, byte in enumerate(sorted(pre_tokenizers.ByteLevel.alphabet()))}
-    bytes_alone = Tokenizer(models.BPE(vocabulary, []))
-    bytes_alone.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
-    bytes_alone.decoder = decoders.ByteLevel()
-    made = PreTrainedTokenizerFast(tokenizer_object=bytes_alone, pad_token=OWN_TOKENS[0])
-    made.add_tokens(list(OWN_TOKENS), special_tokens=True)
-    made.chat_template = CHAT
-    return made
-
-
-def random_model(reward: str, entries: int, picture: int) -> Any:
-    text = {"vocab_size": entries, "hidden_size": 32, "intermediate_size": 48, "num_hidden_layers": 2}
-    text |= {"num_attention_heads": 4, "num_key_value_heads": 2}
-    text["rope_parameters"] = {"rope_type": "default", "rope_theta": 1e4, "mrope_section": [1, 1, 2]}
-    eyes: dict[str, Any] = {"depth": 2, "num_heads": 2}
-    torch.manual_seed(3)
-    if reward == "hps_v3":
-        eyes |= {"embed_dim": 32, "hidden_size": 32, "mlp_ratio": 2}
-        model: Any = Qwen2VLForConditionalGeneration(
-            Qwen2VLConfig(text_config=text, vision_config=eyes, image_token_id=picture)
-        )
-    else:
-        eyes |= {"hidden_size": 32, "intermediate_size": 48, "out_hidden_size": 32, "fullatt_block_indexes": [1]}
-        model = Qwen2_5_VLForConditionalGeneration(
-            Qwen2_5_VLConfig(text_config=text, vision_config=eyes, image_token_id=picture)
-        )
-    for parameter in model.parameters():
-        torch.nn.init.normal_(parameter, std=0.2)
-    return model.eval()
-
-
 def head() -> torch.nn.Sequential:
     relu, drop = torch.nn.ReLU, torch.nn.Dropout
     layers = [torch.nn.Linear(*size) for size in ((32, 64), (64, 16), (16, 2))]
     return torch.nn.Sequential(layers[0], relu(), drop(0.05), layers[1], relu(), layers[2]).eval()
-
-
-def fitted(height: int, width: int, area: int) -> tuple[int, int]:
-    """Sides in whole pairs of patches with about an area, as the package qwen-vl-utils has it."""
-    sides = [max(28, 28 * round(side / 28)) for side in (height, width)]
-    stretch = math.sqrt(area / (height * width))
-    if math.prod(sides) > area:
-        sides = [28 * math.floor(side * stretch / 28) for side in (height, width)]
-    elif math.prod(sides) < area:
-        sides = [28 * math.ceil(side * stretch / 28) for side in (height, width)]
-    return sides[0], sides[1]
 
 
 def by_authors(
@@ -106,7 +48,7 @@ def by_authors(
 ) -> float:
     """One score: the visual tower's features take the places of the pictures' tokens, and positions aren't given."""
     eyes, means = Qwen2VLImageProcessorPil(), []
-    sizes = [fitted(image.height, image.width, side**2) for image in images]
+    sizes = [fitted(image.height, image.width, side**2, side**2) for image in images]
     shown = [image.resize(size[::-1], Image.Resampling.BICUBIC) for image, size in zip(images, sizes, strict=True)]
     seen = eyes(shown, return_tensors="pt")
     patches = [int(grid.prod()) // 4 for grid in seen.image_grid_thw]
@@ -124,14 +66,6 @@ def by_authors(
     return float(np.mean(means))
 
 
-def as_before(name: str) -> str:
-    """A weight's name in transformers up to 4.51."""
-    for today, before in (("model.visual.", "visual."), ("model.language_model.", "model.")):
-        if name.startswith(today):
-            return before + name.removeprefix(today)
-    return name
-
-
 @pytest.fixture(scope="module", params=["hps_v3", "edit_reward"])
 def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Any:
     """A reward, its settings, model, heads and tokenizer, as published, but small and random."""
@@ -139,7 +73,8 @@ def made(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
     words = tokenizer()
     words.save_pretrained(folder / "backbone")
     words.add_tokens([TOKEN], special_tokens=True)
-    model = random_model(reward, len(words), words.convert_tokens_to_ids("<|image_pad|>"))
+    kind = TRAINED[reward].backbone.config_class.model_type
+    model = random_model(kind, len(words), words.convert_tokens_to_ids("<|image_pad|>"))
     model.config.save_pretrained(folder / "backbone")
     heads = [head() for _ in TRAINED[reward].heads]
     weights = dict(model.state_dict())
