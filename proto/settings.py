@@ -117,7 +117,7 @@ Method = Literal[
     "tree_grpo",
 ]
 SplitName = Literal["early", "dense", "mixed", "sparse", "late"]
-OF_ANY_METHOD = ("method", "max_nodes", "adapt", "root_noise")
+OF_ANY_METHOD = ("method", "max_nodes", "root_noise")
 """Settings of a schedule that apply to every method."""
 MAX_NUMBER = 1e30
 """Maximum absolute value of a number that isn't an integer. Computing with larger ones would overflow float32."""
@@ -281,16 +281,6 @@ class PromptSettings(Settings):
         return min(round(self.focus * self.per_iteration), self.per_iteration - 1)
 
 
-class AdaptSettings(Settings):
-    """Splits that move to the steps at which siblings have differed most."""
-
-    forward_passes: PositiveInt | None = None
-    """Maximum forward passes per tree. null: as many as with the recipe's splits."""
-    decay: Fraction = 0.8
-    """Decay of a step's estimated value per iteration: towards the new measurement when the step is split, towards the
-    best step's value while it isn't. A larger one averages over more iterations and adapts more slowly."""
-
-
 class ScheduleSettings(Settings):
     """The shape of a tree: a method (docs/method.md) and changes to its defaults.
 
@@ -344,9 +334,6 @@ class ScheduleSettings(Settings):
     max_nodes: PositiveInt = 100_000
     """Maximum nodes per tree. A recipe with more is refused before anything is built: a slip in `splits` would fill all
     memory."""
-    adapt: AdaptSettings | None = None
-    """Move the splits within a budget of forward passes (`branch_grpo`, `branch_grpo_mix`), starting from the recipe's.
-    null: they stay."""
 
     def build(self, iteration: int = 1, seed: int = 0) -> Schedule:
         """The schedule of an iteration, counted from 1. Some methods draw steps at random, from the run's seed. Raises
@@ -367,7 +354,15 @@ class ScheduleSettings(Settings):
     @property
     def varies(self) -> bool:
         """Whether the schedule may differ from iteration to iteration."""
-        return self.adapt is not None or "iteration" in inspect.signature(METHODS[self.method]).parameters
+        return "iteration" in inspect.signature(METHODS[self.method]).parameters
+
+    @model_validator(mode="before")
+    @classmethod
+    def _adapt_is_gone(cls, given: Any) -> Any:
+        """Accept `adapt: null`, as in recipes that earlier versions wrote."""
+        if isinstance(given, dict) and "adapt" in given and given["adapt"] is None:
+            return {name: value for name, value in given.items() if name != "adapt"}
+        return given
 
     @field_validator("splits", mode="before")
     @classmethod
@@ -383,8 +378,6 @@ class ScheduleSettings(Settings):
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
         self.build()
-        if self.adapt and "splits" not in inspect.signature(METHODS[self.method]).parameters:
-            raise ValueError(f"adapt moves splits, and the method '{self.method}' has no such setting")
         return self
 
 

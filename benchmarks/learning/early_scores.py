@@ -1,8 +1,8 @@
-"""What an early look at a tree's branches tells: could sampling stop those without hope?
+"""How well an early look at a tree's branches tells what becomes of them.
 
 At every depth the clean state that the network predicts for each node is decoded and scored, and compared with the mean
-reward of the leaves below the node. A look is worth its decoding and scoring if it finds the better branches of a tree
-while most steps are still to come.
+reward of the leaves below the node. Sampling could stop branches without hope where a look finds them while most steps
+are still to come.
 
     python -m branchgrpo.benchmarks.learning.early_scores shapes --reward shapes --out build/bench
 """

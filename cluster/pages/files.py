@@ -24,6 +24,7 @@ ROOMS = {
     "cluster/pages": "What `make docs` writes. Not part of an installation.",
     "benchmarks/chaos": "What faults cost in real runs, and that they leave nothing: `make chaos`.",
     "benchmarks/speed": "How fast one thing is, beside another.",
+    "benchmarks/learning": "What could make a run learn more from what it samples.",
     "benchmarks/scaling": "What limits a run on many GPUs.",
     "benchmarks/support": "Stand-ins and local clusters for benchmarks and tests.",
 }

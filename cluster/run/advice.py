@@ -8,7 +8,6 @@ import numpy as np
 from ...learner.pruning import kept_edges
 from ...proto.methods import METHODS
 from ...proto.settings import DepthPruningSettings, PruningSettings, RunSettings, Settings, WidthPruningSettings
-from .adaptive_splits import SplitChooser
 
 MAX_SPREAD_RATIO = 10
 """Maximum ratio of the spreads of two rewards' weighted scores that gives no warning."""
@@ -58,8 +57,6 @@ def _of_schedule(settings: RunSettings) -> Iterator[str]:
                 yield f"schedule.{name} has no effect: schedule.window_stride is 0, so the window stays where it is"
     elif stride and every and settings.iterations <= every:
         yield f"the window doesn't move in {settings.iterations} iterations: schedule.window_every is {every}"
-    if given.adapt and SplitChooser(settings).stuck:
-        yield "schedule.adapt.forward_passes is so small that the splits have one place only, and can't move"
 
 
 def _effective(settings: RunSettings, name: str) -> int | None:

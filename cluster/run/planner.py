@@ -6,8 +6,7 @@ from pathlib import Path
 
 from ...proto.schedule import Schedule
 from ...proto.settings import RunSettings
-from .adaptive_splits import Rewards, SplitChooser, training_reward
-from .prompt_focus import PromptChooser, reward_spread
+from .prompt_focus import PromptChooser, Rewards, reward_spread, training_reward
 
 
 @dataclass(frozen=True)
@@ -28,28 +27,26 @@ class Planner:
 
     def __init__(self, settings: RunSettings, prompts: Sequence[str]) -> None:
         self._settings, self._prompts = settings, prompts
-        self._splits, self._focus = SplitChooser(settings), PromptChooser(settings, prompts)
+        self._focus = PromptChooser(settings, prompts)
 
     def plan(self, number: int) -> Plan:
         """The plan of an iteration, counted from 1. Call it for iterations in ascending order."""
         places = self._focus.places(number)
-        return Plan(number, self._splits.schedule(number), [self._prompts[place] for place in places], places)
+        schedule = self._settings.schedule.build(number, self._settings.seed)
+        return Plan(number, schedule, [self._prompts[place] for place in places], places)
 
     def record(self, plan: Plan, rewards: Mapping[int, Rewards]) -> None:
         """Take note of the rewards of an iteration's leaves: by the number of a tree, then by the reward's name.
 
         Trees that were left out aren't among them.
         """
-        self._splits.record(plan.number, plan.schedule, list(rewards.values()))
         totals = {plan.places[tree]: training_reward(self._settings, scores) for tree, scores in rewards.items()}
         self._focus.record(plan.number, {place: reward_spread(leaves) for place, leaves in totals.items()})
 
     def save(self, folder: Path) -> None:
         """Write what has been learned into a checkpoint."""
-        self._splits.save(folder)
         self._focus.save(folder)
 
     def load(self, folder: Path) -> None:
         """Continue from a checkpoint."""
-        self._splits.load(folder)
         self._focus.load(folder)

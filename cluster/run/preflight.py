@@ -8,14 +8,12 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import OF_SOUNDS, check_judge_package, reward_models
 from ...rollout_workers.policies.load import find_family
-from .adaptive_splits import SplitChooser
 from .own_modules import check_modules
 
 
 def check_recipe(settings: RunSettings) -> None:
     """Check what the recipe alone shows, on any machine. Raises InputError for the first mistake."""
     check_rewards(settings)
-    SplitChooser(settings)
 
 
 def check_here(settings: RunSettings) -> None:

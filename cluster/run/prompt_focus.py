@@ -16,6 +16,8 @@ from ...rollout_workers.noise import Stream
 from .prompt_order import distinct_places_of, places_of
 
 FILE = "focus.json"
+Rewards = Mapping[str, FloatArray]
+"""Of a tree's leaves by the reward's name, float64 [leaves]."""
 
 
 class PromptChooser:
@@ -94,3 +96,9 @@ def reward_spread(leaves: FloatArray) -> float:
     """Standard deviation of the rewards of a tree's leaves, float64 [leaves]; 0 where it is rounding alone."""
     spread = float(leaves.std())
     return spread if spread > FLAT_SPREAD * np.abs(leaves).max() else 0.0
+
+
+def training_reward(settings: RunSettings, rewards: Rewards) -> FloatArray:
+    """The weighted sum of the rewards of a tree's leaves, float64 [leaves]."""
+    weights = {name: reward.weight for name, reward in settings.training_rewards.items()}
+    return np.asarray(sum(weight * np.asarray(rewards[name]) for name, weight in weights.items()))

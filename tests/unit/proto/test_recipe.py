@@ -139,8 +139,8 @@ def test_a_base_that_is_none_is_named(tmp_path: Path, text: str, message: str) -
 
 
 def test_recipes_of_earlier_versions_load(tmp_path: Path) -> None:
-    """They have steps in quotes."""
-    (tmp_path / "it.yaml").write_text("base: glyphs\nschedule: {splits: {'0': 2, '3': 2}, steps: 8}\n")
+    """They have steps in quotes, and no use of what is gone."""
+    (tmp_path / "it.yaml").write_text("base: glyphs\nschedule: {splits: {'0': 2, '3': 2}, steps: 8, adapt: null}\n")
     assert load_recipe(tmp_path / "it.yaml").schedule.splits == {0: 2, 3: 2}
 
 

@@ -15,7 +15,6 @@ EXTREMES = ("0", "-1", "1", "2147483648", "9223372036854775808", "1e-300", "1e30
 def numbers() -> Iterator[str]:
     """All settings that are numbers, as overrides of the recipe `glyphs` with any section that it hasn't."""
     sections = {
-        "schedule.adapt": "{}",
         "pruning.width": "{mode: extreme}",
         "pruning.depth": "{mode: fixed}",
         "learner.lora": "{}",

@@ -94,11 +94,10 @@ def test_weights_are_bit_equal_though_a_worker_is_killed(
 @pytest.mark.parametrize(
     "changes",
     [
-        {"schedule.adapt": {}},
         {"schedule": {"method": "tree_grpo", "steps": 6, "window": 2}},
         {"learner.keep_graph": True, "learner.updates_per_iteration": 1, "placement": "colocated"},
     ],
-    ids=["moving splits", "a window drawn anew", "kept graphs"],
+    ids=["a window drawn anew", "kept graphs"],
 )
 def test_what_changes_with_iterations_is_the_same_on_ray(
     changes: dict[str, Any], settings_in: Settings, tmp_path: Path, head: str

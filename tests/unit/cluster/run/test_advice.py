@@ -26,7 +26,6 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
         ({"schedule": {**WINDOW, "window_every": 2}}, "schedule.window_every has no effect"),
         ({"schedule": {**WINDOW, "window_end": "restart"}}, "schedule.window_end has no effect"),
         ({"schedule": {**WINDOW, "window_stride": 1}}, "the window doesn't move in 2 iterations"),
-        ({"schedule.adapt": {"forward_passes": 9}}, "schedule.adapt.forward_passes is so small"),
         ({"pruning.width": {**WIDTH, "first_iteration": 9}}, "pruning.width has no effect: it begins with iteration 9"),
         ({"pruning.width": {"mode": "extreme", "keep": 2}}, "pruning.width has no effect: it leaves out none of the"),
         ({"pruning.width": {**WIDTH, "keep": 2}}, "pruning.width.keep has no effect"),
@@ -80,7 +79,6 @@ def test_what_has_an_effect_is_not(run_settings: Settings) -> None:
         {"pruning.depth": {**SLIDING, "every": 1}},
         {"schedule.ode_stride": 3, "schedule.sde_steps": []},
         {"schedule": {**WINDOW, "window_stride": 1, "window_every": 1}},
-        {"schedule.adapt": {"forward_passes": 10}},
         {"rollout.max_unscored_fraction": 0.25, "execution": "ray"},
         {"learner.optimizer.warmup_updates": 3},
     ):
