@@ -1,0 +1,58 @@
+"""A study of two small variants, which is killed on the way and continued."""
+
+import csv
+import json
+import os
+import signal
+import subprocess
+from pathlib import Path
+
+import pytest
+from branchgrpo.cluster.run.driver_lock import driver_of
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.state import read_state
+from small_studies import FLAT, small_study
+from support import Settings, command, until
+
+ITERATIONS = 4
+
+
+def alive(run: RunFolder) -> bool:
+    return bool((seen := driver_of(run.path)) and seen.alive)
+
+
+def test_a_killed_study_continues_and_reports_what_runs_do(run_settings: Settings, tmp_path: Path) -> None:
+    study, folder = small_study(tmp_path, run_settings, {"flat": FLAT, "tree": {}}, ITERATIONS), tmp_path / "out"
+    runs = {name: RunFolder(folder / "runs" / f"{name}-seed0") for name in ("flat", "tree")}
+    arguments = command("study", study, "--out", folder)
+    log, tree = tmp_path / "log.txt", runs["tree"]
+    with log.open("w") as output:
+        killed = subprocess.Popen(arguments, cwd=tmp_path, stdout=output, stderr=output)
+        until(lambda: killed.poll() is not None or tree.done, told=log.read_text)
+        assert killed.poll() is None, log.read_text()
+        (tmp_path / "hold").touch()
+        os.kill(killed.pid, signal.SIGKILL)
+        killed.wait()
+    until(lambda: not alive(tree) or read_state(tree.path)["state"] == "stopping", told=log.read_text)
+    (tmp_path / "hold").unlink()
+    until(lambda: not alive(tree))
+    before, begun = (runs["flat"].path / "log.txt").read_text(), tree.lines("metrics")[: tree.done]
+    assert 0 < len(begun) < ITERATIONS
+    assert (folder / "timing.jsonl").read_text().count("\n") == 2
+
+    done = subprocess.run(arguments, cwd=tmp_path, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert (runs["flat"].path / "log.txt").read_text() == before, "what was finished isn't run again"
+    assert tree.lines("metrics")[: len(begun)] == begun, "what was begun is continued"
+    assert read_state(tree.path)["drivers"] == 2
+
+    assert "Missing" not in (folder / "report" / "report.md").read_text()
+    lines = list(csv.DictReader((folder / "report" / "curves.csv").open()))
+    costs = {line["variant"]: line for line in csv.DictReader((folder / "report" / "costs.csv").open())}
+    for name in ("flat", "tree"):
+        summary = json.loads((runs[name].path / "summary.json").read_text())
+        last = [line for line in lines if line["variant"] == name][-1]
+        for count in ("forward_passes", "rows"):
+            assert float(last[count]) == summary[count] > 0
+            assert float(costs[name][count]) * ITERATIONS == pytest.approx(summary[count])
+        assert float(last["seconds"]) == pytest.approx(float(costs[name]["seconds"]) * ITERATIONS)
