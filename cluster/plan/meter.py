@@ -1,5 +1,6 @@
 """Calls on shapes without numbers (the meta device): their floating-point operations, and the bytes that they hold."""
 
+import math
 import weakref
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -86,6 +87,10 @@ other's calls, and the meta device takes a tenth of a millisecond for one."""
 
 def _result(func: Any, args: Any, kwargs: Any) -> Any:
     """What `func` returns: new shapes like those of an earlier call, if its arguments looked the same."""
+    if (
+        func is aten.repeat.default and args[0].numel() * math.prod(args[1]) > SMALL
+    ):  # such as a mask of pairs of tokens
+        args = args[0].to(META), *args[1:]
     given = _tensors((args, kwargs))
     if not given or not all(tensor.is_meta for tensor in given):
         return tree_map_only(torch.Tensor, _shape_if_large, func(*args, **kwargs))

@@ -7,6 +7,7 @@ import pytest
 import torch
 from branchgrpo.benchmarks.support.model_sizes import flux_dev
 from branchgrpo.cluster.plan.flops import count_work
+from branchgrpo.cluster.plan.meter import metered
 from branchgrpo.cluster.plan.shapes import conditioning_shapes, policy_shapes
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
@@ -54,6 +55,16 @@ def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: 
     forward = _counted(lambda: policy.velocity(state, torch.tensor([0.5]), conditioning))
     assert work.forward_row == pytest.approx(forward, rel=0.003)  # the negative prompt is short
     assert work.decode_leaf == _counted(lambda: policy.decode(state))
+
+
+def test_a_mask_of_all_pairs_is_never_made() -> None:
+    """A terabyte, of a small mask that stays real."""
+    with metered():
+        mask = torch.ones(1, 1, 1, 1_000_000, dtype=torch.bool)
+        pairs = mask.repeat(1, 1, 1_000_000, 1)
+    assert not mask.is_meta
+    assert pairs.is_meta
+    assert pairs.shape == (1, 1, 1_000_000, 1_000_000)
 
 
 def _counted(call: Any) -> float:
