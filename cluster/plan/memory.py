@@ -120,8 +120,8 @@ def _rollout(settings: RunSettings, passes: Passes) -> Memory:
     state = passes.state * getattr(torch, rollout.latents_precision).itemsize
     kept = passes.keep.bytes(settings.prompts.per_iteration * schedule.rows) if passes.keep else 0
     leaves = min(rollout.max_batch_rows, trees * schedule.leaves)
-    pictures = leaves * settings.policy.height * settings.policy.width * settings.policy.frames * 3 * 4
-    decode = Pass(passes.decode.flops, passes.decode.fixed + pictures, passes.decode.each)
+    waiting = leaves * 4 * sum(passes.leaf.values())  # decoded, until the chunk is whole
+    decode = Pass(passes.decode.flops, passes.decode.fixed + waiting, passes.decode.each)
     return Memory(
         weights=passes.parameters * _size(settings) + passes.around,
         buffers=trees * (schedule.nodes * state + passes.conditioning) + kept,

@@ -65,6 +65,8 @@ class Passes:
     """Bytes of the text encoders."""
     state: int
     """Numbers in a state."""
+    leaf: Mapping[str, int]
+    """`pictures`, `sound` or both -> its numbers in a decoded leaf."""
     conditioning: float
     """Bytes of a prompt's conditioning."""
 
@@ -140,18 +142,26 @@ def _measure(settings: RunSettings, policy: Any, memory: bool) -> Passes:
     conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
     calls, rewards = Calls(policy, conditioning), reward_shapes(settings.rewards)
     taken = partial(measure_pass, gpu=settings.policy.device != "cpu", memory=memory)
+    leaf: dict[str, int] = {}
+
+    def decode(leaves: int) -> Decoded:
+        decoded = calls.decode(leaves)
+        leaf.update((name, math.prod(tensor.shape[1:])) for name, tensor in decoded.tensors().items())
+        return decoded
+
     return Passes(
         parameters=sum(p.numel() for p in policy.network.parameters()),
         trained=sum(p.numel() for p in weights),
         forward=taken(calls.forward),
         train=taken(calls.train),
         keep=taken(calls.velocity, held=lambda meter: meter.bytes) if settings.learner.keep_graph else None,
-        decode=taken(calls.decode),
+        decode=taken(decode),
         score={name: model and taken(torch.no_grad()(model.call)) for name, model in rewards.items()},
         reward_parameters={name: model.parameters for name, model in rewards.items() if model},
         around=sum(_bytes(decoder) for decoder in policy.decoders),
         encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
         state=math.prod(policy.latent_shape),
+        leaf=leaf,
         conditioning=sum(value.nbytes for value in conditioning.values()),
     )
 

@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import reward_models
+from ...rollout_workers.policies.decoded import MEDIA_BYTES
 from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
 from .costs import Cluster, Costs
 from .device import Device
@@ -25,6 +26,7 @@ class Sizes:
     """Bytes of what travels or is worked on."""
 
     picture: float
+    """A leaf, which may also be a clip or a sound."""
     state: float
     conditioning: float
     network: float
@@ -40,7 +42,7 @@ def count_sizes(settings: RunSettings) -> Sizes:
     passes, own = measure(settings), settings.policy
     size = BYTES[own.precision]
     return Sizes(
-        picture=3 * own.height * own.width * own.frames,
+        picture=sum(MEDIA_BYTES[name] * numbers for name, numbers in passes.leaf.items()),
         state=passes.state * BYTES[settings.rollout.latents_precision],
         conditioning=passes.conditioning,
         network=passes.parameters * size,

@@ -10,6 +10,9 @@ import torch
 
 from ...proto.media import FRAME_RATE, SAMPLE_RATE, Media
 
+MEDIA_BYTES = {"pictures": 1, "sound": 2}
+"""Bytes of each number of a finished leaf."""
+
 
 @dataclass(frozen=True)
 class Decoded:

@@ -1,5 +1,7 @@
 """Seconds and sizes of a recipe, against closed forms and against what a loaded policy holds."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from branchgrpo.cluster.plan.calibration import Calibration, Pace
@@ -10,7 +12,9 @@ from branchgrpo.cluster.plan.prices import Prices, Sizes, count_sizes
 from branchgrpo.cluster.plan.simulation import simulate
 from branchgrpo.proto.recipe import SHIPPED, load_recipe
 from branchgrpo.rollout_workers.policies.base import trainable
+from branchgrpo.rollout_workers.policies.decoded import Decoded
 from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of
 from support import Settings
 
 WORK = Work(forward_row=40e12, trained_row=160e12, decode_leaf=5e12, score_leaf={"hps": 1e12})
@@ -85,12 +89,18 @@ def test_sizes_are_those_of_the_loaded_policy(
     settings = run_settings({"learner.lora": lora, "policy.precision": precision, "learner.zero_stage": 1})
     policy, sizes = load_policy(settings.policy), count_sizes(settings)
     conditioning = policy.encode("a")
-    pictures = policy.decode(torch.zeros(1, *policy.latent_shape))
     if settings.learner.lora:
         policy.add_lora(settings.learner.lora)
     trained = [parameter.nbytes for parameter in trainable(policy.network).values()]
     assert sizes.trained == sum(trained)
     assert sizes.network == sum(parameter.nbytes for parameter in policy.network.parameters())
     assert sizes.conditioning == sum(tensor.nbytes for tensor in conditioning.values())
-    assert sizes.picture == pictures.numel()
     assert sizes.state == 4 * torch.zeros(policy.latent_shape).numel()
+
+
+@pytest.mark.parametrize("family", ["FLUX.1-dev", "LTX-2", "Stable Audio"])
+def test_a_leaf_has_the_bytes_of_its_media(family: str, run_settings: Settings, tmp_path: Path) -> None:
+    given = policy_of(family, tmp_path / "pipeline")
+    policy = load_policy(given)
+    media = Decoded.of(policy.decode(torch.zeros(1, *policy.latent_shape))).media()
+    assert count_sizes(run_settings({"policy": given.model_dump()})).picture == media.nbytes
