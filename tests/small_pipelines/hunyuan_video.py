@@ -11,6 +11,7 @@ from diffusers import (
     HunyuanVideo15Pipeline,
     HunyuanVideo15Transformer3DModel,
 )
+from diffusers.models.transformers import transformer_hunyuan_video15
 from small_pipelines.parts import qwen_tokenizer
 from transformers import (
     ByT5Tokenizer,
@@ -28,6 +29,16 @@ CHAT = (
     "<|im_end|>\n<|im_start|>assistant\n"
 )
 """Its first 108 tokens are left out. Where a token is a character, what the system says would take more."""
+
+
+class Projection(transformer_hunyuan_video15.HunyuanVideo15ByT5TextProjection):
+    """No wider than the network, as the published ones are. diffusers gives small networks a width of 2048 too."""
+
+    def __init__(self, in_features: int, hidden_size: int, out_features: int):
+        super().__init__(in_features, min(hidden_size, out_features), out_features)
+
+
+transformer_hunyuan_video15.HunyuanVideo15ByT5TextProjection = Projection
 
 
 def hunyuan_video(*, task: str = "t2v", meanflow: bool = False) -> DiffusionPipeline:

@@ -34,7 +34,7 @@ def test_padding_changes_nothing_and_quoted_words_do(tmp_path: Path) -> None:
     settings = policy_of("HunyuanVideo 1.5", tmp_path / "pipeline")
     policy = load_policy(settings)
     state, sigma = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
-    longer = load_policy(settings.model_copy(update={"max_sequence_length": 60}))
+    longer = load_policy(settings.model_copy(update={"max_sequence_length": 1000}))
     own, other = (each.velocity(state, sigma, collate([each.encode("12")])) for each in (policy, longer))
     torch.testing.assert_close(own, other, atol=1e-5, rtol=1e-5)
     quoted, plain = policy.encode('1 "ab"'), policy.encode("1 ab")
