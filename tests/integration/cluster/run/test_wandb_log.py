@@ -23,6 +23,7 @@ from offline_wandb import offline_runs
 from PIL import Image
 from run_folders import line
 from support import GLYPHS, Settings
+from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 from wandb_server import wandb_server
 
 PICTURES = ("samples", "trees/0", "before_after")
@@ -100,8 +101,11 @@ def test_a_return_begins_a_new_run_with_the_figures_so_far(run_settings: Setting
 
 
 def test_another_evaluation_of_a_written_step_begins_a_new_run(run_settings: Settings) -> None:
-    """A finished run goes on as the same W&B run, unless other rewards need an evaluation where it ended."""
-    settings = {**SHORT, "iterations": 1, "logging.tensorboard": False}
+    """A finished run goes on as the same W&B run, unless other rewards need an evaluation where it ended.
+
+    Wherever it ends, `before_after` is shown again.
+    """
+    settings = {**SHORT, "iterations": 1}
     run = train(run_settings(settings), RunDisplay())
     train(run_settings({**settings, "iterations": 2}), RunDisplay(), resume=True)
     more = {**settings, "iterations": 3, "rewards": {"jpeg_compressibility": {"weight": 1.0}}}
@@ -109,6 +113,12 @@ def test_another_evaluation_of_a_written_step_begins_a_new_run(run_settings: Set
     first, same, other = offline_runs(run)
     assert first.id == same.id != other.id
     assert [[*found.steps] for found in (first, same, other)] == [[0, 1], [2], [0, 1, 2, 3]]
+    pictured = [
+        [step for step, item in found.steps.items() if "before_after.path" in item] for found in (first, same, other)
+    ]
+    assert pictured == [[1], [2], [3]]
+    shown = EventAccumulator(str(run / "tensorboard")).Reload().Images("before_after")
+    assert [event.step for event in shown] == [1, 2, 3]
     assert "evaluation/jpeg_compressibility" not in same.steps[2]
     assert (
         other.steps[2]["evaluation/jpeg_compressibility"]
