@@ -1,6 +1,6 @@
 """Several learner ranks do together what one does, however unequal their trees, and their checkpoints load on one.
 
-With small FLUX networks; `tests/slow/learner` has other methods, adapters and families.
+With small FLUX networks; `tests/slow` has other methods, adapters and families.
 """
 
 from pathlib import Path
