@@ -142,7 +142,7 @@ def two_iterations(
     run = run_settings(
         {
             "policy": settings.model_dump(),
-            "schedule": {"steps": 5, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.5},
             "rewards": COUNTING,
             "prompts.per_iteration": 2,
             "learner.updates_per_iteration": 1,

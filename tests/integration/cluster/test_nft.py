@@ -24,6 +24,9 @@ def test_a_run_continues_and_exports_what_it_evaluates(
         "learner.nft": {"old_decay": decay},
         "learner.lora": lora,
         "iterations": 2,
+        "evaluation.prompts": 1,
+        "rewards": {"jpeg_compressibility": {}},
+        "logging": {"trace": False, "tensorboard": False, "samples_every": 0, "trees_every": 0},
     }
     (tmp_path / "whole").mkdir()
     (tmp_path / "parts").mkdir()

@@ -28,19 +28,14 @@ from plain_diffusers import STEPS, all_of_theirs, plain, policy_of, prompts_of, 
 from support import COUNTING, Settings
 
 
-@pytest.fixture(scope="session")
-def policies(tmp_path_factory: pytest.TempPathFactory) -> dict[str, PolicySettings]:
-    return {name: policy_of(name, tmp_path_factory.mktemp("family") / "pipeline") for name in FAMILIES}
-
-
 @pytest.fixture(params=FAMILIES, scope="module")
 def family(request: pytest.FixtureRequest) -> str:
     return str(request.param)
 
 
 @pytest.fixture(scope="module")
-def settings(family: str, policies: dict[str, PolicySettings]) -> PolicySettings:
-    return policies[family]
+def settings(family: str, tmp_path_factory: pytest.TempPathFactory) -> PolicySettings:
+    return policy_of(family, tmp_path_factory.mktemp("family") / "pipeline")
 
 
 @pytest.fixture(scope="module")
@@ -143,7 +138,8 @@ def test_an_update_trains_the_network_and_its_export_draws_it(
     run = run_settings(
         {
             "policy": settings.model_dump(),
-            "schedule": {"steps": STEPS, "splits": {0: 2, 2: 2}, "eta": 0.5},
+            "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.5},
+            "evaluation.steps": STEPS,
             "rewards": COUNTING,
             "prompts.per_iteration": 2,
             "learner.updates_per_iteration": 1,

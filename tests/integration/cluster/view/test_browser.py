@@ -18,6 +18,7 @@ from support import Settings, command, until
 from view_pages import SCRIPT, served, watched
 
 SECTIONS = ("overview", "pictures", "trees", "time", "recipe")
+GROUNDS: dict[Literal["light", "dark"], str] = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}
 FOCUSABLE = "a[href], button:not(:disabled), input:not([type=hidden]), select, [tabindex='0']"
 
 
@@ -108,17 +109,17 @@ def test_samples_of_a_chosen_iteration_are_those_of_the_file(page: Page, folder:
     until(lambda: page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth)"))
 
 
-@pytest.mark.parametrize(("scheme", "ground"), [("light", "rgb(255, 255, 255)"), ("dark", "rgb(20, 23, 26)")])
-def test_pages_are_narrow_quiet_and_reached_by_keyboard(
-    browser: Browser, address: str, scheme: Literal["light", "dark"], ground: str
-) -> None:
-    with watched(browser, address, color_scheme=scheme, viewport={"width": 390, "height": 800}) as page:
+def test_pages_are_narrow_quiet_and_reached_by_keyboard(browser: Browser, address: str) -> None:
+    """In light and in dark; all but the first are loaded in the dark."""
+    with watched(browser, address, viewport={"width": 390, "height": 800}) as page:
         for path in ("/", *(f"/{name}/run" for name in SECTIONS), "/compare?run=run&run=copy"):
             page.goto(path)
             for place in page.locator(".plot").all():
                 place.scroll_into_view_if_needed()
-            assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
-            assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
+            for scheme, ground in GROUNDS.items():
+                page.emulate_media(color_scheme=scheme)
+                assert page.evaluate("document.documentElement.scrollWidth") <= 390, path
+                assert page.evaluate("getComputedStyle(document.body).backgroundColor") == ground
             assert reached(page) == set(range(page.locator(FOCUSABLE).count())), path
 
 
