@@ -25,8 +25,9 @@ demo: setup
 studies: setup
 	status=0; for study in studies/*.yaml; do $(RUN)/branchgrpo study $$study $(ARGS) || status=1; done; exit $$status
 
+# Three processes for two cores: many tests wait for Ray, a browser or a command.
 test: setup
-	$(RUN)/pytest --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)
+	$(RUN)/pytest --numprocesses=3 --dist=loadfile --no-loadscope-reorder $(ARGS)
 
 test-slow: setup
 	$(RUN)/pytest tests/slow --numprocesses=2 --dist=loadfile --no-loadscope-reorder $(ARGS)

@@ -13,11 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import ray
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster import cli
 from branchgrpo.cluster.commands.submit import connect, follow, stage_package
-from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.proto.errors import RunFailed
 from branchgrpo.proto.recipe import save_recipe
 from support import Settings
@@ -95,19 +93,3 @@ def test_a_lost_connection_is_told_with_the_way_back(monkeypatch: pytest.MonkeyP
         with pytest.raises(RunFailed, match=f"lost the connection .*ray job logs mine --follow --address {address}"):
             follow(connect(address), "mine")
         server.shutdown()
-
-
-def test_variables_that_a_job_sets_itself_win(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
-    job = {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "0", "MINE": "1"}}, "metadata": {}}
-    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
-    with connected(head):
-        variables = ray.get_runtime_context().runtime_env["env_vars"]
-    assert (
-        variables.items()
-        >= {
-            "HF_HUB_OFFLINE": "0",
-            "MINE": "1",
-            "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
-        }.items()
-    )

@@ -5,9 +5,9 @@ import socket
 import pytest
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster.on_ray import address as addresses
-from branchgrpo.cluster.on_ray.address import find_ray, nodes_here
+from branchgrpo.cluster.on_ray.address import find_ray
 from branchgrpo.proto.errors import InputError
-from support import RECIPES, done_by, until
+from support import RECIPES, done_by
 
 
 @pytest.mark.parametrize(
@@ -52,9 +52,3 @@ def test_a_command_without_its_ray_says_so_in_a_line(arguments: list[str], messa
     done = done_by(*(argument.replace("{glyphs}", str(glyphs)) for argument in arguments))
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert message in done.stderr
-
-
-def test_the_nodes_of_this_machine_are_found(head: str) -> None:
-    port = head.rpartition(":")[2]
-    # A head answers before its own node is there.
-    until(lambda: port in {node.address.rpartition(":")[2] for node in nodes_here()}, 60)

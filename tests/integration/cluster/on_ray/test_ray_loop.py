@@ -1,12 +1,18 @@
-"""The loop on Ray gives what the loop in one process gives, bit by bit."""
+"""The loop on Ray gives what the loop in one process gives, bit by bit.
 
+What else needs no more than a Ray cluster is here too, so that tests start one less.
+"""
+
+import json
 import os
 from pathlib import Path
 
+import pytest
 import ray
+from branchgrpo.cluster.on_ray.address import nodes_here
 from branchgrpo.cluster.on_ray.connect import connected
 from ray_runs import assert_as_plain
-from support import SMALL, Settings
+from support import SMALL, Settings, until
 
 
 def test_weights_are_bit_equal_to_the_plain_loop_s(
@@ -26,3 +32,25 @@ def test_a_process_that_was_given_no_gpu_sees_none(head: str) -> None:
 
     with connected(head):
         assert ray.get(visible.remote()) == ""
+
+
+def test_variables_that_a_job_sets_itself_win(head: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HF_HUB_OFFLINE", "0")
+    job = {"runtime_env": {"env_vars": {"HF_HUB_OFFLINE": "0", "MINE": "1"}}, "metadata": {}}
+    monkeypatch.setenv("RAY_JOB_CONFIG_JSON_ENV_VAR", json.dumps(job))
+    with connected(head):
+        variables = ray.get_runtime_context().runtime_env["env_vars"]
+    assert (
+        variables.items()
+        >= {
+            "HF_HUB_OFFLINE": "0",
+            "MINE": "1",
+            "TRANSFORMERS_VERBOSITY": os.environ.get("TRANSFORMERS_VERBOSITY", "error"),
+        }.items()
+    )
+
+
+def test_the_nodes_of_this_machine_are_found(head: str) -> None:
+    port = head.rpartition(":")[2]
+    # A head answers before its own node is there.
+    until(lambda: port in {node.address.rpartition(":")[2] for node in nodes_here()}, 60)
