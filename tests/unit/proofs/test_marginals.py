@@ -5,6 +5,7 @@ named beside it.
 """
 
 import math
+from functools import cache
 from itertools import pairwise
 
 import numpy as np
@@ -23,6 +24,7 @@ Z = 5.0
 """Two-sided probability 5.7e-7 for each number that is compared; some 300 are, which makes 2e-4 in all."""
 
 
+@cache
 def followed(kernel: Kernel, eta: float, steps: int) -> list[tuple[torch.Tensor, torch.Tensor]]:
     """Exact moments of a sequential sample whose every step is of one kernel."""
     policy = GaussianPolicy(MEAN, COVARIANCE, steps, 1)
