@@ -198,13 +198,18 @@ def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
 
 
 def ratios(measured: Mapping[str, Mapping[str, float]], row_flops: float, rows: int, peak: float) -> dict[str, float]:
-    """The claims: on an H100, 1.5 for rollouts, 0.45 of the peak and 5 for iterations are to be reached."""
-    best = min(measured[name]["iteration"] for name in ("tree", "tree, pruned", "mix"))
-    reached = {"forward: share of the peak": row_flops * rows / measured[f"batch of {rows}"]["forward"] / (peak * 1e12)}
+    """The claims that can be told by what is measured. On an H100, 1.5 for rollouts, 0.45 of the peak and 5 for
+    iterations are to be reached."""
+    reached: dict[str, float] = {}
+    if forward := measured.get(f"batch of {rows}"):
+        reached["forward: share of the peak"] = row_flops * rows / forward["forward"] / (peak * 1e12)
+    branching = [measured[name]["iteration"] for name in ("tree", "tree, pruned", "mix") if name in measured]
     for batching in ("", ", one row per pass"):
-        sequential, tree = measured[f"sequential{batching}"], measured[f"tree{batching}"]
-        reached[f"rollout: sequential / tree{batching}"] = sequential["rollout"] / tree["rollout"]
-        reached[f"iteration: sequential{batching} / best"] = sequential["iteration"] / best
+        sequential, tree = measured.get(f"sequential{batching}"), measured.get(f"tree{batching}")
+        if sequential and tree:
+            reached[f"rollout: sequential / tree{batching}"] = sequential["rollout"] / tree["rollout"]
+        if sequential and branching:
+            reached[f"iteration: sequential{batching} / best"] = sequential["iteration"] / min(branching)
     return reached
 
 
@@ -237,6 +242,7 @@ def main(
     rows: Annotated[int, typer.Option(help="Most rows in a forward pass.")] = 16,
     times: Annotated[int, typer.Option(help="How often each is timed.")] = 2,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure with torch.compile too.")] = True,
+    part: Annotated[list[str] | None, typer.Option(help="What to measure; may be repeated. Default: all.")] = None,
     peak: Annotated[float, typer.Option(help="The card's bfloat16 peak, TFLOP/s.")] = PEAK_TFLOPS,
 ) -> None:
     """Measure, and write gpu.json after each part. Parts that it already holds, with the same options, are skipped: a
@@ -247,6 +253,9 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
+    every = parts(steps, rows, times)
+    if unknown := [name for name in part or () if name not in every]:
+        raise typer.BadParameter(f"{unknown[0]} is none of: {'; '.join(every)}", param_hint="--part")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     scale, path = TINY if tiny else FULL, report_path(out, "gpu")
     found = _earlier(path, {"device": name, "tiny": tiny, "steps": steps, "rows": rows, "times": times})
@@ -256,22 +265,24 @@ def main(
     with Progress(transient=True) as progress:
         for way in ways:
             measured = found.setdefault(way, {}).setdefault("seconds", {})
-            left = {part: call for part, call in parts(steps, rows, times).items() if part not in measured}
+            left = {name: every[name] for name in part or every if name not in measured}
             if left:
                 with _bench(scale, device, rows=rows, compiled=way == "compiled") as bench:
-                    for part in progress.track(left, description=way):
-                        measured[part] = left[part](bench)
+                    for each in progress.track(left, description=way):
+                        measured[each] = left[each](bench)
                         write_report(path, found)
                     del bench  # else it would lie beside the next one
             found[way]["ratios"] = ratios(measured, row_flops, rows, peak)
             write_report(path, found)
     table = Table("", "", *ways, title=name)
-    for part, figures in found["eager"]["seconds"].items():
-        for figure in figures:
-            table.add_row(part, figure, *(f"{found[way]['seconds'][part][figure]:.4g}" for way in ways))
+    for each in every:
+        seconds = [found[way]["seconds"].get(each, {}) for way in ways]
+        for figure in dict.fromkeys(figure for own in seconds for figure in own):
+            table.add_row(each, figure, *(f"{own[figure]:.4g}" if figure in own else "" for own in seconds))
         table.add_section()
-    for ratio in found["eager"]["ratios"]:
-        table.add_row(ratio, "", *(f"{found[way]['ratios'][ratio]:.2f}" for way in ways))
+    reached = [found[way]["ratios"] for way in ways]
+    for ratio in dict.fromkeys(ratio for own in reached for ratio in own):
+        table.add_row(ratio, "", *(f"{own[ratio]:.2f}" if ratio in own else "" for own in reached))
     Console().print(table)
 
 

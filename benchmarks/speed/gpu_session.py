@@ -1,0 +1,104 @@
+"""All that is to be measured on a GPU, one benchmark after the other within a limit of time.
+
+The most wanted come first: sequential samples beside trees, what decoders hold, a run with its GPU's seconds, compiled
+networks. Each is a process, so that none finds the card's memory taken. When the time is over, the one at work is
+ended; a second call with the same folder goes on there.
+
+    python -m branchgrpo.benchmarks.speed.gpu_session --out build/bench
+    python -m branchgrpo.benchmarks.speed.gpu_session --tiny   (small networks on any device)
+"""
+
+import json
+import subprocess
+import sys
+import time
+from collections.abc import Iterator, Mapping, Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from rich.console import Console
+from rich.table import Table
+
+from ...cluster.run.folder import RunFolder
+from ..support.report import OUT, Out, report_path, write_report
+
+SECONDS = 570.0
+WANTED = ("batch of {rows}", "tree", "mix", "sequential")
+"""Parts of the benchmark `gpu` that come before its others."""
+RUN = "gpu_run"
+"""Name of the run whose GPU's seconds are shown."""
+
+
+def commands(out: Path, tiny: bool) -> dict[str, list[str]]:
+    """What is to be done, in this order."""
+    to, rows = ["--out", str(out), *(["--tiny"] if tiny else [])], 4 if tiny else 16
+    small = [f"--rows={rows}", *(["--steps=6"] if tiny else [])]
+    gpu = [*_module("gpu"), *to, "--times=1", *small]
+    wanted = [f"--part={part.format(rows=rows)}" for part in WANTED]
+    settings = ["execution=in_process", "iterations=3", "prompts.held_out=null", f"runs={out}", f"name={RUN}"]
+    run = [sys.executable, "-m", "branchgrpo", "train", "shapes", *settings, *(["prompts.per_iteration=2"] * tiny)]
+    return {
+        "sequential, tree and mix": [*gpu, "--no-compile", *wanted],
+        "memory": [*_module("gpu_memory"), *to],
+        "a run": run,
+        "the same, compiled": [*gpu, *wanted],
+        "the rest": [*gpu, "--no-compile"],
+        "the rest, compiled": gpu,
+    }
+
+
+def _module(name: str) -> list[str]:
+    return [sys.executable, "-m", f"branchgrpo.benchmarks.speed.{name}"]
+
+
+def left(steps: Mapping[str, Sequence[str]], path: Path, seconds: float) -> Iterator[str]:
+    """Do the steps that the report at `path` doesn't call done, and note each there. Gives the names of those that are
+    left when so many seconds are over. A step that fails is left, too, and the next one begins."""
+    done: list[str] = json.loads(path.read_text())["done"] if path.is_file() else []
+    limit = time.monotonic() + seconds
+    for name, command in steps.items():
+        if name in done:
+            continue
+        if (remaining := limit - time.monotonic()) <= 0:
+            yield name
+            continue
+        try:
+            subprocess.run(command, check=True, timeout=remaining)
+        except subprocess.TimeoutExpired:
+            yield name
+        except subprocess.CalledProcessError as error:
+            yield f"{name} (failed with {error.returncode})"
+        else:
+            done.append(name)
+            write_report(path, {"done": done})
+
+
+def show(run: Path, console: Console) -> None:
+    """Print what the last iteration of a run has taken of its GPU."""
+    line = RunFolder(run).lines("metrics")[-1]
+    table = Table("phase", "busy, s", "CPU, s", "GPU, s", "utilisation", title="an iteration of shapes")
+    for phase, busy in line["busy_seconds"].items():
+        figures = (line[name].get(phase) for name in ("cpu_seconds", "gpu_seconds", "utilisation"))
+        table.add_row(phase, f"{busy:.3f}", *("" if one is None else f"{one:.3g}" for one in figures))
+    console.print(table)
+
+
+def main(
+    out: Out = OUT,
+    tiny: Annotated[bool, typer.Option("--tiny", help="Small networks, on whatever device there is.")] = False,
+    seconds: Annotated[float, typer.Option(help="When these are over, the rest is left to another call.")] = SECONDS,
+) -> None:
+    """Measure, and write down what is done.
+
+    Example: python -m branchgrpo.benchmarks.speed.gpu_session --out build/bench --seconds 300
+    """
+    path, console = report_path(out, "gpu_session"), Console(width=120)
+    for name in left(commands(out, tiny), path, seconds):
+        console.print(f"left: {name}", highlight=False)
+    if (out / RUN / "metrics.jsonl").is_file():
+        show(out / RUN, console)
+
+
+if __name__ == "__main__":
+    typer.run(main)
