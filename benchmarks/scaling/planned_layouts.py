@@ -3,6 +3,7 @@
 python -m branchgrpo.benchmarks.scaling.planned_layouts
 """
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import typer
@@ -26,7 +27,7 @@ SETTING = Setting("layouts", "counting_scorer", learn_row=RowPolicy.learner_row_
 class Comparison:
     """Seconds of an iteration, as planned and in a real run."""
 
-    layout: Layout
+    layout: str
     planned: float
     real: float
 
@@ -43,12 +44,27 @@ def five_layouts(settings: RunSettings, costs: Costs) -> list[tuple[Layout, floa
 
 
 def compare(rounds: int, console: Console) -> list[Comparison]:
-    """Run all five, from the fastest planned to the slowest."""
+    """Run all five."""
     compared = []
     for layout, planned, settings in five_layouts(SETTING.recipe(1, rounds + 1), SETTING.costs):
-        compared.append(Comparison(layout, planned, real_seconds(settings, layout.workers, rounds)))
+        compared.append(Comparison(layout.text, planned, real_seconds(settings, rounds)))
         console.print(compared[-1], highlight=False)
     return compared
+
+
+def show(compared: Sequence[Comparison], title: str, console: Console) -> None:
+    """Print a table, from the fastest layout as planned to the slowest, and whether real runs are like it."""
+    compared = sorted(compared, key=lambda own: own.planned)
+    real = sorted(own.real for own in compared)
+    table = Table("", "layout", "planned, s", "real, s", "ratio", "place in real runs", title=title)
+    for place, own in enumerate(compared, start=1):
+        seconds = (f"{own.planned:.2f}", f"{own.real:.2f}", f"{own.ratio:.2f}")
+        table.add_row(str(place), own.layout, *seconds, str(real.index(own.real) + 1))
+    console.print(table)
+    worst = max(abs(1 - own.ratio) for own in compared)
+    order = "the planned order" if [own.real for own in compared] == real else "ANOTHER order"
+    verdict = "within" if worst <= TOLERANCE else "NOT within"
+    console.print(f"real runs have {order}; largest difference {worst:.1%}: {verdict} {TOLERANCE:.0%}", highlight=False)
 
 
 def main(rounds: Rounds = 3) -> None:
@@ -57,17 +73,7 @@ def main(rounds: Rounds = 3) -> None:
     Example: python -m branchgrpo.benchmarks.scaling.planned_layouts --rounds 5
     """
     console = Console()
-    compared = compare(rounds, console)
-    table = Table("layout", "planned, s", "real, s", "ratio", title=f"medians of {rounds}")
-    for own in compared:
-        seconds = (f"{own.planned:.2f}", f"{own.real:.2f}", f"{own.ratio:.2f}")
-        table.add_row(own.layout.text, *seconds)
-    console.print(table)
-    real = [own.real for own in compared]
-    worst = max(abs(1 - own.ratio) for own in compared)
-    order = "the planned order" if real == sorted(real) else "ANOTHER order"
-    verdict = "within" if worst <= TOLERANCE else "NOT within"
-    console.print(f"real runs have {order}; largest difference {worst:.1%}: {verdict} {TOLERANCE:.0%}", highlight=False)
+    show(compare(rounds, console), f"medians of {rounds}", console)
 
 
 if __name__ == "__main__":

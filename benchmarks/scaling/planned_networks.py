@@ -7,7 +7,6 @@ CPU seconds hold on a busy machine too. One thread does everything, and calibrat
 
 import time
 from collections.abc import Mapping
-from contextlib import closing
 from dataclasses import dataclass
 from statistics import fmean
 from typing import Annotated
@@ -24,15 +23,13 @@ from ...cluster.plan.forecast import forecast
 from ...cluster.plan.measuring import device_name, device_peak, measure
 from ...cluster.plan.prices import Prices
 from ...cluster.plan.rows import rows_of
-from ...cluster.run.in_process import InProcessLoop
-from ...cluster.run.loop import IterationReport, Loop
 from ...cluster.run.prompt_order import training_and_held_out
 from ...proto.recipe import SHIPPED, load_recipe
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import load_scorer, reward_models
 from ...rollout_workers.policies.load import load_policy
 from ..support.report import Rounds
-from ..support.timed_loop import on_ray
+from ..support.timed_loop import running
 
 PHASES = {"sampling": "rollout", "scoring": "scoring", "learning": "learning"}
 """Phase of a plan -> the run's phase."""
@@ -60,21 +57,12 @@ def calibrated(settings: RunSettings) -> Calibration:
 def measured(settings: RunSettings, rounds: int) -> tuple[dict[str, float], float]:
     """CPU seconds of an iteration by phase, of all processes, means after a first one; and the share of rows that had
     an advantage."""
-    prompts, _ = training_and_held_out(settings)
-    if settings.execution == "ray":
-        with on_ray(settings, prompts) as loop:
-            reports = _iterate(loop, rounds)
-    else:
-        with closing(InProcessLoop(settings, prompts)) as loop:
-            reports = _iterate(loop, rounds)
+    with running(settings, training_and_held_out(settings)[0]) as loop:
+        reports = [loop.iterate(number) for number in range(1, rounds + 2)][1:]
     seconds = {phase: fmean(report.usage[own].cpu_seconds for report in reports) for phase, own in PHASES.items()}
     rows = sum(update.rows for report in reports for update in report.updates)
     every = sum(settings.prompts.per_iteration * rows_of(settings, report.iteration) for report in reports)
     return seconds, rows / every
-
-
-def _iterate(loop: Loop, rounds: int) -> list[IterationReport]:
-    return [loop.iterate(number) for number in range(1, rounds + 2)][1:]
 
 
 @dataclass(frozen=True)

@@ -4,18 +4,14 @@ python -m branchgrpo.benchmarks.scaling.validation
 """
 
 import statistics
-import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-import ray
 import typer
 from rich.console import Console
 from rich.table import Table
 
-from ...cluster.on_ray.connect import NAMESPACE
-from ...cluster.on_ray.names import controller_name
 from ...cluster.plan.costs import Cluster, Costs
 from ...cluster.plan.simulation import simulate
 from ...proto.settings import RunSettings
@@ -90,25 +86,17 @@ def compare(setting: Setting, workers: tuple[int, ...] = WORKERS, rounds: int = 
     """Medians of `rounds` iterations, after one to warm up, of a run for each number of workers."""
     for count in workers:
         recipe = setting.recipe(count, rounds + 1)
-        real = real_seconds(recipe, count, rounds)
+        real = real_seconds(recipe, rounds)
         simulated = simulate(recipe, setting.costs, Cluster(count, ranks=1, replicas=1), rounds + 1).seconds
         yield Comparison(setting.name, count, real, statistics.median(simulated[1:]))
 
 
-def real_seconds(recipe: RunSettings, workers: int, rounds: int) -> float:
+def real_seconds(recipe: RunSettings, rounds: int) -> float:
     """The median of `rounds` iterations of a run, after one to warm up and, with staleness, before one that samples
     nothing ahead."""
     with on_ray(recipe) as loop:
-        controller = ray.get_actor(controller_name(recipe.name), NAMESPACE)
-        while recipe.placement == "separate" and not _all_idle(ray.get(controller.status.remote()), workers):
-            time.sleep(0.1)  # workers import and load first
         seconds = [timed(loop, iteration)[0] for iteration in range(1, rounds + 2)]
     return statistics.median(seconds[1:])
-
-
-def _all_idle(status: dict[str, Any], count: int) -> bool:
-    """Whether so many rollout workers are ready."""
-    return [worker["state"] for worker in status["pools"]["rollout_workers"]] == ["idle"] * count
 
 
 def check(console: Console, rounds: int) -> list[Comparison]:
