@@ -4,23 +4,23 @@ Both take a layer's factor alpha / rank from a tensor `alpha` beside its weights
 header. Without the tensor they take 1.
 """
 
-import json
 import re
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
-from tempfile import TemporaryDirectory
 from typing import Any, Literal
 
 import safetensors.torch
 import torch
+from peft import get_peft_model_state_dict
 
 from ...proto.errors import InputError
-from .folder import opened
 from .pipeline import PipelinePolicy
-from .start import LORA_STEM, lora_files
+from .start import LORA_STEM, lora_files, lora_of
 
 FACTORS = {"lora_A": "lora_down", "lora_B": "lora_up"}
 """PEFT's names of a LoRA's two matrices, which go with paths in dots, and kohya's, which go with underscores."""
 WAN_NAMES = {
+    "blocks.": "blocks.",
     ".attn1.": ".self_attn.",
     ".attn2.": ".cross_attn.",
     ".to_q": ".q",
@@ -33,6 +33,49 @@ WAN_NAMES = {
     ".ffn.net.2": ".ffn.2",
 }
 """diffusers' names of the layers in a block of Wan, and Wan's own."""
+HUNYUAN_NAMES = {
+    "transformer_blocks.": "double_blocks.",
+    ".attn.to_q": ".img_attn_q",
+    ".attn.to_k": ".img_attn_k",
+    ".attn.to_v": ".img_attn_v",
+    ".attn.to_out.0": ".img_attn_proj",
+    ".attn.add_q_proj": ".txt_attn_q",
+    ".attn.add_k_proj": ".txt_attn_k",
+    ".attn.add_v_proj": ".txt_attn_v",
+    ".attn.to_add_out": ".txt_attn_proj",
+    ".norm1.linear": ".img_mod.linear",
+    ".norm1_context.linear": ".txt_mod.linear",
+    ".ff.net.0.proj": ".img_mlp.fc1",
+    ".ff.net.2": ".img_mlp.fc2",
+    ".ff_context.net.0.proj": ".txt_mlp.fc1",
+    ".ff_context.net.2": ".txt_mlp.fc2",
+}
+"""diffusers' names of the layers in a block of HunyuanVideo 1.5, and Tencent's own."""
+HUNYUAN_REFINER_NAMES = {
+    "context_embedder.token_refiner.refiner_blocks.": "txt_in.individual_token_refiner.blocks.",
+    ".attn.to_q": ".self_attn_q",
+    ".attn.to_k": ".self_attn_k",
+    ".attn.to_v": ".self_attn_v",
+    ".attn.to_out.0": ".self_attn_proj",
+    ".ff.net.0.proj": ".mlp.fc1",
+    ".ff.net.2": ".mlp.fc2",
+    ".norm_out.linear": ".adaLN_modulation.1",
+}
+"""The same of the blocks that its prompts go through first."""
+IN_BLOCKS: dict[str, tuple[dict[str, str], ...]] = {
+    "WanTransformer3DModel": (WAN_NAMES,),
+    "HunyuanVideo15Transformer3DModel": (HUNYUAN_NAMES, HUNYUAN_REFINER_NAMES),
+    "LTX2VideoTransformer3DModel": ({"transformer_blocks.": "transformer_blocks."},),
+    "QwenImageTransformer2DModel": ({"": ""},),
+}
+"""Networks whose layers go by their authors' names, for each kind of block. Its first name begins a path."""
+UNKNOWN = {
+    "comfyui": ("StableAudioDiTModel",),
+    "kohya": ("StableAudioDiTModel", "LTX2VideoTransformer3DModel"),
+}
+"""Networks for whose layers a form has no names."""
+FUSED = {"comfyui": ("self_attn_", "img_attn_", "txt_attn_"), "kohya": ("self_attn_",)}
+"""Attention of HunyuanVideo 1.5 that has one layer for queries, keys and values."""
 SDXL_RESNET_NAMES = {
     "conv1": "in_layers.2",
     "conv2": "out_layers.3",
@@ -47,30 +90,27 @@ def save_lora(policy: PipelinePolicy, folder: Path, form: Literal["comfyui", "ko
 
     Raises InputError for an architecture or a layer for which the form has no name.
     """
-    with TemporaryDirectory(dir=folder) as diffusers_form:
-        policy.save(Path(diffusers_form))
-        networks = [network for part in policy.networks if (network := getattr(policy.pipeline, part, None))]
-        written = []
-        for file, network in zip(lora_files(len(networks)), networks, strict=True):
-            written.append(folder / f"{name}{file.removeprefix(LORA_STEM)}")
-            convert(Path(diffusers_form) / file, written[-1], form, network)
-    return written
+    networks = [network for part in policy.networks if (network := getattr(policy.pipeline, part, None))]
+    files = [folder / f"{name}{file.removeprefix(LORA_STEM)}" for file in lora_files(len(networks))]
+    for file, network in zip(files, networks, strict=True):
+        save_as(network, file, form)
+    return files
 
 
-def convert(file: Path, to: Path, form: Literal["comfyui", "kohya"], network: Any) -> None:
-    """Write a LoRA of `network` that diffusers wrote into `file` as another tool reads it, into `to`.
-
-    Raises InputError as `save_lora` does.
-    """
-    with opened(file) as stored:
-        header = json.loads(stored.metadata()["lora_adapter_metadata"])
-    rank, alpha = (next(value for key, value in header.items() if key.endswith(end)) for end in (".r", ".lora_alpha"))
+def save_as(network: Any, to: Path, form: Literal["comfyui", "kohya"]) -> None:
+    """Write the LoRA of a network as another tool reads it. Raises InputError as `save_lora` does."""
+    rank, alpha, _ = lora_of(network)
+    layers: dict[str, dict[str, torch.Tensor]] = {}
+    for key, value in get_peft_model_state_dict(network).items():
+        path, factor = key.removesuffix(".weight").rsplit(".", 1)
+        layers.setdefault(_layer_name(path, form, network), {})[factor] = value
+    if type(network).__name__.startswith("HunyuanVideo"):
+        layers = with_qkv_fused(layers, FUSED[form])
     weights = {}
-    for key, value in safetensors.torch.load_file(file).items():
-        path, factor = key.split(".", 1)[1].removesuffix(".weight").rsplit(".", 1)
-        layer = _layer_name(path, form, network)
-        weights[f"{layer}.{factor if '.' in layer else FACTORS[factor]}.weight"] = value
-        weights[f"{layer}.alpha"] = torch.tensor(float(alpha))
+    for layer, factors in layers.items():
+        for factor, value in factors.items():
+            weights[f"{layer}.{factor if '.' in layer else FACTORS[factor]}.weight"] = value.contiguous()
+        weights[f"{layer}.alpha"] = torch.tensor(float(alpha * len(factors["lora_A"]) / rank))
     facts = {"format": "pt", "ss_network_module": "networks.lora"}
     safetensors.torch.save_file(weights, to, facts | {"ss_network_dim": str(rank), "ss_network_alpha": str(alpha)})
 
@@ -82,8 +122,10 @@ def _layer_name(path: str, form: Literal["comfyui", "kohya"], network: Any) -> s
         # kohya's tools train SD 1.5 by diffusers' names, and SDXL by Stability's. ComfyUI reads both.
         own = sdxl_name(path, network.config) if network.config.addition_embed_type == "text_time" else path
         return f"lora_unet_{own.replace('.', '_')}"
-    if kind in ("WanTransformer3DModel", "QwenImageTransformer2DModel"):
-        own = wan_name(path) if kind.startswith("Wan") else path
+    if kind in UNKNOWN[form]:
+        raise InputError(f"--format is '{form}', which has no names for the layers of a {kind}; use diffusers")
+    if kind in IN_BLOCKS:
+        own = own_name(path, IN_BLOCKS[kind])
         return f"lora_unet_{own.replace('.', '_')}" if form == "kohya" else f"diffusion_model.{own}"
     if form == "comfyui":
         return f"transformer.{path}"
@@ -92,13 +134,34 @@ def _layer_name(path: str, form: Literal["comfyui", "kohya"], network: Any) -> s
     )
 
 
-def wan_name(path: str) -> str:
-    """A layer's name in Wan's own code. Raises InputError for a layer outside the blocks."""
-    if not path.startswith("blocks."):
-        raise InputError(f"learner.lora.target_modules has '{path}', for which only --format diffusers has a name")
-    for theirs, own in WAN_NAMES.items():
-        path = path.replace(theirs, own)
-    return path
+def own_name(path: str, blocks: Iterable[Mapping[str, str]]) -> str:
+    """A layer's name in the authors' own code. Raises InputError for a layer outside the blocks."""
+    for names in blocks:
+        if path.startswith(next(iter(names))):
+            for theirs, own in names.items():
+                path = path.replace(theirs, own)
+            return path
+    raise InputError(f"learner.lora.target_modules has '{path}', for which only --format diffusers has a name")
+
+
+def with_qkv_fused(
+    layers: Mapping[str, dict[str, torch.Tensor]], attention: Sequence[str]
+) -> dict[str, dict[str, torch.Tensor]]:
+    """The layers, where those for queries, keys and values of some `attention` have become one, whose LoRA has the sum
+    of their ranks and changes each in rows of its own. Those that aren't trained have zeros."""
+    fused: dict[str, dict[str, torch.Tensor]] = {}
+    for layer, factors in layers.items():
+        stem = layer[:-1]
+        if not (layer.endswith(("_q", "_k", "_v")) and stem.endswith(tuple(attention))):
+            fused[layer] = factors
+        elif f"{stem}qkv" not in fused:
+            absent = {"lora_A": factors["lora_A"][:0], "lora_B": factors["lora_B"][:, :0]}
+            parts = [layers.get(f"{stem}{own}", absent) for own in "qkv"]
+            fused[f"{stem}qkv"] = {
+                "lora_A": torch.cat([part["lora_A"] for part in parts]),
+                "lora_B": torch.block_diag(*(part["lora_B"] for part in parts)),
+            }
+    return fused
 
 
 def sdxl_name(path: str, config: Any) -> str:
