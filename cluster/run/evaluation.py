@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 MADE_WITH = "made_with"
 """Key of `made_with`'s result in a line of evaluations.jsonl."""
 OF_NO_EFFECT = {
-    "policy": {"pretrained", "start_from", "device", "compile"},
+    "policy": {"pretrained", "config", "start_from", "device", "compile"},
     "reward": {"weight", "timeout_seconds", "judge", "reads", "instruction"},
     "judge": {"url", "concurrency", "cached_answers", "api_key_env"},
 }

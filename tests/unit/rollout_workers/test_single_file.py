@@ -1,22 +1,29 @@
 """Models in a single file draw, train and export what the folder that they were made of does."""
 
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import safetensors.torch
 import torch
+from branchgrpo.cluster.cli import app
 from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.run.console import RunDisplay
+from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.new_folder import policy_fingerprint
+from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
 from diffusers import StableDiffusionPipeline
 from families import saved
 from plain_diffusers import policy_of
+from rich.console import Console
 from small_pipelines.single_file import save_as_single_file
-from support import COUNTING, Settings
+from support import COUNTING, Settings, trained_policy
+from typer.testing import CliRunner
 
 
 @pytest.fixture(autouse=True)
@@ -86,6 +93,32 @@ def test_a_run_from_a_file_is_checked_trained_and_exported(
     exported = loops[0].policy.save(tmp_path / "exported")
     again = StableDiffusionPipeline.from_pretrained(folder.pretrained).unet.from_pretrained(exported)
     same(again, loops[0].policy.network)
+
+
+def test_a_run_from_a_file_resumes_and_is_evaluated(
+    folder: PolicySettings, file: Path, configs: Path, run_settings: Settings
+) -> None:
+    """As one of the folder that runs through, from its checkpoint on, and also where the configuration has moved."""
+    quiet = RunDisplay(Console(quiet=True))
+    common = {
+        "rewards": COUNTING,
+        "prompts.per_iteration": 2,
+        "schedule": {"steps": 3, "splits": {0: 2}, "kernel": "ddim", "eta": 0.5},
+        "evaluation": {"every": 2, "prompts": 2},
+    }
+    straight = train(run_settings({**common, "policy": folder.model_dump(), "name": "straight"}), quiet)
+    halved = run_settings({**common, "policy": single(folder, file, configs).model_dump(), "iterations": 1})
+    resumed = train(halved, quiet)
+    moved = configs.rename(configs.with_name("moved"))
+    train(run_settings({**common, "policy": single(folder, file, moved).model_dump()}), quiet, resume=True)
+    folders = [RunFolder.open(path) for path in (resumed, straight)]
+    same(*(trained_policy(own).network for own in folders))
+    told = [{k: v for k, v in own.lines("evaluations")[-1].items() if "seconds" not in k} for own in folders]
+    assert told[0] == told[1]
+    done = [CliRunner().invoke(app, ["evaluate", str(own.path)]) for own in folders]
+    assert [own.exit_code for own in done] == [0, 0], done[0].output
+    figures = [re.findall(r"\d+\.\d+", own.output) for own in done]
+    assert figures[0] == figures[1] != []
 
 
 def test_a_network_alone_takes_the_other_parts_from_the_folder(tmp_path: Path) -> None:
