@@ -170,7 +170,7 @@ def _draw(path: Path, study: Study, curves: Curves, axis: str) -> None:
     plot.set(xlabel=AXES[axis], ylabel=study.file.reward, ylim=(least - margin, most + margin))
     plot.set_xlim(left=0)
     plot.grid(alpha=0.3)
-    plot.legend(fontsize=8)
+    figure.legend(fontsize=8, ncols=4, loc="outside upper center")  # the curves may lie anywhere
     with whole(path) as temporary:
         figure.savefig(temporary, format="png", dpi=110)
 

@@ -2,7 +2,7 @@
 
 import json
 import statistics
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from ...proto.settings import RunSettings
@@ -22,7 +22,7 @@ OF_NO_INFLUENCE: dict[str, Any] = {
     "logging": True,
     "pools": True,
     "prompts": {"train", "held_out", "held_out_count", "column"},
-    "learner": {"optimizer"},
+    "learner": {"optimizer": True, "nft": {"strength"}},
 }
 """Settings on which the seconds of an iteration don't depend."""
 
@@ -32,7 +32,13 @@ def timing_name(settings: RunSettings) -> str:
 
     Those with their default value are left out, so that measurements outlive settings that are new.
     """
-    return short_name(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE, exclude_defaults=True))
+    return short_name(_filled(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE, exclude_defaults=True)))
+
+
+def _filled(section: Mapping[str, Any]) -> dict[str, Any]:
+    """A section without those of its sections of which nothing is left."""
+    within = {name: _filled(value) if isinstance(value, dict) else value for name, value in section.items()}
+    return {name: value for name, value in within.items() if value != {}}
 
 
 def timed_together(study: Study) -> dict[str, RunSettings]:

@@ -22,3 +22,10 @@ def test_a_new_variant_has_all_measured_anew(study_in: Load, timed: Callable[...
     flat = wider.variants["flat"][0].settings
     assert [seconds_per_iteration(wider, flat), seconds_per_iteration(study, flat)] == [6.0, 6.0]
     assert to_measure(study) == [], "those who are left were measured together"
+
+
+def test_what_costs_nothing_shares_its_measurement(study_in: Load) -> None:
+    nft = {**VARIANTS["flat"], "learner.objective": "nft"}
+    bold = {**nft, "learner.nft.strength": 0.25, "learner.optimizer.learning_rate": 1e-4}
+    study = study_in(variants={"flat": nft, "bold": bold}, timing_rounds=1)
+    assert len(to_measure(study)) == 1
