@@ -5,6 +5,8 @@
 # make chaos  brings 42 faults about in real runs
 PYTHON ?= $(shell for v in 3.11 3.12 3.13; do python$$v -c '' 2>/dev/null && echo python$$v && break; done)
 RUN := .venv/bin
+# Images set it, and then each process that tests start compiles all modules anew.
+unexport PYTHONDONTWRITEBYTECODE
 PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service rollout_workers
 
 .PHONY: setup demo studies test test-slow check bench chaos docs screenshots gallery clean
