@@ -1,5 +1,6 @@
 """The list of shipped recipes, and the copies that users start from."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -8,6 +9,8 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
 from support import RECIPES
+
+README = RECIPES.parent / "README.md"
 
 
 def test_every_shipped_recipe_says_what_it_is_for_and_how_far_it_was_run() -> None:
@@ -18,6 +21,13 @@ def test_every_shipped_recipe_says_what_it_is_for_and_how_far_it_was_run() -> No
         "Stable Diffusion 1.5 with the LAION aesthetic predictor, LoRA, and DDIM with noise (as in DDPO)"
     )
     assert (listed["flux_hps_branch"].gpus, listed["flux_lora_24gb"].gpus, listed["glyphs"].gpus) == (16, 1, 0)
+
+
+def test_recipes_and_readme_plan_the_same_hours() -> None:
+    rows = re.findall(r"^\| `(\w+)\.yaml` .* \| ([\d.]+) hours \(planned\) \|", README.read_text(), re.MULTILINE)
+    planned = {recipe.name: recipe.run_with for recipe in shipped() if "planned" in recipe.run_with}
+    assert planned == {name: f"random weights; {hours} hours planned" for name, hours in rows}
+    assert len(planned) > 12
 
 
 def without_places(settings: RunSettings) -> RunSettings:
