@@ -36,8 +36,9 @@ def commands(out: Path, tiny: bool) -> dict[str, list[str]]:
     small = [f"--rows={rows}", *(["--steps=6"] if tiny else [])]
     gpu = [*_module("gpu"), *to, "--times=1", *small]
     wanted = [f"--part={part.format(rows=rows)}" for part in WANTED]
-    settings = ["execution=in_process", "iterations=3", "prompts.held_out=null", f"runs={out}", f"name={RUN}"]
-    run = [sys.executable, "-m", "branchgrpo", "train", "shapes", *settings, *(["prompts.per_iteration=2"] * tiny)]
+    settings = ["execution=in_process", "iterations=3", "prompts.held_out=null", "resume=auto", f"name={RUN}"]
+    few = ["prompts.per_iteration=2"] if tiny else []
+    run = [sys.executable, "-m", "branchgrpo", "train", "shapes", *settings, f"runs={out}", *few]
     return {
         "sequential, tree and mix": [*gpu, "--no-compile", *wanted],
         "memory": [*_module("gpu_memory"), *to],
