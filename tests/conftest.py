@@ -39,6 +39,12 @@ hypothesis.settings.register_profile("untimed", deadline=None)
 hypothesis.settings.load_profile("untimed")
 
 PROMPTS = ("123", "456", "789")
+LONGEST = ("test_families.py", "test_family_training.py")
+"""Files that begin first, so that no process is at work on one of them when the others have ended."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONGEST)
 
 
 def pytest_collection_finish() -> None:
