@@ -6,6 +6,7 @@ from pathlib import Path
 
 from ...proto.atomic_files import whole
 from ...proto.recipe import save_recipe
+from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
 from ..run.new_folder import VERSIONS, versions
@@ -37,9 +38,19 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
     try:
         if not there.finished or json.loads((run.path / VERSIONS).read_text()) != versions():
             return False
-        changed = [change.setting for change in find_changes(run.settings, trial.settings)]
+        made = run.settings
+        changed = [change.setting for change in find_changes(made, trial.settings)]
     except (OSError, ValueError):  # unreadable, or so different that no run could change to it
         return False
     if trial.settings.learner.optimizer.schedule != "constant" and "iterations" in changed:
         return False  # their number decides about every learning rate
+    if _same_trees(made, trial.settings):
+        changed = [name for name in changed if not name.startswith("schedule.")]
     return all(map(OF_NO_CONSEQUENCE.match, changed))
+
+
+def _same_trees(one: RunSettings, other: RunSettings) -> bool:
+    """Whether two recipes describe the same trees, in every iteration, if not in the same words."""
+    schedules = one.schedule, other.schedule
+    first, second = (schedule.build(1, one.seed) for schedule in schedules)
+    return first == second and not any(schedule.varies for schedule in schedules)

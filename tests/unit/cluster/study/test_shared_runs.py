@@ -66,6 +66,14 @@ def test_run_that_would_be_another_is_not_taken(
     assert take_over(first(study_in(**same)), tmp_path) is None
 
 
+def test_trees_may_be_described_in_other_words(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
+    schedule = {"steps": 16, "eta": 0.7, "splits": {0: 2, 3: 2, 6: 2, 9: 2}}
+    path = made(variants={"flat": {"schedule": schedule}})
+    for spread, taken in ((2.0, None), (4.0, path)):
+        study = study_in(variants={"flat": {"schedule": {**schedule, "sibling_spread": spread}}})
+        assert take_over(first(study), tmp_path) == taken
+
+
 @pytest.mark.parametrize(("schedule", "taken"), [("constant", True), ("cosine", False)])
 def test_planned_rates_depend_on_the_number_of_iterations(
     study_in: Load, made: Callable[..., Path], schedule: str, taken: bool, tmp_path: Path
