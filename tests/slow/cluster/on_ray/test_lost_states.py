@@ -29,6 +29,7 @@ def test_states_lost_while_fetched_ahead_change_no_weight(
         "learner.updates_per_iteration": 1,
     }
     pools = {
+        "placement_timeout_seconds": 60.0,  # a node may be known before what it has
         "rollout_workers": {**LITTLE, "resources": {"work": 1}},
         "learner": {**LITTLE, "resources": {"learn": 1}},
         "rewards": {"shade": {**LITTLE, "resources": {"learn": 1}}},
