@@ -19,7 +19,7 @@ ALIKE = (
     "SD3.5 without T5",
     "SDXL (v)",
 )
-"""Families that train a network of the same class as another family: `tests/slow/long` trains these."""
+"""Families that train a network of the same class as another family: `tests/slow` trains these."""
 DIFFERENT = tuple(name for name in FAMILIES if name not in ALIKE)
 ADAPTERS: dict[str, dict[str, int] | None] = {"full": None, "lora": {"rank": 2, "alpha": 4}}
 

@@ -9,15 +9,15 @@ from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
-from ..run.new_folder import VERSIONS, versions
+from ..run.new_folder import FINGERPRINTS, VERSIONS, policy_fingerprint, versions
 from .trials import OF_NO_CONSEQUENCE, Trial
 
 
 def take_over(trial: Trial, studies: Path) -> Path | None:
     """Copy the run of another study that is what a trial would be, and return the folder that it was in.
 
-    It has the trial's settings, was made with the versions that are here, and has finished all the iterations. None if
-    there is none in the folders in `studies`, or if the trial has begun.
+    It has the trial's settings and policy, was made with the versions that are here, and has finished all the
+    iterations. None if there is none in the folders in `studies`, or if the trial has begun.
     """
     if trial.state != "not started":
         return None
@@ -26,7 +26,7 @@ def take_over(trial: Trial, studies: Path) -> Path | None:
         if _is_that_of(run, trial):
             with whole(trial.folder.path) as copy:
                 shutil.copytree(run.path, copy)
-                own = {"name": trial.settings.name, "runs": trial.settings.runs}
+                own = {name: getattr(trial.settings, name) for name in ("name", "runs", "schedule")}
                 save_recipe(run.settings.model_copy(update=own), copy)
             return run.path
     return None
@@ -46,7 +46,10 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
         return False  # their number decides about every learning rate
     if _same_trees(made, trial.settings):
         changed = [name for name in changed if not name.startswith("schedule.")]
-    return all(map(OF_NO_CONSEQUENCE.match, changed))
+    if not all(map(OF_NO_CONSEQUENCE.match, changed)):
+        return False
+    fingerprint = json.loads((run.path / FINGERPRINTS).read_text())["policy"]
+    return bool(fingerprint == policy_fingerprint(trial.settings))
 
 
 def _same_trees(one: RunSettings, other: RunSettings) -> bool:

@@ -1,4 +1,4 @@
-"""Each class of network trains, and its export is drawn by plain diffusers; `tests/slow/long` has families alike."""
+"""Each class of network trains, and its export is drawn by plain diffusers; `tests/slow` has families alike."""
 
 from pathlib import Path
 

@@ -6,7 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.run.new_folder import VERSIONS, versions
+from branchgrpo.cluster.run.new_folder import FINGERPRINTS, VERSIONS, policy_fingerprint, versions
 from branchgrpo.cluster.study.curves import read_curve
 from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.shared_runs import take_over
@@ -26,6 +26,7 @@ def made(study_in: Load, made_up: Callable[..., None], tmp_path: Path) -> Callab
         made_up(trial, REWARDS, state)
         path = save_recipe(trial.settings, trial.folder.path).parent
         (path / VERSIONS).write_text(json.dumps(versions()))
+        (path / FINGERPRINTS).write_text(json.dumps({"policy": policy_fingerprint(trial.settings)}))
         return path
 
     return make
@@ -72,6 +73,7 @@ def test_trees_may_be_described_in_other_words(study_in: Load, made: Callable[..
     for spread, taken in ((2.0, None), (4.0, path)):
         study = study_in(variants={"flat": {"schedule": {**schedule, "sibling_spread": spread}}})
         assert take_over(first(study), tmp_path) == taken
+    first(study).must_continue()
 
 
 @pytest.mark.parametrize(("schedule", "taken"), [("constant", True), ("cosine", False)])
@@ -81,6 +83,11 @@ def test_planned_rates_depend_on_the_number_of_iterations(
     same = {"variants": {"flat": {"learner.optimizer.schedule": schedule}}}
     made(**same)
     assert bool(take_over(first(study_in(**same, budget={"iterations": 2})), tmp_path)) is taken
+
+
+def test_run_of_another_policy_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
+    (made() / FINGERPRINTS).write_text(json.dumps({"policy": "another"}))
+    assert take_over(first(study_in()), tmp_path) is None
 
 
 def test_run_of_other_versions_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
