@@ -15,6 +15,7 @@ from ...proto.usage import NOTHING, Usage
 from .actors import FETCHING
 from .broadcast import Chain
 from .messages import NewVersion, ProcessInfo, Published, WeightsRef
+from .streams import unfetched
 
 
 class LearnerGroup:
@@ -105,7 +106,7 @@ class LearnerGroup:
         said = await asyncio.gather(*map(_first, streams))
         elsewhere = {node: relay for node, relay in relays.items() if node != self.infos[0].node_id}
         chain = Chain(said[0].version, elsewhere if len(elsewhere) > 1 and said[0].pieces > 1 else {})
-        async for piece in streams[0]:
+        async for piece in unfetched(streams[0], said[0].pieces):
             chain.send(piece)
         await streams[0].completed()  # raises what broke it off
         return chain.published(), sum((rank.usage for rank in said), NOTHING)

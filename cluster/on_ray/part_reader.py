@@ -8,6 +8,7 @@ from ...proto.remote_tree import PartHeader
 from ...proto.tree import Task
 from ..run.cuts import MAX_UNREAD_PARTS
 from .messages import Published
+from .streams import unfetched
 from .worker_pool import Worker
 
 
@@ -25,16 +26,14 @@ async def read_parts(
     """Have `worker` sample a task with `weights`, and read its parts; unread ones make it pause.
 
     `newest` is the version that the learner has reached; with `order`, the worker is profiled. The header is the last
-    of three objects, so that a part that is handed on is whole. Raises what broke the stream off.
+    of a part's objects, so that a part that is handed on is whole. Raises what broke the stream off.
     """
+    size = len(ArrivedPart._fields)
     sample = worker.actor.sample.options(
-        num_returns="streaming", _generator_backpressure_num_objects=len(ArrivedPart._fields) * MAX_UNREAD_PARTS
+        num_returns="streaming", _generator_backpressure_num_objects=(1 + size) * MAX_UNREAD_PARTS
     )
-    objects = []
-    async for reference in sample.remote(task, weights.at(worker.info.node_id), newest, order):
-        objects.append(reference)
-        if len(objects) == len(ArrivedPart._fields):
-            yield ArrivedPart(objects[0], objects[1], await objects[2])
-            objects = []
-    for reference in objects:
-        await reference
+    stream = sample.remote(task, weights.at(worker.info.node_id), newest, order)
+    async for announced in stream:
+        await announced
+        media, states, header = [reference async for reference in unfetched(stream, size)]
+        yield ArrivedPart(media, states, await header)

@@ -27,8 +27,8 @@ class Sampler:
 
     def sample(
         self, task: Task, weights: WeightsRef, newest: int, profiled: Profiled
-    ) -> Iterator[PartHeader | Media | States]:
-        """The parts of a task, each as three objects: media, states, header.
+    ) -> Iterator[str | Media | States | PartHeader]:
+        """The parts of a task, each as four objects: its id, which announces the others, then media, states, header.
 
         `newest` is the version that the learner has reached. Where the task is `profiled`, that may end after a part.
         """
@@ -39,7 +39,9 @@ class Sampler:
         with span("task", iteration=task.iteration, trees=task.trees):
             for part in self.worker.sample(task):
                 given, usage = time.perf_counter(), watch.lap()
-                with span("hand over", part=part_id(task.iteration, part.tree, part.leaves)):
+                name = part_id(task.iteration, part.tree, part.leaves)
+                with span("hand over", part=name):
+                    yield name
                     yield part.media
                     yield states_of(part)
                     yield PartHeader.of(part, usage)
