@@ -8,13 +8,25 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+import pytest
 from branchgrpo.benchmarks.support.local_cluster import end
-from playwright.sync_api import Browser, Page
+from playwright.sync_api import Browser, Page, sync_playwright
 from support import ALONE, command
 
 CHROMIUM = shutil.which("chromium") or shutil.which("google-chrome")
 SCRIPT = "<script>document.title='owned'</script><b>x</b>"
 """A prompt that must be drawn as text."""
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Chromium; without it, the test is skipped."""
+    if CHROMIUM is None:
+        pytest.skip("needs Chromium")
+    with sync_playwright() as playwright:
+        arguments = ["--no-sandbox", "--no-proxy-server"]
+        with playwright.chromium.launch(executable_path=CHROMIUM, args=arguments) as browser:
+            yield browser
 
 
 @contextmanager

@@ -63,9 +63,11 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
     prompts = with_pictures(texts, FAMILIES[family].pictures)
     cut = policy.cut_prompts(prompts)
     assert 0 < len(cut) < len(prompts)
+    assert cut == list(prompts[-len(cut) :]), "longer ones are cut as well"
     without = load_policy(settings, network_only=True)
     assert without.cut_prompts(prompts) == cut
-    for prompt in prompts:
+    shortest = len(prompts) - len(cut)
+    for prompt in prompts[max(0, shortest - 3) : shortest + 3]:
         if "Qwen" in family:
             shown = {"image": [own.fitted(32, 32) for own in pictures_of(prompt)]} if "Edit" in family else {}
             embeds, _ = policy.pipeline.encode_prompt(str(prompt), max_sequence_length=1024, **shown)
