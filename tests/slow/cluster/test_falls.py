@@ -9,6 +9,7 @@ from branchgrpo.cluster.run.status import status_of
 from support import ROOT, Settings, run_train, weights
 
 STEEP = {
+    "threads": 1,
     "policy.pretrained": "glyphs",
     "policy.height": 32,
     "policy.width": 64,
