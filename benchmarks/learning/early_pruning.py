@@ -211,7 +211,11 @@ def main(
     reward: Annotated[str | None, typer.Option(help="The held-out reward; default: the first of the recipe.")] = None,
     out: Out = OUT,
 ) -> None:
-    """Train with roots that are chosen early, and without, at equal forward passes."""
+    """Train with roots that are chosen early, and without, at equal forward passes.
+
+    Example: python -m branchgrpo.benchmarks.learning.early_pruning shapes 'schedule={method: nft, steps: 8, group: 16}'
+    learner.objective=nft advantage.normaliser=group --candidates 22 --look 4
+    """
     path, console = report_path(out, "early_pruning"), Console()
     settings = load_settings(target, override or ())
     reward = reward or next(iter(settings.rewards))
