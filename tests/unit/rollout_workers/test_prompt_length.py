@@ -67,7 +67,8 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
     without = load_policy(settings, network_only=True)
     assert without.cut_prompts(prompts) == cut
     shortest = len(prompts) - len(cut)
-    for prompt in prompts[max(0, shortest - 3) : shortest + 3]:
+    # Around the first that is cut, around the limit in characters, and the longest.
+    for prompt in (*prompts[max(0, shortest - 3) : shortest + 3], *prompts[most - 1 : most + 1], prompts[-1]):
         if "Qwen" in family:
             shown = {"image": [own.fitted(32, 32) for own in pictures_of(prompt)]} if "Edit" in family else {}
             embeds, _ = policy.pipeline.encode_prompt(str(prompt), max_sequence_length=1024, **shown)

@@ -50,7 +50,7 @@ class _Controller:
 
 
 @pytest.mark.timeout(300)
-def test_objects_stay_where_they_are_made_and_only_whole_parts_are_handed_on() -> None:
+def test_parts_arrive_whole_and_their_objects_stay() -> None:
     with several_nodes(1, store=200_000_000) as (address, _):
         ray.init(address)
         try:
