@@ -2,7 +2,6 @@
 
 from copy import deepcopy
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -11,19 +10,22 @@ import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import LoraSettings, PolicySettings
 from branchgrpo.rollout_workers.policies.load import load_policy
-from branchgrpo.rollout_workers.policies.lora_formats import save_lora, sdxl_name
+from branchgrpo.rollout_workers.policies.lora_formats import fused, save_lora
 from branchgrpo.rollout_workers.policies.start import delta
 from diffusers.loaders import lora_conversion_utils as conversion
 from families import networks
 from plain_diffusers import plain, policy_of
 
 UNETS = ["SD1.5", "SDXL"]
-FUSED = ["FLUX.1-dev", "FLUX.2 klein", "SD3.5", "Z-Image"]
+AS_IN_DIFFUSERS = ["Chroma", "FLUX.1-dev", "FLUX.2 klein", "SD3.5", "Z-Image"]
+"""Families whose layers ComfyUI knows by diffusers' paths."""
+NOT_LOADED = ["Chroma", "FLUX.1-dev", "SD3.5"]
+"""Families of which diffusers reads kohya's names only in networks of the published width, or not at all."""
 CONVERTERS = {
     "LTX-2": conversion._convert_non_diffusers_ltx2_lora_to_diffusers,
     "HunyuanVideo 1.5": conversion._convert_hunyuan_video_lora_to_diffusers,
 }
-FAMILIES = [*UNETS, *FUSED, "Qwen-Image", "Wan 2.1", "Wan 2.2 14B", "LTX-2", "HunyuanVideo 1.5"]
+FAMILIES = [*UNETS, *AS_IN_DIFFUSERS, "Qwen-Image", "Wan 2.1", "Wan 2.2 14B", "LTX-2", "HunyuanVideo 1.5"]
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -39,7 +41,7 @@ def family(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFact
     return request.param, policy
 
 
-def fused(network: Any) -> dict[str, torch.Tensor]:
+def merged(network: Any) -> dict[str, torch.Tensor]:
     """The weights with the LoRA in them, by the names without it."""
     whole = deepcopy(network)
     whole.fuse_lora()
@@ -72,15 +74,15 @@ def test_comfyui_applies_the_lora_at_full_strength(family: tuple[str, Any], tmp_
         pytest.skip("goes by names of its own")
     (file,) = save_lora(policy, tmp_path, "comfyui", "mine")
     assert [path.name for path in tmp_path.iterdir()] == ["mine.safetensors"]
-    published, expected, changes = {}, fused(policy.network), read(file)
+    published, expected, changes = {}, merged(policy.network), read(file)
     for path, weight in policy.network.state_dict().items():
         if path.endswith(".base_layer.weight"):
             published[path.removesuffix(".base_layer.weight")] = weight
     assert {named_as_in_diffusers(name, path) for path in published} == changes.keys()
     for path, weight in published.items():
-        merged = weight + changes[named_as_in_diffusers(name, path)].reshape(weight.shape)
-        torch.testing.assert_close(merged, expected[f"{path}.weight"])
-        assert not torch.allclose(merged, weight, atol=1e-2)
+        changed = weight + changes[named_as_in_diffusers(name, path)].reshape(weight.shape)
+        torch.testing.assert_close(changed, expected[f"{path}.weight"])
+        assert not torch.allclose(changed, weight, atol=1e-2)
 
 
 @pytest.mark.parametrize("form", ["comfyui", "kohya"])
@@ -91,20 +93,18 @@ def test_diffusers_reads_what_other_tools_are_given(
     name, policy = family
     if name in CONVERTERS:
         pytest.skip("read by diffusers without alpha alone, or not at all, see below")
-    if form == "kohya" and name in FUSED:
-        with pytest.raises(InputError, match="--format is 'kohya', whose tools fuse layers"):
-            save_lora(policy, tmp_path, form, "mine")
-        return
-    if form == "comfyui" and name in FUSED:
+    if form == "comfyui" and name in AS_IN_DIFFUSERS:
         pytest.skip("read by ComfyUI with diffusers' paths, see above")
+    if name in NOT_LOADED:
+        pytest.skip("read by diffusers' converters, see below")
     files = save_lora(policy, tmp_path, form, "mine")
     loaded = plain(policy.settings.pretrained)
     for number, file in enumerate(files):
         second = {"load_into_transformer_2": True} if number else {}
         loaded.load_lora_weights(tmp_path, weight_name=file.name, **second)
     for part, network in networks(loaded).items():
-        expected = fused(getattr(policy.pipeline, part))
-        for path, weight in fused(network).items():
+        expected = merged(getattr(policy.pipeline, part))
+        for path, weight in merged(network).items():
             torch.testing.assert_close(weight, expected[path], msg=path)
 
 
@@ -121,7 +121,7 @@ def test_diffusers_knows_the_names_of_video_models(family: tuple[str, Any], tmp_
         for key, value in tensors.items()
         if (layer := key.rsplit(".", 2)[0]) in factors
     }
-    known, expected = CONVERTERS[name](scaled), fused(policy.network)
+    known, expected = CONVERTERS[name](scaled), merged(policy.network)
     adapted = {key.removesuffix(".base_layer.weight") for key in policy.network.state_dict() if "base_layer.w" in key}
     assert {key.rsplit(".", 2)[0] for key in known} == {f"transformer.{path}" for path in adapted}
     for path in adapted:
@@ -131,6 +131,19 @@ def test_diffusers_knows_the_names_of_video_models(family: tuple[str, Any], tmp_
         published = policy.network.get_submodule(path).base_layer.weight
         torch.testing.assert_close(published + change, expected[f"{path}.weight"])
         assert change.abs().max() > 1e-2
+
+
+def test_a_fused_layer_changes_as_its_parts_do() -> None:
+    torch.manual_seed(1)
+    ranks, rows = (2, 0, 3, 2), (5, 4, 4, 7)
+    parts = [
+        {"lora_A": torch.randn(rank, 6, dtype=torch.float64), "lora_B": torch.randn(own, rank, dtype=torch.float64)}
+        for rank, own in zip(ranks, rows, strict=True)
+    ]
+    whole = fused([part if len(part["lora_A"]) else None for part in parts], rows)
+    stacked = torch.cat([part["lora_B"] @ part["lora_A"] for part in parts])
+    torch.testing.assert_close(whole["lora_B"] @ whole["lora_A"], stacked, rtol=0, atol=1e-14)
+    assert len(whole["lora_A"]) == sum(ranks)
 
 
 def test_kohya_keeps_apart_what_comfyui_fuses(tmp_path_factory: pytest.TempPathFactory) -> None:
@@ -177,34 +190,6 @@ def test_both_loras_of_wan_2_2_say_what_they_are(family: tuple[str, Any], tmp_pa
     settings: dict[str, Any] = {**policy.settings.model_dump(), "start_from": str(folder)}
     started: Any = load_policy(PolicySettings(**settings))
     for part, network in networks(started.pipeline).items():
-        expected = fused(getattr(policy.pipeline, part))
+        expected = merged(getattr(policy.pipeline, part))
         for path, weight in network.state_dict().items():
             torch.testing.assert_close(weight, expected[path])
-
-
-@pytest.mark.parametrize(
-    ("diffusers", "stability"),
-    {
-        "down_blocks.1.attentions.0.transformer_blocks.1.attn1.to_out.0": (
-            "input_blocks.4.1.transformer_blocks.1.attn1.to_out.0"
-        ),
-        "down_blocks.2.attentions.1.proj_in": "input_blocks.8.1.proj_in",
-        "down_blocks.0.downsamplers.0.conv": "input_blocks.3.0.op",
-        "down_blocks.0.resnets.1.time_emb_proj": "input_blocks.2.0.emb_layers.1",
-        "mid_block.attentions.0.transformer_blocks.9.ff.net.2": "middle_block.1.transformer_blocks.9.ff.net.2",
-        "mid_block.resnets.1.conv1": "middle_block.2.in_layers.2",
-        "up_blocks.0.attentions.2.transformer_blocks.0.attn2.to_k": "output_blocks.2.1.transformer_blocks.0.attn2.to_k",
-        "up_blocks.0.upsamplers.0.conv": "output_blocks.2.2.conv",
-        "up_blocks.2.resnets.0.conv_shortcut": "output_blocks.6.0.skip_connection",
-    }.items(),
-)
-def test_layers_of_sdxl_have_stabilitys_names(diffusers: str, stability: str) -> None:
-    published = SimpleNamespace(
-        layers_per_block=2, up_block_types=["CrossAttnUpBlock2D", "CrossAttnUpBlock2D", "UpBlock2D"]
-    )
-    assert sdxl_name(diffusers, published) == stability
-
-
-def test_a_layer_without_a_name_elsewhere_is_refused() -> None:
-    with pytest.raises(InputError, match="has 'conv_in', for which only --format diffusers has a name"):
-        sdxl_name("conv_in", SimpleNamespace(layers_per_block=2))

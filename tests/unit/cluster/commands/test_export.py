@@ -133,7 +133,11 @@ def test_a_lora_for_comfyui_goes_by_the_runs_name(run_settings: Settings, tmp_pa
     ("changes", "form", "message"),
     [
         ({}, "comfyui", "--format is 'comfyui', which is for LoRAs, and this run trains all weights; use diffusers"),
-        ({"learner.lora": {"rank": 2}}, "kohya", "--format is 'kohya', whose tools fuse layers"),
+        (
+            {"learner.lora": {"rank": 2, "target_modules": ["x_embedder"]}},
+            "kohya",
+            "learner.lora.target_modules has 'x_embedder', for which only --format diffusers has a name",
+        ),
     ],
 )
 def test_a_form_that_the_model_cannot_have_is_refused(
