@@ -111,7 +111,7 @@ def load_video_align(settings: RewardSettings, threads: int | None = None) -> Sc
 def check_files(reward: str, settings: RewardSettings) -> tuple[str, dict[str, Any]]:
     """The question, and the configuration. Raises InputError for files that are missing, and for a model that is shown
     clips in another way than the published one. Weights are not read."""
-    path = weights_file(REWARD, settings).parents[1] / "model_config.json"
+    path = weights_file(reward, settings).parents[1] / "model_config.json"
     where = f"rewards.{reward}.pretrained is {settings.pretrained!r}, whose {path.name}"
     try:
         config = json.loads(path.read_text(encoding="utf-8"))

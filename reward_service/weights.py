@@ -22,13 +22,14 @@ def device(settings: RewardSettings) -> torch.device:
     return torch.device(settings.device)
 
 
+VIDEO_ALIGN = ("video_align", "video_align_motion", "video_align_text", "video_align_visual")
 PUBLISHED = {
     "aesthetic": "sac+logos+ava1-l14-linearMSE.pth",
     "edit_reward": "model.safetensors",
     "hps": "HPS_v2.1_compressed.pt",
     "hps_v3": "HPSv3.safetensors",
     "image_reward": "ImageReward.pt",
-    "video_align": "checkpoint-11352/model.pth",
+    **dict.fromkeys(VIDEO_ALIGN, "checkpoint-11352/model.pth"),
 }
 """Reward -> file of its published weights."""
 

@@ -140,7 +140,7 @@ def test_files_are_checked_before_weights_are_read(tmp_path: Path) -> None:
     settings, *_ = saved(tmp_path / "good")
     check_source("video_align_text", settings)
     for setting in ("pretrained", "backbone", "instruction"):
-        with pytest.raises(InputError, match=rf"rewards.video_align\w*.{setting} is .*it must be"):
+        with pytest.raises(InputError, match=rf"rewards.video_align_text.{setting} is .*it must be"):
             check_source("video_align_text", settings.model_copy(update={setting: str(tmp_path)}))
     config = tmp_path / "good" / "model_config.json"
     config.write_text(config.read_text().replace('"num_frames": null', '"num_frames": 8'))
