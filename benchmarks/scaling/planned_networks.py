@@ -18,6 +18,7 @@ from rich.table import Table
 
 from ...cluster.commands.calibrate import calibration_batches
 from ...cluster.plan.calibration import Calibration, device_of
+from ...cluster.plan.crowding import measure_slowdown
 from ...cluster.plan.flops import count_work
 from ...cluster.plan.forecast import forecast
 from ...cluster.plan.measuring import device_name, device_peak, measure
@@ -51,7 +52,8 @@ def calibrated(settings: RunSettings) -> Calibration:
     batches = calibration_batches(settings)
     found = measure(policy, batches, count_work(settings), peak, scorers, time.process_time)
     paces = {own.work: own.pace for own in found}
-    return Calibration(device_name(cpu), peak, source, settings.policy.precision, settings.name, paces)
+    cores, slowdown = measure_slowdown(settings, 1, time.process_time)
+    return Calibration(device_name(cpu), peak, source, settings.policy.precision, settings.name, paces, cores, slowdown)
 
 
 def measured(settings: RunSettings, rounds: int) -> tuple[dict[str, float], float]:

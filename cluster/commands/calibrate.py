@@ -10,11 +10,10 @@ from rich.table import Table
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import load_scorer, reading, reward_models
-from ...rollout_workers.policies.base import Policy, add_adapters
-from ...rollout_workers.policies.load import load_policy
 from ..plan.calibration import Calibration, calibration_file
+from ..plan.crowding import measure_slowdown
 from ..plan.flops import Work, count_work
-from ..plan.measuring import Batches, Measured, device_name, device_peak, measure
+from ..plan.measuring import Batches, Measured, device_name, device_peak, learning_policy, measure
 from ..plan.sizes import sizes_here
 
 
@@ -33,7 +32,7 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
         work, precision = _counted(settings, console), settings.policy.precision
         found: list[Measured] = []
         try:
-            policy = _learning(settings)
+            policy = learning_policy(settings)
             scorers = {
                 model: reading(load_scorer(model, given[model], threads), given[model].reads)
                 for model, given in reward_models(settings.rewards).items()
@@ -44,14 +43,18 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
             for measured in measure(policy, calibration_batches(settings), work, peak, scorers):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
+            name, cores, slowdown = device_name(policy.device), 0, 1.0
+            if policy.device.type == "cpu":
+                del policy, scorers
+                progress.update(task, description="measuring while all cores work")
+                cores, slowdown = measure_slowdown(settings, threads)
         except torch.OutOfMemoryError as error:
             raise InputError(
                 f"the device has no room for a single row, after measuring {[own.work for own in found] or 'nothing'}; "
                 "calibrate with a smaller picture, a LoRA, or learner.gradient_checkpointing"
             ) from error
-    name = device_name(policy.device)
     paces = {own.work: own.pace for own in found}
-    calibration = Calibration(name, peak, source, precision, settings.name, paces)
+    calibration = Calibration(name, peak, source, precision, settings.name, paces, cores, slowdown)
     file = file or calibration_file(name)
     calibration.save(file)
     show(calibration, found, console)
@@ -70,6 +73,10 @@ def show(calibration: Calibration, found: list[Measured], console: Console) -> N
         memory = f"{own.bytes[count] / 1e9:.2f}" if own.bytes else ""
         table.add_row(own.work, str(count), f"{seconds:.4g}", f"{1e3 * (own.pace.item or 0):.4g}", share, memory)
     console.print(table)
+    if calibration.cores > 1:
+        console.print(
+            f"with all {calibration.cores} cores at work, passes take {calibration.slowdown:.2f} times as long"
+        )
 
 
 def _counted(settings: RunSettings, console: Console) -> Work | None:
@@ -80,16 +87,6 @@ def _counted(settings: RunSettings, console: Console) -> Work | None:
     except InputError as error:
         console.print(f"seconds alone: {error}", markup=False, highlight=False)
         return None
-
-
-def _learning(settings: RunSettings) -> Policy:
-    """The policy as the learner has it."""
-    policy, learner = load_policy(settings.policy), settings.learner
-    if learner.lora:
-        add_adapters(policy, learner.lora, settings.seed)
-    if learner.gradient_checkpointing:
-        policy.checkpoint_gradients()
-    return policy
 
 
 def calibration_batches(settings: RunSettings) -> Batches:

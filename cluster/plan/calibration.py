@@ -48,6 +48,10 @@ class Calibration:
     recipe: str = ""
     """What was measured."""
     paces: Mapping[str, Pace] = field(default_factory=dict)
+    cores: int = 0
+    """Of a processor, the number of processes that it has cores for; 0 for a GPU."""
+    slowdown: float = 1.0
+    """How many times as long work takes while all cores are busy."""
 
     def pace(self, work: str) -> Pace:
         """The pace of a kind of work: measured, or of another model of its kind, or assumed."""

@@ -52,6 +52,13 @@ class Costs:
     latency: float = 0.0
     """Seconds of a message between two processes."""
 
+    cores: int = 0
+    """Cores that all processes share; 0 if each has a device of its own."""
+    slowdown: float = 1.0
+    """How many times as long everything takes while all cores are busy."""
+    standing: float = 0.0
+    """Number of cores that Ray's own processes take while all are busy."""
+
     part_message: float = 0.0
     """Seconds of the controller for a part of a tree, from its arrival to the request to the rewards."""
     score_reply: float = 0.0

@@ -12,9 +12,8 @@ from .layouts import ITERATIONS, Layout, Planned, predict, with_pools
 from .prices import Prices
 from .simulation import simulate
 
-NO_MESSAGES: dict[str, Any] = {"put": math.inf, "network": math.inf} | dict.fromkeys(
-    ("latency", "part_message", "score_reply", "window_tree", "window_rank", "weights_bytes", "load_weights"), 0.0
-)
+MESSAGES = ("latency", "part_message", "score_reply", "window_tree", "window_rank", "weights_bytes", "load_weights")
+NO_MESSAGES: dict[str, Any] = {"put": math.inf, "network": math.inf} | dict.fromkeys((*MESSAGES, "standing"), 0.0)
 """Costs that a run in one process hasn't."""
 
 

@@ -13,8 +13,14 @@ from statistics import median
 import numpy as np
 import torch
 
+from ...proto.media import Media
+from ...proto.schedule import ode_schedule
+from ...proto.settings import RolloutSettings, RunSettings
+from ...proto.tree import Task
 from ...reward_service.scorers import Scorer
-from ...rollout_workers.policies.base import Policy
+from ...rollout_workers.policies.base import Policy, add_adapters
+from ...rollout_workers.policies.load import load_policy
+from ...rollout_workers.worker import RolloutWorker
 from .calibration import DECODE, FORWARD, TRAINED, Pace
 from .flops import Work
 from .gpus import gpu_of_device
@@ -24,6 +30,8 @@ from .shapes import needed_prompt
 SECONDS = 10.0
 """Of a measurement, at which it takes no larger batches and repeats nothing more."""
 REPEATS = 5
+STEPS = 8
+"""Of the leaf that reward models are measured with."""
 Clock = Callable[[], float]
 """Seconds, from any moment on: of the wall, or of this process' CPUs."""
 SIDE = {"cpu": 1024, "cuda": 8192}
@@ -65,26 +73,49 @@ def measure(
     The policy is as the learner prepares it: with adapters and checkpoints if it has them. Without `work`, the FLOPs,
     only seconds are found. Raises torch.OutOfMemoryError if a single row has no room.
     """
-    encoded = policy.encode(needed_prompt(policy, "a prompt"))
-    conditioning = {name: value.to(policy.device) for name, value in encoded.items()}
-    policy.release_encoders()
+    leaf = _drawn(policy) if scorers else None
     flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}
 
-    calls = Calls(policy, conditioning, policy.device)
+    calls = calls_of(policy)
     for kind, call, largest in (
         (FORWARD, calls.forward, batches.forward),
         (TRAINED, calls.train, batches.trained),
         (DECODE, calls.decode, batches.decode),
     ):
         yield _measured(kind, call, largest, policy.device, flops.get(kind), peak, clock)
-    leaf = calls.decode(1).media().with_latents(np.zeros((1, *policy.latent_shape), np.float32))
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
 
         def score(leaves: int, scorer: Scorer = scorer) -> None:
+            assert leaf
             scorer(leaf[np.zeros(leaves, np.int64)], ["a prompt"] * leaves)
 
         yield _measured(model, score, batches.score, policy.device, known, peak, clock)
+
+
+def _drawn(policy: Policy) -> Media:
+    """A leaf as the policy draws it, with its latents: reward models of code take longer where there is more to see."""
+    task = Task(0, (0,), (needed_prompt(policy, "a prompt"),), ode_schedule(STEPS), seed=0)
+    part = next(RolloutWorker(policy, RolloutSettings()).sample(task))
+    return part.media.with_latents(part.latents[-1][None].float().cpu().numpy())
+
+
+def learning_policy(settings: RunSettings) -> Policy:
+    """The recipe's policy as the learner has it."""
+    policy, learner = load_policy(settings.policy), settings.learner
+    if learner.lora:
+        add_adapters(policy, learner.lora, settings.seed)
+    if learner.gradient_checkpointing:
+        policy.checkpoint_gradients()
+    return policy
+
+
+def calls_of(policy: Policy) -> Calls:
+    """The calls of a policy that is loaded, with a prompt of its own; its text encoders are released."""
+    encoded = policy.encode(needed_prompt(policy, "a prompt"))
+    conditioning = {name: value.to(policy.device) for name, value in encoded.items()}
+    policy.release_encoders()
+    return Calls(policy, conditioning, policy.device)
 
 
 def _measured(

@@ -15,6 +15,8 @@ from .passes import measure
 PUT = 17.5e9
 """Bytes per second into the object store; measured (docs/scaling.md), as all that follows."""
 PART_MESSAGE, SCORE_REPLY, WINDOW_TREE, WINDOW_RANK = 1.31e-3, 1.11e-3, 0.05e-3, 0.19e-3
+STANDING = 0.1
+"""Cores that Ray's own processes take all the time."""
 LATENCY = 0.002
 STATES = 3
 """Numbers in float32 that an optimizer step reads and writes for a parameter: weight and two moments."""
@@ -100,6 +102,9 @@ class Prices:
             weights_bytes=self.sizes.trained,
             put=PUT,
             network=OBJECT_STORE,
+            cores=self.calibration.cores,
+            slowdown=self.calibration.slowdown,
+            standing=STANDING,
             latency=LATENCY,
             part_message=PART_MESSAGE,
             score_reply=SCORE_REPLY,

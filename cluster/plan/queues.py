@@ -8,6 +8,7 @@ from typing import Any
 import simpy
 
 from ...proto.settings import RewardPoolSettings
+from .cores import Cores
 
 Steps = Generator[simpy.Event, Any, None]
 
@@ -15,8 +16,10 @@ Steps = Generator[simpy.Event, Any, None]
 class Line:
     """Serves one after the other, in the order of arrival."""
 
-    def __init__(self, env: simpy.Environment) -> None:
-        self._env, self._free, self.busy = env, 0.0, 0.0
+    def __init__(self, env: simpy.Environment, cores: Cores | None = None) -> None:
+        """`cores` are those that a process needs to serve."""
+        self._env, self._cores, self._free, self.busy = env, cores, 0.0, 0.0
+        self._turn = simpy.Resource(env)
 
     def book(self, seconds: float) -> float:
         """Have something served; when it will be done."""
@@ -26,7 +29,15 @@ class Line:
 
     def serve(self, seconds: float) -> simpy.Event:
         """Succeeds when it has been served."""
+        if self._cores and self._cores.shared:
+            return self._env.process(self._serve(seconds, self._cores))
         return self._env.timeout(self.book(seconds) - self._env.now)
+
+    def _serve(self, seconds: float, cores: Cores) -> Steps:
+        with self._turn.request() as turn:
+            yield turn
+            yield cores.work(seconds)
+            self.busy += seconds
 
 
 class Network:
@@ -52,14 +63,20 @@ class Replica:
     first request has waited or the batch is full, it takes all that fits."""
 
     def __init__(
-        self, env: simpy.Environment, node: int, settings: RewardPoolSettings, per_call: float, per_picture: float
+        self,
+        env: simpy.Environment,
+        node: int,
+        settings: RewardPoolSettings,
+        cores: Cores,
+        per_call: float,
+        per_picture: float,
     ) -> None:
         """`per_call` and `per_picture` are the seconds that the model takes."""
         self._env, self.node, self._seconds_per_call, self._seconds_per_picture = env, node, per_call, per_picture
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
         self._size, self._wait = (1, 0.0) if settings.deterministic else (size, wait)
         self._per_call = size
-        self.model = Line(env)
+        self.model = Line(env, cores)
         self.waiting = 0
         """Requests that are on their way here, wait, or are being scored."""
         self.batches: list[int] = []

@@ -18,6 +18,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import Window
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
 from .broadcast import passed_on
+from .cores import Cores
 from .costs import Cluster, Costs, Transport
 from .queues import Line, Network, Replica, Steps
 from .rows import learner_rows
@@ -94,13 +95,17 @@ class Simulation:
         self.env = env = simpy.Environment()
         nodes = cluster.nodes(self.colocated)
         self.network = Network(env, nodes, costs.network)
-        self.controller = Line(env)
+        self.cores = Cores(env, costs.cores, costs.slowdown, costs.standing)
+        self.controller = Line(env, self.cores)
         self.free: simpy.Store = simpy.Store(env)
         self.free.items.extend(range(cluster.workers))
         self.in_scoring = simpy.Resource(env, settings.rollout.max_parts_in_scoring)
         self.room = simpy.Container(env, settings.max_trees_ahead, settings.max_trees_ahead)
         self.models = [
-            [Replica(env, n % nodes, pool, costs.score_batch, costs.scoring(model)) for n in range(cluster.replicas)]
+            [
+                Replica(env, n % nodes, pool, self.cores, costs.score_batch, costs.scoring(model))
+                for n in range(cluster.replicas)
+            ]
             for model, pool in settings.pools.rewards.items()
         ]
         self.held = [0] * cluster.workers
@@ -176,8 +181,9 @@ class Simulation:
         for stretch in work:
             seconds = sum(map(costs.forward_seconds, stretch.forwards))
             seconds += stretch.pictures * costs.decode_picture
-            self.spent["rollout"] += seconds
-            yield self.env.timeout(seconds)
+            since = self.env.now
+            yield self.cores.work(seconds)
+            self.spent["rollout"] += self.env.now - since
             for part in stretch.parts:
                 putting = (part.leaves * costs.picture_bytes + self._bytes(part)) / costs.put
                 self.spent["rollout"] += putting
@@ -252,8 +258,10 @@ class Simulation:
         rows = math.ceil(self.rows * len(window.trees) / ranks)  # of the largest share
         seconds = costs.learn_seconds(rows, self.settings.learner.rows_per_micro_batch)
         seconds += window.closes_update * costs.update
-        self.spent["learner"] += seconds
-        yield self.env.timeout(seconds + costs.latency)
+        since = self.env.now
+        yield self.cores.work(seconds, ranks)
+        self.spent["learner"] += self.env.now - since
+        yield self.env.timeout(costs.latency)
         self.outcome.counts["trees"] += len(window.trees)
 
     def _sent(self, iteration: Iteration, window: Window[int]) -> list[simpy.Event]:
