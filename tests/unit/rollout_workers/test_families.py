@@ -1,8 +1,8 @@
 """Each family of models against plain diffusers: what is drawn, with which guidance, and by which transitions."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
@@ -14,10 +14,11 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
-from branchgrpo.proto.tree import Task, Tree
+from branchgrpo.proto.tree import SampledPart, Task, Tree
 from branchgrpo.rollout_workers.kernels import CoefficientTable
 from branchgrpo.rollout_workers.policies.decoded import Decoded
 from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.policies.pipeline import PipelinePolicy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import FAMILIES
 from gradients import edge_logprobs
@@ -44,13 +45,42 @@ def pipeline(settings: PolicySettings) -> Any:
     return plain(settings.pretrained)
 
 
+@pytest.fixture(scope="module")
+def policy(settings: PolicySettings) -> PipelinePolicy:
+    return cast(PipelinePolicy, load_policy(settings))
+
+
+def task_of(prompts: tuple[str, ...]) -> Task:
+    return Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
+
+
+def assert_drawn_alike(
+    policy: PipelinePolicy,
+    parts: Sequence[SampledPart],
+    pipeline: Any,
+    settings: PolicySettings,
+    prompts: tuple[str, ...],
+) -> None:
+    """The leaves of parts decode to what plain diffusers draws with the settings."""
+    theirs = all_of_theirs(pipeline, settings, starts(policy, 5), prompts, policy.picture_size)
+    decoded = Decoded.of(policy.decode(torch.stack([part.latents[-1] for part in parts])))
+    assert theirs.keys() == decoded.tensors().keys()
+    for name, ours in decoded.tensors().items():
+        assert theirs[name].std() > 0.01
+        np.testing.assert_allclose(ours, theirs[name], atol=1e-4)
+
+
 @pytest.mark.parametrize(
     "changes",
-    [{}, {"guidance_scale": 1.0}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
-    ids=["guided", "plain", "scale 0", "shift", "second scale"],
+    [{}, {"guidance_scale": 0.0}, {"shift": 2.0}, {"guidance_scale_2": 2.0}],
+    ids=["guided", "scale 0", "shift", "second scale"],
 )
 def test_ode_equals_plain_diffusers(
-    settings: PolicySettings, prompts: tuple[str, ...], pipeline: Any, changes: dict[str, Any]
+    settings: PolicySettings,
+    policy: PipelinePolicy,
+    prompts: tuple[str, ...],
+    pipeline: Any,
+    changes: dict[str, Any],
 ) -> None:
     settings = settings.model_copy(update=changes)
     if "shift" in changes and not {"shift", "flow_shift"} & pipeline.scheduler.config.keys():
@@ -61,15 +91,11 @@ def test_ode_equals_plain_diffusers(
         with pytest.raises(InputError, match="policy.guidance_scale_2 is 2.0, and this model has one network"):
             load_policy(settings)
         return
-    policy = load_policy(settings)
-    task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
+    if changes:
+        policy = cast(PipelinePolicy, load_policy(settings))
+    task = task_of(prompts)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
-    decoded = Decoded.of(policy.decode(torch.stack([part.latents[-1] for part in parts])))
-    reference = all_of_theirs(pipeline, settings, starts(policy, 5), prompts, policy.picture_size)
-    assert reference.keys() == decoded.tensors().keys()
-    for name, ours in decoded.tensors().items():
-        assert reference[name].std() > 0.01
-        np.testing.assert_allclose(ours, reference[name], atol=1e-4)
+    assert_drawn_alike(policy, parts, pipeline, settings, prompts)
     if pictures_of(prompts[0]) and not changes:  # the same texts with each other's pictures
         pairs = zip(prompts, prompts[::-1], strict=True)
         swapped = tuple(Prompt(own, pictures=pictures_of(other)) for own, other in pairs)
@@ -81,28 +107,26 @@ def test_ode_equals_plain_diffusers(
         assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
 
 
-def test_a_task_is_sampled_with_its_own_guidance(settings: PolicySettings, prompts: tuple[str, ...]) -> None:
+def test_a_task_is_sampled_with_its_own_guidance(
+    settings: PolicySettings, policy: PipelinePolicy, prompts: tuple[str, ...], pipeline: Any
+) -> None:
     """From guidance to none too, which takes another conditioning; and the policy stays as it is."""
-    policy = load_policy(settings)
-    worker = RolloutWorker(policy, RolloutSettings())
-    task = Task(iteration=0, trees=(0, 1), prompts=prompts, schedule=ode_schedule(STEPS), seed=5)
+    worker, task = RolloutWorker(policy, RolloutSettings()), task_of(prompts)
     before = next(worker.sample(task)).latents[-1]
     for scale in (1.0, 2.5):
-        drawn = next(worker.sample(replace(task, guidance_scale=scale))).latents[-1]
+        parts = list(worker.sample(replace(task, guidance_scale=scale)))
         own: dict[str, float | None] = {"guidance_scale": scale}
         if scale <= 1:  # which leaves a second one without effect
             own["guidance_scale_2"] = None
-        other = RolloutWorker(load_policy(settings.model_copy(update=own)), RolloutSettings())
-        assert torch.equal(drawn, next(other.sample(task)).latents[-1])
+        assert_drawn_alike(policy, parts, pipeline, settings.model_copy(update=own), prompts)
         if policy.guided:
-            assert not torch.equal(drawn, before)
+            assert not torch.equal(parts[0].latents[-1], before)
     assert torch.equal(before, next(worker.sample(task)).latents[-1])
 
 
 def test_unchanged_weights_give_ratio_one(
-    settings: PolicySettings, prompts: tuple[str, ...], sample: Callable[..., list[Tree]]
+    policy: PipelinePolicy, prompts: tuple[str, ...], sample: Callable[..., list[Tree]]
 ) -> None:
-    policy = load_policy(settings)
     for kernel in ("dance", "ddim") if hasattr(policy.pipeline, "unet") else ("dance", "flow"):
         schedule = tree_schedule(STEPS, kernel=kernel, eta=0.5, splits={0: 2, 2: 3})
         trees = sample(policy, schedule, rollout=RolloutSettings(max_batch_rows=4), prompts=prompts)
