@@ -4,6 +4,7 @@ import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -40,10 +41,21 @@ def data_only() -> Iterator[None]:
 @contextmanager
 def same_buffers(network: torch.nn.Module) -> Iterator[None]:
     """DeepSpeed casts them; the sampler's are as the model has them."""
-    buffers = [(module, dict(module._buffers)) for module in network.modules()]
+    buffers = [(module, dict(module.named_buffers(recurse=False))) for module in network.modules()]
     yield
     for module, own in buffers:
-        module._buffers.update(own)
+        for name, buffer in own.items():
+            setattr(module, name, buffer)
+
+
+@contextmanager
+def universal_form(engine: Any, universal: bool) -> Iterator[None]:
+    """Within it an engine of DeepSpeed reads checkpoints in the universal form if `universal`, else in its own."""
+    engine._config.load_universal_checkpoint = universal
+    try:
+        yield
+    finally:
+        engine._config.load_universal_checkpoint = False
 
 
 def use_exact_linear() -> None:

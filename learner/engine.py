@@ -19,7 +19,7 @@ import transformers
 from ..proto.atomic_files import whole
 from ..proto.settings import LearnerSettings, Precision
 from ..rollout_workers.policies.base import trainable
-from .deepspeed_patches import data_only, plain_path, same_buffers
+from .deepspeed_patches import data_only, plain_path, same_buffers, universal_form
 from .deepspeed_setup import deepspeed_config, start_deepspeed
 
 ENGINE, UNIVERSAL = "engine", "universal"
@@ -170,10 +170,8 @@ class Engine:
         other = self._stage > 0 and saved_by != self.ranks
         tag = self._universal(folder) if other else ENGINE
         # ZeRO cuts its state into one part per rank; for another number of them it must be put together first.
-        self.module._config.load_universal_checkpoint = other
-        with data_only(), plain_path(folder) as path:
+        with universal_form(self.module, other), data_only(), plain_path(folder) as path:
             found, _ = self.module.load_checkpoint(path, tag=tag, load_module_strict=False)
-        self.module._config.load_universal_checkpoint = False
         if found is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
         self._configure_optimizer(pace)

@@ -34,8 +34,8 @@ def partitioned(settings: LearnerSettings, precision: Precision, device: torch.d
             network = make()
         for name, module in network.named_modules():
             # Those of DeepSpeed are computed in the precision of the weights, in which tables of angles come out wrong.
-            for own, buffer in pattern[name]._buffers.items():
-                module._buffers[own] = None if buffer is None else buffer.to(device)
+            for own, buffer in pattern[name].named_buffers(recurse=False):
+                setattr(module, own, buffer.to(device))
         parameters, buffers = dict(network.named_parameters()), dict(network.named_buffers())
         reads = torch.distributed.get_rank() == 0
         for name, read in weights:

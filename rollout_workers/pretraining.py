@@ -12,6 +12,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 from transformers import CLIPTextConfig, CLIPTextModel, CLIPTokenizer, PreTrainedTokenizerBase, T5Config, T5EncoderModel
 
 from ..proto.atomic_files import whole
+from .policies.packing import packed, token_places
 
 
 def small_flux(tokenizer: CLIPTokenizer, tokenizer_2: PreTrainedTokenizerBase, t5_tokens: int) -> FluxPipeline:
@@ -176,7 +177,7 @@ def encode(pipeline: FluxPipeline, images: torch.Tensor) -> torch.Tensor:
     vae = pipeline.vae
     z = torch.cat([vae.encode(part).latent_dist.mean for part in images.split(256)])
     z = (z - vae.config.shift_factor) * vae.config.scaling_factor
-    return pipeline._pack_latents(z, *z.shape)
+    return packed(z)
 
 
 def train_flow(
@@ -199,7 +200,7 @@ def train_flow(
     height, width = size
     modules = (pipeline.transformer, pipeline.text_encoder, pipeline.text_encoder_2)
     parameters = [p for module in modules for p in module.parameters()]
-    image_ids = pipeline._prepare_latent_image_ids(1, height // 8, width // 8, "cpu", torch.float32)
+    image_ids = token_places(height // 4, width // 4, torch.device("cpu"), torch.float32)
     text_ids = torch.zeros(max_sequence_length, 3)
     clip_ids = pipeline.tokenizer(prompts, padding="max_length", truncation=True, return_tensors="pt").input_ids
     t5_ids = pipeline.tokenizer_2(

@@ -9,6 +9,16 @@ import ray
 from ray.core.generated import autoscaler_pb2
 
 
+def versioned(version: str) -> dict[str, Any]:
+    """Options of a deployment whose replicas stay as they are while `version`, code, arguments and other options do."""
+    return {"version": version, "_internal": True}
+
+
+def streaming(max_unread: int) -> dict[str, Any]:
+    """Options of a method that returns objects one by one, and pauses while so many of them are unread."""
+    return {"num_returns": "streaming", "_generator_backpressure_num_objects": max_unread}
+
+
 def free_resources() -> dict[str, dict[str, float]]:
     """Node -> what is free on it, by resource."""
     return ray._private.state.available_resources_per_node()

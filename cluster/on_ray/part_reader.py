@@ -7,6 +7,7 @@ from ...proto.profiling import ProfileOrder
 from ...proto.remote_tree import PartHeader
 from ...proto.tree import Task
 from ..run.cuts import MAX_UNREAD_PARTS
+from .internals import streaming
 from .messages import Published
 from .streams import unfetched
 from .worker_pool import Worker
@@ -29,9 +30,7 @@ async def read_parts(
     of a part's objects, so that a part that is handed on is whole. Raises what broke the stream off.
     """
     size = len(ArrivedPart._fields)
-    sample = worker.actor.sample.options(
-        num_returns="streaming", _generator_backpressure_num_objects=(1 + size) * MAX_UNREAD_PARTS
-    )
+    sample = worker.actor.sample.options(**streaming((1 + size) * MAX_UNREAD_PARTS))
     stream = sample.remote(task, weights.at(worker.info.node_id), newest, order)
     async for announced in stream:
         await announced

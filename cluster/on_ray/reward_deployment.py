@@ -32,6 +32,7 @@ from ...reward_service import metrics
 from ...reward_service.replica import Replica, Scored
 from ...reward_service.scorers import reward_models
 from ..plan.utilisation import note_device
+from .internals import versioned
 from .placement import reward_pools, threads_of
 from .reward_client import RewardClient
 
@@ -148,8 +149,7 @@ class RewardDeployment:
             deployment = _deployment(model, pool, _environment(pool, runtime_env))
             deployments.append(deployment.bind(model, models[model], pool, self._directory, self._trace, host))
         root = serve.deployment(Models).options(
-            version=__version__,
-            _internal=True,
+            **versioned(__version__),
             graceful_shutdown_wait_loop_s=DRAIN_SECONDS,
             ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
         )
@@ -244,8 +244,7 @@ def _deployment(model: str, pool: RewardPoolSettings, runtime_env: dict[str, Any
         actor["label_selector"] = dict(pool.labels)
     return serve.deployment(ServedReplica).options(
         name=model,
-        version=__version__,
-        _internal=True,
+        **versioned(__version__),
         # A batch can't fill unless as many requests are let in.
         max_ongoing_requests=WAITING_BATCHES * pool.batch_pictures,
         # A replica that hangs is replaced after three checks.

@@ -7,6 +7,7 @@ import torch
 
 from ...proto.errors import InputError
 from ...proto.settings import Attention
+from .diffusers_internals import attention_can_be_chosen
 from .weights import one_line
 
 
@@ -24,8 +25,7 @@ def choose_attention(network: Any, name: Attention) -> None:
 
     Raises InputError if their package isn't installed, or the network doesn't let them be chosen.
     """
-    # diffusers has no public way to ask; its networks that let no kernels be chosen ignore the call.
-    if not any(hasattr(getattr(module, "processor", None), "_attention_backend") for module in network.modules()):
+    if not attention_can_be_chosen(network):
         if name == "native":
             return
         raise InputError(

@@ -5,6 +5,7 @@ import shutil
 from typing import Any
 
 from ...proto.errors import InputError
+from .diffusers_internals import has_repeated_blocks
 
 
 def compile_network(network: Any) -> None:
@@ -18,7 +19,7 @@ def compile_network(network: Any) -> None:
     if not any(shutil.which(name) for name in (os.environ.get("CXX"), "g++", "clang++") if name):
         raise InputError("policy.compile is true, and there is no C++ compiler (g++, clang++, or what CXX names)")
     how: dict[str, Any] = {"dynamic": True, "options": {"emulate_precision_casts": True}}
-    if getattr(network, "_repeated_blocks", None):
+    if has_repeated_blocks(network):
         network.compile_repeated_blocks(**how)
     else:
         network.compile(**how)

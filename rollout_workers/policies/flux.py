@@ -10,6 +10,7 @@ from PIL import Image
 
 from ...proto.tree import Conditioning
 from .base import Network
+from .packing import PATCH, packed, token_places, unpacked
 from .pipeline import PipelinePolicy
 
 
@@ -19,7 +20,7 @@ class FluxPolicy(PipelinePolicy):
     pipeline_class = FluxPipeline
     classifier_free = False
     tokenizer = "tokenizer_2"
-    _patch = 2  # its configuration says 1: latents are packed before they reach the network
+    _patch = PATCH  # its configuration says 1: latents are packed before they reach the network
 
     @property
     def latent_shape(self) -> tuple[int, ...]:
@@ -59,13 +60,12 @@ class FluxPolicy(PipelinePolicy):
 
     def places(self, device: torch.device) -> torch.Tensor:
         """Coordinates of the tokens, [tokens, 3]."""
-        height, width = (size // self._patch for size in self.latent_size)
-        return FluxPipeline._prepare_latent_image_ids(1, height, width, device, self.precision)
+        return token_places(*self.latent_size, device, self.precision)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of unpacked latents."""
-        z = FluxPipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
+        z = unpacked(latents, *self.latent_size)
         return self.draw(z / self.vae.config.scaling_factor + self.vae.config.shift_factor)
 
 
@@ -79,7 +79,7 @@ class FluxKontextPolicy(FluxPolicy):
         """The latents of the picture, packed into as many tokens as a state."""
         z = self.encode_pictures(pictures)
         z = (z - self.vae.config.shift_factor) * self.vae.config.scaling_factor
-        return {"picture": FluxPipeline._pack_latents(z, *z.shape)[0]}
+        return {"picture": packed(z)[0]}
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning

@@ -6,7 +6,6 @@ from typing import Any
 
 import torch
 from diffusers import DiffusionPipeline
-from diffusers.training_utils import _collate_lora_metadata
 from peft import LoraConfig, get_peft_model_state_dict
 
 from ...proto.errors import InputError
@@ -39,10 +38,13 @@ def add_adapters(
         _copy_adapters(earlier, network)
 
 
-def save_adapters(network: torch.nn.Module, pipeline_class: type[DiffusionPipeline], name: str, file: Path) -> None:
+def save_adapters(network: Any, pipeline_class: type[DiffusionPipeline], name: str, file: Path) -> None:
     """Save the LoRA of a pipeline's network in diffusers' format, under the network's `name`."""
-    layers, facts = get_peft_model_state_dict(network), _collate_lora_metadata({name: network})
-    pipeline_class.save_lora_weights(file.parent, weight_name=file.name, **{f"{name}_lora_layers": layers}, **facts)
+    named = {
+        f"{name}_lora_layers": get_peft_model_state_dict(network),
+        f"{name}_lora_adapter_metadata": network.peft_config[ADAPTER].to_dict(),
+    }
+    pipeline_class.save_lora_weights(file.parent, weight_name=file.name, **named)
 
 
 @torch.no_grad()

@@ -8,6 +8,7 @@ from diffusers import QwenImagePipeline
 
 from ...proto.tree import Conditioning
 from .base import Network
+from .packing import unpacked
 from .pipeline import PipelinePolicy
 
 
@@ -88,5 +89,5 @@ class QwenImagePolicy(PipelinePolicy):
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures: the autoencoder makes clips of one frame."""
-        z = QwenImagePipeline._unpack_latents(latents, self.settings.height, self.settings.width, self.scale)
+        z = unpacked(latents, *self.latent_size)[:, :, None]
         return self.draw(self.denormalised(z))[:, 0]  # a clip of one frame

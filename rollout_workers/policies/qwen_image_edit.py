@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline, QwenImagePipeline
+from diffusers import QwenImageEditPipeline, QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as published
 from PIL import Image
 from transformers import ProcessorMixin, Qwen2VLProcessor
@@ -13,6 +13,7 @@ from transformers import ProcessorMixin, Qwen2VLProcessor
 from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
+from .packing import packed
 from .qwen_image import QwenImagePolicy
 
 
@@ -67,7 +68,7 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
         """Their latents, packed into tokens, one picture after the other."""
         z = self.normalised(self.encode_pictures(pictures, frames=1))[:, :, 0]
-        return {"pictures": QwenImagePipeline._pack_latents(z, *z.shape).flatten(0, 1)}
+        return {"pictures": packed(z).flatten(0, 1)}
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning

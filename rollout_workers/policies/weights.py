@@ -14,6 +14,7 @@ import transformers
 from diffusers.pipelines import ltx2
 
 from ...proto.errors import InputError
+from .diffusers_internals import ignored_weights, rename_old_weights
 from .folder import WEIGHTS, Part, StoredTensor, read_headers, read_json, weight_files
 
 DTYPES = {
@@ -159,8 +160,8 @@ def _diffusers_differences(part: Part, stored: Mapping[str, StoredTensor]) -> Di
     model = without_numbers(part)
     expected, found = model.state_dict(), {name: tensor.shape for name, tensor in stored.items()}
     if not (part.folder / "diffusion_pytorch_model.safetensors.index.json").is_file():
-        model._fix_state_dict_keys_on_load(found)  # old names, as diffusers itself reads them
-    return compare(expected, found, model._keys_to_ignore_on_load_unexpected or ())
+        rename_old_weights(model, found)
+    return compare(expected, found, ignored_weights(model))
 
 
 def compare(
