@@ -14,7 +14,7 @@ from ..proto.errors import InputError
 from ..proto.media import Media
 from ..proto.settings import RewardSettings
 from ..proto.usage import on_gpu
-from .scorers import Scorer
+from .interface import Scorer
 from .weights import check_tokenizer, device, load_tokenizer, load_whole, model_folder
 
 REWARD = "clap"

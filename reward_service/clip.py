@@ -13,10 +13,10 @@ from transformers import CLIPConfig, CLIPModel
 
 from ..proto.settings import RewardSettings
 from ..proto.usage import on_gpu
+from .interface import Scorer, per_frame
 from .linear import LinearHead
 from .open_clip import clip_config, converted
 from .preprocessing import Fit, cropped, cropped_by_torchvision, padded, prepared
-from .scorers import Scorer, per_frame
 from .weights import (
     PUBLISHED,
     check_tokenizer,

@@ -11,9 +11,9 @@ from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ..proto.settings import RewardSettings
 from ..proto.usage import on_gpu
+from .interface import Scorer, per_frame
 from .linear import LinearHead
 from .preprocessing import cropped_by_torchvision, prepared
-from .scorers import Scorer, per_frame
 from .weights import check_tokenizer, device, load_tokenizer, published, read_weights, weights_file
 
 MEAN, DEVIATION = 0.16717362830052426, 1.0333394966054072

@@ -8,7 +8,7 @@ import numpy.typing as npt
 from PIL import Image
 
 from ..proto.settings import RewardSettings
-from .scorers import Scorer, per_frame
+from .interface import Scorer, per_frame
 
 QUALITY = 95
 KILOBYTE = 1000

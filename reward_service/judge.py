@@ -31,8 +31,8 @@ from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token
 from ..proto.settings import JudgeSettings
+from .interface import seen
 from .judge_limits import CONNECT_SECONDS, RETRIES
-from .scorers import seen
 
 PROBE_RETRIES = 2
 RETRIED_STATUSES = (408, 409, 429)

@@ -16,7 +16,7 @@ from rapidocr import RapidOCR
 
 from ..proto.prompts import fields_of
 from ..proto.settings import RewardSettings
-from .scorers import Scorer, per_frame
+from .interface import Scorer, per_frame
 
 LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""

@@ -21,8 +21,8 @@ from ..proto.media import Pictures
 from ..proto.prompts import pictures_of
 from ..proto.settings import RewardSettings
 from .chat import Chat, check_backbone, load_chat, read_texts, taken
+from .interface import Scorer, per_frame
 from .linear import LinearHead
-from .scorers import Scorer, per_frame
 from .weights import device, published, read_weights, weights_file
 
 SIDE = 448

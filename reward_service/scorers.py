@@ -1,35 +1,20 @@
-"""The interface of reward models, and the set of them that a run uses."""
+"""The reward models that there are, and the set of them that a run uses."""
 
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
-from ..proto.media import Media, Pictures, Reads
 from ..proto.questions import questions
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardSettings
+from .interface import Loader, Scorer, Scores, reading
 from .own_code import OwnScorer, as_failure
-
-Scores = Mapping[str, npt.NDArray[np.float64]]
-
-
-class Scorer(Protocol):
-    """A reward model, loaded once and called in batches. One model may give several rewards."""
-
-    def __call__(self, media: Media, prompts: Sequence[str]) -> Scores:
-        """One finite float per leaf, and reward. Raises InputError for media of a kind that it doesn't score."""
-
-
-PictureScorer = Callable[[Pictures, Sequence[str]], Scores]
-"""A reward model of pictures, uint8 [n, height, width, 3]."""
-Loader = Callable[[RewardSettings, int | None], Scorer]
-"""Loads a model, told its settings and how many CPU threads it may use (None: all)."""
 
 SCORERS = {
     "aesthetic": f"{__package__}.clip:load_aesthetic",
@@ -77,29 +62,6 @@ def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, 
     for name, settings in rewards.items():
         models.setdefault(_model(name, settings), {})[name] = settings
     return {next(iter(given)): given for given in models.values()}
-
-
-def per_frame(score: PictureScorer) -> Scorer:
-    """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
-
-    def scorer(media: Media, prompts: Sequence[str]) -> Scores:
-        pictures, each = seen(media), media.frames
-        scores = score(pictures.reshape(-1, *pictures.shape[-3:]), [prompt for prompt in prompts for _ in range(each)])
-        return {name: values.reshape(len(media), each).mean(axis=1) for name, values in scores.items()}
-
-    return scorer
-
-
-def reading(scorer: Scorer, reads: Reads) -> Scorer:
-    """A scorer that takes of leaves what it reads, whatever else comes with them."""
-    return lambda media, prompts: scorer(media.read(reads), prompts)
-
-
-def seen(media: Media) -> Pictures:
-    """The pictures or clips of media. Raises InputError for sounds alone."""
-    if media.pictures is None:
-        raise InputError("a reward of pictures was given sounds; rewards of sounds are clap, and your own code")
-    return media.pictures
 
 
 def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:

@@ -16,7 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.settings import RewardSettings
-from .scorers import Scorer, per_frame
+from .interface import Scorer, per_frame
 
 HUES = {"red": 0, "yellow": 30, "green": 63, "cyan": 92, "blue": 118, "magenta": 150}
 """Colour -> its hue, in OpenCV's half degrees."""

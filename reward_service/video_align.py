@@ -20,7 +20,7 @@ from ..proto.errors import InputError
 from ..proto.media import Media, Pictures
 from ..proto.settings import RewardSettings
 from .chat import Chat, check_backbone, load_chat, read_texts, taken
-from .scorers import Scorer, Scores, seen
+from .interface import Scorer, Scores, seen
 from .weights import device, published, read_weights, weights_file
 
 REWARD = "video_align"

@@ -23,8 +23,8 @@ from ...cluster.plan.measuring import Batches, device_name, device_peak, measure
 from ...proto.atomic_files import must_be_new
 from ...proto.media import Media
 from ...proto.recipe import SHIPPED, load_recipe
+from ...reward_service.interface import Scores
 from ...reward_service.preprocessing import cropped, prepared
-from ...reward_service.scorers import Scores
 from ..support.model_sizes import flux_dev
 from ..support.random_flux import FULL, TINY, RandomFlux, Scale
 from ..support.report import OUT, Out

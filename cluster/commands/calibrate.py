@@ -9,7 +9,8 @@ from rich.table import Table
 
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import load_scorer, reading, reward_models
+from ...reward_service.interface import reading
+from ...reward_service.scorers import load_scorer, reward_models
 from ..plan.calibration import Calibration, calibration_file
 from ..plan.crowding import measure_slowdown
 from ..plan.flops import Work, count_work

@@ -17,7 +17,7 @@ from ...proto.media import Media
 from ...proto.schedule import ode_schedule
 from ...proto.settings import RolloutSettings, RunSettings
 from ...proto.tree import Task
-from ...reward_service.scorers import Scorer
+from ...reward_service.interface import Scorer
 from ...rollout_workers.policies.base import Policy, add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker

@@ -29,7 +29,7 @@ def test_every_file_is_on_the_map_with_its_purpose() -> None:
             assert files.first_line(file).endswith((".", ":")), f"{file} needs a first line that is a sentence"
 
 
-def test_the_table_of_rewards_has_every_one_with_its_scale_and_licence() -> None:
+def test_every_reward_stands_in_the_table_with_its_licence() -> None:
     rows = [row for row in (ROOT / "docs" / "rewards.md").read_text().splitlines() if row.count("|") == 7]
     cells = [[cell.strip() for cell in row.split("|")[1:-1]] for row in rows[2:]]  # below the heading and its line
     assert {name for row in cells for name in re.findall("`([a-z0-9_]+)`", row[0])} >= SCORERS.keys()

@@ -18,9 +18,10 @@ from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import judge as judges
+from branchgrpo.reward_service.interface import PictureScorer
 from branchgrpo.reward_service.judge import yes_share
 from branchgrpo.reward_service.replica import Replica
-from branchgrpo.reward_service.scorers import PictureScorer, load_scorer
+from branchgrpo.reward_service.scorers import load_scorer
 from families import with_pictures
 from judge_endpoint import KEY, NAME, Endpoint
 from published import pictures

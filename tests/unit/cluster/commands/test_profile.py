@@ -15,7 +15,7 @@ from rich.console import Console
 from support import Settings
 
 
-def test_operations_of_several_profiles_stand_below_their_process() -> None:
+def test_operations_of_profiles_stand_below_their_process() -> None:
     start = 1_790_000_000.25
     span = Span("worker host:7", "rollout", "rollout_workers", "forward", start + 1, start + 2)
 

@@ -13,7 +13,7 @@ from support import RECIPES
 README = RECIPES.parent / "README.md"
 
 
-def test_every_shipped_recipe_says_what_it_is_for_and_how_far_it_was_run() -> None:
+def test_shipped_recipes_say_their_purpose_and_how_far_they_ran() -> None:
     listed = {recipe.name: recipe for recipe in shipped()}
     assert list(listed) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
     assert all(recipe.about and recipe.run_with for recipe in listed.values())
