@@ -90,7 +90,7 @@ class Learner:
             self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
         self._update = _Update()
         self._windows: list[Window[Tree]] = []
-        """Those of the present update, where it makes several passes over them."""
+        """Windows of the present update; kept only if an update makes several passes over them."""
 
     def accumulate(self, window: Window[Tree]) -> None:
         """Forward and backward for the trees of a window, whose gradients are added to those of the present update.
@@ -302,7 +302,7 @@ class Learner:
     def _kept(
         self, rows: Sequence[Row], trees: Sequence[Tree], credits: Sequence[Credit], transitions: CoefficientTable
     ) -> Iterator[tuple[MicroBatch, torch.Tensor]]:
-        """The same from the forward passes that the rollouts of `trees` have kept, one micro-batch each."""
+        """What `_computed` gives, one micro-batch for each forward pass that the rollouts of `trees` have kept."""
         assert self.kept_forwards is not None
         row_of = {(trees[row.tree].number, row.parent): row for row in rows}
         for forward in self.kept_forwards.drain():

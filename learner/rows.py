@@ -47,7 +47,7 @@ class MicroBatch:
     """The names of the E edges; none if they are padding."""
 
     def to(self, device: torch.device) -> "MicroBatch":
-        """The same on a device."""
+        """The micro-batch on a device."""
         moved: dict[str, Any] = {n: own.to(device) for n, own in vars(self).items() if isinstance(own, torch.Tensor)}
         conditioning = {name: value.to(device) for name, value in self.conditioning.items()}
         return replace(self, conditioning=conditioning, **moved)

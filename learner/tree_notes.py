@@ -32,7 +32,7 @@ class TreeNotes:
             self._note(trees[i], credits[i], trees[i].schedule.trained, trained, sigmas)
 
     def leaves(self, trees: Sequence[Tree], credits: Sequence[Credit], rows: Sequence[LeafRow], sigmas: Levels) -> None:
-        """The same where leaves are learned from."""
+        """Note a window's trees, their credits, and the leaves that are learned from; `sigmas` are the policy's."""
         for i in self._chosen(trees):
             own, schedule = [row for row in rows if row.tree is trees[i]], trees[i].schedule
             merits = np.full(schedule.leaves, np.nan)

@@ -46,6 +46,6 @@ class LearnedTree:
     """Noise level of every depth, float64 [depths]."""
 
     def joined(self, other: "LearnedTree") -> "LearnedTree":
-        """The same with the ratios of another rank, which has worked on other edges of the tree."""
+        """This tree with the ratios of `other` too: another rank's, which has worked on other edges."""
         ratios = np.where(np.isnan(self.ratios), other.ratios, self.ratios)
         return LearnedTree(**vars(self) | {"ratios": ratios})

@@ -61,7 +61,7 @@ class Window(Generic[Item]):
     """Whether the optimizer's step follows."""
 
     def of(self, tree: Callable[[Item], Other]) -> Window[Other]:
-        """The same window of what `tree` returns for each of its trees."""
+        """A window with what `tree` returns for each of these trees."""
         return Window(self.iteration, [tree(item) for item in self.trees], self.closes_update)
 
 

@@ -59,7 +59,7 @@ class Usage:
         )
 
     def share(self, part: float) -> "Usage":
-        """That of a `part` of the work, from 0 to 1."""
+        """The usage of a `part` of the work, from 0 to 1."""
         gpu, possible = (None if all_ is None else all_ * part for all_ in (self.gpu_seconds, self.possible_flops))
         return Usage(self.seconds * part, self.cpu_seconds * part, gpu, possible)
 

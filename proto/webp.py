@@ -9,7 +9,7 @@ from .media import FRAME_RATE, Pictures
 LOSSLESS_PIXELS = 2**14
 """A picture with at most so many pixels is kept as it is: WebP's blur would hide its details."""
 QUALITY = 80
-"""Of pictures that are not kept as they are."""
+"""WebP's quality for pictures that are not kept as they are."""
 
 
 def webp(picture: Pictures, side: float, milliseconds: float = 1000 / FRAME_RATE) -> bytes:

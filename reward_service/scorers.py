@@ -50,7 +50,7 @@ CHECKED_BY = {
 }
 """Reward -> module that checks its files; for all others `clip`."""
 OF_SOUNDS = ("clap",)
-"""Those of them that score sounds."""
+"""Rewards that score sounds."""
 
 
 def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, RewardSettings]]:

@@ -35,7 +35,7 @@ MIN_FRAMES, MAX_FRAMES, PAIR = 4, 768, 2
 """Bounds of the frames that are shown of a clip, and how many the model sees at once."""
 CHANNELS = 3
 MIN_PIXELS = 128 * 28 * 28
-"""Of a frame. The maximum is in the configuration."""
+"""Minimum pixels of a frame. The maximum is in the configuration."""
 
 
 class VideoAlign:

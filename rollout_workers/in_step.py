@@ -59,7 +59,7 @@ class WorkerInStep(RolloutWorker):
         self._shared = shared
 
     def sample(self, task: Task) -> Iterator[SampledPart]:
-        """As that of every worker, but the last part is followed by passes for other ranks."""
+        """Sample a task as every worker does, then make passes for other ranks until they have sampled theirs."""
         yield from super().sample(task)
         self.accompany(task)
 

@@ -92,7 +92,7 @@ class PruningWorker(RolloutWorker):
         self.pruning, self.score = pruning, score
 
     def sample(self, task: Task) -> Iterator[SampledPart]:
-        """As that of every worker; evaluations are left as they are."""
+        """Sample a task's trees from chosen roots, or an evaluation's trees as every worker does."""
         if not task.iteration:
             yield from super().sample(task)
             return

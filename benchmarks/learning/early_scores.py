@@ -39,7 +39,7 @@ Floats = npt.NDArray[np.float64]
 Score = Callable[[Media, str], Floats]
 """Scores of leaves of one prompt, float64 [n]."""
 Look = tuple[Floats, Floats]
-"""Of a tree's nodes at one depth: scores of the predicted clean states, and mean rewards of the leaves below them."""
+"""Scores of the predicted clean states of a tree's nodes at one depth, and mean rewards of the leaves below each."""
 
 
 @dataclass(frozen=True)
@@ -49,11 +49,11 @@ class Agreement:
     bias: Estimate
     """Mean score of the predictions minus mean reward of the leaves."""
     correlation: float
-    """Of both, within trees; NaN if the nodes of no tree differ."""
+    """Correlation of both within trees; NaN if the nodes of no tree differ."""
     gain: Estimate
     """Mean reward below the better half of a tree's nodes, by early score, minus that of all its leaves."""
     possible: float
-    """The same if the half is chosen by what came of it."""
+    """The gain if the better half is chosen by the rewards themselves."""
 
 
 def agreement(looks: Sequence[Look]) -> Agreement:
@@ -70,7 +70,7 @@ def agreement(looks: Sequence[Look]) -> Agreement:
 
 
 def _gains(chosen_by: Floats, late: Floats) -> Floats:
-    """Of each tree, float64 [trees]. Equal scores share the places that are left."""
+    """Gain of each tree, float64 [trees]. Nodes with equal scores share the places that are left."""
     keep = late.shape[1] // 2
     limit = np.sort(chosen_by, axis=1)[:, -keep, None]
     above, at = chosen_by > limit, chosen_by == limit

@@ -40,7 +40,7 @@ class FetchedAhead(RowPolicy):
 
 
 class FetchedWhenNeeded(FetchedAhead):
-    """The same in a process that fetches nothing ahead."""
+    """Rollouts take no time, and the learner's process fetches nothing ahead."""
 
     def __init__(self, *given: Any, **named: Any) -> None:
         super().__init__(*given, **named)

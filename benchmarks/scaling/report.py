@@ -57,13 +57,13 @@ class Assumed:
     utilisation: float = 0.4
     """Share of it that the transformer reaches, in rollouts and learner."""
     other_utilisation: float = 0.2
-    """The same of the VAE and of the reward model."""
+    """Share of the peak that the VAE and the reward model reach."""
     network: float = OBJECT_STORE
     """Bytes per second that Ray's object store moves out of a node, and into one."""
     collective: float = H100.collectives(across_nodes=True)
     """Bytes per second of what learner ranks exchange across nodes."""
     nvlink: float = H100.collectives(across_nodes=False)
-    """The same within a node."""
+    """Bytes per second of what learner ranks exchange within a node."""
     to_gpu: float = H100.copies
     """Bytes per second from main memory to a GPU."""
     trees_per_gpu: float = 4

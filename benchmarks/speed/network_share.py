@@ -50,7 +50,7 @@ class Calls:
     @classmethod
     @contextmanager
     def of(cls, policy: Any) -> Iterator["Calls"]:
-        """Those of `policy` within the block."""
+        """Record the calls of `policy` within the block."""
         calls, own = cls(), (policy.velocity, policy.decode)
 
         def velocity(latents: torch.Tensor, sigma: torch.Tensor, conditioning: Any, network: Any = None) -> Any:

@@ -78,7 +78,7 @@ def _loads(
 
 
 def _alike(count: int) -> list[float]:
-    """The same score for everything, so that no edge has an advantage and the learner has nothing to do."""
+    """Equal scores for all leaves, so that no edge has an advantage and the learner has nothing to do."""
     return [0.5] * count
 
 

@@ -49,7 +49,7 @@ class Result:
     trees: float
     """Diversity (`rollout_workers/diversity.py`) of the leaves of a tree, mean over prompts."""
     samples: float
-    """The same of as many samples."""
+    """Diversity of as many samples that are drawn one by one, mean over prompts."""
 
 
 def diversity_command(

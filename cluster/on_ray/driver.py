@@ -174,7 +174,7 @@ class RayLoop:
                     return controller.remote(self.settings, self._prompts, name, NAMESPACE, self._sizes)
         except ValueError as error:
             if self._started:
-                raise ProcessLost(f"the controller before doesn't end: {error}") from error
+                raise ProcessLost(f"the previous controller did not end within {NAME_SECONDS} s: {error}") from error
             raise InputError(
                 f"a run named '{self.settings.name}' is running on this cluster; take another name (name=...)"
             ) from error

@@ -18,7 +18,7 @@ Name = tuple[int, int]
 """Iteration and number of the first tree of a window. Windows come in this order, from the first iteration, 1, until a
 checkpoint is loaded."""
 Held = dict[Any, States]
-"""By their references."""
+"""Reference -> the states that it leads to."""
 
 
 class FetchedStates:
@@ -31,7 +31,7 @@ class FetchedStates:
         self._taken: Name = (0, 0)
         """The last window whose trees were taken."""
         self._windows: dict[Name, Future[Held]] = {}
-        """Those after it, as soon as somebody fetches them."""
+        """The states of later windows, or what will become of them, from the moment that somebody fetches them."""
 
     def fetch(self, window: Window[RemoteTree[Any]]) -> None:
         """Fetch the states of a window of scored trees, unless somebody does already, or its trees were taken.

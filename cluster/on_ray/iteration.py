@@ -136,7 +136,7 @@ class Iteration:
         self.usage[phase] = self.usage.get(phase, NOTHING) + usage
 
     def growing(self, task: Task) -> dict[int, GrowingTree]:
-        """Those trees of a task that aren't complete yet, as they are before anything has arrived."""
+        """The incomplete trees of a task by number, each empty, as before its first part."""
         pairs = zip(task.trees, task.prompts, strict=True)
         return {n: GrowingTree(n, prompt, self.schedule) for n, prompt in pairs if self._awaited(n)}
 
@@ -169,7 +169,7 @@ class Iteration:
         return {number: rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out}
 
     def samples(self) -> list[tuple[str, dict[str, FloatArray], list[Any]]]:
-        """Of each tree whose pictures are kept its prompt, its rewards, and references to the pictures of its parts."""
+        """Prompt, rewards and references to the parts' pictures, for each tree whose pictures are kept."""
         return [(self.prompts[n], self.rewards[n], self.media[n]) for n in sorted(self.media)]
 
     def records(self, updates: Iterable[UpdateStats]) -> list[TreeRecord]:

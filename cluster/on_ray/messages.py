@@ -28,7 +28,7 @@ class Published:
     """Node id -> copies there."""
 
     def at(self, node: str) -> WeightsRef:
-        """What a process of that node is told."""
+        """The reference for processes of a node."""
         return self.on_nodes.get(node, self.own)
 
 

@@ -71,5 +71,5 @@ class RunAddress:
         return found
 
     def found(self) -> "RunAddress":
-        """The same, once its Ray has answered (`find_ray`)."""
+        """This address with that of the Ray cluster that answered (`find_ray`)."""
         return replace(self, address=find_ray(self.address))

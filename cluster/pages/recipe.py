@@ -79,7 +79,7 @@ def _default(field: FieldInfo) -> str:
 
 
 def _plain(value: Any) -> str:
-    """As it is written in a recipe."""
+    """A value as recipes write it."""
     shown = {None: "null", True: "true", False: "false"}
     text = shown[value] if value is None or isinstance(value, bool) else str(value)
     return re.sub(r"[()]", lambda m: "[" if m[0] == "(" else "]", text)

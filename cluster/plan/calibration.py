@@ -40,7 +40,7 @@ class Calibration:
     """Paces of a device. Utilisations hold for other recipes too; seconds only where no FLOPs are known."""
 
     device: str = ""
-    """As torch names it, or the processor."""
+    """The device's name as torch gives it; on a CPU, the processor's."""
     peak: float = 0.0
     """FLOP/s that utilisations are shares of."""
     peak_source: str = ""

@@ -14,30 +14,30 @@ Key = TypeVar("Key", int, str)
 
 @dataclass(frozen=True)
 class Costs:
-    """Seconds, bytes, and bytes per second. What isn't given costs nothing."""
+    """Costs of a simulated run: seconds, bytes, and bytes per second. Whatever isn't given costs nothing."""
 
     forward: float = 0.0
-    """A forward pass of a rollout, however many rows it has."""
+    """Seconds of a rollout's forward pass, whatever its rows."""
     forward_row: float = 0.0
     forward_calls: Mapping[int, float] = field(default_factory=dict)
-    """Rows -> seconds of a forward pass, where they were measured; they take the place of the two before."""
+    """Rows -> seconds of a forward pass, where they were measured, in place of `forward` and `forward_row`."""
     decode_picture: float = 0.0
     score_batch: float = 0.0
-    """A call of a reward model, however many pictures it gets."""
+    """Seconds of a call of a reward model, whatever its pictures."""
     score_picture: float = 0.0
     score_pictures: Mapping[str, float] = field(default_factory=dict)
-    """The same of reward models that differ, by their names."""
+    """Reward model -> seconds of a picture, where models differ, in place of `score_picture`."""
     micro_batch: float = 0.0
-    """A forward and backward pass of the learner, however many rows it has; gradients that are reduced after it."""
+    """Seconds of a micro-batch, forward and backward, whatever its rows; the reduction of its gradients included."""
     learn_row: float = 0.0
     learn_calls: Mapping[int, float] = field(default_factory=dict)
-    """The same of the learner's passes."""
+    """Rows -> seconds of a micro-batch, where they were measured, in place of `micro_batch` and `learn_row`."""
     trained_share: float = 1.0
-    """Share of the rows that pruning leaves which have an advantage; the learner skips the others."""
+    """Share of the unpruned rows that have an advantage; the learner skips the others."""
     update: float = 0.0
-    """An optimizer step."""
+    """Seconds of an optimizer step."""
     load_weights: float = 0.0
-    """Taking over weights that lie on the worker's node."""
+    """Seconds in which a worker takes over weights that lie on its node."""
 
     picture_bytes: float = 0.0
     state_bytes: float = 0.0

@@ -18,15 +18,15 @@ class Gpu:
     """A kind of GPU. FLOP/s are dense, bytes per second are those of one direction."""
 
     name: str
-    """As `--gpu` names it."""
+    """Name that `--gpu` takes."""
     device: str
-    """As `torch.cuda.get_device_name` names it."""
+    """Name that `torch.cuda.get_device_name` returns."""
     bfloat16: float
     """FLOP/s of a matrix multiplication that adds up in float32."""
     float32: float
     """FLOP/s without TF32, which torch leaves off."""
     memory: float
-    """Bytes. The device has up to 7 % more, which leaves room for the driver's own."""
+    """Bytes of memory that are planned with. The device has up to 7 % more, which the driver may take."""
     bandwidth: float
     """Bytes per second of its memory."""
     peers: float

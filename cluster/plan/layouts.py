@@ -15,7 +15,7 @@ from .costs import Cluster, Costs
 from .simulation import Outcome, simulate
 
 ITERATIONS = 4
-"""Of a simulated run. The first and the last aren't like the others."""
+"""Number of iterations that are simulated. The first and the last aren't like the others, and aren't counted."""
 AROUND = 4
 """Numbers of workers below and above the balance of sampling and learning that are tried."""
 PART = 0.15
@@ -39,7 +39,7 @@ class Layout:
     ranks: int
     staleness: int = 0
     replicas: int = 1
-    """Of each reward model."""
+    """Replicas of each reward model."""
     share: float = 0.0
     """GPUs of a replica; 0 where reward models have none."""
     beside: bool = False
@@ -128,12 +128,12 @@ def _reward_places(settings: RunSettings, gpus: int, part: float) -> Iterator[tu
 
 @dataclass(frozen=True)
 class Planned:
-    """A layout and what its simulation says."""
+    """A layout, and the seconds that its simulation gives."""
 
     layout: Layout
     settings: RunSettings
     seconds: float
-    """Of an iteration."""
+    """Seconds of an iteration."""
     phases: dict[str, float]
     """Phase -> seconds of an iteration; phases overlap."""
     gains: dict[str, float] = field(default_factory=dict)
@@ -194,7 +194,7 @@ def plan(
 
 
 def _fewest_replicas(simulated: Sequence[Planned]) -> Iterator[Planned]:
-    """Of layouts that differ in replicas alone, the one with the fewest that is nearly as fast as the fastest."""
+    """Leave out layouts with more replicas than another one that is nearly as fast and otherwise the same."""
     alike: defaultdict[Layout, list[Planned]] = defaultdict(list)
     for planned in simulated:
         layout = replace(planned.layout, replicas=0)

@@ -28,19 +28,19 @@ from .passes import Calls
 from .shapes import needed_prompt
 
 SECONDS = 10.0
-"""Of a measurement, at which it takes no larger batches and repeats nothing more."""
+"""Seconds after which a measurement takes no larger batches and repeats nothing more."""
 REPEATS = 5
 STEPS = 8
 """Of the leaf that reward models are measured with."""
 Clock = Callable[[], float]
 """Seconds, from any moment on: of the wall, or of this process' CPUs."""
 SIDE = {"cpu": 1024, "cuda": 8192}
-"""Rows and columns of the matrices whose product gives a peak that no data sheet gives."""
+"""Rows and columns of the matrices whose product measures the peak of a device without a data sheet."""
 
 
 @dataclass(frozen=True)
 class Batches:
-    """The largest number of items in a call."""
+    """Maximum number of items in a call, by what is called."""
 
     forward: int
     trained: int

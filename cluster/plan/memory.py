@@ -28,7 +28,7 @@ class Phase:
 
     taken: Pass
     rows: int
-    """As the recipe has them."""
+    """Rows, leaves or pictures at once, as the recipe says."""
 
     @property
     def bytes(self) -> float:
@@ -41,7 +41,7 @@ class Memory:
     """Bytes of one process; on its device where nothing else is said."""
 
     weights: float
-    """Of the network, the autoencoder, the KL term's second network, a reward model."""
+    """Bytes of the weights: network, autoencoder, the KL term's second network, or a reward model."""
     gradients: float = 0
     optimizer: float = 0
     buffers: float = 0
@@ -49,25 +49,25 @@ class Memory:
     phases: Mapping[str, Phase] = field(default_factory=dict)
     """Setting with a number of rows -> what is done with so many. One phase follows the other."""
     encoders: float = 0
-    """Of text encoders, which are on the device while prompts are encoded, and otherwise in the host's memory."""
+    """Bytes of text encoders, which are on the device while prompts are encoded, and otherwise in the host's memory."""
     host: float = 0
-    """In the host's memory, without the encoders."""
+    """Bytes in the host's memory, without the encoders."""
     gpus: float = 0
     """The part of a GPU that the process reserves; 0 without one."""
 
     @property
     def held(self) -> float:
-        """What is there all the time."""
+        """Bytes on the device that are there all the time."""
         return self.weights + self.gradients + self.optimizer + self.buffers
 
     @property
     def activations(self) -> float:
-        """Those of the phase with the highest peak."""
+        """Bytes of activations in the phase with the highest peak."""
         return max((phase.bytes for phase in self.phases.values()), default=0)
 
     @property
     def peak(self) -> float:
-        """The maximum on the device."""
+        """Maximum bytes on the device."""
         return self.held + max(self.activations, self.encoders)
 
 

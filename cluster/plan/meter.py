@@ -34,7 +34,7 @@ class Meter(TorchDispatchMode):
         self.flops = 0.0
         """A multiplication with an addition counts as two."""
         self.bytes = 0
-        """Of all shapes that were computed, those that are still held."""
+        """Bytes of the computed shapes that are still held."""
         self.peak = 0
         """The maximum of `bytes`."""
         self._held: dict[int, weakref.ref[torch.UntypedStorage]] = {}
@@ -105,7 +105,7 @@ def _result(func: Any, args: Any, kwargs: Any) -> Any:
 
 
 def _tensors(value: Any) -> list[torch.Tensor]:
-    """Those among arguments or results."""
+    """The tensors among arguments or results."""
     if isinstance(value, torch.Tensor):
         return [value]
     each = value.values() if isinstance(value, dict) else value if isinstance(value, (list, tuple)) else ()

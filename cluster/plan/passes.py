@@ -24,7 +24,7 @@ class Pass:
     """A pass of some rows, leaves or pictures, beside the weights. Bytes that weren't asked for are NaN."""
 
     flops: float
-    """Of one row."""
+    """Floating-point operations of one row."""
     fixed: float
     """Bytes at the peak, whatever the number of rows."""
     each: float
@@ -44,9 +44,9 @@ class Passes:
     """The passes of a run, and the parameters of what they go through."""
 
     parameters: int
-    """Of the network and its adapters."""
+    """Number of parameters of the network and its adapters."""
     trained: int
-    """Those of them that are trained."""
+    """Number of trained parameters."""
     forward: Pass
     """Rows of the rollout, without gradients; twice the rows where guidance takes them."""
     train: Pass
@@ -58,11 +58,11 @@ class Passes:
     score: Mapping[str, Pass | None]
     """Reward -> pictures through its model; None if that isn't known."""
     reward_parameters: Mapping[str, int]
-    """Those of the models of rewards, where they are known."""
+    """Reward -> number of parameters of its model, for models whose parameters are known."""
     around: float
-    """Bytes of the autoencoder, and of what else decodes."""
+    """Bytes of the weights of the autoencoder, and of what else decodes."""
     encoders: float
-    """Bytes of the text encoders."""
+    """Bytes of the text encoders' weights."""
     state: int
     """Numbers in a state."""
     leaf: Mapping[str, int]
@@ -72,7 +72,10 @@ class Passes:
 
 
 _measured: list[tuple[Any, bool, Passes]] = []
-"""Beside what they depend on, and whether their bytes are known. It is compared, not hashed: 50 is 50.0."""
+"""The settings that passes depend on, whether bytes were measured, and the passes.
+
+Settings are compared, not hashed: 50 is 50.0.
+"""
 
 
 def measure(settings: RunSettings, policy: Any = None, *, memory: bool = True) -> Passes:

@@ -25,16 +25,16 @@ BYTES = {"float32": 4, "bfloat16": 2}
 
 @dataclass(frozen=True)
 class Sizes:
-    """Bytes of what travels or is worked on."""
+    """Sizes of what processes send and work on, bytes."""
 
     picture: float
-    """A leaf, which may also be a clip or a sound."""
+    """Bytes of a leaf: a picture, a clip or a sound."""
     state: float
     conditioning: float
     network: float
-    """All weights."""
+    """Bytes of all weights of the network."""
     trained: float
-    """Those that are trained, and published."""
+    """Bytes of the trained weights, which are also those that are published."""
     parameters: int
     """Number of trained parameters."""
 
@@ -67,7 +67,7 @@ class Prices:
 
     @classmethod
     def of(cls, settings: RunSettings, device: Device, trained_share: float = 1.0) -> "Prices":
-        """Those of a recipe on a device. Raises InputError as `measure` does."""
+        """The prices of a recipe on a device. Raises InputError as `measure` does."""
         sizes = count_sizes(settings)  # before the work: so all is measured once
         return cls(settings, count_work(settings), sizes, *device, trained_share)
 

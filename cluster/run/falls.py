@@ -1,4 +1,4 @@
-"""Falls of the held-out reward: how one is told from noise, and the way back (`evaluation.undo_falls`)."""
+"""Falls of the held-out reward: they are told from noise, and undone (`evaluation.undo_falls`)."""
 
 import math
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from .evaluation import comparable, evaluation_file, weights_of_best
 from .folder import RunFolder
 
 STANDARD_ERRORS = 3.0
-"""Those of the difference that a fall must exceed: chance is below it once in 700 evaluations."""
+"""A fall is a difference of more standard errors than this. By chance alone one evaluation in 700 exceeds them."""
 
 
 @dataclass(frozen=True)
@@ -22,17 +22,17 @@ class Fall:
     """An evaluation far below the best one."""
 
     iteration: int
-    """That it was made after."""
+    """Iteration after which the evaluation was made."""
     best: int
-    """Iteration of the best evaluation, of which there is a checkpoint."""
+    """Iteration of the best evaluation, whose checkpoint is there."""
     before: float
-    """Mean of the best evaluation."""
+    """Mean reward of the best evaluation."""
     now: float
-    """Mean of this one."""
+    """Mean reward of this evaluation."""
 
 
 def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
-    """The fall that the newest evaluation is; None if it is none, or if falls aren't to be undone."""
+    """The newest evaluation as a fall; None if it isn't one, or if falls aren't to be undone."""
     wanted = settings.evaluation.undo_falls
     if not wanted or not (ranked := folder.best_checkpoints()):
         return None

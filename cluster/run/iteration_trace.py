@@ -23,7 +23,7 @@ WAITS = {"hand over"}
 DIRECTING = "controller"
 """Component that computes nothing: its spans tell what it waits for."""
 TIMES = re.compile(rb'"start": ([\d.]+), "end": ([\d.]+)')
-"""Of a span, within its line."""
+"""Start and end of a span, within its line."""
 SLACK_SECONDS = 1e-4
 """Spans of one process that follow each other may overlap by so much, for the clock is read more than once."""
 

@@ -18,7 +18,7 @@ SPECTROGRAM = 48
 PLAYED = 256
 """Maximum side of a clip for TensorBoard and W&B, which keep many."""
 QUALITY = 15
-"""Of clips with sound as files."""
+"""Quality of the files of clips with sound."""
 
 
 def drawn(leaf: Media, maximum: float = math.inf) -> Image.Image:

@@ -75,7 +75,7 @@ def policy_fingerprint(settings: RunSettings) -> str | None:
 
 
 def versions() -> dict[str, str]:
-    """Those of the project, of Python, the system and the packages that matter. Name -> version."""
+    """Name -> version, for the project, Python, the system, and the packages that matter."""
     found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}
     for package in PACKAGES:
         try:

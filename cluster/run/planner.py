@@ -14,16 +14,16 @@ class Plan:
     """What an iteration samples."""
 
     number: int
-    """Of the iteration; the first is 1."""
+    """Number of the iteration; the first is 1."""
     schedule: Schedule
     prompts: list[str]
-    """One for each tree."""
+    """Prompts of the iteration, one for each tree."""
     places: list[int]
-    """The place of each of them among the training prompts."""
+    """Place of each prompt among the training prompts."""
 
 
 class Planner:
-    """Plans every iteration of a run, is told its rewards, and keeps what follows from them in the checkpoint."""
+    """Plans every iteration of a run, records its rewards, and keeps in the checkpoint what follows from them."""
 
     def __init__(self, settings: RunSettings, prompts: Sequence[str]) -> None:
         self._settings, self._prompts = settings, prompts

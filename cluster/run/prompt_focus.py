@@ -17,7 +17,7 @@ from .prompt_order import distinct_places_of, places_of
 
 FILE = "focus.json"
 Rewards = Mapping[str, FloatArray]
-"""Of a tree's leaves by the reward's name, float64 [leaves]."""
+"""Reward -> scores of a tree's leaves, float64 [leaves]."""
 
 
 class PromptChooser:

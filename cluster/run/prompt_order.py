@@ -71,13 +71,13 @@ def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed:
 
 
 def places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
-    """The places of these prompts in the list of all."""
+    """The places of an iteration's prompts (`prompts_of`) in the list of all."""
     first = (iteration - 1) * per_iteration
     return [_place(number, prompts, seed) for number in range(first, first + per_iteration)]
 
 
 def distinct_places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
-    """The same with each prompt once: where a pass ends within the iteration, others of the next one follow.
+    """The places of an iteration's prompts, none of them twice: others follow where a pass ends within it.
 
     Raises ValueError for fewer prompts than an iteration has.
     """

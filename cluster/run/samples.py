@@ -41,7 +41,7 @@ class Samples:
     """The leaves of several trees, as the file of an iteration has them."""
 
     prompts: Sequence[str]
-    """Of every leaf."""
+    """Prompt of every leaf."""
     rewards: Mapping[str, FloatArray]
     """Scores of the leaves by reward, float64 [leaves]."""
     pictures: Sequence[bytes]

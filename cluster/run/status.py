@@ -15,9 +15,9 @@ from .state import ENDED, read_state, resume_command
 TAIL_BYTES = 2**16
 """Bytes of a file of lines that are read, from its end."""
 TYPICAL = 10
-"""Iterations whose median tells how long one takes."""
+"""Number of newest iterations whose median is the seconds of one."""
 MAX_CHANGES = 200
-"""Newest changes of settings that are told of."""
+"""Maximum number of changed settings that a status has, the newest."""
 
 
 @dataclass
@@ -26,7 +26,7 @@ class RunStatus:
 
     name: str
     folder: str | None
-    """None for a run of which only a cluster tells."""
+    """Path of the run folder; None if only the run's cluster is known."""
     state: str
     """`starting`, `running`, `recovering`, `stopping`, `finished`, `stopped`, `failed`, `lost` (its driver died) or
     `unknown` (run by a version that didn't tell)."""
@@ -41,7 +41,7 @@ class RunStatus:
     rewards: dict[str, float] = field(default_factory=dict)
     """Mean rewards of the newest iteration's leaves."""
     held_out: dict[str, float] = field(default_factory=dict)
-    """Those of the newest evaluation."""
+    """Mean rewards of the newest evaluation."""
     held_out_iteration: int | None = None
     seconds_per_iteration: float | None = None
     seconds_left: float | None = None

@@ -29,11 +29,11 @@ class Layout:
     """Places in pixels."""
 
     x: list[float]
-    """Of every depth."""
+    """Horizontal place of every depth."""
     folded: list[float]
-    """The same where stretches without splits are folded."""
+    """Horizontal place of every depth if stretches without splits are folded."""
     y: list[float]
-    """Of every node."""
+    """Vertical place of every node."""
     row: float
     """Height of a leaf's row."""
     leaf: tuple[float, float]

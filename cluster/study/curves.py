@@ -68,7 +68,7 @@ def read_curve(study: Study, trial: Trial) -> Curve:
 
 
 def _read(study: Study, trial: Trial) -> Curve:
-    """Of a run that went on longer, as one that was taken over, only what is within the budget."""
+    """The curve of a run within its budget: one that was taken over may have continued for longer."""
     folder, reward, last = trial.folder, study.file.reward, trial.settings.iterations
     metrics = [line for line in folder.lines("metrics") if line["iteration"] <= last]
     evaluations = [line for line in comparable(folder.lines("evaluations")) if line["iteration"] <= last]

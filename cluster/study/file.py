@@ -101,7 +101,7 @@ class Candidate:
     """Tuned setting -> its value."""
     settings: RunSettings
     validation: RunSettings | None
-    """The same with the validation prompts in place of the held-out ones; None if nothing is tuned."""
+    """The settings with validation prompts in place of the held-out ones; None if nothing is tuned."""
 
 
 @dataclass(frozen=True)

@@ -22,7 +22,7 @@ class Table:
     """A table, for people and for programs."""
 
     name: str
-    """Of its CSV file."""
+    """Name of the table's CSV file."""
     head: Sequence[str]
     rows: Sequence[Sequence[str]]
     records: Sequence[Mapping[str, Any]]

@@ -37,7 +37,7 @@ class Trial:
 
     @property
     def state(self) -> str:
-        """That of its state.json; `lost` without a driver, `not started` without a folder."""
+        """State that the run's state.json has; `lost` without a driver, `not started` without a folder."""
         state = str(read_state(self.folder.path).get("state", "not started"))
         if state in ENDED:
             return state

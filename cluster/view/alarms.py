@@ -15,7 +15,7 @@ from .pages import figure
 WINDOW = 5
 """Iterations whose mean is compared: prompts differ, so one alone says little."""
 MINIMUM = 15
-"""Iterations after which a reward that has not risen is told of."""
+"""Number of iterations after which a reward that hasn't risen is an alarm."""
 EQUAL = 1e-6
 """Standard deviation of scores below which all leaves got the same."""
 
@@ -178,7 +178,10 @@ def _collapsed(metrics: Sequence[Line]) -> Iterator[Alarm]:
 
 
 def _apart(metrics: Sequence[Line], clip_range: float | None, stale: bool) -> Iterator[Alarm]:
-    """Of a stale run only the first iteration tells: in it alone, sampler and learner have the same weights."""
+    """An alarm if sampler and learner disagree about log-probabilities.
+
+    In a stale run they have the same weights in the first iteration alone: no other one is looked at.
+    """
     limit = min(1e-3, (clip_range or 1e-2) / 10)
     for line in metrics[:1] if stale else metrics:
         difference = number(line.get("logprob_abs_diff"))

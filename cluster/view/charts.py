@@ -7,7 +7,7 @@ from typing import Any
 
 Values = Sequence[float | None]
 COLOURS = ("#3b82c4", "#d9822b", "#3a9d6e", "#b05fb8", "#c94f4f", "#8a7a52", "#4aa3a8", "#7a82c9")
-"""Of curves, in order. Each can be told from the others and read on white as on black."""
+"""Colours of the first, second, ... curve. Each differs from the others, and can be read on white and on black."""
 
 
 @dataclass

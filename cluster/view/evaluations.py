@@ -25,7 +25,7 @@ class Evaluated:
 
     iteration: int
     name: str
-    """Of its file, without ending."""
+    """Name of its file, without ending."""
     prompts: Sequence[str]
     rewards: dict[str, Sequence[float]]
     """Reward -> the scores of the pictures."""

@@ -33,7 +33,7 @@ class Summary:
     before: float | None
     now: float | None
     curve: Sequence[float]
-    """That reward over all evaluations; of the sampled leaves, if there were fewer than three."""
+    """Means of this reward by evaluation; with fewer than three, those of the sampled leaves by iteration."""
     problems: dict[str, str]
 
     @property

@@ -62,7 +62,7 @@ class Scale:
     low: str
     high: str
     levels: FloatArray
-    """Of every node's edge, from -1 to 1, float64 [nodes]."""
+    """Level of the edge into every node, from -1 to 1, float64 [nodes]."""
 
 
 def scale(record: TreeRecord) -> Scale:

@@ -19,7 +19,7 @@ class TreeCard:
     tree: int
     prompt: str
     spread: str
-    """Of its leaves' rewards: their standard deviation."""
+    """Standard deviation of the leaves' rewards."""
     mean: str
     pictures: list[str]
     """Its worst and its best leaf."""

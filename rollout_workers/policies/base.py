@@ -71,7 +71,7 @@ class Policy(Protocol):
 
 
 def cut_prompts(policy: Policy, prompts: Sequence[str]) -> list[str]:
-    """Those of `prompts` of which a policy takes the beginning only, as far as it can say."""
+    """The prompts of which a policy encodes only the beginning, as far as it can say."""
     cut: Callable[[Sequence[str]], list[str]] = getattr(policy, "cut_prompts", lambda prompts: [])
     return cut(prompts)
 

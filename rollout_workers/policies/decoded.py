@@ -39,11 +39,11 @@ class Decoded:
         )
 
     def filled(self) -> Decoded:
-        """The same rows with 0 for whatever isn't a number."""
+        """These rows with 0 for whatever isn't a number."""
         return self._with({name: tensor.nan_to_num() for name, tensor in self.tensors().items()})
 
     def tensors(self) -> dict[str, torch.Tensor]:
-        """Those that are there, by name."""
+        """Name -> tensor, for pictures and sound as far as they are there."""
         named = {"pictures": self.pictures, "sound": self.sound}
         return {name: tensor for name, tensor in named.items() if tensor is not None}
 

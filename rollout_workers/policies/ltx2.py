@@ -74,7 +74,7 @@ class LTX2Policy(ClipPolicy):
 
     @property
     def guided(self) -> bool:
-        """As diffusers', if the clip or the sound is."""
+        """Whether clip or sound has a guidance scale above 1; diffusers guides both then."""
         return max(self.settings.guidance_scale, self.settings.guidance_scale_2 or 0) > 1
 
     def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:

@@ -312,8 +312,11 @@ class PipelinePolicy(PromptEncoding):
             add_adapters(network, settings, self.lora_modules, (self.start.adapters or {}).get(name))
 
     def save(self, folder: Path, *, merge: bool = False) -> Path:
-        """As every policy's; with `merge`, a LoRA is merged into the weights. One over weights that aren't the
-        published ones (`start_from`) always is, and one that diffusers couldn't load: it would be of no use."""
+        """Save the networks or LoRAs in a folder, and return the path as every policy does.
+
+        A LoRA is merged into the weights with `merge`. It always is if diffusers couldn't load it, or if the weights
+        below it aren't the published ones (`start_from`): without them it would be of no use.
+        """
         paths, parts = [], self.find_parts(self.folder, self.settings.variant)
         files = [folder / file for file in lora_files(len(self._networks))]
         for (name, network), file in zip(self._networks.items(), files, strict=True):

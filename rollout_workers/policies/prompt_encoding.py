@@ -119,7 +119,7 @@ class PromptEncoding:
         return self.embed(self.settings.negative_prompt)
 
     def cut_prompts(self, prompts: Sequence[str]) -> list[str]:
-        """Those of `prompts` that are longer than what is encoded of them."""
+        """The prompts that are longer than what is encoded of them."""
         name, limit = self.prompt_tokens
         if (tokenizer := getattr(self.pipeline, name, None)) is None:
             return []

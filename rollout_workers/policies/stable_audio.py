@@ -114,7 +114,7 @@ class StableAudioPolicy(PipelinePolicy):
 
     @cached_property
     def _negative(self) -> dict[str, torch.Tensor]:
-        """As in diffusers, no negative prompt is zeros."""
+        """Embedding of the negative prompt; zeros if it is empty, as in diffusers."""
         negative = self.embed(self.settings.negative_prompt)
         if not self.settings.negative_prompt:
             negative["prompt_embeds"] = torch.zeros_like(negative["prompt_embeds"])

@@ -123,7 +123,7 @@ class StableDiffusionXLPolicy(StableDiffusionPolicy):
 
     @cached_property
     def _negative(self) -> dict[str, torch.Tensor]:
-        """As in diffusers, no negative prompt is zeros, where the pipeline says so."""
+        """Embedding of the negative prompt; zeros if it is empty and the pipeline says so, as in diffusers."""
         negative = self.embed(self.settings.negative_prompt)
         if self.settings.negative_prompt or not self.pipeline.config.force_zeros_for_empty_prompt:
             return negative
