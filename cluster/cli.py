@@ -308,7 +308,7 @@ def _complain(error: Exception) -> None:
 
 
 def _prepare_environment() -> None:
-    """Before torch and the rest are imported. Variables that are set already win."""
+    """Set the variables that libraries read when they are imported; those that are set already stay."""
     for name, value in {
         "TRANSFORMERS_VERBOSITY": "error",
         "DIFFUSERS_VERBOSITY": "error",

@@ -24,8 +24,10 @@ def plain_path(folder: Path) -> Iterator[str]:
 
 @contextmanager
 def data_only() -> Iterator[None]:
-    """Within it PyTorch unpickles tensors, plain data and three harmless classes of DeepSpeed's, and refuses whatever
-    could run code. DeepSpeed asks for everything when it loads a checkpoint."""
+    """Within the block PyTorch unpickles tensors, plain data and three harmless classes of DeepSpeed's, nothing else.
+
+    DeepSpeed asks for everything when it loads a checkpoint, also for what could run code.
+    """
     from deepspeed.runtime.fp16.loss_scaler import LossScaler
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
@@ -50,7 +52,7 @@ def same_buffers(network: torch.nn.Module) -> Iterator[None]:
 
 @contextmanager
 def universal_form(engine: Any, universal: bool) -> Iterator[None]:
-    """Within it an engine of DeepSpeed reads checkpoints in the universal form if `universal`, else in its own."""
+    """Within the block an engine reads checkpoints in DeepSpeed's universal form if `universal`, else in its own."""
     engine._config.load_universal_checkpoint = universal
     try:
         yield

@@ -65,10 +65,12 @@ class Engine:
 
     @property
     def rank(self) -> int:
+        """Number of this rank, from 0."""
         return torch.distributed.get_rank()
 
     @property
     def ranks(self) -> int:
+        """Number of ranks."""
         return torch.distributed.get_world_size()
 
     def summed(self, value: torch.Tensor) -> float:
@@ -116,7 +118,7 @@ class Engine:
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
-        """Within it the trained parameters of rank 0 are whole, with ZeRO 3 too, then on the CPU. Collective."""
+        """Within the block the trained parameters of rank 0 are whole, with ZeRO 3 too, then on the CPU. Collective."""
         weights = self.weights()
         own = {name: self._parameters[name].data for name in weights}
         try:

@@ -39,7 +39,7 @@ class LeafRow:
     merit: float
     """How good it is among the leaves that it is compared with, in [0, 1]; 0.5 is the mean."""
     weight: float
-    """Its share in its tree's objective."""
+    """Share of the leaf in its tree's objective."""
     turn: int = 0
     """Which of an update's passes it is for: each has noise of its own."""
 
@@ -62,6 +62,7 @@ class NoisedLeaves:
     """float32 [R]."""
 
     def to(self, device: torch.device) -> NoisedLeaves:
+        """The noised leaves on a device."""
         fields = {name: value.to(device) for name, value in vars(self).items() if isinstance(value, torch.Tensor)}
         return NoisedLeaves(conditioning={name: c.to(device) for name, c in self.conditioning.items()}, **fields)
 

@@ -135,6 +135,7 @@ def assemble(
 
 
 def conditioning_of(tree: Tree) -> Mapping[str, torch.Tensor]:
+    """The conditioning of a tree. Raises ValueError if it came without."""
     if tree.conditioning is None:
         raise ValueError(f"tree {tree.number} came without its conditioning")
     return tree.conditioning

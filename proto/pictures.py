@@ -16,7 +16,7 @@ from .atomic_files import whole
 from .errors import InputError
 
 FOLDER = "pictures"
-"""Beside a file of prompts, the folder with copies of their pictures."""
+"""Folder with copies of the pictures of prompts, beside the file of prompts."""
 
 
 Pixels = npt.NDArray[np.uint8]
@@ -36,7 +36,7 @@ class Picture:
     name: str
     """A digest of the file's content, with the suffix of its format."""
     source: Path | bytes | Pixels | None = field(default=None, compare=False, repr=False)
-    """Its file, the file's content, or the pixels; None where only the name is known."""
+    """Path of the picture's file, its content, or its pixels; None where only the name is known."""
 
     def content(self) -> bytes:
         """The file's content. Raises InputError if it can't be read."""

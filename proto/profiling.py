@@ -37,7 +37,7 @@ class ProfileOrder:
     """Which work of a run is to be profiled."""
 
     folder: Path
-    """For the traces: a file for every piece of work of a process."""
+    """Folder of the traces: a file for every piece of work of a process."""
     components: tuple[Component, ...]
     first: int
     """First iteration."""

@@ -119,10 +119,12 @@ class Schedule:
 
     @property
     def nodes(self) -> int:
+        """Number of nodes, the roots among them."""
         return self.first_node[-1]
 
     @property
     def leaves(self) -> int:
+        """Number of leaves."""
         return self.nodes_per_depth[-1]
 
     def check_size(self, max_nodes: int) -> None:
@@ -149,6 +151,7 @@ class Schedule:
 
     @property
     def trained_edges(self) -> int:
+        """Number of edges that enter the objective, before pruning."""
         return sum(n for n, step in zip(self.nodes_per_depth[1:], self.steps, strict=True) if step.trained)
 
     @property

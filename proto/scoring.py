@@ -25,7 +25,7 @@ server."""
 
 
 PICTURE = "picture."
-"""Before the name of a prompt's picture among the tensors of a request."""
+"""Prefix of the names of prompts' pictures among the tensors of a request."""
 
 
 class NotScored(RunFailed):

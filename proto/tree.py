@@ -38,7 +38,7 @@ class Task:
     seed: int
     weights_version: int = 0
     guidance_scale: float | None = None
-    """None for the policy's own."""
+    """Guidance scale of these trees; None for the policy's own."""
     start_seed: int | None = None
     """Seed of the roots' noise, where it isn't that of all other noise: trees may share their starts with others."""
     recorded: int = 0

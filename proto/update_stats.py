@@ -38,7 +38,7 @@ class UpdateStats:
     pulls: dict[str, float] = field(default_factory=dict)
     """Trained reward -> how much of the trees' advantages is due to it, added up over trees."""
     recorded: tuple[LearnedTree, ...] = ()
-    """Its trees that are recorded, without those that were left out, as its last pass had them."""
+    """Recorded trees of the update, without those that were left out, as its last pass had them."""
     passes: int = 1
     """Optimizer steps over its trees that these figures are of; or 1 that had no edge."""
 

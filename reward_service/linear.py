@@ -6,7 +6,7 @@ import torch
 
 
 class LinearHead:
-    """From features to a number: through the layers whose numbers the names of published weights hold, such as
+    """Maps features to a number through the layers whose numbers the names of published weights hold, such as
     `layers.2.weight`. Of several numbers the first."""
 
     def __init__(

@@ -42,6 +42,7 @@ ANSWER: dict[str, Any] = {
 
 
 def description(limits: Limits) -> str:
+    """What the document says of the whole service, as Markdown."""
     return f"""Scores pictures of one size by the rewards asked for.
 
     curl http://localhost:8000/v1/score \\
@@ -63,6 +64,7 @@ body and of what is decoded (3 per pixel, 2 per sample and channel), are accepte
 
 
 def request_body(rewards: Sequence[str], limits: Limits) -> dict[str, Any]:
+    """The document's part on bodies of score requests: forms and safetensors, with their limits."""
     text: dict[str, Any] = {"type": "string"}
     properties: dict[str, Any] = {
         "media": {

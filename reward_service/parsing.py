@@ -93,6 +93,7 @@ class Limits:
 
 
 async def read_form(body: Request, max_files: int, max_fields: int) -> FormData:
+    """Read a body as a form. Raises HTTPException for a form that is too large or malformed."""
     try:
         return await body.form(max_files=max_files, max_fields=max_fields)
     except HTTPException as error:
@@ -103,6 +104,10 @@ async def read_form(body: Request, max_files: int, max_fields: int) -> FormData:
 
 
 def from_form(form: FormData, rewards: Sequence[str], limits: Limits, slot: Slot) -> ScoreRequest:
+    """The score request in a form, for all `rewards` if it names none.
+
+    Raises HTTPException: 413 beyond the `limits`, 422 for fields that don't fit. `slot` reserves what pictures take.
+    """
     if unknown := set(form) - {"media", "prompt", "reward", "id"}:
         raise HTTPException(422, f"unknown field {min(unknown)[:80]!r}; there are media, prompt, reward and id")
     parts = {name: form.getlist(name) for name in ("media", "prompt", "reward", "id")}
@@ -122,6 +127,10 @@ def from_form(form: FormData, rewards: Sequence[str], limits: Limits, slot: Slot
 
 
 def from_bytes(data: bytes, rewards: Sequence[str], limits: Limits, slot: Slot) -> ScoreRequest:
+    """The score request in the bytes of a safetensors body, whose size `slot` reserves.
+
+    Raises HTTPException: 413 beyond the `limits`, 400 for anything but safetensors, 422 for contents that don't fit.
+    """
     if (header_bytes := int.from_bytes(data[:8], "little")) > MAX_HEADER_BYTES and len(data) > MAX_HEADER_BYTES:
         raise HTTPException(413, f"the header takes {header_bytes} bytes; at most {MAX_HEADER_BYTES} are accepted")
     slot.reserve(len(data))

@@ -12,7 +12,7 @@ CLIP_MEAN = (0.48145466, 0.4578275, 0.40821073)
 CLIP_STD = (0.26862954, 0.26130258, 0.27577711)
 """Mean and standard deviation, per channel, of the pictures that CLIP was trained on. Most reward models use them."""
 Fit = Callable[[torch.Tensor, int], torch.Tensor]
-"""From a picture, float64 [3, height, width] in [0, 255], to a square of the side asked for."""
+"""Turns a picture, float64 [3, height, width] in [0, 255], into a square of the side asked for."""
 BITS = 22
 """Fraction bits of Pillow's resampling weights, which are integers."""
 

@@ -40,7 +40,7 @@ class Trained:
     questions: tuple[tuple[str, ...], ...]
     """Each question as the names of the texts that it is put together from. `{text_prompt}` in them is the prompt."""
     heads: tuple[str, ...]
-    """For each question its head, by the beginning of the names of its weights. The score is the mean over them."""
+    """Beginning of the names of the weights of each question's head. The score is the mean over questions."""
     files: tuple[str, ...]
     """The authors' files with these texts."""
     sources: bool = False

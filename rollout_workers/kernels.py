@@ -144,11 +144,11 @@ class CoefficientTable:
     c: torch.Tensor
     """Coefficient of the clean state predicted one step before; 0 except for multistep solvers."""
     length: torch.Tensor
-    """By how much the noise level falls, -ds."""
+    """Fall of the noise level, -ds."""
 
     @classmethod
     def of(cls, schedule: Schedule, sigmas: Sequence[float]) -> "CoefficientTable":
-        """From the policy's grid of noise levels [grid_steps + 1], which fall from 1 to 0.
+        """The coefficients of a schedule on the policy's noise levels [grid_steps + 1], which fall from 1 to 0.
 
         Raises InputError if they don't fall, or don't fit the schedule.
         """

@@ -107,7 +107,7 @@ class Chaos:
         shutil.rmtree(orphan.folder)
 
     def _mistake(self, run: Run, name: str) -> None:
-        """It ends the run, which continues when it is submitted again."""
+        """End the run by a reward's mistake, and submit it again, upon which it continues."""
         (self.faults / name).touch()
         ended = run.driver.wait(RECOVERY_SECONDS)
         if ended != 1 or "reward model 'ocr' gave no score" not in (told := run.log.read_text()):

@@ -33,6 +33,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
+        """Planned seconds over real ones."""
         return self.planned / self.real
 
 

@@ -79,6 +79,7 @@ class Comparison:
     real: Mapping[str, float]
 
     def row(self) -> list[str]:
+        """The report's row: planned / real seconds of each phase and in all, then both ratios to the real ones."""
         own, real = sum(self.planned.values()), sum(self.real.values())
         phases = (f"{self.planned[phase]:.2f} / {self.real[phase]:.2f}" for phase in PHASES)
         ratios = (f"{seconds / real:.2f}" for seconds in (own, self.unaware))

@@ -51,6 +51,7 @@ class Setting:
 
     @property
     def costs(self) -> Costs:
+        """What the stand-ins of this setting take."""
         return Costs(
             forward=RowPolicy.forward_seconds,
             forward_row=RowPolicy.row_seconds,
@@ -79,6 +80,7 @@ class Comparison:
 
     @property
     def ratio(self) -> float:
+        """Simulated seconds over real ones."""
         return self.simulated / self.real
 
 

@@ -51,13 +51,15 @@ class Worker:
     """What a rollout worker does with weights."""
 
     def pass_on(self, copies: Sequence[Any]) -> Weights:
+        """A piece of the weights from one of its copies, for the next node."""
         return fetch(copies)
 
     def node(self) -> str:
+        """Id of the node that this process is on."""
         return str(ray.get_runtime_context().get_node_id())
 
     def read(self, weights: WeightsRef) -> tuple[float, int]:
-        """When all has arrived, and a checksum of it."""
+        """Read the weights. Returns the Unix time at which all had arrived, and a checksum of them."""
         found = read(weights)
         arrived = time.time()
         return arrived, zlib.crc32(b"".join(found[name].bits.tobytes() for name in sorted(found)))

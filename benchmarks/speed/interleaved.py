@@ -31,7 +31,7 @@ class Variant:
     name: str
     settings: RunSettings
     sampling: list[float] = field(default_factory=list)
-    """Without decoding, seconds per tree."""
+    """Seconds of sampling per tree, without decoding."""
     decoding: list[float] = field(default_factory=list)
     scoring: list[float] = field(default_factory=list)
     learning: list[float] = field(default_factory=list)
@@ -52,7 +52,7 @@ class Variant:
         return statistics.median(self.seconds(phase))
 
     def ratio(self, other: "Variant", *phases: str) -> float:
-        """Its seconds over those of another, summed over `phases`: the median over rounds of ratios within a round."""
+        """Seconds over those of another variant, `phases` together: the median over rounds of their ratio."""
         pairs = zip(self.seconds(*phases), other.seconds(*phases), strict=True)
         return statistics.median(own / others for own, others in pairs)
 

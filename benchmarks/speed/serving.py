@@ -97,6 +97,7 @@ def healthy(url: str) -> bool:
 
 @asynccontextmanager
 async def connections(url: str, token: str, most: int) -> AsyncIterator[httpx.AsyncClient]:
+    """A client that keeps up to `most` connections to a server."""
     limits = httpx.Limits(max_connections=most, max_keepalive_connections=most)
     headers = {"authorization": f"Bearer {token}"}
     async with httpx.AsyncClient(base_url=url, headers=headers, limits=limits, timeout=120) as client:
@@ -159,6 +160,7 @@ async def throughput(url: str, name: str, token: str, rounds: int, requests: int
 
 
 def png(picture: npt.NDArray[np.uint8]) -> bytes:
+    """The bytes of a PNG file of a picture, uint8 [height, width, 3]."""
     file = io.BytesIO()
     Image.fromarray(picture).save(file, "PNG")
     return file.getvalue()

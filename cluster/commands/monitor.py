@@ -106,7 +106,10 @@ def _ray_token(folder: Path) -> Path | None:
 
 
 def prometheus_command(port: int) -> list[str]:
-    """To be run in the folder of the settings: Prometheus takes the path of the rules for a pattern."""
+    """The command that starts Prometheus.
+
+    Run it in the folder of the settings: Prometheus takes the path of the rules for a pattern.
+    """
     return [
         "prometheus",
         f"--config.file={CONFIG}",

@@ -41,6 +41,7 @@ class RewardDirectory:
         return address
 
     def register(self, address: str, component: str, pool: str) -> None:
+        """Take a replica's exporter at `host:port` into the list."""
         self.exporters.register(address, component, pool)
 
     async def status(self) -> dict[str, Any]:

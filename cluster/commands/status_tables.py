@@ -106,6 +106,7 @@ def duration(seconds: float) -> str:
 
 
 def clock(moment: float) -> str:
+    """Local date and time of a moment in Unix seconds."""
     return time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(moment))
 
 

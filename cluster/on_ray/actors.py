@@ -54,7 +54,7 @@ class _Shell:
 
 
 class RolloutActor(_Shell):
-    """A rollout worker."""
+    """A rollout worker; its methods are those of `RolloutProcess`."""
 
     sampler: "Sampler"
 
@@ -77,7 +77,7 @@ class RolloutActor(_Shell):
 
 
 class LearnerActor(_Shell):
-    """A learner rank."""
+    """A learner rank; its methods are those of `LearnerProcess`."""
 
     process: "LearnerProcess"
     _store: Any = None
@@ -132,7 +132,7 @@ class LearnerActor(_Shell):
 
 
 class ColocatedActor(LearnerActor, RolloutActor):
-    """A learner rank that samples too."""
+    """A learner rank that samples too; its methods are those of `ColocatedProcess`."""
 
     def setup(self, meeting: tuple[str, int] | None) -> ProcessInfo:  # type: ignore[override]
         from .colocated_process import ColocatedProcess

@@ -15,7 +15,7 @@ Result = TypeVar("Result")
 LOSSES = (RayActorError, ObjectLostError)
 """Ray's exceptions when a process died, or its node with all its objects."""
 BROKEN_LINK = "gloo/transport"
-"""In the message of what gloo raises in a rank when another one has died: it may be there before Ray's exception."""
+"""Part of the message that gloo raises in a rank when another one has died; it may come before Ray's exception."""
 
 
 def call_controller(where: RunAddress, call: Callable[[Any], Any]) -> Any:

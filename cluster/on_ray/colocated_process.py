@@ -33,7 +33,7 @@ class ColocatedProcess(LearnerProcess, Sampler):
         self.worker.accompany(task)
 
     def pieces(self) -> list[Weights]:
-        """No weights are sent."""
+        """No pieces: the weights aren't sent."""
         return []
 
     def _use(self, weights: WeightsRef) -> None:

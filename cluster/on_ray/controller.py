@@ -312,6 +312,7 @@ class Controller:
         self.published.append(await self.pools.learner.weights(self.pools.relays()))
 
     async def export(self, folder: Path) -> None:
+        """Write the trained weights into `folder` in diffusers' format."""
         await self.pools.learner.export(folder)
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:

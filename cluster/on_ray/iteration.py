@@ -52,6 +52,7 @@ class GrowingTree:
     """Leaves that have all their scores."""
 
     def add(self, part: ArrivedPart, *, shown: bool) -> None:
+        """Take in a part that has arrived; with `shown` its pictures are kept as samples."""
         header = part.header
         self.thumbnails.update(header.thumbnails)
         self.parts.append((replace(header, thumbnails={}), part.states))
@@ -62,6 +63,7 @@ class GrowingTree:
             self.diversity = header.diversity
 
     def add_scores(self, header: PartHeader, reply: ScoreReply) -> None:
+        """Take in the scores of a part's leaves. Raises as `fill_scores` does."""
         fill_scores(self.rewards, self.schedule, header.leaves, reply.scores, f"tree {self.number} ('{self.prompt}')")
         self.leaves += len(header.leaves)
 
@@ -75,6 +77,7 @@ class GrowingTree:
 
     @property
     def complete(self) -> bool:
+        """Whether all nodes have arrived, and all leaves have their scores."""
         return self.nodes == self.schedule.nodes and self.leaves == self.schedule.leaves
 
 

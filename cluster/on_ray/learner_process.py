@@ -93,7 +93,7 @@ class LearnerProcess:
         yield from _given(NewVersion(self.learner.version - 1, len(pieces), NOTHING), pieces)
 
     def pieces(self) -> list[Weights]:
-        """On rank 0, the current weights in pieces. Collective."""
+        """The current weights in pieces, on rank 0. Collective."""
         weights = self.learner.weights()
         return [] if self.rank else _packed(weights)
 

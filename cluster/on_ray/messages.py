@@ -62,7 +62,7 @@ class ProcessInfo:
 
     pid: int
     node: str
-    """Its address."""
+    """Address of its node."""
     node_id: str
     exporter: str
     """`host:port` of its metrics."""

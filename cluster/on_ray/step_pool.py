@@ -22,7 +22,7 @@ class StepPool(WorkerPool):
     def __init__(self, name: str) -> None:
         super().__init__(name, launch=_never, setup=_never, may_be_replaced=False)
         self._waiting: deque[asyncio.Future[list[Worker]]] = deque()
-        """For each piece of work that waits: its worker, and behind it those that accompany it."""
+        """The pieces of work that wait: each gets its worker, and after it those that accompany it."""
 
     async def run(
         self, work: Callable[[Worker], Awaitable[Result]], beside: Callable[[Worker], Awaitable[None]] | None = None

@@ -142,10 +142,13 @@ class Cluster:
         return cls(workers, pools.learner.count, replicas, per_node)
 
     def worker_node(self, worker: int) -> int:
+        """Number of the node that a rollout worker is on."""
         return worker // self.per_node
 
     def rank_node(self, rank: int, colocated: bool) -> int:
+        """Number of the node that a learner rank is on."""
         return (rank if colocated else self.workers + rank) // self.per_node
 
     def nodes(self, colocated: bool) -> int:
+        """Number of nodes with workers or ranks."""
         return self.rank_node(self.ranks - 1, colocated) + 1

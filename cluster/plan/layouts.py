@@ -47,6 +47,7 @@ class Layout:
 
     @property
     def cluster(self) -> Cluster:
+        """The numbers of processes that are simulated."""
         return Cluster(self.workers, self.ranks, self.replicas)
 
     @property
@@ -154,7 +155,7 @@ class Plan:
     dropped: dict[str, list[Layout]] = field(default_factory=dict)
     """Reason -> layouts."""
     fastest: RunSettings | None = None
-    """With the fastest of the layouts that memory forbids."""
+    """Settings with the fastest of the layouts that don't fit the memory."""
 
 
 def plan(

@@ -137,8 +137,11 @@ def _shape_if_large(tensor: torch.Tensor) -> torch.Tensor:
 
 @contextmanager
 def metered(*, gpu: bool = True) -> Iterator[Meter]:
-    """Within it, operations on shapes are counted. By itself the meta device takes one step after the other where CPUs
-    and GPUs have a fused kernel, for attention and, on a `gpu`, for RMS norms."""
+    """Within the block, operations on shapes are counted.
+
+    By itself the meta device takes one step after the other where CPUs and GPUs have a fused kernel, for attention and,
+    on a `gpu`, for RMS norms.
+    """
     kernels: dict[str, Any] = {"scaled_dot_product_attention": _attention}
     if gpu:
         kernels["rms_norm"] = _rms_norm

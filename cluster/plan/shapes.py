@@ -113,7 +113,7 @@ class _WithoutFiles:
     """A policy that may lack its files of weights."""
 
     def check_parts(self, parts: Sequence[Any]) -> None:
-        """Nothing is read from them."""
+        """Accept any parts: nothing is read from them."""
 
 
 def _cast(module: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:

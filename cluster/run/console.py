@@ -223,7 +223,7 @@ class RunDisplay:
         self.console.print(text, style=style, markup=False, highlight=False, soft_wrap=True)
 
     def finished(self, folder: RunFolder) -> None:
-        """Before and after as a table, and where the results lie."""
+        """Show the held-out rewards before and after as a table, and where the results lie."""
         result = json.loads((folder.path / "summary.json").read_text())
         if result["before"] and result["after"]:
             begun = result["before_iteration"]

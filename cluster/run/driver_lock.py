@@ -40,7 +40,7 @@ class Driver:
 
     @classmethod
     def here(cls) -> "Driver":
-        """This process."""
+        """This process as a driver."""
         return cls(socket.gethostname(), os.getpid(), time.time(), _boot())
 
     def __str__(self) -> str:

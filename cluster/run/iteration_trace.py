@@ -85,6 +85,7 @@ class IterationTrace:
 
     @property
     def seconds(self) -> float:
+        """Wall seconds of the iteration."""
         return self.end - self.start
 
 

@@ -45,7 +45,7 @@ class IterationReport:
     samples: list[TreeSamples] = field(default_factory=list)
     """Leaves of its first trees, if they are to be kept."""
     trees: list[TreeRecord] = field(default_factory=list)
-    """Its recorded trees."""
+    """Recorded trees of the iteration."""
     left_out: int = 0
     """Number of trees that were skipped because a reward failed."""
 

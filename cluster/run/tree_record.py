@@ -34,9 +34,9 @@ class TreeRecord:
 
     iteration: int
     tree: int
-    """Its number within the iteration."""
+    """Number of the tree within the iteration."""
     prompt: str
-    """With its fields, if it has any (`proto/prompts.py`)."""
+    """The prompt with its fields, if it has any (`proto/prompts.py`)."""
     objective: str
     """`learner.objective`: with `nft` the learner takes leaves in the place of edges."""
     parent: IntArray

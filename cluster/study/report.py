@@ -36,7 +36,7 @@ class Report:
     """A report that was written."""
 
     path: Path
-    """Its Markdown file."""
+    """Path of the Markdown file."""
     broken: Sequence[Path]
     """Folders of the runs that have ended before their time, of tuning too where nothing could be chosen."""
 

@@ -76,7 +76,7 @@ def _same(metrics: Sequence[Line], name: str) -> Alarm | None:
 
 
 def _fallen(metrics: Sequence[Line], evaluations: Sequence[Line], name: str, weight: float) -> Alarm | None:
-    """On held-out prompts, which are the same each time, or else on the sampled ones."""
+    """An alarm if a reward has fallen: on held-out prompts, which stay the same, else on the sampled ones."""
     course = [(line["iteration"], value) for line in evaluations if (value := number(line.get(name))) is not None]
     where = "on held-out prompts " if course else ""
     course = course or _means(metrics, name)

@@ -79,5 +79,5 @@ class Chart:
 
 
 def _short(values: Values) -> list[float | None]:
-    """In six digits: more can't be seen, and would double the page."""
+    """Values in six digits: more can't be seen, and would double the page."""
     return [None if value is None else float(f"{value:.6g}") for value in values]

@@ -32,7 +32,7 @@ class ExportLinks:
         return f"data:{found.media_type};base64,{b64encode(found.data).decode()}"
 
     def section(self, name: str, **asked: object) -> None:
-        """None."""
+        """No address: an exported page links to no sections."""
 
 
 def export(run: Run, out: Path, iteration: int | None = None) -> None:

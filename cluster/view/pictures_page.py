@@ -105,7 +105,7 @@ def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | Non
 
 
 def _thinned(found: Sequence[Evaluated], count: int) -> list[Evaluated]:
-    """At most `count` of them at equal distances, with the first and the last."""
+    """At most `count` of these evaluations at equal distances, with the first and the last."""
     if len(found) <= count:
         return list(found)
     return [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]

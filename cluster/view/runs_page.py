@@ -112,6 +112,6 @@ def _some_lines(data: bytes) -> list[dict[str, Any]]:
 
 
 def _thinned(values: Sequence[float]) -> list[float]:
-    """At most as many values as a small curve has points, among them the last."""
+    """At most as many of these values as a small curve has points, among them the last."""
     step = -(-len(values) // SPARK_POINTS) or 1
     return list(values[::-1][::step][::-1])

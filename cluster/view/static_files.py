@@ -25,5 +25,5 @@ def static_file(name: str) -> bytes:
 
 @cache
 def address(name: str) -> str:
-    """Its address on the server, which changes with its content."""
+    """Address of a file on the server; it changes with the file's content."""
     return f"/static/{name}?{sha256(static_file(name)).hexdigest()[:8]}"

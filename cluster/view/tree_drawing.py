@@ -49,7 +49,7 @@ class DrawnNode:
     """All its figures, as text."""
     value: str
     scores: list[str]
-    """By reward, of a leaf."""
+    """Scores of a leaf, by reward."""
     picture: str | None
     size: tuple[float, float]
 

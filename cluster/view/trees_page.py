@@ -22,7 +22,7 @@ class TreeCard:
     """Standard deviation of the leaves' rewards."""
     mean: str
     pictures: list[str]
-    """Its worst and its best leaf."""
+    """Pictures of the worst and the best leaf."""
     link: str
 
 

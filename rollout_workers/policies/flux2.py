@@ -121,7 +121,7 @@ class Flux2KleinPolicy(Flux2Policy):
 
     @classmethod
     def replacements(cls, folder: Path) -> dict[str, Any]:
-        """None: its tokenizer is one."""
+        """No parts: the tokenizer is loaded as diffusers does it."""
         return {}
 
     def as_encoded(self, prompt: str) -> str:

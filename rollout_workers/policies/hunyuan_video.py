@@ -72,7 +72,7 @@ class HunyuanVideoPolicy(ClipPolicy):
 
     @property
     def guided(self) -> bool:
-        """At any scale but 1, as diffusers' guider."""
+        """Whether the guidance scale isn't 1, as diffusers' guider decides."""
         return self.settings.guidance_scale != 1
 
     def even_levels(self, steps: int) -> Any:

@@ -66,7 +66,7 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
         return self.padded(embeds[0, : self.settings.max_sequence_length])
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Their latents, packed into tokens, one picture after the other."""
+        """Latents of the pictures, packed into tokens, one picture after the other."""
         z = self.normalised(self.encode_pictures(pictures, frames=1))[:, :, 0]
         return {"pictures": packed(z).flatten(0, 1)}
 

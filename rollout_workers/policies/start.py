@@ -336,7 +336,7 @@ def _more(names: Sequence[object]) -> str:
 
 @contextmanager
 def _quiet() -> Iterator[None]:
-    """Within it diffusers doesn't warn of parts for which a LoRA has nothing."""
+    """Within the block diffusers doesn't warn of parts for which a LoRA has nothing."""
     level = logging.get_verbosity()
     logging.set_verbosity(logging.CRITICAL)
     try:

@@ -32,7 +32,7 @@ class ZImagePolicy(PipelinePolicy):
 
     @property
     def guided(self) -> bool:
-        """From any scale above 0, as in diffusers' pipeline, whose scale is the usual one less 1."""
+        """Whether the guidance scale is above 0: this pipeline of diffusers has the usual scale less 1."""
         return self.settings.guidance_scale > 0
 
     def even_levels(self, steps: int) -> Any:
