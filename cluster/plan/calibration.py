@@ -49,7 +49,7 @@ class Calibration:
     """What was measured."""
     paces: Mapping[str, Pace] = field(default_factory=dict)
     cores: int = 0
-    """Of a processor, the number of processes that it has cores for; 0 for a GPU."""
+    """Number of processes that a processor has cores for; 0 for a GPU."""
     slowdown: float = 1.0
     """How many times as long work takes while all cores are busy."""
 

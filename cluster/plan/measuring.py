@@ -31,7 +31,7 @@ SECONDS = 10.0
 """Seconds after which a measurement takes no larger batches and repeats nothing more."""
 REPEATS = 5
 STEPS = 8
-"""Of the leaf that reward models are measured with."""
+"""Denoising steps of the leaf that reward models are measured with."""
 Clock = Callable[[], float]
 """Seconds, from any moment on: of the wall, or of this process' CPUs."""
 SIDE = {"cpu": 1024, "cuda": 8192}
