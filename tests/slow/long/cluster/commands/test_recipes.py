@@ -56,5 +56,4 @@ def test_a_recipe_fits_the_gpus_that_it_names(name: str, folders: dict[str, Path
     adapters = found.parameters["trained"] if settings.learner.lora else 0
     assert found.parameters["all"] - adapters == pytest.approx(BILLIONS[name] * 1e9, rel=0.02)
     assert found.memory
-    if settings.placement == "separate":  # the others divide a GPU among processes
-        assert found.changes == {}
+    assert found.changes == {}
