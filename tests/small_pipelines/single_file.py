@@ -1,10 +1,11 @@
-"""The small Stable Diffusion 1.5 as a single file, with Stability's own names of weights."""
+"""The small Stable Diffusion 1.5 or XL as a single file, with Stability's own names of weights."""
 
 import re
 from pathlib import Path
 from typing import Any
 
 import safetensors.torch
+import torch
 
 IN_RESNETS = {
     "norm1": "in_layers.0",
@@ -17,23 +18,42 @@ IN_RESNETS = {
 OF_UNET = {
     "time_embedding.linear_1": "time_embed.0",
     "time_embedding.linear_2": "time_embed.2",
+    "add_embedding.linear_1": "label_emb.0.0",
+    "add_embedding.linear_2": "label_emb.0.2",
     "conv_in": "input_blocks.0.0",
     "down_blocks.0.resnets.0": "input_blocks.1.0",
     "down_blocks.0.attentions.0": "input_blocks.1.1",
     "down_blocks.0.downsamplers.0.conv": "input_blocks.2.0.op",
     "down_blocks.1.resnets.0": "input_blocks.3.0",
+    "down_blocks.1.attentions.0": "input_blocks.3.1",
     "mid_block.resnets.0": "middle_block.0",
     "mid_block.attentions.0": "middle_block.1",
     "mid_block.resnets.1": "middle_block.2",
     "up_blocks.0.resnets.0": "output_blocks.0.0",
+    "up_blocks.0.attentions.0": "output_blocks.0.1",
     "up_blocks.0.resnets.1": "output_blocks.1.0",
-    "up_blocks.0.upsamplers.0.conv": "output_blocks.1.1.conv",
+    "up_blocks.0.attentions.1": "output_blocks.1.1",
     "up_blocks.1.resnets.0": "output_blocks.2.0",
     "up_blocks.1.attentions.0": "output_blocks.2.1",
     "up_blocks.1.resnets.1": "output_blocks.3.0",
     "up_blocks.1.attentions.1": "output_blocks.3.1",
     "conv_norm_out": "out.0",
     "conv_out": "out.2",
+}
+UPSAMPLER = "up_blocks.0.upsamplers.0.conv"
+"""Numbered after the attention of its block, which Stable Diffusion 1.5 has none of there."""
+OF_OPEN_CLIP = {
+    "text_model.": "",
+    "embeddings.token_embedding": "token_embedding",
+    "embeddings.position_embedding.weight": "positional_embedding",
+    "encoder.layers": "transformer.resblocks",
+    "layer_norm1": "ln_1",
+    "layer_norm2": "ln_2",
+    "mlp.fc1": "mlp.c_fc",
+    "mlp.fc2": "mlp.c_proj",
+    "self_attn.out_proj": "attn.out_proj",
+    "final_layer_norm": "ln_final",
+    "text_projection.weight": "text_projection",
 }
 OF_VAE = {
     "mid_block.resnets.0": "mid.block_1",
@@ -52,23 +72,40 @@ OF_VAE = {
 
 
 def save_as_single_file(pipeline: Any, file: Path) -> Path:
-    """Write UNet, autoencoder and text encoder of the small pipeline into one file."""
-    weights = {f"model.diffusion_model.{_of_unet(name)}": value for name, value in pipeline.unet.state_dict().items()}
+    """Write UNet, autoencoder and text encoders of the small pipeline into one file."""
+    second = getattr(pipeline, "text_encoder_2", None)
+    unet = OF_UNET | {UPSAMPLER: f"output_blocks.1.{2 if second else 1}.conv"}
+    weights = {f"model.diffusion_model.{_of_unet(name, unet)}": own for name, own in pipeline.unet.state_dict().items()}
     for name, value in pipeline.vae.state_dict().items():
         own = _of_vae(name)
         is_matrix = ".mid.attn_1." in own and value.dim() == 2  # there they are convolutions
         weights[f"first_stage_model.{own}"] = value[:, :, None, None] if is_matrix else value
+    encoder = "conditioner.embedders.0" if second else "cond_stage_model"
     for name, value in pipeline.text_encoder.state_dict().items():
-        weights[f"cond_stage_model.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+        weights[f"{encoder}.transformer.text_model.{name.removeprefix('text_model.')}"] = value
+    if second:
+        weights |= {f"conditioner.embedders.1.model.{name}": own for name, own in _open_clip(second).items()}
     safetensors.torch.save_file({name: value.contiguous() for name, value in weights.items()}, file)
     return file
 
 
-def _of_unet(name: str) -> str:
+def _open_clip(encoder: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """The weights of a CLIP by OpenCLIP's names, with one layer for queries, keys and values."""
+    weights = {"logit_scale": torch.tensor(4.6)}
+    for name, value in encoder.state_dict().items():
+        own = re.sub("|".join(OF_OPEN_CLIP), lambda found: OF_OPEN_CLIP[found[0]], name)
+        weights[own] = value.T if own == "text_projection" else value
+    for name in [name for name in weights if ".q_proj." in name]:
+        parts = [weights.pop(name.replace(".q_proj.", f".{part}_proj.")) for part in "qkv"]
+        weights[name.replace("self_attn.q_proj.", "attn.in_proj_")] = torch.cat(parts)
+    return weights
+
+
+def _of_unet(name: str, table: dict[str, str]) -> str:
     if ".resnets." in name:
         name = re.sub("|".join(IN_RESNETS), lambda found: IN_RESNETS[found[0]], name)
-    (begin,) = (own for own in OF_UNET if name.startswith(f"{own}."))
-    return OF_UNET[begin] + name.removeprefix(begin)
+    (begin,) = (own for own in table if name.startswith(f"{own}."))
+    return table[begin] + name.removeprefix(begin)
 
 
 def _of_vae(name: str) -> str:

@@ -53,8 +53,8 @@ def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
             use_linear_projection=True,
             addition_embed_type="text_time",
             addition_time_embed_dim=8,
-            projection_class_embeddings_input_dim=6 * 8 + 16,
-            cross_attention_dim=32,
+            projection_class_embeddings_input_dim=6 * 8 + 24,
+            cross_attention_dim=16 + 24,
         ),
         scheduler=EulerDiscreteScheduler(
             **BETAS,
@@ -64,7 +64,7 @@ def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
         vae=vae(4, scaling_factor=0.13025, force_upcast=True),
         text_encoder=CLIPTextModel(clip(16)),
         tokenizer=character_tokenizer(),
-        text_encoder_2=CLIPTextModelWithProjection(clip(16)),
+        text_encoder_2=CLIPTextModelWithProjection(clip(24)),  # in a single file they are told apart by their widths
         tokenizer_2=character_tokenizer(),
         add_watermarker=False,
     )

@@ -17,7 +17,7 @@ from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
-from diffusers import StableDiffusionPipeline
+from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from families import saved
 from plain_diffusers import policy_of
 from rich.console import Console
@@ -38,19 +38,25 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> PolicySettings:
 
 @pytest.fixture(scope="module")
 def file(folder: PolicySettings, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    pipeline = StableDiffusionPipeline.from_pretrained(folder.pretrained)
-    return save_as_single_file(pipeline, tmp_path_factory.mktemp("file") / "tuned.safetensors")
+    return as_file(folder, tmp_path_factory.mktemp("file"))
 
 
 @pytest.fixture
 def configs(folder: PolicySettings, tmp_path: Path) -> Path:
-    """The folder without its weights."""
+    return without_weights(folder, tmp_path / "configs")
+
+
+def as_file(folder: PolicySettings, to: Path) -> Path:
+    return save_as_single_file(DiffusionPipeline.from_pretrained(folder.pretrained), to / "tuned.safetensors")
+
+
+def without_weights(folder: PolicySettings, to: Path) -> Path:
     for path in Path(folder.pretrained).rglob("*"):
         if path.is_file() and path.suffix != ".safetensors":
-            target = tmp_path / "configs" / path.relative_to(folder.pretrained)
+            target = to / path.relative_to(folder.pretrained)
             target.parent.mkdir(parents=True, exist_ok=True)
             target.write_bytes(path.read_bytes())
-    return tmp_path / "configs"
+    return to
 
 
 def single(folder: PolicySettings, file: Path, config: Path) -> PolicySettings:
@@ -63,13 +69,19 @@ def same(one: Any, other: Any) -> None:
         assert torch.equal(value, other.state_dict()[name]), name
 
 
-def test_a_file_is_read_as_the_folder_that_it_was_made_of(folder: PolicySettings, file: Path, configs: Path) -> None:
-    ours, expected = load_policy(single(folder, file, configs)), load_policy(folder)
-    for part in ("unet", "vae", "text_encoder"):
+@pytest.mark.parametrize("family", ["SD1.5", "SDXL"])
+def test_a_file_is_read_as_the_folder_that_it_was_made_of(family: str, tmp_path: Path) -> None:
+    folder = policy_of(family, tmp_path / "pipeline")
+    from_file = single(folder, as_file(folder, tmp_path), without_weights(folder, tmp_path / "configs"))
+    ours, expected = load_policy(from_file), load_policy(folder)
+    parts = [name for name, part in expected.pipeline.components.items() if isinstance(part, torch.nn.Module)]
+    assert len(parts) == (4 if family == "SDXL" else 3)
+    for part in parts:
         same(getattr(ours.pipeline, part), getattr(expected.pipeline, part))
     assert ours.folder.name == "tuned"
-    assert torch.equal(ours.encode("1")["prompt_embeds"], expected.encode("1")["prompt_embeds"])
-    assert find_policy(single(folder, file, configs))[0] == ours.folder  # converted once
+    for name, value in expected.encode("1").items():
+        assert torch.equal(ours.encode("1")[name], value), name
+    assert find_policy(from_file)[0] == ours.folder  # converted once
 
 
 def test_a_run_from_a_file_is_checked_trained_and_exported(
