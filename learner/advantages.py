@@ -14,7 +14,7 @@ Normaliser = Literal["depth", "leaf", "group"]
 FLAT_SPREAD = 1e-6
 """A standard deviation below this share of the values' size is rounding of scores in float32, not a difference: the
 advantage is exactly zero."""
-EXACT = 1e-12
+EPSILON = 1e-12
 """Maximum rounding error of float64 arithmetic, relative to the size of the values."""
 
 
@@ -65,7 +65,7 @@ def _normalised(
     flat = (own <= FLAT_SPREAD * size) | (scale <= FLAT_SPREAD * size)
     centred = np.where(flat, 0.0, rows - rows.mean(axis=1, keepdims=True))
     scale = np.where(flat, 1.0, scale)
-    return (centred / scale).ravel(), np.broadcast_to(EXACT * size / scale, rows.shape).ravel()
+    return (centred / scale).ravel(), np.broadcast_to(EPSILON * size / scale, rows.shape).ravel()
 
 
 def edge_weights(

@@ -8,7 +8,7 @@ import numpy as np
 from ..proto.errors import InputError
 from ..proto.settings import AdvantageSettings, PruningSettings, RunSettings
 from ..proto.tree import FloatArray, Tree
-from .advantages import EXACT, FLAT_SPREAD, depth_advantages, edge_weights, leaf_advantages
+from .advantages import EPSILON, FLAT_SPREAD, depth_advantages, edge_weights, leaf_advantages
 from .fusion import fuse
 from .pruning import kept_edges
 
@@ -97,7 +97,7 @@ def _advantages(
         each = [normalised(value(tree.rewards[name]), schedule, settings.normaliser) for name in rewards]
         pairs = list(zip(rewards.values(), each, strict=True))
         advantages = np.sum([weight * own for weight, (own, _) in pairs], axis=0)
-        rounding = np.sum([abs(weight) * (rounded + EXACT * np.abs(own)) for weight, (own, rounded) in pairs], axis=0)
+        rounding = np.sum([abs(weight) * (rounded + EPSILON * np.abs(own)) for weight, (own, rounded) in pairs], axis=0)
     advantages[np.abs(advantages) <= rounding] = 0.0  # exactly, so that no row is trained on rounding
     if settings.combine == "rewards":
         spreads = _spreads(parts, 1 if settings.normaliser == "group" else schedule.roots)

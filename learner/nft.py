@@ -25,7 +25,7 @@ from .ema import WeightAverage
 from .rows import conditioning_of, shared_out
 
 SMALLEST_ERROR = 1e-5
-"""Least mean absolute error by which an error is divided."""
+"""Minimum mean absolute error by which an error is divided."""
 
 
 @dataclass(frozen=True)

@@ -26,7 +26,7 @@ MARKS = {
     codecs.BOM_UTF16_BE: "utf-16-be",
 }
 """Byte order marks, and what stands behind them."""
-PARTIAL = ".partial-"
+PARTIAL_PREFIX = ".partial-"
 """Prefix of the names of unfinished files and folders."""
 
 
@@ -145,7 +145,7 @@ def when_there_is_room(
 
 def sweep(folder: Path) -> None:
     """Delete what killed processes left unfinished anywhere below `folder`."""
-    for path in sorted(folder.rglob(f"{PARTIAL}*")):
+    for path in sorted(folder.rglob(f"{PARTIAL_PREFIX}*")):
         _delete(path)
 
 
@@ -169,7 +169,7 @@ def _keep_folder(path: Path, replace: bool) -> None:
 
 
 def _aside(path: Path) -> Path:
-    return path.with_name(f"{PARTIAL}{uuid.uuid4().hex[:8]}-{path.name}")
+    return path.with_name(f"{PARTIAL_PREFIX}{uuid.uuid4().hex[:8]}-{path.name}")
 
 
 def _delete(path: Path) -> None:

@@ -17,7 +17,7 @@ from .schedule import Kernel, Schedule, tree_schedule
 
 LOTS = 4
 """Stream of random numbers, beside those of `rollout_workers/noise.py`, from which schedules draw lots."""
-INDEPENDENT = math.inf
+INDEPENDENT_SPREAD = math.inf
 """Sibling spread of children whose noises have nothing in common."""
 
 SPLITS: Mapping[str, Sequence[int]] = {
@@ -43,7 +43,7 @@ def dance_grpo(
         eta=eta,
         roots=1 if shared_start else group,
         splits={0: group} if shared_start else {},
-        sibling_spread=INDEPENDENT,
+        sibling_spread=INDEPENDENT_SPREAD,
     )
 
 
@@ -71,7 +71,7 @@ def flow_grpo_fast(
     The step is drawn at random in every iteration (Flow-GRPO's fast variant).
     """
     start = _drawn(steps - window, iteration, seed)
-    return _windowed(steps, start, window, {start: group}, INDEPENDENT, kernel, eta, ode_stride)
+    return _windowed(steps, start, window, {start: group}, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
 
 def mix_grpo(
@@ -93,7 +93,7 @@ def mix_grpo(
     The window moves by `window_stride` steps every `window_every` iterations. At the end it stays or starts again.
     """
     start = _slid(steps, window, window_start, window_stride, window_every, window_end, iteration)
-    return _windowed(steps, start, window, {start: group}, INDEPENDENT, kernel, eta, ode_stride)
+    return _windowed(steps, start, window, {start: group}, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
 
 def tempflow_grpo(
@@ -112,7 +112,7 @@ def tempflow_grpo(
     `advantage.noise_weight`.
     """
     start = (iteration - 1) % max(steps - 1, 1) if split_step is None else split_step
-    return _windowed(steps, start, 1, {start: children}, INDEPENDENT, kernel, eta, ode_stride)
+    return _windowed(steps, start, 1, {start: children}, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
 
 def tree_grpo(
@@ -129,7 +129,7 @@ def tree_grpo(
     """Every step of a random window splits into `children` (TreeGRPO, arXiv 2512.08153), the rest is deterministic."""
     start = _drawn(steps - window, iteration, seed)
     splits = dict.fromkeys(range(start, start + window), children)
-    return _windowed(steps, start, window, splits, INDEPENDENT, kernel, eta, ode_stride)
+    return _windowed(steps, start, window, splits, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
 
 def branch_grpo(

@@ -21,7 +21,7 @@ FOLDER = "pictures"
 
 Pixels = npt.NDArray[np.uint8]
 """uint8 [height, width, 3]."""
-BROKEN = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
+READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that it can't read."""
 
 
@@ -56,7 +56,7 @@ class Picture:
         try:
             with Image.open(io.BytesIO(self.content())) as stored:
                 return ImageOps.exif_transpose(stored).convert("RGB")
-        except BROKEN as error:  # of Pillow, for damaged files
+        except READ_ERRORS as error:  # of Pillow, for damaged files
             raise InputError(f"the picture {self.name} can't be decoded: {error}") from error
 
     def fitted(self, height: int, width: int) -> Image.Image:
@@ -87,7 +87,7 @@ def _find(value: Any, column: str, folder: Path) -> Picture:
     if isinstance(value, bytes):
         try:
             return Picture(_name(value), value)
-        except BROKEN as error:
+        except READ_ERRORS as error:
             raise Unreadable(f"bytes in '{column}' that are no picture: {error}") from error
     if not isinstance(value, str) or "\0" in value:
         raise Unreadable(f"neither a path nor bytes in '{column}', of prompts.picture_column")
@@ -95,7 +95,7 @@ def _find(value: Any, column: str, folder: Path) -> Picture:
     try:
         facts = path.stat()
         return Picture(_name_of_file(path.resolve(), facts.st_size, facts.st_mtime_ns), path.resolve())
-    except (*BROKEN, RuntimeError) as error:
+    except (*READ_ERRORS, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "it is no picture in a format that Pillow reads"
         raise Unreadable(f"in '{column}' the picture '{path}', which can't be read: {reason}") from error
 

@@ -17,8 +17,8 @@ import numpy.typing as npt
 
 Kernel = Literal["ode", "dpm", "dance", "flow", "cps", "ddim"]
 RootNoise = Literal["independent", "antithetic"]
-DETERMINISTIC: tuple[Kernel, ...] = ("ode", "dpm")
-LEAST_ETA, MAX_ETA = 1e-4, 10.0
+DETERMINISTIC_KERNELS: tuple[Kernel, ...] = ("ode", "dpm")
+MIN_ETA, MAX_ETA = 1e-4, 10.0
 """Bounds for stochastic kernels: with less the rounding of states in float32 isn't small beside their noise, with more
 nothing is left of a state."""
 IntArray = npt.NDArray[np.int64]
@@ -42,7 +42,7 @@ class Step:
     @property
     def stochastic(self) -> bool:
         """Whether it adds noise."""
-        return self.kernel not in DETERMINISTIC
+        return self.kernel not in DETERMINISTIC_KERNELS
 
     def __post_init__(self) -> None:
         if self.children < 1:
@@ -50,8 +50,8 @@ class Step:
         if self.stride < 1:
             raise ValueError(f"stride is {self.stride}; a step goes down by at least 1 noise level")
         most = 1.0 if self.kernel in ("cps", "ddim") else MAX_ETA
-        if self.stochastic and not LEAST_ETA <= self.eta <= most:
-            raise ValueError(f"eta is {self.eta}; the kernel '{self.kernel}' takes values from {LEAST_ETA} to {most:g}")
+        if self.stochastic and not MIN_ETA <= self.eta <= most:
+            raise ValueError(f"eta is {self.eta}; the kernel '{self.kernel}' takes values from {MIN_ETA} to {most:g}")
         if self.children > 1 and not self.stochastic:
             raise ValueError("a split needs a stochastic kernel: the children of a deterministic step would be equal")
         if self.trained and not self.stochastic:

@@ -6,11 +6,11 @@ from scipy.signal import ShortTimeFFT
 
 HEIGHT, WIDTH = 128, 256
 """Pixels: frequencies from the lowest (below) to half the sample rate, and times."""
-LOWEST = 40.0
+LOWEST_HERTZ = 40.0
 """Hertz of the lowest row. Rows are at equal ratios."""
 FLOOR = 80.0
 """Decibels below full scale that are black; full scale is white."""
-FINER = 16
+FREQUENCIES_PER_ROW = 16
 """Frequencies that a row is the loudest of: a high one spans many of the transform's."""
 WINDOW_SECONDS = 0.046
 
@@ -25,9 +25,9 @@ def spectrogram(waveform: npt.NDArray[np.float32], sample_rate: int) -> npt.NDAr
     transform = ShortTimeFFT(window, hop=max(1, size // 4), fs=sample_rate, scale_to="magnitude")
     padded = np.pad(waveform.astype(np.float64), (0, max(0, size - len(waveform))))
     power = np.abs(transform.stft(padded, p0=0, p1=1 + (len(padded) - 1) // transform.hop)) ** 2 * 4
-    rows = np.geomspace(LOWEST, sample_rate / 2, HEIGHT * FINER)[::-1]
+    rows = np.geomspace(LOWEST_HERTZ, sample_rate / 2, HEIGHT * FREQUENCIES_PER_ROW)[::-1]
     fine = np.stack([np.interp(rows, transform.f, column) for column in power.T], axis=1)
-    by_time = fine.reshape(HEIGHT, FINER, -1).max(axis=1)
+    by_time = fine.reshape(HEIGHT, FREQUENCIES_PER_ROW, -1).max(axis=1)
     columns = np.linspace(0, by_time.shape[1] - 1, WIDTH)
     decibels = 10 * np.log10(np.maximum(by_time[:, columns.round().astype(int)], 1e-12))
     grey = np.clip(1 + decibels / FLOOR, 0, 1) * 255

@@ -18,7 +18,7 @@ from .interface import Scorer
 from .weights import check_tokenizer, device, load_tokenizer, load_whole, model_folder
 
 REWARD = "clap"
-WHOSE = "RoBERTa's"
+TOKENIZER_OWNER = "RoBERTa's"
 EXAMPLE = "laion/clap-htsat-unfused"
 
 
@@ -77,8 +77,8 @@ def load_clap(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """
     config = check_files(REWARD, settings)
     folder = model_folder(REWARD, settings.pretrained, "pretrained", "clap")
-    tokenizer = load_tokenizer(REWARD, settings.tokenizer or str(folder), WHOSE)
-    check_tokenizer(REWARD, tokenizer, config.text_config.vocab_size, config.text_config.eos_token_id, WHOSE)
+    tokenizer = load_tokenizer(REWARD, settings.tokenizer or str(folder), TOKENIZER_OWNER)
+    check_tokenizer(REWARD, tokenizer, config.text_config.vocab_size, config.text_config.eos_token_id, TOKENIZER_OWNER)
     model = load_whole(ClapModel, REWARD, folder, "pretrained", "clap")
     ears = ClapFeatureExtractor.from_pretrained(folder, local_files_only=True)
     return Clap(model, tokenizer, ears, device(settings))

@@ -22,7 +22,7 @@ LINE_SHAPE = (3, 48, 96)
 """Channels, height and least width to which the model scales a line, pixels; wider lines are scaled wider."""
 BATCH = 16
 LINE_HEIGHT = 64
-"""Most pixels in the height of a picture that is one line."""
+"""Maximum pixels in the height of a picture that is one line."""
 _LETTER = "[A-Za-zÀ-ɏͰ-ӿ]"  # of the scripts that have apostrophes
 # In each, no two parts match the same character, so that the time is linear in the length of the prompt.
 QUOTED = re.compile(

@@ -27,7 +27,7 @@ from ..proto.scoring import (
 TOKEN = "BRANCHGRPO_REMOTE_TOKEN"
 """Variable of the environment with the bearer token that is sent."""
 KIND = "application/x-safetensors"
-ATTEMPTS = 7
+REQUEST_ATTEMPTS = 7
 CONNECT_SECONDS = 10.0
 MAX_WAIT = 10.0
 """Seconds between two attempts; the first wait is about a second, and each is twice the one before."""
@@ -52,7 +52,7 @@ class RemoteReward:
         if token := checked_token(os.environ.get(TOKEN) or None, TOKEN):
             self._session.headers["Authorization"] = f"Bearer {token}"
         self._retrying = tenacity.Retrying(
-            stop=tenacity.stop_after_attempt(ATTEMPTS),
+            stop=tenacity.stop_after_attempt(REQUEST_ATTEMPTS),
             wait=tenacity.wait_exponential_jitter(initial=1, max=MAX_WAIT),
             retry=tenacity.retry_if_exception_type((requests.RequestException, _Passing)),
             reraise=True,
@@ -101,7 +101,7 @@ def per_request(media: Media, pictures: int = 0) -> int:
 
 def longest(timeout: float) -> float:
     """Seconds that all attempts may take, of `timeout` seconds at most each, with the waits in between."""
-    return ATTEMPTS * (CONNECT_SECONDS + timeout + MAX_WAIT)
+    return REQUEST_ATTEMPTS * (CONNECT_SECONDS + timeout + MAX_WAIT)
 
 
 class _Passing(Exception):

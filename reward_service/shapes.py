@@ -21,16 +21,16 @@ from .interface import Scorer, per_frame
 HUES = {"red": 0, "yellow": 30, "green": 63, "cyan": 92, "blue": 118, "magenta": 150}
 """Colour -> its hue, in OpenCV's half degrees."""
 HUE_TOLERANCE = 12
-COLOURED, GREY = 90, 30
-"""Least difference between a pixel's strongest and weakest channel that is colour, and most that is grey."""
-LIGHT = 200
-"""Least value of the channels of light paper."""
-PURE = 0.8
-"""Least share of a thing's pixels that have its hue."""
-LEAST_AREA, MOST_AREA = 0.01, 0.4
+MIN_CHROMA, MAX_GREY_CHROMA = 90, 30
+"""Minimum difference between a pixel's strongest and weakest channel that is colour, and maximum that is grey."""
+MIN_LIGHT = 200
+"""Minimum value of the channels of light paper."""
+MIN_PURITY = 0.8
+"""Minimum share of a thing's pixels that have its hue."""
+MIN_AREA, MAX_AREA = 0.01, 0.4
 """Bounds of a thing's area, as a share of the picture. What is smaller is dirt, what is larger is no thing on paper."""
-ALIKE = 0.68
-"""Least overlap (intersection over union) of a thing with the shape that it is said to be."""
+MIN_OVERLAP = 0.68
+"""Minimum overlap (intersection over union) of a thing with the shape that it is said to be."""
 TEMPLATE = 48
 CLAIMS = 6
 _RELATIONS = {"left of": (1, 0), "right of": (-1, 0), "above": (0, 1), "below": (0, -1)}
@@ -71,11 +71,11 @@ def things(picture: npt.NDArray[np.uint8]) -> list[Thing]:
     """The patches of colour in a picture, uint8 [height, width, 3]."""
     chroma = np.ptp(picture, axis=2)
     hue = cv2.cvtColor(picture, cv2.COLOR_RGB2HSV)[..., 0].astype(int)
-    count, labels, stats, centres = cv2.connectedComponentsWithStats((chroma >= COLOURED).astype(np.uint8))
+    count, labels, stats, centres = cv2.connectedComponentsWithStats((chroma >= MIN_CHROMA).astype(np.uint8))
     found = []
     for i in range(1, count):
         left, top, width, height, area = map(int, stats[i])
-        if LEAST_AREA <= area / chroma.size <= MOST_AREA:
+        if MIN_AREA <= area / chroma.size <= MAX_AREA:
             mask = labels[top : top + height, left : left + width] == i
             hues = hue[top : top + height, left : left + width][mask]
             centre = (float(centres[i][0]), float(centres[i][1]))
@@ -86,7 +86,7 @@ def things(picture: npt.NDArray[np.uint8]) -> list[Thing]:
 def _colour(hues: npt.NDArray[np.int_]) -> str | None:
     for name, hue in HUES.items():
         apart = np.abs((hues - hue + 90) % 180 - 90)
-        if np.mean(apart <= HUE_TOLERANCE) >= PURE:
+        if np.mean(apart <= HUE_TOLERANCE) >= MIN_PURITY:
             return name
     return None
 
@@ -95,7 +95,7 @@ def _shape(mask: npt.NDArray[np.bool_]) -> str | None:
     scaled = cv2.resize(mask.astype(np.float32), (TEMPLATE, TEMPLATE), interpolation=cv2.INTER_LINEAR) >= 0.5
     overlaps = {name: np.sum(scaled & shape) / np.sum(scaled | shape) for name, shape in SHAPES.items()}
     best = max(overlaps, key=overlaps.__getitem__)
-    return best if overlaps[best] >= ALIKE else None
+    return best if overlaps[best] >= MIN_OVERLAP else None
 
 
 def claims(picture: npt.NDArray[np.uint8], prompt: str) -> int:
@@ -131,7 +131,7 @@ def _lies(relation: str, one: tuple[float, float], other: tuple[float, float]) -
 
 def clean(picture: npt.NDArray[np.uint8]) -> float:
     """The share of the pixels that are light paper or belong to a thing of one colour, in [0, 1]."""
-    paper = (np.ptp(picture, axis=2) < GREY) & (picture.min(axis=2) >= LIGHT)
+    paper = (np.ptp(picture, axis=2) < MAX_GREY_CHROMA) & (picture.min(axis=2) >= MIN_LIGHT)
     return float(np.mean(paper) + sum(thing.area for thing in things(picture) if thing.colour) / paper.size)
 
 

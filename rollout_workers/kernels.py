@@ -19,7 +19,7 @@ from itertools import pairwise
 import torch
 
 from ..proto.errors import InputError
-from ..proto.schedule import DETERMINISTIC, Kernel, Schedule, Step
+from ..proto.schedule import DETERMINISTIC_KERNELS, Kernel, Schedule, Step
 
 ROUNDING = 2e-4
 """A first noise level this near to 1 is 1, and a last one this near to 0 is 0: they come in float32, whose rounding a
@@ -43,7 +43,7 @@ def step_coefficients(kernel: Kernel, s: float, s_next: float, eta: float, s_sec
     for s where 1 - s would be 0.
     """
     ds = s_next - s
-    if kernel in DETERMINISTIC:
+    if kernel in DETERMINISTIC_KERNELS:
         return StepCoefficients(1.0, ds)
     if kernel in ("cps", "ddim"):
         # The clean state, and noise of which a part is new: two parts whose squares add up to 1.

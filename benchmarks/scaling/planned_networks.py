@@ -40,7 +40,13 @@ LAYOUTS = {
     "separate, 2 workers + 2 ranks": ["placement=separate"],
 }
 RECIPES = {"glyphs": ["pools.rewards.ocr.threads=1"], "shapes": []}
-QUIET = ["threads=1", "logging.trace=false", "logging.samples_every=0", "logging.trees_every=0", "policy.device=cpu"]
+COMMON_OVERRIDES = [
+    "threads=1",
+    "logging.trace=false",
+    "logging.samples_every=0",
+    "logging.trees_every=0",
+    "policy.device=cpu",
+]
 
 
 def calibrated(settings: RunSettings) -> Calibration:
@@ -105,7 +111,7 @@ def main(
     console = Console(width=140)
     table = Table("run", "rows", *PHASES, "all", "planned / real", "with all rows", title="CPU seconds, planned / real")
     for recipe in recipes or RECIPES:
-        file, own = SHIPPED / f"{recipe}.yaml", [*QUIET, *RECIPES[recipe]]
+        file, own = SHIPPED / f"{recipe}.yaml", [*COMMON_OVERRIDES, *RECIPES[recipe]]
         calibration = calibrated(load_recipe(file, [*own, "execution=in_process"]))
         for name, changes in LAYOUTS.items():
             settings = load_recipe(file, [*own, *changes])

@@ -21,7 +21,7 @@ from ...proto.recipe import SHIPPED, load_recipe
 from ..support.report import Rounds
 from ..support.timed_loop import running, timed
 from .planned_layouts import Comparison, show
-from .planned_networks import QUIET, RECIPES, calibrated
+from .planned_networks import COMMON_OVERRIDES, RECIPES, calibrated
 
 PAIR = ["placement=separate", "pools.rollout_workers.count=1", "pools.learner.count=1"]
 LAYOUTS = {
@@ -36,7 +36,7 @@ LAYOUTS = {
 def compare(recipe: str, turns: int, rounds: int, console: Console) -> list[Comparison]:
     """Planned seconds of an iteration, and medians of `rounds` in each of `turns` runs, after one to warm up and
     before one that samples nothing ahead."""
-    own = [*QUIET, *RECIPES[recipe], "learner.skip_zero_advantage=false", f"iterations={rounds + 2}"]
+    own = [*COMMON_OVERRIDES, *RECIPES[recipe], "learner.skip_zero_advantage=false", f"iterations={rounds + 2}"]
     every = {name: load_recipe(SHIPPED / f"{recipe}.yaml", [*own, *changes]) for name, changes in LAYOUTS.items()}
     calibration = calibrated(every["in process"])
     seconds: defaultdict[str, list[float]] = defaultdict(list)

@@ -44,7 +44,7 @@ MODES: dict[str, dict[str, Any]] = {
 GIGA = 1e9
 H100 = find_gpu("h100")
 WINDOWS = 16
-"""Most windows of an iteration."""
+"""Maximum number of windows in an iteration."""
 
 
 @dataclass(frozen=True)

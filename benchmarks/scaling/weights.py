@@ -21,7 +21,7 @@ import typer
 from rich.console import Console
 from rich.table import Table
 
-from ...cluster.on_ray.broadcast import PASSED_AT_ONCE, PASSING, Chain, Weights, fetch, read
+from ...cluster.on_ray.broadcast import PASSED_AT_ONCE, RELAY_GROUP, Chain, Weights, fetch, read
 from ...cluster.on_ray.connect import connected
 from ...cluster.on_ray.messages import WeightsRef
 from ...proto.packed_tensor import PackedTensor
@@ -96,7 +96,7 @@ def main(
     with several_nodes(WORKERS, store=max(8 * pieces * size, 100_000_000)) as (address, _), connected(address):
         wait_until(lambda: ray.cluster_resources().get("work") == WORKERS, 180, lambda: "nodes didn't start")
         publisher = ray.remote(num_cpus=0, resources={"learn": 1})(Publisher).remote()
-        actor = ray.remote(num_cpus=0, resources={"work": 1}, concurrency_groups={PASSING: PASSED_AT_ONCE})(Worker)
+        actor = ray.remote(num_cpus=0, resources={"work": 1}, concurrency_groups={RELAY_GROUP: PASSED_AT_ONCE})(Worker)
         actors = [actor.remote() for _ in range(WORKERS)]
         workers = dict(zip(ray.get([one.node.remote() for one in actors]), actors, strict=True))
         for seed in range(rounds + 1):

@@ -28,7 +28,7 @@ from ..support.report import OUT, Out, report_path, write_report
 
 STEPS, STRETCH, TREES = 20, 10, 8
 STRIDES = (1, 2, 3, 5, 10)
-FINE = 160
+FINE_STEPS = 160
 
 
 @torch.no_grad()
@@ -66,7 +66,7 @@ def main(out: Out = OUT) -> None:
     texts = [prompt for prompt in prompts for _ in begin]
     conditioning = collate([given for given in worker.embeddings.of(prompts) for _ in begin])
     sigmas = policy.sigmas(STEPS)[depth:]
-    grid = np.interp(np.linspace(0, STRETCH, FINE + 1), np.arange(STRETCH + 1), sigmas)
+    grid = np.interp(np.linspace(0, STRETCH, FINE_STEPS + 1), np.arange(STRETCH + 1), sigmas)
     fine = finished(policy, x, conditioning, grid.tolist(), "euler")
 
     def exact(leaves: torch.Tensor) -> float:

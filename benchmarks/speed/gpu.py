@@ -47,7 +47,7 @@ from ...reward_service.preprocessing import cropped, prepared
 from ...rollout_workers.expansion import expand
 from ...rollout_workers.kernels import CoefficientTable, relative_noise
 from ...rollout_workers.policies.base import trainable
-from ..support.random_flux import FULL, TINY, RandomFlux, Scale
+from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out, report_path, write_report
 
 Result = TypeVar("Result")
@@ -239,7 +239,7 @@ def main(
     out: Out = OUT,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small network, on whatever device there is.")] = False,
     steps: Annotated[int, typer.Option(help="Denoising steps.")] = 20,
-    rows: Annotated[int, typer.Option(help="Most rows in a forward pass.")] = 16,
+    rows: Annotated[int, typer.Option(help="Maximum rows in a forward pass.")] = 16,
     times: Annotated[int, typer.Option(help="How often each is timed.")] = 2,
     compiled: Annotated[bool, typer.Option("--compile/--no-compile", help="Measure with torch.compile too.")] = True,
     part: Annotated[list[str] | None, typer.Option(help="What to measure; may be repeated. Default: all.")] = None,
@@ -257,7 +257,7 @@ def main(
     if unknown := [name for name in part or () if name not in every]:
         raise typer.BadParameter(f"{unknown[0]} is none of: {'; '.join(every)}", param_hint="--part")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
-    scale, path = TINY if tiny else FULL, report_path(out, "gpu")
+    scale, path = TINY_SCALE if tiny else FULL_SCALE, report_path(out, "gpu")
     found = _earlier(path, {"device": name, "tiny": tiny, "steps": steps, "rows": rows, "times": times})
     shapes = Bench(scale, torch.device("meta"), compiled=False)
     row_flops = count_flops(lambda: shapes.forward(1))

@@ -26,7 +26,7 @@ from ...proto.recipe import SHIPPED, load_recipe
 from ...reward_service.interface import Scores
 from ...reward_service.preprocessing import cropped, prepared
 from ..support.model_sizes import flux_dev
-from ..support.random_flux import FULL, TINY, RandomFlux, Scale
+from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out
 
 RECIPE = "flux_hps_branch"
@@ -64,7 +64,7 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
-    path, console, scale = out / "calibration.json", Console(width=120), TINY if tiny else FULL
+    path, console, scale = out / "calibration.json", Console(width=120), TINY_SCALE if tiny else FULL_SCALE
     must_be_new(path)
     work = None if tiny else counted()
     policy = RandomFlux(scale, device, compiled=False)

@@ -21,7 +21,7 @@ from ...cluster.plan.memory_tables import UNITS
 from ...cluster.plan.passes import Calls, measure_pass
 from ...proto.settings import LoraSettings
 from ..support.allocated import peak_bytes
-from ..support.random_flux import FULL, TINY, RandomFlux, Scale
+from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out, report_path, write_report
 
 ROWS = {"forward": (1, 4, 16), "decode": (1, 4), "train": (1, 4)}
@@ -84,7 +84,7 @@ def main(
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else "CPU"
     unit = "MB" if tiny else "GB"
-    scale, found, path = TINY if tiny else FULL, [], report_path(out, "gpu_memory")
+    scale, found, path = TINY_SCALE if tiny else FULL_SCALE, [], report_path(out, "gpu_memory")
     networks = {
         "FLUX.1-dev, LoRA, checkpoints": (scale, True),
         "6 of its blocks, in full": (scale if tiny else replace(scale, network=FEW_BLOCKS), False),

@@ -24,7 +24,7 @@ from ...cluster.run.folder import RunFolder
 from ..support.report import OUT, Out, report_path, write_report
 
 SECONDS = 570.0
-WANTED = ("batch of {rows}", "tree", "mix", "sequential")
+FIRST_PARTS = ("batch of {rows}", "tree", "mix", "sequential")
 """Parts of the benchmark `gpu` that come before its others."""
 RUN = "gpu_run"
 """Name of the run whose GPU's seconds are shown."""
@@ -35,7 +35,7 @@ def commands(out: Path, tiny: bool) -> dict[str, list[str]]:
     to, rows = ["--out", str(out), *(["--tiny"] if tiny else [])], 4 if tiny else 16
     small = [f"--rows={rows}", *(["--steps=6"] if tiny else [])]
     gpu = [*_module("gpu"), *to, "--times=1", *small]
-    wanted = [f"--part={part.format(rows=rows)}" for part in WANTED]
+    wanted = [f"--part={part.format(rows=rows)}" for part in FIRST_PARTS]
     settings = ["execution=in_process", "iterations=3", "prompts.held_out=null", "resume=auto", f"name={RUN}"]
     few = ["prompts.per_iteration=2"] if tiny else []
     run = [sys.executable, "-m", "branchgrpo", "train", "shapes", *settings, f"runs={out}", *few]

@@ -28,7 +28,7 @@ from .interleaved import Variant, in_one_update, take_turns
 TREES = 8
 STEPS = 20
 TREE = {"steps": STEPS, "eta": 0.7}
-EVERYTHING = ("sampling", "decoding", "scoring", "learning")
+ALL_PHASES = ("sampling", "decoding", "scoring", "learning")
 PUBLISHED = {"branch_grpo": 698 / 493, "branch_grpo, pruned": 698 / 314, "branch_grpo_mix": 698 / 148}
 """Speedups in the paper's table on FLUX.1-dev: seconds of DanceGRPO's iteration over theirs."""
 METHODS: dict[str, dict[str, Any]] = {
@@ -69,14 +69,14 @@ def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[st
 
     lines = []
     for of in variants:
-        ratio, ceiling = base.ratio(of, *EVERYTHING), cost(base) / cost(of)
+        ratio, ceiling = base.ratio(of, *ALL_PHASES), cost(base) / cost(of)
         lines.append(
             {
                 "method": of.name,
                 "F": of.schedule.forward_passes,
                 "R": of.rows,
                 "L": of.schedule.leaves,
-                "milliseconds": {phase: of.median(phase) * 1e3 for phase in EVERYTHING},
+                "milliseconds": {phase: of.median(phase) * 1e3 for phase in ALL_PHASES},
                 "ceiling": ceiling,
                 "measured": ratio,
                 "share of ceiling": ratio / ceiling,
@@ -88,7 +88,7 @@ def summary(variants: Sequence[Variant]) -> tuple[dict[str, float], list[dict[st
 
 def markdown(costs: dict[str, float], lines: list[dict[str, Any]]) -> str:
     """The lines as a table in Markdown."""
-    phases = [f"{phase}, ms" for phase in EVERYTHING]
+    phases = [f"{phase}, ms" for phase in ALL_PHASES]
     table = Table("method", "F", "R", *phases, "ceiling", "measured", "share", "published", box=MARKDOWN)
     for line in lines:
         milliseconds = (f"{spent:.0f}" for spent in line["milliseconds"].values())

@@ -32,8 +32,8 @@ class Scale:
     tower: CLIPVisionConfig
 
 
-FULL = Scale({}, VAE_BLOCKS, 720, (TEXT_TOKENS, TEXT_CHANNELS, POOLED_CHANNELS), VIT_H)
-TINY = Scale(
+FULL_SCALE = Scale({}, VAE_BLOCKS, 720, (TEXT_TOKENS, TEXT_CHANNELS, POOLED_CHANNELS), VIT_H)
+TINY_SCALE = Scale(
     {
         "in_channels": 16,
         "num_layers": 1,
@@ -74,7 +74,7 @@ class RandomFlux(FluxPolicy):
         self.settings = PolicySettings(pretrained="random", height=scale.pixels, width=scale.pixels)
         with torch.device(device), _made_in(torch.bfloat16):
             self.network = FluxTransformer2DModel(**{"guidance_embeds": True, **scale.network})
-            channels, groups = self.network.config.in_channels // 4, 4 if scale is TINY else 32
+            channels, groups = self.network.config.in_channels // 4, 4 if scale is TINY_SCALE else 32
             vae = flux_autoencoder(scale.vae_blocks, channels, groups)
         scheduler = FlowMatchEulerDiscreteScheduler(shift=3.0)
         parts = {"transformer": self.network, "vae": vae.requires_grad_(False), "scheduler": scheduler}

@@ -16,7 +16,7 @@ from rich.table import Table
 
 from ...proto.atomic_files import whole
 from ...proto.errors import InputError
-from ...proto.methods import INDEPENDENT
+from ...proto.methods import INDEPENDENT_SPREAD
 from ...proto.schedule import Schedule
 from ...proto.settings import RunSettings
 from ...rollout_workers.diversity import Diversity
@@ -122,7 +122,7 @@ def sequential(schedule: Schedule, *, shared: bool) -> Schedule:
         return Schedule(tuple(steps), roots=schedule.leaves)
     noisy = next(i for i, step in enumerate(steps) if step.stochastic)
     steps[noisy] = replace(steps[noisy], children=schedule.leaves // schedule.roots)
-    return replace(schedule, steps=tuple(steps), sibling_spread=INDEPENDENT)
+    return replace(schedule, steps=tuple(steps), sibling_spread=INDEPENDENT_SPREAD)
 
 
 def compare(

@@ -23,7 +23,7 @@ from ..on_ray.connect import visiting
 from ..on_ray.internals import drain_node, living_actors
 from ..run.stop import StopRequest
 
-OURS = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
+ACTOR_PREFIXES = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller", "ServeReplica")
 """Prefixes of the class names of actors that work for runs."""
 POLL_SECONDS = 0.5
 END_SECONDS = 30
@@ -92,7 +92,7 @@ def _processes_on(node: str) -> list[str]:
     return [
         f"{actor['ActorClassName']} ({actor['Pid']})"
         for actor in living_actors()
-        if actor["Address"]["NodeID"] == node and actor["ActorClassName"].startswith(OURS)
+        if actor["Address"]["NodeID"] == node and actor["ActorClassName"].startswith(ACTOR_PREFIXES)
     ]
 
 

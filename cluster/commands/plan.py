@@ -19,9 +19,9 @@ from ...proto.settings_errors import named_settings
 from ...proto.yaml12 import write_yaml
 from ..plan.calibration import ASSUMED, DECODE, FORWARD, Calibration
 from ..plan.device import Device
-from ..plan.fit import OUTSIDE, misfit, remedies
+from ..plan.fit import UNUSABLE_BYTES, misfit, remedies
 from ..plan.gpus import Gpu
-from ..plan.layouts import PART, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
+from ..plan.layouts import SHARED_GPU, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
 from ..plan.memory import count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
 from ..plan.prices import Prices
@@ -29,7 +29,7 @@ from ..plan.rows import learner_rows, share_of
 from ..plan.sizes import choose_sizes
 
 REASONS = 3
-"""Most reasons that are printed for layouts that were left out."""
+"""Maximum number of reasons that are printed for layouts that were left out."""
 
 
 def make_plan(settings: RunSettings, gpus: int, device: Device, like: Path | None = None) -> tuple[Plan, Prices]:
@@ -60,7 +60,7 @@ def reward_share(settings: RunSettings, gpu: Gpu) -> float:
     """The part of a GPU that a replica needs of the reward model with the largest memory, in twentieths."""
     models = gpu_rewards(settings)
     peaks = [own.peak for name, own in count_memory(settings).items() if name.rpartition(" ")[2] in models]
-    return math.ceil(20 * (max(peaks) + OUTSIDE) / gpu.memory) / 20 if peaks else PART
+    return math.ceil(20 * (max(peaks) + UNUSABLE_BYTES) / gpu.memory) / 20 if peaks else SHARED_GPU
 
 
 def resource(gpu: Gpu) -> str:

@@ -23,7 +23,7 @@ WEIGHT_ENDS = (".safetensors", ".bin", ".msgpack", ".h5", ".onnx", ".pt", ".ckpt
 LICENCE_KEYS = ("license", "license_name", "license_link")
 PLACE = "PATH_OR_REPOSITORY"
 """Stands on a model card where the user writes where the pipeline is."""
-MADE = {"images": "image", "frames": "video", "audios": "audio"}
+RESULT_KINDS = {"images": "image", "frames": "video", "audios": "audio"}
 """What a pipeline calls its results -> what they are, in the Hub's words."""
 NO_OTHER_GUIDANCE = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
 NO_OTHER_GUIDANCE |= {f"audio_{name}": value for name, value in NO_OTHER_GUIDANCE.items()}
@@ -78,7 +78,7 @@ def _take_over(part: Part, to: Path) -> None:
 def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema: bool) -> str:
     """A model card for the Hugging Face Hub: what the model was made of and how, its rewards, and how it is loaded."""
     settings, base = folder.settings, base_model(policy.folder)
-    made = MADE[policy.result]
+    made = RESULT_KINDS[policy.result]
     data = ModelCardData(
         base_model=base,
         library_name="diffusers",

@@ -36,13 +36,13 @@ from ..run.driver_lock import driver_lock, driver_of
 from ..run.own_modules import travelling
 from ..run.preflight import check_here
 from ..run.stop import Stopped, StopRequest
-from ..study.curves import BROKEN
+from ..study.curves import BROKEN_STATES
 from ..study.file import Study
 from ..study.shared_runs import take_over
 from ..study.timing import measured, to_measure
 from ..study.trials import Trial, chosen, trials, tuning_trials
 
-ATTEMPTS = 3
+RUN_ATTEMPTS = 3
 """Times that a run is begun, or continued, whose process was killed."""
 LIGHT_CPUS = 0.001
 """CPUs of the process that drives a run on Ray."""
@@ -126,7 +126,7 @@ def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> N
         run_config=tune.RunConfig(
             name=what,
             storage_path=str(storage),
-            failure_config=tune.FailureConfig(max_failures=ATTEMPTS - 1),
+            failure_config=tune.FailureConfig(max_failures=RUN_ATTEMPTS - 1),
             callbacks=[_Ends(todo, console)],
             verbose=0,
         ),
@@ -239,7 +239,7 @@ def _progress(what: str, every: Sequence[Trial]) -> Table:
             rewards = [name for name in trial.settings.rewards if evaluations and name in evaluations[-1]]
             newest = ", ".join(f"{name} {evaluations[-1][name]:.3f}" for name in rewards)
             table.add_row(trial.settings.name, f"{len(metrics)} of {trial.settings.iterations}", newest)
-    if broken := sum(state in BROKEN for state in states):
+    if broken := sum(state in BROKEN_STATES for state in states):
         table.caption = f"{broken} broken"
     return table
 

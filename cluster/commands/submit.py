@@ -29,7 +29,7 @@ from ..run.preflight import check_recipe
 from ..run.prompt_order import training_and_held_out
 
 PACKAGE = Path(__file__).parents[2]
-SHIPPED = (
+SHIPPED_FILES = (
     "*.py",
     "benchmarks/**/*.py",
     "cluster/*.py",
@@ -91,7 +91,7 @@ def check(settings: RunSettings) -> None:
 def stage_package(folder: Path) -> Path:
     """Copy this package to `folder`/branchgrpo, the name by which it is imported."""
     staged = folder / "branchgrpo"
-    for pattern in SHIPPED:
+    for pattern in SHIPPED_FILES:
         for file in PACKAGE.glob(pattern):
             if file.is_file():
                 copy = staged / file.relative_to(PACKAGE)

@@ -16,7 +16,7 @@ from ..run.cuts import PIECE_BYTES
 from .messages import Published, WeightsRef
 
 Weights = dict[str, PackedTensor]
-PASSING = "passing on"
+RELAY_GROUP = "passing on"
 """The group of calls that a rollout worker answers while it samples: it receives one piece while it writes another."""
 PASSED_AT_ONCE = 2
 
@@ -49,7 +49,7 @@ class Chain:
         copy = piece
         for node, relay in self._relays.items():
             # In lists, the references don't hold up what else the process is asked to do.
-            copy = relay.pass_on.options(concurrency_group=PASSING).remote([copy, piece])
+            copy = relay.pass_on.options(concurrency_group=RELAY_GROUP).remote([copy, piece])
             self._copies[node].append([copy, piece])
 
     def published(self) -> Published:

@@ -44,7 +44,7 @@ from .reward_client import ScoringFailed
 from .room import Room
 from .status_server import serve_http
 from .watch import Watch, phase_seconds
-from .worker_pool import ATTEMPTS, Worker
+from .worker_pool import TASK_ATTEMPTS, Worker
 
 
 class Controller:
@@ -110,7 +110,7 @@ class Controller:
     async def _sample_task(self, iteration: Iteration, task: Task) -> None:
         """Have a task sampled and its parts scored. If pictures are lost with their node, the task is rerun."""
         await self._room.take(len(task.trees))
-        for _ in range(ATTEMPTS):
+        for _ in range(TASK_ATTEMPTS):
             lost: list[ObjectLostError] = []
             async with task_group() as scoring:
                 work = partial(self._sample_once, iteration, task, scoring, lost)
@@ -120,7 +120,7 @@ class Controller:
             logging.getLogger(__name__).warning(
                 "pictures were lost with their node, trees %s again: %s", task.trees, brief(lost[0])
             )
-        raise ProcessLost(f"the pictures of trees {task.trees} were lost {ATTEMPTS} times, with the nodes they were on")
+        raise ProcessLost(f"the pictures of trees {task.trees} were lost {TASK_ATTEMPTS} times, with their nodes")
 
     async def _sample_once(
         self,

@@ -11,7 +11,7 @@ from ..plan.device import Device, calibrated, core_here, uses_gpus
 from ..plan.gpus import GPUS, Gpu
 from .connect import visiting
 
-REPORTED = "accelerator_type:"
+KIND_PREFIX = "accelerator_type:"
 """How the resource begins with which Ray names a node's kind of GPU."""
 
 
@@ -32,7 +32,7 @@ def smallest_gpu(nodes: Iterable[Mapping[str, Any]]) -> Gpu:
     """The GPU with the least memory, of the kinds that nodes report among their resources, such as
     `accelerator_type:H100` and `accelerator_type:GeForce-RTX-4090`. Raises InputError for unknown kinds, and for
     none."""
-    kinds = {name.removeprefix(REPORTED) for node in nodes for name in node if name.startswith(REPORTED)}
+    kinds = {name.removeprefix(KIND_PREFIX) for node in nodes for name in node if name.startswith(KIND_PREFIX)}
     known = {kind: GPUS.get(kind.rpartition("-")[2].lower()) for kind in kinds}
     found = [gpu for gpu in known.values() if gpu]
     if not found or len(found) < len(known):

@@ -15,7 +15,7 @@ from ...proto.tree import Task
 from . import metrics
 from .actors import FETCHING, ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
-from .broadcast import PASSED_AT_ONCE, PASSING
+from .broadcast import PASSED_AT_ONCE, RELAY_GROUP
 from .learner_group import LearnerGroup
 from .messages import Launch, Published, Sizes
 from .names import application_name
@@ -59,7 +59,7 @@ class Pools:
         if self.settings.samples_in_step:
             return StepPool("rollout_workers")
         pool = self.settings.pools.rollout_workers
-        actor = self._remote(RolloutActor, pool, concurrency_groups={PASSING: PASSED_AT_ONCE})
+        actor = self._remote(RolloutActor, pool, concurrency_groups={RELAY_GROUP: PASSED_AT_ONCE})
         launch = Launch(self.settings, self._directory, "rollout_workers", threads_of(pool, self.settings))
         return WorkerPool(
             "rollout_workers",

@@ -18,7 +18,7 @@ from ...proto.profiling import ProfileOrder
 from ...proto.scoring import NotScored, ScoreReply, is_final
 from ...proto.usage import NOTHING
 
-ATTEMPTS = 6
+SCORE_ATTEMPTS = 6
 """Times a request is sent, with waits of 0.2 to 5 s between them: a replica that died is replaced in that time."""
 
 
@@ -76,7 +76,7 @@ class RewardClient:
     ) -> ScoreReply:
         try:
             async for attempt in tenacity.AsyncRetrying(
-                stop=tenacity.stop_after_attempt(ATTEMPTS),
+                stop=tenacity.stop_after_attempt(SCORE_ATTEMPTS),
                 wait=tenacity.wait_exponential_jitter(0.2, max=5, jitter=0.5),
                 retry=tenacity.retry_if_exception(_may_pass),
                 before_sleep=lambda state: self._again(model, state),
@@ -92,7 +92,7 @@ class RewardClient:
         except (RayError, NotScored, TimeoutError) as error:
             if isinstance(cause := cause_of(error), ObjectLostError):
                 raise cause from error
-            attempts = "" if is_final(error) else f" in {ATTEMPTS} attempts"
+            attempts = "" if is_final(error) else f" in {SCORE_ATTEMPTS} attempts"
             reason = str(error) or "it took too long"
             raise ScoringFailed(
                 f"reward model '{model}' gave no score for request '{id}'{attempts}: {reason}"

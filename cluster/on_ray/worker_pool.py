@@ -19,8 +19,8 @@ from . import metrics
 from .messages import ProcessInfo
 
 Result = TypeVar("Result")
-ATTEMPTS = 4
-"""Workers that may die over one piece of work, or one after the other while they start, before the run gives up."""
+TASK_ATTEMPTS = START_ATTEMPTS = 4
+"""Workers that may die over one task, or one after the other while they start, before the run gives up."""
 
 
 @dataclass
@@ -121,7 +121,7 @@ class WorkerPool:
 
         `beside` is what workers without work do meanwhile, in a pool whose workers need each other (`StepPool`).
         """
-        for _ in range(ATTEMPTS):
+        for _ in range(TASK_ATTEMPTS):
             worker = await self._next_free()
             try:
                 return await work(worker)
@@ -135,7 +135,7 @@ class WorkerPool:
                 self._fill()
             finally:
                 self._release(worker)
-        raise RunFailed(f"{ATTEMPTS} processes of {self.name} died over the same task; their logs say why")
+        raise RunFailed(f"{TASK_ATTEMPTS} processes of {self.name} died over the same task; their logs say why")
 
     def lost(self, worker: Worker, error: RayActorError) -> ProcessLost:
         """The error of a worker's death, where it may not be replaced."""
@@ -169,8 +169,9 @@ class WorkerPool:
             logging.getLogger(__name__).warning("%s: a process died while it started: %s", self.name, brief(error))
             self._died_starting += 1
             metrics.RESTARTS.labels(self.name).inc()
-            if self._died_starting >= ATTEMPTS:
-                self._break(RunFailed(f"{ATTEMPTS} processes of {self.name} died while they started: {brief(error)}"))
+            if self._died_starting >= START_ATTEMPTS:
+                text = f"{START_ATTEMPTS} processes of {self.name} died while they started: {brief(error)}"
+                self._break(RunFailed(text))
         except Exception as error:
             self._break(error)
         else:

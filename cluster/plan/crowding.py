@@ -14,7 +14,7 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from .measuring import Clock, calls_of, learning_policy
 
-MOST_AT_ONCE = 8
+MAX_PROCESSES = 8
 """Processes, each of which loads the policy. More cores than these are taken to slow each other down as these do."""
 PASSES = 7
 
@@ -41,7 +41,7 @@ def measure_slowdown(settings: RunSettings, threads: int, clock: Clock = time.pe
 
     passes()  # memory is found, and kernels are chosen
     alone = passes()
-    with _others(settings, threads, min(places, MOST_AT_ONCE) - 1):
+    with _others(settings, threads, min(places, MAX_PROCESSES) - 1):
         return places, max(1.0, passes() / alone)
 
 

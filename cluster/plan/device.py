@@ -14,7 +14,7 @@ from .calibration import Calibration, device_of, find_calibration, load_calibrat
 from .gpus import GPUS, Gpu, find_gpu, gpu_of_device
 from .measuring import device_name
 
-CORE = 50e9
+CORE_FLOPS = 50e9
 """FLOP/s of a processor core of which nothing was measured; assumed."""
 Device = tuple[Gpu, Calibration]
 """A kind of GPU or processor core, with the shares of its peak that were measured on it, if any were."""
@@ -76,7 +76,7 @@ def core_here() -> Device:
     name = device_name(torch.device("cpu"))
     if calibration := find_calibration(name):
         return device_of(calibration), calibration
-    calibration = Calibration(name, CORE, "assumed")
+    calibration = Calibration(name, CORE_FLOPS, "assumed")
     return device_of(calibration), calibration
 
 

@@ -8,7 +8,7 @@ from ...proto.settings import RunSettings
 from ...proto.settings_errors import changed_settings
 from .memory import Memory, count_memory
 
-OUTSIDE = 2e9
+UNUSABLE_BYTES = 2e9
 """Bytes of a GPU that tensors can't have: CUDA's context, workspaces of its libraries, gaps. Assumed."""
 GIGA = 1e9
 Changes = dict[str, Any]
@@ -17,7 +17,7 @@ Changes = dict[str, Any]
 
 def room(memory: Memory, gpu: float) -> float:
     """Bytes that a process may take of a GPU with so many."""
-    return memory.gpus * gpu - OUTSIDE
+    return memory.gpus * gpu - UNUSABLE_BYTES
 
 
 def largest_rows(memory: Memory, gpu: float) -> dict[str, int]:

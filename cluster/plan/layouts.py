@@ -16,12 +16,12 @@ from .simulation import Outcome, simulate
 
 ITERATIONS = 4
 """Number of iterations that are simulated. The first and the last aren't like the others, and aren't counted."""
-AROUND = 4
+WORKERS_AROUND = 4
 """Numbers of workers below and above the balance of sampling and learning that are tried."""
-PART = 0.15
+SHARED_GPU = 0.15
 """GPUs of a reward model's replica that shares one with another process."""
 REPLICAS = (1, 2, 4, 8)
-PAYS = 0.01
+MIN_GAIN = 0.01
 """Share of an iteration that more replicas must save."""
 
 CostsOf = Callable[["Layout"], Costs]
@@ -102,7 +102,7 @@ def gpu_rewards(settings: RunSettings) -> list[str]:
     return [model for model in reward_models(settings.rewards) if model in pools and pools[model].gpus]
 
 
-def layouts(settings: RunSettings, gpus: int, balance: float, part: float = PART) -> Iterator[Layout]:
+def layouts(settings: RunSettings, gpus: int, balance: float, part: float = SHARED_GPU) -> Iterator[Layout]:
     """Layouts that use all of so many GPUs. `balance` is the share of a run's work that is sampling, and `part` what a
     replica takes of a GPU that it shares."""
     for replicas, share, beside in _reward_places(settings, gpus, part):
@@ -110,7 +110,7 @@ def layouts(settings: RunSettings, gpus: int, balance: float, part: float = PART
         if left:
             yield Layout("colocated", left, left, 0, replicas, share, beside)
         middle = round(left * balance)
-        for workers in range(max(1, middle - AROUND), min(left - 1, middle + AROUND) + 1):
+        for workers in range(max(1, middle - WORKERS_AROUND), min(left - 1, middle + WORKERS_AROUND) + 1):
             if not beside or replicas <= workers:
                 for staleness in (0, 1):
                     yield Layout("separate", workers, left - workers, staleness, replicas, share, beside)
@@ -204,7 +204,7 @@ def _fewest_replicas(simulated: Sequence[Planned]) -> Iterator[Planned]:
         alike[layout].append(planned)
     for group in alike.values():
         fastest = min(planned.seconds for planned in group)
-        nearly = [planned for planned in group if planned.seconds <= (1 + PAYS) * fastest]
+        nearly = [planned for planned in group if planned.seconds <= (1 + MIN_GAIN) * fastest]
         yield min(nearly, key=lambda planned: planned.layout.replicas)
 
 

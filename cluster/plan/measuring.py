@@ -34,7 +34,7 @@ STEPS = 8
 """Denoising steps of the leaf that reward models are measured with."""
 Clock = Callable[[], float]
 """Seconds, from any moment on: of the wall, or of this process' CPUs."""
-SIDE = {"cpu": 1024, "cuda": 8192}
+MATRIX_SIDE = {"cpu": 1024, "cuda": 8192}
 """Rows and columns of the matrices whose product measures the peak of a device without a data sheet."""
 
 
@@ -185,7 +185,7 @@ def device_peak(device: torch.device, precision: str, clock: Clock = time.perf_c
     """The peak of a device in FLOP/s, and its source: a data sheet, or a product of matrices that is timed here."""
     if gpu := gpu_of_device(device_name(device)):
         return gpu.peak(precision), gpu.source
-    side = SIDE[device.type]
+    side = MATRIX_SIDE[device.type]
     matrix = torch.ones(side, side, dtype=getattr(torch, precision), device=device)
     torch.mm(matrix, matrix)
     seconds = min(_median(lambda: torch.mm(matrix, matrix), device, clock) for _ in range(3))

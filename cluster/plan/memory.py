@@ -15,7 +15,7 @@ from .passes import Pass, Passes, measure
 MASTER_AND_MOMENTS = 12
 """Bytes for each trained parameter: AdamW's two moments, and with bfloat16 the float32 weights, of which float32 has no
 second copy."""
-GATHERED = 1_000_000_000
+GATHERED_PARAMETERS = 1_000_000_000
 """Maximum number of parameters that a rank holds whole with ZeRO 3, by DeepSpeed's default."""
 ROLLOUT, DECODE = "rollout.max_batch_rows", "rollout.decode_batch"
 LEARNER, SCORE = "learner.rows_per_micro_batch", "pools.rewards.{}.batch_pictures"
@@ -145,7 +145,7 @@ def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
     second = not learner.lora or (start is not None and start.lora == "train")
     weights = share * (1 + bool(learner.kl_weight and second))
     bucket = 0 if stage == 0 else min(trained, BUCKET) * (4 if stage == 1 else size)
-    gathered = min(passes.parameters, GATHERED) * size if stage == 3 else 0
+    gathered = min(passes.parameters, GATHERED_PARAMETERS) * size if stage == 3 else 0
     old = _has_old_policy(settings)
     averages = (learner.ema_decay is not None) + old  # in float32, the first of rank 0 alone
     return Memory(

@@ -16,7 +16,7 @@ from torch.utils.flop_counter import flop_registry
 META = torch.device("meta")
 STEPWISE = F.scaled_dot_product_attention
 """On the meta device it is one step after the other."""
-SMALL = 2**20
+MAX_REAL_NUMBERS = 2**20
 """Maximum of the numbers in a tensor that stays real."""
 aten: Any = torch.ops.aten
 
@@ -88,7 +88,7 @@ other's calls, and the meta device takes a tenth of a millisecond for one."""
 def _result(func: Any, args: Any, kwargs: Any) -> Any:
     """What `func` returns: new shapes like those of an earlier call, if its arguments looked the same."""
     if (
-        func is aten.repeat.default and args[0].numel() * math.prod(args[1]) > SMALL
+        func is aten.repeat.default and args[0].numel() * math.prod(args[1]) > MAX_REAL_NUMBERS
     ):  # such as a mask of pairs of tokens
         args = args[0].to(META), *args[1:]
     given = _tensors((args, kwargs))
@@ -132,7 +132,7 @@ def _alike(value: Any) -> Any:
 
 def _shape_if_large(tensor: torch.Tensor) -> torch.Tensor:
     """Such as a mask of all pairs of tokens."""
-    return tensor if tensor.is_meta or tensor.numel() <= SMALL else tensor.to(META)
+    return tensor if tensor.is_meta or tensor.numel() <= MAX_REAL_NUMBERS else tensor.to(META)
 
 
 @contextmanager

@@ -12,10 +12,10 @@ from .flops import Work, count_work
 from .gpus import OBJECT_STORE, Gpu
 from .passes import measure
 
-PUT = 17.5e9
+PUT_SPEED = 17.5e9
 """Bytes per second into the object store; measured (docs/scaling.md), as all that follows."""
 PART_MESSAGE, SCORE_REPLY, WINDOW_TREE, WINDOW_RANK = 1.31e-3, 1.11e-3, 0.05e-3, 0.19e-3
-STANDING = 0.1
+RAY_CORES = 0.1
 """Cores that Ray's own processes take all the time."""
 LATENCY = 0.002
 STATES = 3
@@ -100,11 +100,11 @@ class Prices:
             state_bytes=self.sizes.state,
             conditioning_bytes=self.sizes.conditioning,
             weights_bytes=self.sizes.trained,
-            put=PUT,
+            put=PUT_SPEED,
             network=OBJECT_STORE,
             cores=self.calibration.cores,
             slowdown=self.calibration.slowdown,
-            standing=STANDING,
+            standing=RAY_CORES,
             latency=LATENCY,
             part_message=PART_MESSAGE,
             score_reply=SCORE_REPLY,

@@ -12,7 +12,7 @@ from ...proto.schedule import Schedule
 from ...proto.settings import PruningSettings, RunSettings
 from ..run.folder import RunFolder
 
-SAMPLED = 100
+COUNTED_ITERATIONS = 100
 """Iterations of a longer run whose rows are counted, evenly spaced."""
 
 
@@ -29,7 +29,7 @@ def trained_edges(settings: RunSettings, schedule: Schedule) -> BoolArray:
 def learner_rows(settings: RunSettings) -> float:
     """Expected rows of a tree in an iteration's passes, a mean over the run's iterations (of a long run, over some of
     them). None is left out for an advantage of zero."""
-    iterations = min(settings.iterations, SAMPLED)
+    iterations = min(settings.iterations, COUNTED_ITERATIONS)
     return sum(rows_of(settings, int(i)) for i in np.linspace(1, settings.iterations, iterations)) / iterations
 
 

@@ -25,7 +25,7 @@ from .prices import Prices
 TASK, WINDOW = "rollout.trees_per_task", "learner.window_trees"
 WORK = {ROLLOUT: FORWARD, DECODE: DECODING, LEARNER: TRAINED}
 """Setting with a number of rows -> the kind of work that has so many."""
-CLOSE = 0.01
+TIE = 0.01
 """Share of an iteration, or of a row's seconds, that doesn't decide; the larger number then wins."""
 Numbers = dict[str, int]
 """Setting -> its number."""
@@ -42,7 +42,7 @@ def choose_sizes(settings: RunSettings, device: Device) -> RunSettings:
     if len(tried) == 1:
         return tried[0]
     seconds = [forecast(own, prices).seconds for own in tried]
-    close = [own for own, taken in zip(tried, seconds, strict=True) if taken <= (1 + CLOSE) * min(seconds)]
+    close = [own for own, taken in zip(tried, seconds, strict=True) if taken <= (1 + TIE) * min(seconds)]
     return max(close, key=lambda own: (own.rollout.trees_per_task, own.learner.window_trees))
 
 
@@ -122,7 +122,7 @@ def _fastest(most: int, calls: Mapping[int, float]) -> int:
     if not measured:
         return most
     quickest = min(measured.values())
-    best = max(count for count, seconds in measured.items() if seconds <= (1 + CLOSE) * quickest)
+    best = max(count for count, seconds in measured.items() if seconds <= (1 + TIE) * quickest)
     return most if best == max(measured) else best
 
 

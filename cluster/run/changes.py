@@ -11,7 +11,7 @@ from ...proto.settings import RunSettings
 from .evaluation import short_name
 from .prompt_order import training_and_held_out
 
-FIXED = {
+FIXED_SETTINGS = {
     "policy.precision": "the checkpoint's weights and optimizer states are in the one it was made with",
     "policy.start_from": "what the run has learned is a difference to what it started from",
     "learner.lora": "the checkpoint holds the weights of these adapters and no others",
@@ -43,7 +43,7 @@ def find_changes(
     """
     changes = list(_differences(_plain(before), _plain(now)))
     for change in changes:
-        for fixed, reason in FIXED.items():
+        for fixed, reason in FIXED_SETTINGS.items():
             if f"{change.setting}.".startswith(f"{fixed}."):
                 raise InputError(f"{change} can't be changed when a run continues: {reason}")
     stages = {before.learner.zero_stage, now.learner.zero_stage}

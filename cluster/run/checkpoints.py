@@ -20,7 +20,7 @@ PREVIOUS = "previous.safetensors"
 LEARNER = "learner.json"
 """File with the version of the weights (`version`), the share of the settings' learning rate that the learner takes
 (`pace`), and its number of ranks (`ranks`)."""
-DAMAGED = "damaged-"
+DAMAGED_PREFIX = "damaged-"
 """Prefix of a damaged checkpoint's name. It is kept for inspection, and never loaded."""
 
 
@@ -100,7 +100,7 @@ def check(folder: Path, names: Collection[str] | None = None) -> None:
 
 def set_aside(folder: Path) -> Path:
     """Rename a damaged checkpoint; returns where it is now."""
-    aside = folder.with_name(f"{DAMAGED}{folder.name}")
+    aside = folder.with_name(f"{DAMAGED_PREFIX}{folder.name}")
     if aside.exists():
         remove(aside)
     return folder.rename(aside)

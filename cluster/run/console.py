@@ -29,7 +29,7 @@ from ...proto.errors import brief
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import named_settings
 from .changes import Change
-from .checkpoints import DAMAGED
+from .checkpoints import DAMAGED_PREFIX
 from .falls import Fall
 from .folder import RunFolder
 from .loop import IterationReport
@@ -167,8 +167,8 @@ class RunDisplay:
     def damaged(self, aside: Path, why: str) -> None:
         """A checkpoint can't be used, and was set aside."""
         self._warn(
-            f"checkpoint {aside.name.removeprefix(DAMAGED)} is damaged ({why}), and is now {aside}; taking the one "
-            "before"
+            f"checkpoint {aside.name.removeprefix(DAMAGED_PREFIX)} is damaged ({why}), and is now {aside}; taking the "
+            "one before"
         )
 
     def full(self, error: BaseException) -> None:

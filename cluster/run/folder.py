@@ -39,7 +39,7 @@ from ...proto.settings import CheckpointSettings, RunSettings
 from . import evaluation_storage
 from .change_log import set_aside_after, write_changes
 from .changes import Change, find_changes
-from .checkpoints import DAMAGED, DamagedCheckpoint, check, set_aside
+from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, set_aside
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file, weights_of_best
 from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
@@ -245,7 +245,7 @@ class RunFolder:
             return self.find_checkpoint("newest", None, lambda path, why: damaged(set_aside(path), why))
         except InputError as error:
             raise InputError(
-                f"{error}; the remains are in checkpoints/{DAMAGED}*. Remove the run folder to start again"
+                f"{error}; the remains are in checkpoints/{DAMAGED_PREFIX}*. Remove the run folder to start again"
             ) from error
 
     def drop_old_checkpoints(self, settings: CheckpointSettings) -> None:

@@ -20,7 +20,7 @@ from .phases import length
 
 WAITS = {"hand over"}
 """Spans in which a process may do nothing but wait for room."""
-DIRECTING = "controller"
+DIRECTOR = "controller"
 """Component that computes nothing: its spans tell what it waits for."""
 TIMES = re.compile(rb'"start": ([\d.]+), "end": ([\d.]+)')
 """Start and end of a span, within its line."""
@@ -170,7 +170,7 @@ def critical_path(trace: IterationTrace) -> list[Step]:
     Walked backwards from the end: what a span waited for is whatever ended last before it began, of what it needs from
     others and of its own process' work.
     """
-    work = [span for span in trace.spans if span.component != DIRECTING and span.name != "iteration"]
+    work = [span for span in trace.spans if span.component != DIRECTOR and span.name != "iteration"]
     givers: dict[str, list[Span]] = defaultdict(list)
     for span in work:
         for key in span.gives():
@@ -264,7 +264,7 @@ def idle(trace: IterationTrace) -> list[PoolUse]:
     for pool in trace.processes:
         pools[pool] = defaultdict(list)
     for span in trace.spans:
-        if span.component != DIRECTING and span.name != "iteration":
+        if span.component != DIRECTOR and span.name != "iteration":
             pools[span.pool][span.process].append(span)
     uses = []
     for pool, processes in pools.items():

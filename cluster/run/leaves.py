@@ -15,7 +15,7 @@ FRAMES = 3
 """Frames of a clip that stand in a row."""
 SPECTROGRAM = 48
 """Height of the spectrogram below the frames of a clip with sound, pixels."""
-PLAYED = 256
+LOGGED_SIDE = 256
 """Maximum side of a clip for TensorBoard and W&B, which keep many."""
 QUALITY = 15
 """Quality of the files of clips with sound."""
@@ -46,7 +46,7 @@ def played(leaf: Media) -> dict[str, bytes]:
     if leaf.kind.startswith("clip"):
         frames = [Image.fromarray(frame) for frame in leaf.looks()[0]]
         for frame in frames:
-            frame.thumbnail((PLAYED, PLAYED))
+            frame.thumbnail((LOGGED_SIDE, LOGGED_SIDE))
         with BytesIO() as file:
             duration = int(1000 / leaf.frame_rate)
             frames[0].save(file, "GIF", save_all=True, append_images=frames[1:], duration=duration, loop=0)

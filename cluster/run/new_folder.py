@@ -8,7 +8,7 @@ from importlib import metadata
 from pathlib import Path
 
 from ... import __version__
-from ...proto.atomic_files import PARTIAL, is_full, must_be_makeable, sweep, write_text
+from ...proto.atomic_files import PARTIAL_PREFIX, is_full, must_be_makeable, sweep, write_text
 from ...proto.errors import InputError
 from ...proto.pictures import FOLDER as PICTURES
 from ...proto.prompts import Prompt
@@ -29,7 +29,7 @@ def has_begun(path: Path) -> bool:
     """Whether there is anything at a path but what a driver has left that was killed before it wrote recipe.yaml."""
     if not os.path.isdir(path):
         return os.path.lexists(path)
-    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL)}
+    names = {file.name for file in path.iterdir() if not file.name.startswith(PARTIAL_PREFIX)}
     return bool(names) and not (LOCK in names and names <= BEFORE_RECIPE)
 
 

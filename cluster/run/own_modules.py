@@ -14,9 +14,9 @@ from ...reward_service.scorers import reward_models
 
 JOB = "RAY_JOB_CONFIG_JSON_ENV_VAR"
 """Variable of the processes of a submitted job, to whose working directory the modules have come already."""
-OWN = ("function", "scorer")
+CODE_SETTINGS = ("function", "scorer")
 """Settings of a reward that name code."""
-OURS = __name__.partition(".")[0]
+OUR_PACKAGE = __name__.partition(".")[0]
 
 
 def own_modules(settings: RunSettings) -> list[Path]:
@@ -30,7 +30,7 @@ def own_modules(settings: RunSettings) -> list[Path]:
 
 def missing_modules(settings: RunSettings) -> list[str]:
     """A line for each setting that names a module which is neither here nor installed."""
-    elsewhere = {f"rewards.{name}.{kind}" for name in rewards_elsewhere(settings) for kind in OWN}
+    elsewhere = {f"rewards.{name}.{kind}" for name in rewards_elsewhere(settings) for kind in CODE_SETTINGS}
     return [
         f"{setting} is '{name}', and there is no module '{_top(name)}', neither in {os.getcwd()} nor installed"
         for setting, name in _named(settings)
@@ -63,7 +63,7 @@ def travelling(settings: RunSettings) -> list[Path]:
 
 def _named(settings: RunSettings) -> Iterator[tuple[str, str]]:
     for reward, given in settings.rewards.items():
-        for kind in OWN:
+        for kind in CODE_SETTINGS:
             if name := getattr(given, kind):
                 yield f"rewards.{reward}.{kind}", name
     if settings.policy.adapter:
@@ -77,7 +77,7 @@ def _top(name: str) -> str:
 
 def _add(top: str, found: dict[str, Path]) -> None:
     """Add a module, by the first part of its name, and those that it imports, if they are not installed."""
-    if top in found or top == OURS or (place := _place(top)) is None or is_installed(str(place)):
+    if top in found or top == OUR_PACKAGE or (place := _place(top)) is None or is_installed(str(place)):
         return
     found[top] = place
     for file in [place] if place.is_file() else sorted(place.rglob("*.py")):

@@ -17,7 +17,7 @@ from .evaluation import MADE_WITH, Evaluation
 from .leaves import FRAMES, drawn
 
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
-"""Least width of a picture with a label, and the height of its letters."""
+"""Minimum width of a picture with a label, and the height of its letters."""
 MAXIMUM_SHOWN, GAP, TITLE_PIXELS = 256, 24, 26
 """Before and after: maximum side of a picture, pixels between the halves, and above them."""
 MAXIMUM_LOGGED = 2048

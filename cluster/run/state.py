@@ -15,7 +15,7 @@ from ...proto.atomic_files import write_text
 
 FILE = "state.json"
 State = Literal["starting", "running", "recovering", "stopping", "finished", "stopped", "failed"]
-ENDED = ("finished", "stopped", "failed")
+END_STATES = ("finished", "stopped", "failed")
 """States of a run that has no driver. One in any other state whose driver is dead is lost."""
 
 

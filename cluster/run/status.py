@@ -10,11 +10,11 @@ from statistics import median
 from typing import Any
 
 from .driver_lock import driver_of
-from .state import ENDED, read_state, resume_command
+from .state import END_STATES, read_state, resume_command
 
 TAIL_BYTES = 2**16
 """Bytes of a file of lines that are read, from its end."""
-TYPICAL = 10
+WINDOW = 10
 """Number of newest iterations whose median is the seconds of one."""
 MAX_CHANGES = 200
 """Maximum number of changed settings that a status has, the newest."""
@@ -70,10 +70,10 @@ def status_of(folder: Path) -> RunStatus:
     run = RunStatus(str(recorded.get("name", folder.name)), str(folder), "unknown")
     if seen and seen.alive:
         # What an earlier driver wrote isn't about this one.
-        mine = recorded.get("pid") == seen.driver.pid and recorded.get("state") not in ENDED
+        mine = recorded.get("pid") == seen.driver.pid and recorded.get("state") not in END_STATES
         run.state, run.since = (recorded["state"], recorded["since"]) if mine else ("starting", seen.driver.since)
         run.driver = str(seen.driver)
-    elif recorded.get("state") in ENDED:
+    elif recorded.get("state") in END_STATES:
         run.state, run.since = recorded["state"], recorded["since"]
     elif recorded or seen:
         run.state, run.since = "lost", seen.last_seen if seen else recorded["since"]
@@ -89,7 +89,7 @@ def status_of(folder: Path) -> RunStatus:
     run.changes = _last_lines(folder / "changes.jsonl", MAX_CHANGES)
     checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
     run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
-    metrics, evaluations = _last_lines(folder / "metrics.jsonl", TYPICAL), _last_lines(folder / "evaluations.jsonl", 1)
+    metrics, evaluations = _last_lines(folder / "metrics.jsonl", WINDOW), _last_lines(folder / "evaluations.jsonl", 1)
     _add_figures(run, metrics, evaluations)
     if run.state in ("stopped", "failed", "lost"):
         run.command = resume_command(folder)

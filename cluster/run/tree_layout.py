@@ -13,7 +13,7 @@ from .tree_record import TreeRecord
 WIDTH = 860
 """Width of all steps together, as far as the steps' limits allow."""
 STEP = (16.0, 96.0)
-"""Least and largest width of a step."""
+"""Minimum and maximum width of a step."""
 FOLDED, UNFOLDED = 7.0, 92.0
 """Where stretches without splits are folded: width of their steps, and of the others."""
 ROWS = ((16, 46), (64, 30), (10**9, 20))

@@ -13,13 +13,13 @@ from .tree_record import TreeRecord
 Point = tuple[float, float]
 FALLING, EVEN, RISING = (np.array(ImageColor.getrgb(name)) for name in ("#c05a00", "#b4bcc5", "#1f5fbf"))
 """Colours of the lowest advantage, of none, and of the highest."""
-TEXT, QUIET, LINE = "#1c2024", "#5b6570", "#d9dee3"
-FONT, SMALL = ImageFont.load_default(12), ImageFont.load_default(10)
+TEXT, QUIET_TEXT, LINE = "#1c2024", "#5b6570", "#d9dee3"
+FONT, SMALL_FONT = ImageFont.load_default(12), ImageFont.load_default(10)
 HEAD = 24
 """Height of the line with the prompt."""
 CHARACTER = 6
 """Width of a small letter."""
-FINER = 2
+SUPERSAMPLING = 2
 """Edges are drawn so many times larger, then reduced: their borders are smooth."""
 BENDS = 17
 """Points of an edge's curve; an odd number, so that one is in its middle."""
@@ -34,18 +34,18 @@ def tree_picture(record: TreeRecord) -> bytes:
     places = layout(record, picture_aspect(record))
     ends = np.cumsum([places.x[-1] + places.leaf[0], *(CHARACTER * max(8, len(name)) + 12 for name in record.rewards)])
     width, height = ends[-1] + 12, places.y[-1] + places.row + HEAD
-    sheet = Image.new("RGB", (FINER * round(width), FINER * round(height)), "white")
+    sheet = Image.new("RGB", (SUPERSAMPLING * round(width), SUPERSAMPLING * round(height)), "white")
     _draw_edges(ImageDraw.Draw(sheet), record, places)
-    sheet = sheet.reduce(FINER)
+    sheet = sheet.reduce(SUPERSAMPLING)
     _paste_pictures(sheet, record, places)
     draw = ImageDraw.Draw(sheet)
     draw.text((4, 4), f"iteration {record.iteration}, tree {record.tree}: {record.prompt}", TEXT, FONT)
     for depth, x in enumerate(places.x):
         level = record.level[np.searchsorted(record.depth, depth)]
-        draw.text((x, HEAD + 4), str(level), QUIET, SMALL, anchor="ma")
-    draw.text((4, HEAD + 4), "step", QUIET, SMALL)
+        draw.text((x, HEAD + 4), str(level), QUIET_TEXT, SMALL_FONT, anchor="ma")
+    draw.text((4, HEAD + 4), "step", QUIET_TEXT, SMALL_FONT)
     for (name, scores), end in zip(record.rewards.items(), ends[1:].tolist(), strict=True):
-        draw.text((end, HEAD + 18), name, QUIET, SMALL, anchor="ra")
+        draw.text((end, HEAD + 18), name, QUIET_TEXT, SMALL_FONT, anchor="ra")
         for leaf, score in zip(record.leaves, scores, strict=True):
             draw.text((end, places.y[leaf] + HEAD), f"{score:.3g}", TEXT, FONT, anchor="rm")
     with io.BytesIO() as file:
@@ -71,29 +71,29 @@ def _paste_pictures(sheet: Image.Image, record: TreeRecord, places: Layout) -> N
 
 
 def _draw_edges(draw: ImageDraw.ImageDraw, record: TreeRecord, places: Layout) -> None:
-    """Draw the edges and their marks, `FINER` times as large as they will be."""
+    """Draw the edges and their marks, `SUPERSAMPLING` times as large as they will be."""
     levels = edge_levels(record)
     for node in np.flatnonzero(record.parent >= 0):
         depth, state = record.depth[node], EdgeState(record.state[node])
         begin = places.x[depth - 1], places.y[record.parent[node]] + HEAD
         end = places.x[depth], places.y[node] + HEAD
-        points = [(float(x), float(y)) for x, y in FINER * _curve(begin, end)]
+        points = [(float(x), float(y)) for x, y in SUPERSAMPLING * _curve(begin, end)]
         strong = state is EdgeState.TRAINED or (state is EdgeState.SKIPPED and record.stochastic[node])
         width = 3 if strong else 2 if record.stochastic[node] else 1
         plain = state in (EdgeState.SKIPPED, EdgeState.UNTRAINED)
         colour = _colour(0.0 if plain else float(levels[node]))
         if state is EdgeState.PRUNED:
             for dot in points[::2]:
-                draw.circle(dot, FINER, colour)
+                draw.circle(dot, SUPERSAMPLING, colour)
         else:
-            draw.line(points, colour, FINER * width, joint="curve")
+            draw.line(points, colour, SUPERSAMPLING * width, joint="curve")
         x, y = points[BENDS // 2]
-        reach = 3.5 * FINER
+        reach = 3.5 * SUPERSAMPLING
         if state is EdgeState.PRUNED:
             for slope in (-1, 1):
-                draw.line([(x - reach, y - slope * reach), (x + reach, y + slope * reach)], TEXT, 2 * FINER)
+                draw.line([(x - reach, y - slope * reach), (x + reach, y + slope * reach)], TEXT, 2 * SUPERSAMPLING)
         elif state is EdgeState.SKIPPED:
-            draw.circle((x, y), reach, "white", QUIET, FINER)
+            draw.circle((x, y), reach, "white", QUIET_TEXT, SUPERSAMPLING)
 
 
 def _curve(begin: Point, end: Point) -> npt.NDArray[np.float64]:

@@ -20,7 +20,7 @@ AXES = {
     "rows": "trained rows",
 }
 """Measures of effort -> their names in the report."""
-BROKEN = ("failed", "lost", "unreadable")
+BROKEN_STATES = ("failed", "lost", "unreadable")
 """States of a run that isn't finished and that nobody works at, nor has stopped on purpose."""
 Array = npt.NDArray[np.float64]
 

@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 
 from ...proto.atomic_files import whole, write_text
 from . import tables
-from .curves import AXES, BROKEN, Curve, read_curve
+from .curves import AXES, BROKEN_STATES, Curve, read_curve
 from .file import Study
 from .statistics import CONFIDENCE, mean
 from .tables import Curves, Table
@@ -56,8 +56,8 @@ def write_report(study: Study) -> Report:
     write_text(folder / "report.html", _html(study.name, text, folder))
     untuned = [variant for variant in study.variants if not chosen(study, variant)]
     tuned = [run for variant in untuned for _, runs in tuning_trials(study, variant) for run in runs]
-    broken = [run.folder.path for run in tuned if run.state in BROKEN]
-    broken += [curve.trial.folder.path for curve in every if curve.state in BROKEN]
+    broken = [run.folder.path for run in tuned if run.state in BROKEN_STATES]
+    broken += [curve.trial.folder.path for curve in every if curve.state in BROKEN_STATES]
     return Report(folder / "report.md", broken)
 
 
@@ -125,17 +125,19 @@ def _unfinished(study: Study, every: Sequence[Curve]) -> Iterator[str]:
     """What is missing from the report."""
     lines = []
     for curve in every:
-        if curve.state in BROKEN or not curve.trial.finished:
+        if curve.state in BROKEN_STATES or not curve.trial.finished:
             why = f": {curve.error.splitlines()[0]}" if curve.error else ""
             reached = f" after iteration {curve.effort['iterations'][-1]:.0f}" if len(curve.reward) else ""
-            state = "broken, " * (curve.state in BROKEN) + curve.state
+            state = "broken, " * (curve.state in BROKEN_STATES) + curve.state
             lines.append(f"- `{curve.name}` is {state}{reached}{why}")
     for variant in study.variants:
         if not chosen(study, variant):
             runs = [run for _, own in tuning_trials(study, variant) for run in own]
             waits = any(run.state not in ("finished", "failed") for run in runs)
             lines.append(f"- `{variant}` " + ("isn't tuned yet" if waits else "can't be tuned: all its values failed"))
-            lines += [f"- `tuning/{run.settings.name}` is broken, {run.state}" for run in runs if run.state in BROKEN]
+            lines += [
+                f"- `tuning/{run.settings.name}` is broken, {run.state}" for run in runs if run.state in BROKEN_STATES
+            ]
     if any("seconds" not in curve.effort for curve in every if len(curve.reward)):
         lines.append("- seconds per iteration aren't measured yet")
     if lines:

@@ -14,7 +14,7 @@ from ..run.changes import find_changes
 from ..run.driver_lock import driver_of
 from ..run.evaluation import comparable, short_name
 from ..run.folder import RunFolder
-from ..run.state import ENDED, read_state
+from ..run.state import END_STATES, read_state
 from .file import Budget, Candidate, Study
 from .timing import seconds_per_iteration
 
@@ -39,7 +39,7 @@ class Trial:
     def state(self) -> str:
         """State that the run's state.json has; `lost` without a driver, `not started` without a folder."""
         state = str(read_state(self.folder.path).get("state", "not started"))
-        if state in ENDED:
+        if state in END_STATES:
             return state
         seen = driver_of(self.folder.path)
         return "running" if seen and seen.alive else state if state == "not started" else "lost"

@@ -14,9 +14,9 @@ from .pages import figure
 
 WINDOW = 5
 """Iterations whose mean is compared: prompts differ, so one alone says little."""
-MINIMUM = 15
+MIN_ITERATIONS = 15
 """Number of iterations after which a reward that hasn't risen is an alarm."""
-EQUAL = 1e-6
+EQUAL_SPREAD = 1e-6
 """Standard deviation of scores below which all leaves got the same."""
 
 
@@ -62,7 +62,7 @@ def _not_risen(metrics: Sequence[Line], evaluations: Sequence[Line], weights: Ma
 
 
 def _same(metrics: Sequence[Line], name: str) -> Alarm | None:
-    equal = [std is not None and std < EQUAL for std in column(metrics, "rewards", name, "std")]
+    equal = [std is not None and std < EQUAL_SPREAD for std in column(metrics, "rewards", name, "std")]
     if (first := _lasting(metrics, equal)) is None:
         return None
     value = next(line["rewards"][name].get("mean") for line in metrics if line["iteration"] == first)
@@ -102,7 +102,7 @@ def _means(metrics: Sequence[Line], name: str) -> list[tuple[int, float]]:
 
 def _flat(metrics: Sequence[Line], name: str, weight: float) -> Alarm | None:
     means = [mean for mean in column(metrics, "rewards", name, "mean") if mean is not None]
-    if len(means) < MINIMUM:
+    if len(means) < MIN_ITERATIONS:
         return None
     size = max(WINDOW, len(means) // 4)
     before, now = means[:size], means[-size:]
@@ -147,7 +147,7 @@ def _move(metrics: Sequence[Line], name: str, direction: float) -> list[float]:
 def _deviation(metrics: Sequence[Line], name: str) -> float:
     """Standard deviation of the leaves' rewards at the beginning."""
     begun = [std for std in column(metrics, "rewards", name, "std")[:WINDOW] if std is not None]
-    return max(fmean(begun), EQUAL) if begun else 1.0
+    return max(fmean(begun), EQUAL_SPREAD) if begun else 1.0
 
 
 def _changes(values: Sequence[float | None]) -> list[float]:

@@ -13,7 +13,7 @@ from .runs import Run
 
 POINTS = 500
 """Points of a curve at most."""
-SAME = ("name", "runs", "resume")
+RUN_SETTINGS = ("name", "runs", "resume")
 """Settings in which runs always differ."""
 FIGURES = {"diversity": "Diversity", "seconds": "Seconds per iteration", "gradient_norm": "Gradient norm"}
 
@@ -86,6 +86,6 @@ def _add(
 def differences(runs: Sequence[Run]) -> list[tuple[str, list[str]]]:
     """Settings that are not the same in all runs, each with its text in every one."""
     recipes = [flat(run.recipe) for run in runs]
-    names = dict.fromkeys(name for recipe in recipes for name in recipe if name not in SAME)
+    names = dict.fromkeys(name for recipe in recipes for name in recipe if name not in RUN_SETTINGS)
     rows = [(name, [recipe.get(name, "–") for recipe in recipes]) for name in names]
     return [(name, values) for name, values in rows if len(set(values)) > 1]

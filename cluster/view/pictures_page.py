@@ -13,7 +13,7 @@ from .runs import Run
 from .samples import by_prompt, iterations, samples_of
 from .sources import sources
 
-SHOWN = 24
+SHOWN_PICTURES = 24
 ORDERS = {"gain": "largest gain first", "loss": "largest loss first", "prompt": "as in the file"}
 
 
@@ -48,7 +48,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     order = _choice(asked, "order", list(ORDERS), "gain")
     if (limit := asked.get("evaluations", "")).isdecimal():
         found = _thinned(found, max(2, int(limit)))
-    show = asked.get("show", str(SHOWN))
+    show = asked.get("show", str(SHOWN_PICTURES))
     count = int(show) if show.isdecimal() else None
     pairs = _pairs(found, reward, order, count, links)
     scored = samples.rewards if samples else {}
@@ -64,7 +64,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         orders=ORDERS,
         order=order,
         show=show,
-        default=SHOWN,
+        default=SHOWN_PICTURES,
         kept=kept,
         iteration=iteration,
         samples=by_prompt(samples, iteration, sorted_by, links) if samples and iteration is not None else [],

@@ -18,7 +18,7 @@ RUN_FILES = ("recipe.yaml", "metrics.jsonl")
 """A folder with one of them is a run's."""
 MAX_DEPTH = 3
 """Folders between the folder of runs and a run: a study's runs lie in folders of their own."""
-CHANGING = (
+CHANGING_FILES = (
     "recipe.yaml",
     "metrics.jsonl",
     "evaluations.jsonl",
@@ -108,7 +108,7 @@ class Run:
         return sha256(repr(list(self._stamps())).encode()).hexdigest()[:16]
 
     def _stamps(self) -> Iterator[object]:
-        for name in CHANGING:
+        for name in CHANGING_FILES:
             try:
                 stat = (self.folder / name).stat()
                 yield stat.st_mtime_ns, stat.st_size

@@ -17,7 +17,7 @@ from ..pretraining import small_flux, train_in_phases
 from .words import draw_all, words
 
 MAX_SEQUENCE_LENGTH = 6
-SCRIBBLED = 0.48
+SCRIBBLED_SHARE = 0.48
 
 
 def character_tokenizer() -> CLIPTokenizer:
@@ -50,6 +50,6 @@ def pretrain(
     pipeline = new_pipeline()
     train_words, _ = words()
     drawn = [word for word in train_words for _ in range(pictures_per_word)]
-    clean, scribbled = draw_all(drawn, seed + 1, scribbled=0.0), draw_all(drawn, seed + 2, scribbled=SCRIBBLED)
+    clean, scribbled = draw_all(drawn, seed + 1, scribbled=0.0), draw_all(drawn, seed + 2, scribbled=SCRIBBLED_SHARE)
     steps = vae_steps, clean_steps, scribbled_steps
     return train_in_phases(pipeline, drawn, clean, scribbled, steps, MAX_SEQUENCE_LENGTH, out)

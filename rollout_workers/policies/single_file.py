@@ -15,7 +15,7 @@ from ...proto.errors import InputError
 from .folder import INDEX, Part, StoredTensor, find_parts, read_headers, read_index
 from .weights import DTYPES, check_dtypes, one_line
 
-HELD = {
+PART_PREFIXES = {
     "vae": ("first_stage_model.", "vae."),
     "text_encoder": ("cond_stage_model.", "conditioner.embedders.", "text_encoders."),
 }
@@ -75,7 +75,7 @@ def _load(
     networks = [key for key in parts if key.startswith(("transformer", "unet"))]
     if len(networks) > 1:
         raise InputError("this model has two networks, and a file holds one")
-    kinds = tuple(kind for kind, begins in HELD.items() if any(tensor.startswith(begins) for tensor in stored))
+    kinds = tuple(kind for kind, begins in PART_PREFIXES.items() if any(tensor.startswith(begins) for tensor in stored))
     beside = [key for key in parts if key.startswith(kinds)] if kinds else []
     ((dtype, _),) = Counter(tensor.dtype for tensor in stored.values()).most_common(1)
     given = {"config": str(config), "dtype": DTYPES[dtype], "local_files_only": True}

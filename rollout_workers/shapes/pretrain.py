@@ -21,7 +21,7 @@ from ..pretraining import small_flux, train_in_phases
 from .scenes import draw_all, scenes
 
 MAX_SEQUENCE_LENGTH = 8
-MISREAD = 0.15
+MISREAD_SHARE = 0.15
 
 
 def _clip_tokenizer(prompts: list[str]) -> CLIPTokenizer:
@@ -61,6 +61,6 @@ def pretrain(
     prompts = [str(scene) for scene in drawn]
     words = _t5_tokenizer(prompts)
     pipeline = small_flux(_clip_tokenizer(prompts), words, len(words))
-    clean, misread = draw_all(drawn, seed + 1), draw_all(drawn, seed + 2, misread_share=MISREAD)
+    clean, misread = draw_all(drawn, seed + 1), draw_all(drawn, seed + 2, misread_share=MISREAD_SHARE)
     steps = vae_steps, clean_steps, misread_steps
     return train_in_phases(pipeline, prompts, clean, misread, steps, MAX_SEQUENCE_LENGTH, out)

@@ -21,7 +21,7 @@ from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.run.trained import trained_weights
 from branchgrpo.cluster.train import train
 from branchgrpo.learner.export import export
-from branchgrpo.proto.atomic_files import PARTIAL
+from branchgrpo.proto.atomic_files import PARTIAL_PREFIX
 from branchgrpo.proto.errors import InputError, RunFailed
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.settings import RunSettings
@@ -44,7 +44,7 @@ def worker_of(policy: Policy, settings: RunSettings) -> RolloutWorker:
 def assert_only_whole_files(folder: Path) -> None:
     """Unfinished ones, which a killed process may leave, bear a name of their own."""
     for path in folder.rglob("*"):
-        if any(part.startswith(PARTIAL) for part in path.relative_to(folder).parts) or not path.is_file():
+        if any(part.startswith(PARTIAL_PREFIX) for part in path.relative_to(folder).parts) or not path.is_file():
             continue
         if path.suffix == ".jsonl":
             assert [json.loads(line) for line in path.read_text().splitlines()]
@@ -150,9 +150,9 @@ def test_a_killed_run_leaves_whole_files_and_goes_on(three: tuple[RunSettings, P
     process.kill()
     process.wait()
     assert_only_whole_files(folder)
-    (folder / "checkpoints" / f"{PARTIAL}1-iteration-000002").mkdir()
+    (folder / "checkpoints" / f"{PARTIAL_PREFIX}1-iteration-000002").mkdir()
     run_train(killed, tmp_path, "--resume")
-    assert not list(folder.rglob(f"{PARTIAL}*"))
+    assert not list(folder.rglob(f"{PARTIAL_PREFIX}*"))
     assert_only_whole_files(folder)
     assert_bit_equal(weights(straight), weights(folder))
     second, last = weights(folder, 2), weights(folder)

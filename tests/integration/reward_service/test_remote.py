@@ -101,7 +101,7 @@ def test_batched_requests_ask_another_service_as_often_as_one(monkeypatch: pytes
     with served(score) as url:
         replica = Replica("far", {"far": RewardSettings(url=url)}, RewardPoolSettings())
         replies = at_once(replica.score(Media(pictures(8, 8)), PROMPTS, id) for id in "abc")
-    assert asked == [3 * len(PROMPTS)] * remote.ATTEMPTS
+    assert asked == [3 * len(PROMPTS)] * remote.REQUEST_ATTEMPTS
     assert all(isinstance(reply, NotScored) and reply.final for reply in replies)
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import pytest
-from branchgrpo.proto.atomic_files import PARTIAL, must_be_new, remove, sweep, whole, write_text
+from branchgrpo.proto.atomic_files import PARTIAL_PREFIX, must_be_new, remove, sweep, whole, write_text
 from branchgrpo.proto.errors import InputError
 
 
@@ -19,9 +19,9 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
 
 def test_sweep_removes_only_what_a_killed_process_left(tmp_path: Path) -> None:
     write_text(tmp_path / "a" / "kept", "")
-    (tmp_path / "a" / f"{PARTIAL}12-folder").mkdir()
-    (tmp_path / "a" / f"{PARTIAL}12-folder" / f"{PARTIAL}34-file").touch()
-    (tmp_path / f"{PARTIAL}56-file").touch()
+    (tmp_path / "a" / f"{PARTIAL_PREFIX}12-folder").mkdir()
+    (tmp_path / "a" / f"{PARTIAL_PREFIX}12-folder" / f"{PARTIAL_PREFIX}34-file").touch()
+    (tmp_path / f"{PARTIAL_PREFIX}56-file").touch()
     sweep(tmp_path)
     assert sorted(path.name for path in tmp_path.rglob("*")) == ["a", "kept"]
     remove(tmp_path / "a")

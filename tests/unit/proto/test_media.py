@@ -8,7 +8,7 @@ import pytest
 from branchgrpo.proto.media import Media, joined, some_frames
 from branchgrpo.proto.safetensors_codec import decode, encode
 from branchgrpo.proto.scoring import ScoreRequest
-from branchgrpo.proto.spectrogram import FLOOR, HEIGHT, LOWEST
+from branchgrpo.proto.spectrogram import FLOOR, HEIGHT, LOWEST_HERTZ
 from branchgrpo.proto.wav import read_wav, wav
 from branchgrpo.proto.webm import OPUS_RATE, webm
 
@@ -96,7 +96,7 @@ def test_a_spectrogram_shows_tones_where_they_are() -> None:
         assert looks.shape[1] == HEIGHT
         for look, wanted in zip(looks, hertz, strict=True):
             column = look[:, look.shape[1] // 2, 0]
-            row = HEIGHT * (1 - np.log(wanted / LOWEST) / np.log(RATE / 2 / LOWEST))
+            row = HEIGHT * (1 - np.log(wanted / LOWEST_HERTZ) / np.log(RATE / 2 / LOWEST_HERTZ))
             assert abs(int(column.argmax()) - row) <= 2
             power = 20 * np.log10(loudness)
             assert column.max() == pytest.approx(255 * (1 + power / FLOOR), abs=255 * 3 / FLOOR)

@@ -12,7 +12,7 @@ import ray
 import small_pieces
 from branchgrpo.benchmarks.support.local_cluster import kill_raylet, several_nodes
 from branchgrpo.cluster.on_ray.actors import RolloutActor
-from branchgrpo.cluster.on_ray.broadcast import PASSED_AT_ONCE, PASSING, Chain, Weights, read
+from branchgrpo.cluster.on_ray.broadcast import PASSED_AT_ONCE, RELAY_GROUP, Chain, Weights, read
 from branchgrpo.cluster.on_ray.connect import connected
 from branchgrpo.cluster.on_ray.messages import WeightsRef
 from branchgrpo.cluster.run.in_process import InProcessLoop
@@ -75,7 +75,7 @@ def test_what_a_lost_node_had_to_pass_on_arrives(nodes: Nodes) -> None:
 
     address, processes = nodes
     with connected(address):
-        actor = ray.remote(num_cpus=0, resources={"work": 1}, concurrency_groups={PASSING: PASSED_AT_ONCE})(Relay)
+        actor = ray.remote(num_cpus=0, resources={"work": 1}, concurrency_groups={RELAY_GROUP: PASSED_AT_ONCE})(Relay)
         relays = [actor.remote() for _ in range(3)]
         ids = ray.get([relay.node.remote() for relay in relays])
         first, second, third = relays

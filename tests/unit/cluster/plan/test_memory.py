@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from branchgrpo.benchmarks.support.allocated import peak_bytes
-from branchgrpo.cluster.plan.fit import OUTSIDE, largest_rows, misfit, remedies
+from branchgrpo.cluster.plan.fit import UNUSABLE_BYTES, largest_rows, misfit, remedies
 from branchgrpo.cluster.plan.memory import count_memory
 from branchgrpo.cluster.plan.passes import Calls, measure
 from branchgrpo.proto.settings_errors import changed_settings
@@ -79,17 +79,17 @@ def test_the_old_policy_of_nft_is_held_beside_the_trained_one(run_settings: Sett
 def test_so_many_rows_fit_and_one_more_does_not(run_settings: Settings) -> None:
     memory = count_memory(run_settings(ON_RAY))["2 x learner rank"]
     ((setting, phase),) = memory.phases.items()
-    gpu = OUTSIDE + memory.held + phase.taken.bytes(7)
+    gpu = UNUSABLE_BYTES + memory.held + phase.taken.bytes(7)
     assert largest_rows(memory, gpu) == {setting: 7}
     assert largest_rows(memory, gpu - 1) == {setting: 6}
-    assert largest_rows(memory, OUTSIDE) == {setting: 0}
+    assert largest_rows(memory, UNUSABLE_BYTES) == {setting: 0}
 
 
 def test_a_misfit_names_the_process_and_the_setting(run_settings: Settings) -> None:
     settings = run_settings({**ON_RAY, "learner.rows_per_micro_batch": 99})
     memory = count_memory(settings)["2 x learner rank"]
-    assert misfit(settings, OUTSIDE + memory.peak + 1) is None
-    told = misfit(settings, OUTSIDE + memory.peak - 1)
+    assert misfit(settings, UNUSABLE_BYTES + memory.peak + 1) is None
+    told = misfit(settings, UNUSABLE_BYTES + memory.peak - 1)
     assert told is not None
     assert told.startswith("2 x learner rank needs ")
     assert "learner.rows_per_micro_batch=99" in told
@@ -102,11 +102,11 @@ def test_remedies_come_in_their_order_and_make_it_fit(run_settings: Settings) ->
     memory = count_memory(settings)["2 x learner rank"]
     made = []
     for share in (1.01, 0.8, 0.6, 0.3):
-        gpu = OUTSIDE + share * memory.peak
+        gpu = UNUSABLE_BYTES + share * memory.peak
         changes = remedies(settings, gpu)
         assert changes is not None
         made.append([*changes])
         assert misfit(changed_settings(settings, changes), gpu) is None
     order = ["gradient_checkpointing", "lora", "zero_stage", "offload.optimizer", "rows_per_micro_batch"]
     assert made == [[f"learner.{name}" for name in order[:count]] for count in (0, 1, 2, 5)]
-    assert remedies(settings, OUTSIDE) is None
+    assert remedies(settings, UNUSABLE_BYTES) is None

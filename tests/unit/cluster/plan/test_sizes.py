@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from branchgrpo.cluster.plan.calibration import Calibration, Pace
 from branchgrpo.cluster.plan.device import core_here, host_share, known_device
-from branchgrpo.cluster.plan.fit import OUTSIDE
+from branchgrpo.cluster.plan.fit import UNUSABLE_BYTES
 from branchgrpo.cluster.plan.forecast import forecast
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.memory import count_memory
@@ -41,10 +41,10 @@ def test_the_largest_number_of_rows_that_fits_is_chosen(fits: int, run_settings:
     settings = run_settings({**ON_GPUS, MICRO: "auto"})
     memory = count_memory(settings)["1 x learner rank"]
     room = memory.held + memory.phases[MICRO].taken.bytes(fits)
-    gpu = replace(SMALL, memory=OUTSIDE + room)
+    gpu = replace(SMALL, memory=UNUSABLE_BYTES + room)
     assert choose_sizes(settings, (gpu, Calibration())).learner.rows_per_micro_batch == fits
     with pytest.raises(InputError, match=f"{MICRO} can't be chosen: not a single row fits"):
-        choose_sizes(settings, (replace(gpu, memory=OUTSIDE + memory.held), Calibration()))
+        choose_sizes(settings, (replace(gpu, memory=UNUSABLE_BYTES + memory.held), Calibration()))
 
 
 def test_no_more_rows_are_chosen_than_there_can_be(run_settings: Settings) -> None:
