@@ -426,17 +426,21 @@ class JudgeSettings(Settings):
     questions: Annotated[list[str], Field(min_length=1)]
     """What is asked about each picture. `{prompt}` stands for the prompt, `{name}` for a field of its row, `{{` for a
     brace. A field that is a list gives one question for each element."""
-    answer: Literal["yes_no", "rubric"] = "yes_no"
+    answer: Literal["yes_no", "rubric", "text"] = "yes_no"
     """How a question is graded. `yes_no`: by P(yes) / (P(yes) + P(no)) of the answer's first token, so ask for yes or
-    no. `rubric`: by an integer of `scale` that the model writes as JSON, so say in the question what grades mean."""
+    no. `rubric`: by an integer of `scale` that the model writes as JSON, so say in the question what grades mean.
+    `text`: by numbers of `scale` that it writes behind `labels`, for models that were trained to answer so."""
     scale: Annotated[tuple[int, int], Field(strict=False)] = (1, 10)
-    """Worst and best grade of a `rubric`. The score runs from 0 to 1 between them."""
+    """Worst and best grade of a `rubric` or `text`. The score runs from 0 to 1 between them."""
+    labels: list[str] = []
+    """What stands before each grade of a `text`, such as `Style Score (1-5):`. All must be there; the last of each
+    counts."""
     reasons: bool = False
     """Have the model write its reasons before the grade of a `rubric`. It takes many times longer."""
     max_tokens: Tokens = 1024
-    """Maximum tokens of the answer to a `rubric`."""
+    """Maximum tokens of the answer to a `rubric` or `text`."""
     combine: Literal["mean", "min"] = "mean"
-    """The score of several questions: the mean of their grades, or the worst one."""
+    """The score of several questions and labels: the mean of their grades, or the worst one."""
     frames: PositiveInt = 8
     """Maximum frames of a clip that are shown, at equal distances. More show more of the motion and take longer."""
     sources: bool = False
@@ -465,6 +469,12 @@ class JudgeSettings(Settings):
         if scale[0] >= scale[1]:
             raise ValueError(f"scale is {list(scale)}; the worst grade comes first, and the best must be above it")
         return scale
+
+    @model_validator(mode="after")
+    def _text_has_labels(self) -> Self:
+        if (self.answer == "text") != bool(self.labels) or not all(self.labels):
+            raise ValueError(f"labels is {self.labels}; `answer: text` takes one or more, and other answers take none")
+        return self
 
 
 class RewardSettings(Settings):

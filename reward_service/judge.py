@@ -8,6 +8,7 @@ import base64
 import io
 import math
 import os
+import re
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from functools import cache
 from itertools import chain
@@ -154,9 +155,11 @@ class Judge:
         """The fields of a request that say how it is to be answered."""
         if self._settings.answer == "yes_no":
             return {"max_completion_tokens": 1, "logprobs": True, "top_logprobs": TOP}
+        tokens = {"max_completion_tokens": self._settings.max_tokens}
+        if self._settings.answer == "text":
+            return tokens
         schema = {"name": "verdict", "strict": True, "schema": self._verdict.model_json_schema()}
-        form = {"type": "json_schema", "json_schema": schema}
-        return {"max_completion_tokens": self._settings.max_tokens, "response_format": form}
+        return {**tokens, "response_format": {"type": "json_schema", "json_schema": schema}}
 
     def _graded(self, choice: Choice) -> float:
         """The answer as a number from 0 to 1. Raises ValueError for one that isn't as asked for."""
@@ -167,12 +170,16 @@ class Judge:
             return yes_share([(top.token, top.logprob) for top in tokens[0].top_logprobs])
         text, (low, high) = choice.message.content or "", self._settings.scale
         try:
-            verdict: Any = self._verdict.model_validate_json(text)
-        except ValidationError as error:
-            cut = choice.finish_reason == "length"
-            reason = f"{self._setting}.max_tokens is {self._settings.max_tokens}, too few" if cut else "no such JSON"
+            if self._settings.answer == "text":
+                grades = [number_behind(label, text, low, high) for label in self._settings.labels]
+            else:
+                grades = [self._verdict.model_validate_json(text).score]  # type: ignore[attr-defined]
+        except ValueError as error:
+            reason = "no such JSON" if isinstance(error, ValidationError) else str(error)
+            if choice.finish_reason == "length":
+                reason = f"{self._setting}.max_tokens is {self._settings.max_tokens}, too few"
             raise ValueError(f"'{text[:SHOWN]}': {reason}") from error
-        return float(verdict.score - low) / (high - low)
+        return COMBINED[self._settings.combine]([(grade - low) / (high - low) for grade in grades])
 
 
 def yes_share(top: Sequence[tuple[str, float]]) -> float:
@@ -188,6 +195,17 @@ def yes_share(top: Sequence[tuple[str, float]]) -> float:
         tokens = ", ".join(repr(token) for token, _ in top[:5])
         raise ValueError(f"neither yes nor no: its likeliest first tokens are {tokens}")
     return yes / (yes + no)
+
+
+def number_behind(label: str, text: str, low: float, high: float) -> float:
+    """The number that stands right behind a label, where it stands last in a text.
+
+    Raises ValueError if there is none, or none from `low` to `high`.
+    """
+    found = re.findall(re.escape(label) + r"\s*(-?\d+(?:\.\d+)?)", text)
+    if not found or not low <= float(found[-1]) <= high:
+        raise ValueError(f"no number from {low} to {high} behind '{label}'")
+    return float(found[-1])
 
 
 def data_url(picture: npt.NDArray[np.uint8]) -> str:

@@ -1,7 +1,7 @@
 """An OpenAI-compatible endpoint around a small random vision-language model: real HTTP, logits and pictures.
 
 It answers as vLLM does: log-probabilities are those of the model, and of the JSON texts that a schema allows it writes
-the likeliest.
+the likeliest. Asked for neither, it writes how likely some words are, on a scale from 1 to 5.
 """
 
 import base64
@@ -23,6 +23,8 @@ NAME = "tiny-judge"
 IMAGE = "<image>"
 HEAD = '{"score":'
 WORDS = ("yes", "Yes", "no", " NO", "maybe", *["Is", "this", "a", "red", "blue", "dog", "cat"], "?", HEAD, *"234}")
+RATED = ("red", "blue")
+"""The words of which it writes how likely they are."""
 KEY = "secret-key"
 SIDE, PATCH = 16, 8
 
@@ -67,6 +69,10 @@ class Endpoint:
         pixels = torch.from_numpy(np.stack(small)).permute(0, 3, 1, 2) / 127.5 - 1
         logits = self.model(input_ids=torch.tensor([ids]), pixel_values=pixels).logits[0]
         return logits[-1 - len(self.tokens(answer)) :].log_softmax(-1)
+
+    def rating(self, pictures: list[np.ndarray], text: str, word: str) -> float:
+        """How likely a word is after a text about pictures, from 1 to 5."""
+        return 1 + 4 * float(self.logprobs(pictures, text)[0, self.words.index(word)].exp())
 
     def tokens(self, answer: str) -> list[int]:
         """The tokens of a JSON answer."""
@@ -125,6 +131,8 @@ class Endpoint:
             score = schema["json_schema"]["schema"]["properties"]["score"]
             answers = [json.dumps({"score": n}).replace(" ", "") for n in range(score["minimum"], score["maximum"] + 1)]
             said = max(answers, key=lambda answer: self.likelihood(pictures, text, answer))
+        elif "top_logprobs" not in body:
+            said = "\n".join(f"{word} Score (1-5): {self.rating(pictures, text, word)}" for word in RATED)
         else:
             best, tokens = self.logprobs(pictures, text)[0].topk(min(body["top_logprobs"], len(self.words)))
             top = [{"token": self.words[t], "logprob": float(p)} for p, t in zip(best, tokens, strict=True)]

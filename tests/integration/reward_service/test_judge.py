@@ -17,17 +17,19 @@ from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt, pictures_of
 from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
+from branchgrpo.proto.yaml12 import read_yaml
 from branchgrpo.reward_service import judge as judges
 from branchgrpo.reward_service.interface import PictureScorer
-from branchgrpo.reward_service.judge import yes_share
+from branchgrpo.reward_service.judge import number_behind, yes_share
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import load_scorer
 from families import with_pictures
-from judge_endpoint import KEY, NAME, Endpoint
+from judge_endpoint import KEY, NAME, RATED, Endpoint
 from published import pictures
 from rich.console import Console
-from support import Settings, at_once, serving
+from support import RECIPES, Settings, at_once, serving
 
+DOCS = RECIPES.parent / "docs" / "rewards.md"
 VARIABLE = "JUDGE_KEY"
 PROMPTS = [
     Prompt("a red dog", {"things": ["dog"]}),
@@ -126,6 +128,51 @@ def test_a_rubric_takes_the_answer_that_the_model_writes(endpoint: Endpoint, url
         answers = {n: f'{{"score":{n}}}' for n in range(2, 5)}
         best = max(answers, key=lambda n: endpoint.likelihood([picture], f"Is this {prompt} ?", answers[n]))
         assert score == (best - 2) / 2
+
+
+def test_grades_are_read_behind_their_labels(endpoint: Endpoint, url: str) -> None:
+    labels = [f"{word} Score (1-5):" for word in RATED]
+    asks = judge(url, answer="text", scale=[1, 5], labels=labels, questions=["Is this {prompt} ?"])
+    found = asks(MEDIA, PROMPTS)["faithful"]
+    shown = [([picture], f"Is this {prompt} ?") for picture, prompt in zip(MEDIA, PROMPTS, strict=True)]
+    ratings = [np.mean([endpoint.rating(*own, word) for word in RATED]) for own in shown]
+    np.testing.assert_allclose(found, (np.array(ratings) - 1) / 4, rtol=1e-6)
+    assert np.ptp(found) > 0.001
+
+
+def documented(reward: str, address: str) -> PictureScorer:
+    """The judge of docs/rewards.md that has this name, at another address."""
+    (block,) = re.findall(rf"^```yaml\n(rewards:\n  {reward}:.*?)^```", DOCS.read_text(), re.MULTILINE | re.DOTALL)
+    own = read_yaml(block)["rewards"][reward]["judge"]
+    return judge(address, **{name: value for name, value in own.items() if name not in ("url", "model")})
+
+
+def test_unified_reward_is_read_as_it_answers(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the example of an answer that its authors give."""
+    lines = ["Alignment Score (1-5): 2.694700002670288", "Coherence Score (1-5): 2.371500015258789"]
+    monkeypatch.setattr(endpoint, "says", "\n".join([*lines, "Style Score (1-5): 2.802500009536743"]))
+    (found,) = documented("unified_reward", url)(MEDIA[:1], PROMPTS[:1])["faithful"]
+    assert found == pytest.approx(((2.6947 + 2.3715 + 2.8025) / 3 - 1) / 4, abs=1e-6)
+    (request,) = endpoint.requests
+    *pictures, question = request["messages"][0]["content"]
+    assert [part["type"] for part in pictures] == ["image_url"]
+    assert question["text"].endswith("Text Caption: [a red dog]")
+
+
+def test_a_number_behind_a_label_is_its_last() -> None:
+    text = "A Score (1-5): 2.5, or rather\nA Score (1-5): 3\nB Score (1-5):-1"
+    assert number_behind("A Score (1-5):", text, 1, 5) == 3
+    for label in ("B Score (1-5):", "C Score (1-5):"):
+        with pytest.raises(ValueError, match=re.escape(f"no number from 1 to 5 behind '{label}'")):
+            number_behind(label, text, 1, 5)
+
+
+@pytest.mark.parametrize("own", [{"answer": "text"}, {"labels": ["A:"]}, {"answer": "text", "labels": [""]}])
+def test_labels_belong_to_texts(own: dict[str, Any]) -> None:
+    with pytest.raises(
+        ValueError, match=r"labels is .*; `answer: text` takes one or more, and other answers take none"
+    ):
+        settings("http://127.0.0.1:9/v1", **own)
 
 
 def test_a_grade_off_the_scale_is_no_score(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
