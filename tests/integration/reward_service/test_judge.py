@@ -159,6 +159,15 @@ def test_unified_reward_is_read_as_it_answers(endpoint: Endpoint, url: str, monk
     assert question["text"].endswith("Text Caption: [a red dog]")
 
 
+def test_geneval_2_is_the_mean_over_a_prompt_s_claims(endpoint: Endpoint, url: str) -> None:
+    claims = [["Is this a dog ?", "Is this red ?"], ["Is this a cat ?"]]
+    prompts = [Prompt(f"prompt {number}", {"claims": own}) for number, own in enumerate(claims)]
+    found = documented("geneval2", url)(MEDIA[:2], prompts)["faithful"]
+    asked = [[f"{claim} Answer yes or no." for claim in own] for own in claims]
+    grades = [np.mean([share_of_yes(endpoint, [p], q) for q in own]) for p, own in zip(MEDIA, asked, strict=False)]
+    np.testing.assert_allclose(found, grades, rtol=1e-6)
+
+
 def test_a_number_behind_a_label_is_its_last() -> None:
     text = "A Score (1-5): 2.5, or rather\nA Score (1-5): 3\nB Score (1-5):-1"
     assert number_behind("A Score (1-5):", text, 1, 5) == 3
