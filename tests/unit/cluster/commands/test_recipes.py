@@ -25,8 +25,9 @@ def test_shipped_recipes_say_their_purpose_and_how_far_they_ran() -> None:
 
 def test_recipes_and_readme_plan_the_same_hours() -> None:
     rows = re.findall(r"^\| `(\w+)\.yaml` .* \| ([\d.]+) hours \(planned\) \|", README.read_text(), re.MULTILINE)
-    planned = {recipe.name: recipe.run_with for recipe in shipped() if "planned" in recipe.run_with}
-    assert planned == {name: f"random weights; {hours} hours planned" for name, hours in rows}
+    form = re.compile(r"random weights; ([\d.]+) hours and \d+ GB a GPU planned")
+    planned = {recipe.name: found[1] for recipe in shipped() if (found := form.fullmatch(recipe.run_with))}
+    assert planned == dict(rows)
     assert len(planned) > 12
 
 

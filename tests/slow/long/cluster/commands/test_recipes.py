@@ -1,5 +1,6 @@
-"""Recipes of large models, checked with the published sizes: parameters, and the GPUs that the recipes name."""
+"""Recipes of large models, checked with the published sizes: parameters, and the GPUs and GB that the recipes name."""
 
+import math
 import re
 from dataclasses import replace
 from pathlib import Path
@@ -7,9 +8,11 @@ from pathlib import Path
 import pytest
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.plan.gpus import GPUS
+from branchgrpo.cluster.plan.reward_shapes import CLIP_L
 from branchgrpo.proto.recipe import load_recipe
 from published_models import MODELS, without_weights
 from support import RECIPES
+from transformers import CLIPConfig
 
 BILLIONS = {
     "chroma_pickscore": 8.9,
@@ -47,13 +50,20 @@ def test_every_recipe_of_a_large_model_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", BILLIONS)
-def test_a_recipe_fits_the_gpus_that_it_names(name: str, folders: dict[str, Path]) -> None:
+def test_a_recipe_fits_the_gpus_that_it_names(
+    name: str, folders: dict[str, Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    CLIPConfig(**CLIP_L).save_pretrained(tmp_path / "models" / "clip-vit-large-patch14")
+    monkeypatch.chdir(tmp_path)
     settings = load_recipe(RECIPES / f"{name}.yaml")
     folder = folders[Path(settings.policy.pretrained).name]
     settings = settings.model_copy(update={"policy": settings.policy.model_copy(update={"pretrained": str(folder)})})
-    gigabytes = int(re.search(r"(\d+) GB", (RECIPES / f"{name}.yaml").read_text())[1])  # type: ignore[index]
+    text = (RECIPES / f"{name}.yaml").read_text()
+    gigabytes = int(re.search(r"(\d+) GB", text)[1])  # type: ignore[index]
     found = check(settings, replace(GPUS["h100"], memory=gigabytes * 1e9))
     adapters = found.parameters["trained"] if settings.learner.lora else 0
     assert found.parameters["all"] - adapters == pytest.approx(BILLIONS[name] * 1e9, rel=0.02)
-    assert found.memory
     assert found.changes == {}
+    whole = max((process.peak for process in found.memory.values() if process.gpus == 1), default=0)
+    shared = sum(process.peak for process in found.memory.values() if 0 < process.gpus < 1)  # on one GPU
+    assert f"hours and {math.ceil(max(whole, shared) / 1e9)} GB a GPU planned." in text
