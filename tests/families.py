@@ -18,7 +18,7 @@ from small_pipelines.chroma import chroma
 from small_pipelines.flux import flux, flux2_dev, flux2_klein, flux_kontext
 from small_pipelines.hunyuan_video import hunyuan_video, hunyuan_video_from_picture
 from small_pipelines.ltx2 import ltx2
-from small_pipelines.qwen_image import qwen_image, qwen_image_edit, qwen_image_edit_plus
+from small_pipelines.qwen_image import qwen_image, qwen_image_21, qwen_image_edit, qwen_image_edit_plus
 from small_pipelines.stable_audio import stable_audio
 from small_pipelines.stable_diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
 from small_pipelines.wan import wan, wan_from_picture
@@ -55,6 +55,7 @@ FAMILIES = {
     "HunyuanVideo 1.5, picture": Family(hunyuan_video_from_picture, pictures=1, frames=5, tokens=40),
     "LTX-2": Family(ltx2, frames=5, tokens=8, size=(32, 64)),
     "Qwen-Image": Family(qwen_image, tokens=200),
+    "Qwen-Image 2.1": Family(qwen_image_21, tokens=60, size=(32, 64)),
     "Qwen-Image-Edit": Family(qwen_image_edit, pictures=1, tokens=500),
     "Qwen-Image-Edit Plus": Family(qwen_image_edit_plus, pictures=2, tokens=500),
     "Stable Audio": Family(stable_audio, seconds=0.4),
@@ -75,6 +76,7 @@ FAMILIES = {
 
 PROCESSORS = {
     "Flux2Pipeline": {"tokenizer": ["transformers", "PixtralProcessor"]},
+    "QwenImage21Pipeline": {"processor": ["transformers", "Qwen3VLProcessor"]},
     "QwenImageEditPipeline": {"processor": ["transformers", "Qwen2VLProcessor"]},
     "QwenImageEditPlusPipeline": {"processor": ["transformers", "Qwen2VLProcessor"]},
 }

@@ -50,10 +50,11 @@ def plain(folder: str) -> Any:
     """The pipeline as diffusers loads it, which wants to be told of parts that it does without."""
     index: dict[str, Any] = json.loads((Path(folder) / "model_index.json").read_text())
     parts: dict[str, Any] = {name: None for name, value in index.items() if value == [None, None]}
-    replaced = {}
+    replaced, needed = {}, {}
     if index["_class_name"] in PROCESSORS:
-        replaced = find_adapter(POLICIES[index["_class_name"]].adapter).replacements(Path(folder))
-    pipeline = DiffusionPipeline.from_pretrained(folder, **parts, **dict.fromkeys(replaced))
+        adapter: Any = find_adapter(POLICIES[index["_class_name"]].adapter)
+        replaced, needed = adapter.replacements(Path(folder)), adapter.needed_parts(Path(folder))
+    pipeline = DiffusionPipeline.from_pretrained(folder, **parts, **dict.fromkeys(replaced), **needed)
     pipeline.register_modules(**replaced)
     if SHORT.keys() <= vars(pipeline).keys():
         vars(pipeline).update(SHORT)
@@ -126,7 +127,10 @@ def all_of_theirs(
             start = {"latents": starts[[number], :tokens], "audio_latents": sound}
         found = call(prompt=str(prompt), **start, **image)
         for key, value in found.items():
-            drawn.setdefault("sound" if key.startswith("audio") else "pictures", []).append(np.asarray(value))
+            value = np.asarray(value)
+            if value.shape[-1] == 4:  # what is transparent is white here
+                value = value[..., :3] * value[..., 3:] + 1 - value[..., 3:]
+            drawn.setdefault("sound" if key.startswith("audio") else "pictures", []).append(value)
     pipeline.scheduler = published
     return {name: np.concatenate(values) for name, values in drawn.items()}
 

@@ -39,6 +39,22 @@ QWEN_VL: dict[str, Any] = {
         "out_hidden_size": 3584,
     },
 }
+QWEN3_VL: dict[str, Any] = {
+    "model_type": "qwen3_vl",
+    "image_token_id": 5,
+    "text_config": {
+        "model_type": "qwen3_vl_text",
+        "vocab_size": 151936,
+        "hidden_size": 4096,
+        "intermediate_size": 12288,
+        "num_hidden_layers": 36,
+        "num_attention_heads": 32,
+        "num_key_value_heads": 8,
+        "head_dim": 128,
+        "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [24, 20, 20]},
+    },
+    "vision_config": {"model_type": "qwen3_vl_vision", "out_hidden_size": 4096},
+}
 BYT5 = {"model_type": "t5", "vocab_size": 1510, "d_model": 1472, "d_kv": 64, "d_ff": 3584, "num_layers": 12}
 BYT5 |= {"num_heads": 6, "feed_forward_proj": "gated-gelu"}
 GEMMA3: dict[str, Any] = {
@@ -155,6 +171,7 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
         {"transformer": {}, "vae": {}, "audio_vae": {}, "vocoder": {}, "connectors": {}, "text_encoder": GEMMA3},
     ),
     "Qwen-Image": ("Qwen-Image", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
+    "Qwen-Image-2.1": ("Qwen-Image 2.1", {"transformer": {}, "vae": {}, "text_encoder": QWEN3_VL}),
     "Qwen-Image-Edit-2511": ("Qwen-Image-Edit Plus", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
     "stable-audio-open-1.0": (
         "Stable Audio",

@@ -15,7 +15,6 @@ from ...proto.atomic_files import whole
 from ...proto.settings import PolicySettings, RunSettings
 from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
 from ...rollout_workers.policies.pipeline import PipelinePolicy
-from ...rollout_workers.policies.qwen_image import QwenImagePolicy
 from ..run.evaluation import MADE_WITH, comparable, evaluation_steps
 from ..run.folder import RunFolder
 
@@ -150,11 +149,12 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     """Python that draws as evaluations do, for what of it the pipeline's call takes."""
     settings, accepted = run.policy, inspect.signature(policy.pipeline_class.__call__).parameters
     guidance = settings.guidance_scale if run.evaluation.guidance_scale is None else run.evaluation.guidance_scale
+    qwen = policy.pipeline_class.__name__.startswith("QwenImage")  # which has no guidance without a negative prompt
     given = {
         "height": settings.height,
         "width": settings.width,
         "num_inference_steps": evaluation_steps(run),
-        "true_cfg_scale" if isinstance(policy, QwenImagePolicy) else "guidance_scale": guidance,
+        "true_cfg_scale" if qwen else "guidance_scale": guidance,
         "max_area": settings.height * settings.width,  # Kontext would draw, and read, sizes of its own
         "_auto_resize": False,
         "num_frames": settings.frames,
@@ -162,7 +162,7 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "guidance_scale_2": settings.guidance_scale_2,
         "audio_guidance_scale": settings.guidance_scale_2 or guidance,
         **NO_OTHER_GUIDANCE,
-        "negative_prompt": settings.negative_prompt or None,
+        "negative_prompt": settings.negative_prompt if qwen and guidance > 1 else settings.negative_prompt or None,
         "max_sequence_length": settings.max_sequence_length,
     }
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]

@@ -72,7 +72,9 @@ def find_parts(folder: Path, variant: str | None = None) -> dict[str, Part | Non
     As in diffusers, parts that have weights of the variant are taken with these, and the others as they are. Raises
     InputError as `read_index` does, for an entry of the index that names no class, or if no part has the variant.
     """
-    named = {name: value for name, value in read_index(folder).items() if isinstance(value, list)}
+    lists = {name: value for name, value in read_index(folder).items() if isinstance(value, list)}
+    # A list of numbers is a setting, such as noise levels of a distilled model.
+    named = {name: value for name, value in lists.items() if not value or not isinstance(value[0], float | int)}
     for name, value in named.items():
         if len(value) != 2 or not all(entry is None or isinstance(entry, str) for entry in value):
             raise InputError(f"{folder / INDEX} says of {name} {value!r}; it must be a library and a class")

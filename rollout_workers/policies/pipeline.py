@@ -79,7 +79,8 @@ class PipelinePolicy(PromptEncoding):
         self.start = Start()
         if settings.start_from:
             prefixes = self.checkpoint_prefixes if len(networks) > 1 else {}
-            self.start = Starts(self.pipeline_class, folder, networks, prefixes).read(settings.start_from)
+            starts = Starts(self.pipeline_class, folder, networks, prefixes, self.needed_parts)
+            self.start = starts.read(settings.start_from)
         try:
             replacements = self.replacements(folder)
             if build:
@@ -91,6 +92,7 @@ class PipelinePolicy(PromptEncoding):
                 variant=settings.variant,
                 use_safetensors=True,  # of weights that are pickled nothing is loaded
                 **dict.fromkeys(replacements),
+                **self.needed_parts(folder),
                 **absent,
             )
             self.pipeline.register_modules(**dict.fromkeys(stand_ins), **replacements)
@@ -138,11 +140,6 @@ class PipelinePolicy(PromptEncoding):
             if name not in parts:
                 raise InputError(f"policy.pretrained is '{folder}', whose {INDEX} names no {name}")
         return parts
-
-    @classmethod
-    def replacements(cls, folder: Path) -> dict[str, Any]:
-        """Parts of the pipeline that are loaded otherwise than diffusers does it."""
-        return {}
 
     @classmethod
     def stand_in(cls, part: Part) -> Any:

@@ -30,6 +30,17 @@ class PromptEncoding:
     folder: Path
     settings: PolicySettings
     device: torch.device
+    precision: Any
+
+    @classmethod
+    def replacements(cls, folder: Path) -> dict[str, Any]:
+        """Parts of the pipeline that are loaded otherwise than diffusers does it."""
+        return {}
+
+    @classmethod
+    def needed_parts(cls, folder: Path) -> dict[str, Any]:
+        """Those of them without which diffusers can't make the pipeline."""
+        return {}
 
     @property
     def guided(self) -> bool:
@@ -123,6 +134,7 @@ class PromptEncoding:
         name, limit = self.prompt_tokens
         if (tokenizer := getattr(self.pipeline, name, None)) is None:
             return []
+        tokenizer = getattr(tokenizer, "tokenizer", tokenizer)  # of a processor
         # There are never more tokens than bytes, and two around them: most prompts needn't be looked at.
         texts = {prompt: self.as_encoded(prompt) for prompt in prompts}
         long = [prompt for prompt, text in texts.items() if len(text.encode()) + 2 > limit]
@@ -136,6 +148,14 @@ class PromptEncoding:
     def prompt_tokens(self) -> tuple[str, int]:
         """The tokenizer by which a prompt is cut, by the pipeline's name, and the number of tokens that are left."""
         return self.tokenizer, self.settings.max_sequence_length
+
+    def padded(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
+        """Embeddings of tokens, padded to `max_sequence_length`, and a mask of what is no padding."""
+        tokens, most = len(embeds), self.settings.max_sequence_length
+        return {
+            "prompt_embeds": torch.nn.functional.pad(embeds.to(self.precision), (0, 0, 0, most - tokens)),
+            "prompt_embeds_mask": torch.arange(most, device=self.device) < tokens,
+        }
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The network's input from one prompt, each tensor without a batch dimension. Encoders are on the device."""

@@ -55,14 +55,6 @@ class QwenImagePolicy(PipelinePolicy):
         embeds, _ = self.pipeline.encode_prompt(prompt, device=self.device, max_sequence_length=most)
         return self.padded(embeds[0])
 
-    def padded(self, embeds: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Embeddings of tokens, padded to `max_sequence_length`, and a mask of what is no padding."""
-        tokens, most = len(embeds), self.settings.max_sequence_length
-        return {
-            "prompt_embeds": torch.nn.functional.pad(embeds.to(self.precision), (0, 0, 0, most - tokens)),
-            "prompt_embeds_mask": torch.arange(most, device=self.device) < tokens,
-        }
-
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:

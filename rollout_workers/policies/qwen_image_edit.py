@@ -17,13 +17,17 @@ from .packing import packed
 from .qwen_image import QwenImagePolicy
 
 
-class PictureProcessor(Qwen2VLProcessor):
-    """Qwen's processor for texts and pictures alone."""
+class WithoutClips(ProcessorMixin):
+    """A processor of Qwen for texts and pictures alone: its part for clips needs torchvision."""
 
     def __init__(self, image_processor: Any = None, tokenizer: Any = None, chat_template: str | None = None) -> None:
         self.image_token, self.video_token = "<|image_pad|>", "<|video_pad|>"
         self.image_token_id, self.video_token_id = tokenizer.convert_tokens_to_ids([self.image_token, self.video_token])
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+class PictureProcessor(WithoutClips, Qwen2VLProcessor):
+    """That of Qwen2-VL."""
 
 
 class QwenImageEditPlusPolicy(QwenImagePolicy):
@@ -48,7 +52,7 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
 
     @classmethod
     def replacements(cls, folder: Path) -> dict[str, Any]:
-        """The processor without its part for clips, which needs torchvision, and which nothing is given to."""
+        """The processor without its part for clips, which nothing is given to."""
         return {"processor": PictureProcessor.from_pretrained(folder / "processor", local_files_only=True)}
 
     def as_encoded(self, prompt: str) -> str:

@@ -100,8 +100,11 @@ class Starts:
         folder: Path,
         networks: Mapping[str, Part],
         prefixes: Mapping[str, str],
+        needed_parts: Callable[[Path], Mapping[str, Any]],
     ) -> None:
-        """`networks` of the pipeline in `folder`, and what is before the names of each one's weights in checkpoints."""
+        """`networks` of the pipeline in `folder`, what is before the names of each one's weights in checkpoints, and
+        what loads the parts without which there is no pipeline."""
+        self._needed_parts = needed_parts
         self._pipeline_class, self._folder, self._networks, self._prefixes = pipeline_class, folder, networks, prefixes
 
     def read(self, settings: StartSettings) -> Start:
@@ -240,6 +243,7 @@ class Starts:
             raise InputError(f"{file} has '{other[0]}'{_more(other)}: what is trained is {first} alone")
         model = hollow(self._networks[name])
         parts: dict[str, Any] = dict.fromkeys(part for part in find_parts(self._folder) if part != "scheduler")
+        parts |= self._needed_parts(self._folder)
         pipeline = self._pipeline_class.from_pretrained(self._folder, **{**parts, first: model}, local_files_only=True)
         try:
             with _quiet():

@@ -10,6 +10,7 @@ from transformers import CLIPTextConfig, Qwen2Tokenizer, Qwen3Config
 VISION = ["<|vision_start|>", "<|vision_end|>", "<|image_pad|>", "<|video_pad|>"]
 """Qwen's tokens for pictures and clips."""
 QWEN_CHAT = "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+QWEN_PARTS_CHAT = QWEN_CHAT.replace("{{ m.content }}", "{{ m.content[0].text }}")
 MISTRAL_CHAT = "{% for m in messages[1:] %}[INST]{{ m.content[0].text }}[/INST]{% endfor %}"
 """Without what the system says, which would take a token for each letter."""
 

@@ -38,7 +38,7 @@ def velocity(settings: PolicySettings, prompt: str) -> tuple[torch.Tensor, list[
         return policy.velocity(states, torch.tensor([0.9, 0.3]), conditioning), kernels.calls
 
 
-@pytest.mark.parametrize("name", ["FLUX.1-dev", "Qwen-Image", "Wan 2.2 14B", "Z-Image"])
+@pytest.mark.parametrize("name", ["FLUX.1-dev", "Qwen-Image", "Qwen-Image 2.1", "Wan 2.2 14B", "Z-Image"])
 def test_the_chosen_kernels_are_used_and_agree(name: str, tmp_path: Path) -> None:
     settings, prompt = settings_of(name, tmp_path), prompts_of(name)[0]
     expected, usual = velocity(settings, prompt)

@@ -15,7 +15,8 @@ from families import FAMILIES, saved, with_pictures
 from rich.console import Console
 from support import Settings
 
-LIMITS = {"FLUX.1-dev": 512, "FLUX.2 klein": 512, "Qwen-Image": 1024, "SD3.5": 512, "Wan 2.1": 512, "Z-Image": 512}
+LIMITS = {"FLUX.1-dev": 512, "FLUX.2 klein": 512, "SD3.5": 512, "Wan 2.1": 512, "Z-Image": 512}
+LIMITS |= {"Qwen-Image": 1024, "Qwen-Image 2.1": 8191}
 
 
 @pytest.mark.parametrize("family", LIMITS)
@@ -23,7 +24,9 @@ def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
     family: str, run_settings: Settings, tmp_path: Path
 ) -> None:
     folder = saved(family, tmp_path / "pipeline")
-    changes = {"policy.pretrained": str(folder), "policy.width": 16, "policy.frames": FAMILIES[family].frames}
+    height, width = FAMILIES[family].size
+    changes = {"policy.pretrained": str(folder), "policy.frames": FAMILIES[family].frames}
+    changes |= {"policy.height": height, "policy.width": width}
     fits, not_any_more = (
         run_settings({**changes, "policy.max_sequence_length": length})
         for length in (LIMITS[family], LIMITS[family] + 1)
@@ -45,13 +48,13 @@ def test_a_prompt_may_be_as_long_as_diffusers_pipeline_takes_it(
     ],
 )
 def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_path: Path) -> None:
-    most = {"Qwen-Image": 210, "Qwen-Image-Edit": 355, "Qwen-Image-Edit Plus": 380}.get(
+    most = {"Qwen-Image": 210, "Qwen-Image 2.1": 75, "Qwen-Image-Edit": 355, "Qwen-Image-Edit Plus": 380}.get(
         family, 40
     )  # of templates that are long in characters
     settings = PolicySettings(
         pretrained=str(saved(family, tmp_path / "pipeline")),
-        height=16,
-        width=16,
+        height=FAMILIES[family].size[0],
+        width=FAMILIES[family].size[0],
         frames=FAMILIES[family].frames,
         guidance_scale=1.0,
         max_sequence_length=most,
@@ -71,7 +74,8 @@ def test_prompts_are_cut_where_more_of_them_changes_nothing(family: str, tmp_pat
     for prompt in (*prompts[max(0, shortest - 3) : shortest + 3], *prompts[most - 1 : most + 1], prompts[-1]):
         if "Qwen" in family:
             shown = {"image": [own.fitted(32, 32) for own in pictures_of(prompt)]} if "Edit" in family else {}
-            embeds, _ = policy.pipeline.encode_prompt(str(prompt), max_sequence_length=1024, **shown)
+            limit = {} if "2.1" in family else {"max_sequence_length": 1024}
+            embeds, *_ = policy.pipeline.encode_prompt(str(prompt), **limit, **shown)
             assert (embeds.shape[1] > most) == (prompt in cut)
             continue
         name = "clip_embeds" if family == "LTX-2" else "prompt_embeds"

@@ -29,7 +29,17 @@ from support import COUNTING, Settings
 
 CARDS = (
     *("Chroma", "FLUX.1 Kontext", "FLUX.2 dev", "FLUX.2 klein", "HunyuanVideo 1.5", "LTX-2", "Qwen-Image"),
-    *("Qwen-Image-Edit", "SD1.5", "SDXL", "SD3.5", "Stable Audio", "Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
+    *(
+        "Qwen-Image 2.1",
+        "Qwen-Image-Edit",
+        "SD1.5",
+        "SDXL",
+        "SD3.5",
+        "Stable Audio",
+        "Wan 2.1, picture",
+        "Wan 2.2 14B",
+        "Z-Image",
+    ),
 )
 
 
@@ -105,7 +115,8 @@ def test_the_code_on_a_model_card_draws(family: str, run_settings: Settings, tmp
     exec(code, found)
     drawn = np.asarray(found["drawn"][0] if settings.policy.frames > 1 else found["drawn"])
     sound = settings.policy.seconds and (2, round(settings.policy.seconds * found["pipe"].vae.sampling_rate))
-    assert drawn.shape == (sound or (settings.policy.height, settings.policy.width, 3))
+    colours = 4 if family == "Qwen-Image 2.1" else 3
+    assert drawn.shape == (sound or (settings.policy.height, settings.policy.width, colours))
 
 
 def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:

@@ -41,7 +41,8 @@ def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["FLUX.1 Kontext", "SDXL", "Wan 2.1, picture", "Wan 2.2 14B", "Qwen-Image-Edit", "Z-Image"]
+    "family",
+    ["FLUX.1 Kontext", "SDXL", "Wan 2.1, picture", "Wan 2.2 14B", "Qwen-Image 2.1", "Qwen-Image-Edit", "Z-Image"],
 )
 def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
     given = policy_of(family, tmp_path / "pipeline")

@@ -1,0 +1,160 @@
+"""Qwen-Image 2.1: one sequence of a prompt and a picture, which has its place right after its prompt's last token."""
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from diffusers import QwenImage21Pipeline
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from transformers import Qwen3VLProcessor
+
+from ...proto.errors import InputError
+from ...proto.tree import Conditioning
+from .base import Network
+from .pipeline import PipelinePolicy
+from .qwen_image_edit import WithoutClips
+
+SLOT = 2
+"""Tokens along the side of what the network counts as one place of a picture."""
+
+
+class PictureProcessor(WithoutClips, Qwen3VLProcessor):
+    """That of Qwen3-VL."""
+
+
+class QwenImage21Policy(PipelinePolicy):
+    """`QwenImage21Pipeline`, without pictures to start from. A state is the latents of one picture, [tokens, channels].
+
+    A prompt is padded to `max_sequence_length`. `RowPlaces` has every row computed as if it were not.
+    """
+
+    pipeline_class = QwenImage21Pipeline
+    encoding_parts = ("text_encoder", "processor")
+    tokenizer = "processor"
+
+    @classmethod
+    def needed_parts(cls, folder: Path) -> dict[str, Any]:
+        """The processor without its part for clips, which nothing is given to."""
+        return {"processor": PictureProcessor.from_pretrained(folder / "processor", local_files_only=True)}
+
+    def find_network(self) -> torch.nn.Module:
+        """The network, with attention by rows."""
+        network: Any = super().find_network()
+        network.set_attn_processor(RowPlaces(network.config.axes_dims_rope[0] // 2))
+        return network
+
+    def as_encoded(self, prompt: str) -> str:
+        """Qwen's chat around a prompt, without what the model is told of its task: its states are left out."""
+        chat = str(self.pipeline.prompt_template_t2i.format(str(prompt) or " "))
+        return chat[chat.index("<|im_start|>user") :]
+
+    @property
+    def scale(self) -> int:
+        """Pixels along the side of a latent."""
+        return int(self.pipeline.vae_scale_factor)
+
+    @property
+    def grid(self) -> int:
+        """Height and width are multiples of this, pixels."""
+        return self.scale * SLOT
+
+    @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[tokens, channels]: a token is a latent."""
+        return self.tokens, self.network.config.in_channels
+
+    def even_levels(self, steps: int) -> Any:
+        """Evenly spaced noise levels from 1 to 1 / steps; those of its own of a model that was distilled to a few.
+
+        Raises InputError for another number of steps than that of its own.
+        """
+        own = self.pipeline.config.sample_sigmas
+        if own is None:
+            return np.linspace(1.0, 1 / steps, steps)
+        if len(own) != steps:
+            raise InputError(
+                f"schedule.steps (or evaluation.steps) is {steps}; this model was distilled to {len(own)} steps, whose "
+                f"noise levels are sample_sigmas in model_index.json: it must be {len(own)}"
+            )
+        return own
+
+    def embed(self, prompt: str) -> dict[str, torch.Tensor]:
+        """The state of every token before the encoder's last norm, padded and masked."""
+        embeds, *_ = self.pipeline.encode_prompt(str(prompt), device=self.device)
+        return self.padded(embeds[0, : self.settings.max_sequence_length])
+
+    def predict(
+        self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
+    ) -> torch.Tensor:
+        """Velocity of a state's tokens, which come after those of the prompt."""
+        said = conditioning["prompt_embeds_mask"]
+        drawn = said.new_ones(len(said), self.tokens // SLOT**2)
+        return network(
+            hidden_states=latents.to(self.precision),
+            timestep=sigma.to(self.precision),
+            encoder_hidden_states=conditioning["prompt_embeds"],
+            encoder_hidden_states_mask=said,
+            img_shapes=[[(1, *self.latent_size)]] * len(latents),
+            img_mask=torch.cat([torch.zeros_like(said), drawn], dim=1),
+            return_dict=False,
+        )[0][:, -self.tokens :]
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Pictures; what is transparent in them is white."""
+        z = latents.transpose(1, 2).unflatten(2, (1, *self.latent_size))
+        colours, opacity = self.draw(self.denormalised(z))[:, 0].split([3, 1], dim=-1)  # a clip of one frame
+        return colours * opacity + 1 - opacity
+
+
+class RowPlaces:
+    """Attention in which a row's picture has its place after the row's own prompt, whatever that is padded to.
+
+    diffusers' own has all rows' pictures after the longest prompt. So what it drew from a prompt would depend on the
+    prompts beside it. Of the three coordinates of a place only the first is concerned.
+    """
+
+    _attention_backend = None  # which diffusers sets
+
+    def __init__(self, angles: int) -> None:
+        """`angles` are those of the first coordinate."""
+        self._angles = angles
+
+    def __call__(
+        self,
+        attn: Any,
+        hidden_states: torch.Tensor,
+        *,
+        rotary_emb: torch.Tensor,
+        segments: Sequence[tuple[int, int, bool]],
+        key_valid: torch.Tensor,
+        **_: Any,
+    ) -> torch.Tensor:
+        """States of a joint sequence, [rows, tokens, channels]; the prompt's see what is before them, and the picture's
+        see all.
+
+        `rotary_emb` are angles as complex numbers, [tokens, angles]; `segments` the prompt's begin and end; `key_valid`
+        masks what is no padding, [rows, tokens].
+        """
+        prompt = segments[-1][1]
+        places = rotary_emb.repeat(len(key_valid), 1, 1)
+        places[:, prompt:, : self._angles] = rotary_emb[key_valid[:, :prompt].sum(dim=1), None, : self._angles]
+        query, key, value = (
+            layer(hidden_states).unflatten(-1, (attn.heads, -1)) for layer in (attn.to_q, attn.to_k, attn.to_v)
+        )
+        query, key = _turned(attn.norm_q(query), places).to(value), _turned(attn.norm_k(key), places).to(value)
+        kernel = {"backend": self._attention_backend}
+        said = dispatch_attention_fn(
+            query[:, :prompt], key[:, :prompt], value[:, :prompt], is_causal=True, **kernel
+        )  # padding comes after all that looks back
+        drawn = dispatch_attention_fn(query[:, prompt:], key, value, attn_mask=key_valid[:, None, None], **kernel)
+        attended = torch.cat([said, drawn], dim=1).flatten(2)
+        return attn.to_out[1](attn.to_out[0](attended))
+
+
+def _turned(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
+    """States of [rows, tokens, heads, channels], turned by the angles of their places, float32."""
+    pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
+    return torch.view_as_real(pairs * places[:, :, None]).flatten(-2)
