@@ -30,9 +30,18 @@ from transformers import (
 edit_plus.CONDITION_IMAGE_SIZE, edit_plus.VAE_IMAGE_SIZE = 32 * 64, 32 * 64  # a megapixel would take its time
 edit.calculate_dimensions = lambda area, ratio: (*edit_plus.calculate_dimensions(edit_plus.VAE_IMAGE_SIZE, ratio), None)
 
+TEXT = {
+    "hidden_size": 16,
+    "intermediate_size": 16,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+}
+SIGHT = {"depth": 1, "hidden_size": 16, "intermediate_size": 16, "num_heads": 2, "out_hidden_size": 16}
+LEVELS = {"base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192}
+
 
 def qwen_image() -> DiffusionPipeline:
-    sizes = {"hidden_size": 16, "intermediate_size": 16, "num_key_value_heads": 2, "num_attention_heads": 2}
     tokenizer = qwen_tokenizer()
     start, _, image, video = tokenizer.convert_tokens_to_ids(VISION)
     encoder = Qwen2_5_VLForConditionalGeneration(
@@ -41,21 +50,13 @@ def qwen_image() -> DiffusionPipeline:
             image_token_id=image,
             video_token_id=video,
             text_config={
-                **sizes,
+                **TEXT,
                 "vocab_size": len(tokenizer),
-                "num_hidden_layers": 2,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [1, 1, 2]},
             },
-            vision_config={
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 16,
-            },
+            vision_config=SIGHT,
         )
     )
-    levels = {"base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192}
     return QwenImagePipeline(
         tokenizer=tokenizer,
         text_encoder=encoder,
@@ -68,7 +69,7 @@ def qwen_image() -> DiffusionPipeline:
             latents_mean=[0.1, -0.2, 0.0, 0.3],
             latents_std=[1.0, 2.0, 1.5, 0.5],
         ),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **levels),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **LEVELS),
         transformer=QwenImageTransformer2DModel(
             in_channels=16,
             out_channels=4,
@@ -92,27 +93,15 @@ def qwen_image_21(**more: Any) -> DiffusionPipeline:
             video_token_id=video,
             text_config={
                 "vocab_size": len(tokenizer),
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_hidden_layers": 2,
-                "num_attention_heads": 2,
-                "num_key_value_heads": 2,
+                **TEXT,
                 "head_dim": 8,
                 "rope_parameters": {"rope_type": "default", "rope_theta": 5e6, "mrope_section": [2, 1, 1]},
             },
-            vision_config={
-                "depth": 1,
-                "hidden_size": 16,
-                "intermediate_size": 16,
-                "num_heads": 2,
-                "out_hidden_size": 16,
-                "deepstack_visual_indexes": [0],
-            },
+            vision_config={**SIGHT, "deepstack_visual_indexes": [0]},
         )
     )
     pictures = Qwen2VLImageProcessor(patch_size=16)
     processor = policy_21.PictureProcessor(pictures, tokenizer, chat_template=QWEN_PARTS_CHAT)
-    levels = {"base_shift": 0.5, "max_shift": 0.9, "base_image_seq_len": 256, "max_image_seq_len": 8192}
     return QwenImage21Pipeline(
         processor=processor,
         text_encoder=encoder,
@@ -125,7 +114,7 @@ def qwen_image_21(**more: Any) -> DiffusionPipeline:
             latents_mean=[0.1, -0.2, 0.0, 0.3, 0.1, -0.2, 0.0, 0.3],
             latents_std=[1.0, 2.0, 1.5, 0.5, 1.0, 2.0, 1.5, 0.5],
         ),
-        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **levels),
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift_terminal=0.02, **LEVELS),
         transformer=QwenImage21Transformer2DModel(
             in_channels=8,
             out_channels=8,
