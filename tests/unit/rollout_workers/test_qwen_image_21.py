@@ -74,7 +74,7 @@ def test_a_lora_to_start_from_is_in_what_is_drawn(settings: PolicySettings, tmp_
     assert np.abs(found - drawn(settings, STEPS)).max() > 0.01
 
 
-def test_a_model_card_keeps_the_guidance_of_an_empty_negative_prompt(
+def test_a_model_card_keeps_guidance_without_a_negative_prompt(
     settings: PolicySettings, run_settings: Settings
 ) -> None:
     for scale, guided in ((3.0, True), (1.0, False)):
