@@ -66,6 +66,7 @@ def _others(settings: RunSettings, threads: int, count: int) -> Iterator[None]:
 
 
 def _work(settings: RunSettings, threads: int, ready: Event, stop: Event) -> None:
+    """Make passes until told to `stop`; `ready` after the first."""
     torch.set_num_threads(threads)
     calls = calls_of(learning_policy(settings))
     while not stop.is_set():

@@ -1,6 +1,7 @@
 """`branchgrpo plan` and `branchgrpo calibrate`, from the command line."""
 
 import json
+import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
@@ -11,7 +12,7 @@ from branchgrpo.benchmarks.support.model_sizes import flux_dev
 from branchgrpo.cluster.cli import app
 from branchgrpo.cluster.commands import plan as planning
 from branchgrpo.cluster.commands.check import check
-from branchgrpo.cluster.plan.calibration import Calibration, calibration_file
+from branchgrpo.cluster.plan.calibration import Calibration, calibration_file, load_calibration
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
@@ -89,6 +90,9 @@ def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path, run:
     file = calibration_file(device_name(torch.device("cpu")))
     assert f"wrote {file}" in output
     assert all(kind in output for kind in ("forward", "trained", "decode", "ocr"))
+    kept = load_calibration(file)
+    assert kept.cores == max((os.cpu_count() or 1) // torch.get_num_threads(), 1)
+    assert kept.slowdown >= 1
     given, written = ("rollout.max_batch_rows=auto", "learner.window_trees=auto"), tmp_path / "written.yaml"
     planned = command("plan", "glyphs", *given, "--gpus", "2", "--gpu", "cpu", "--from", run, "--write", written)
     assert "as measured on CPU" in planned

@@ -53,6 +53,8 @@ def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp
 
     def scorer(media: Media, prompts: list[str]) -> dict[str, np.ndarray]:
         seen.append(media.looks().shape)
+        assert media.latents is not None
+        assert media.latents.any(), "drawn, not empty"
         return {"own": np.zeros(len(prompts))}
 
     peak, _ = device_peak(torch.device("cpu"), "float32")
