@@ -29,6 +29,7 @@ from rich.table import Table
 from transformers import CLIPVisionModel
 
 from ...cluster.plan.flops import count_flops
+from ...cluster.plan.gpus import GPUS
 from ...learner.credit import tree_credit
 from ...learner.objective import clipped_objective, means_logprobs, predicted_means
 from ...learner.rows import micro_batches, pick_rows
@@ -51,9 +52,11 @@ from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out, report_path, write_report
 
 Result = TypeVar("Result")
-PEAK_TFLOPS = 800.0
-"""Peak of an H100 in bfloat16, approximately."""
+PEAK_TFLOPS = GPUS["h100"].bfloat16 / 1e12
 ITERATION = 1
+STRIDE, STRIDES = 5, "mix, five steps as one"
+"""Deterministic steps that are taken as one, and the name of that part."""
+BRANCHING = ("tree", "tree, pruned", "mix", STRIDES)
 CLIP_RANGE = 1e-4
 PRUNING = PruningSettings(
     width=WidthPruningSettings(mode="parent_top1"), depth=DepthPruningSettings(mode="sliding", window=4)
@@ -173,6 +176,7 @@ def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
     splits = {0: 2, 3: 2, 6: 2, 9: 2} if steps > 10 else {0: 2, 1: 2}
     tree = branch_grpo(steps=steps, splits=splits)
     mix = branch_grpo_mix(steps=steps, splits=splits, window=4)
+    strides = branch_grpo_mix(steps=steps, splits=splits, window=4, ode_stride=STRIDE)
     sequential = dance_grpo(steps=steps, group=tree.leaves)
 
     def forward(size: int, bench: Bench) -> dict[str, float]:
@@ -188,9 +192,10 @@ def parts(steps: int, rows: int, times: int) -> dict[str, Part]:
     whole = PruningSettings()
     return {
         **{f"batch of {size}": partial(forward, size) for size in sorted({1, 4, rows})},
+        STRIDES: partial(iteration, strides, whole, rows),
+        "sequential": partial(iteration, sequential, whole, rows),
         "tree": partial(iteration, tree, whole, rows),
         "mix": partial(iteration, mix, whole, rows),
-        "sequential": partial(iteration, sequential, whole, rows),
         "tree, pruned": partial(iteration, tree, PRUNING, rows),
         "sequential, one row per pass": partial(iteration, sequential, whole, 1),
         "tree, one row per pass": partial(rollout, 1),
@@ -203,7 +208,7 @@ def ratios(measured: Mapping[str, Mapping[str, float]], row_flops: float, rows: 
     reached: dict[str, float] = {}
     if forward := measured.get(f"batch of {rows}"):
         reached["forward: share of the peak"] = row_flops * rows / forward["forward"] / (peak * 1e12)
-    branching = [measured[name]["iteration"] for name in ("tree", "tree, pruned", "mix") if name in measured]
+    branching = [measured[name]["iteration"] for name in BRANCHING if name in measured]
     for batching in ("", ", one row per pass"):
         sequential, tree = measured.get(f"sequential{batching}"), measured.get(f"tree{batching}")
         if sequential and tree:

@@ -1,7 +1,7 @@
 """All that is to be measured on a GPU, one benchmark after the other within a limit of time.
 
-The most wanted come first: sequential samples beside trees, what decoders hold, a run with its GPU's seconds, compiled
-networks. Each is a process, so that none finds the card's memory taken. When the time is over, the one at work is
+The most wanted come first: sequential samples beside trees, a run beside its plan, compiled networks, what decoders
+hold. Each is a process, so that none finds the card's memory taken. When the time is over, the one at work is
 ended; a second call with the same folder goes on there.
 
     python -m branchgrpo.benchmarks.speed.gpu_session --out build/bench
@@ -18,16 +18,14 @@ from typing import Annotated
 
 import typer
 from rich.console import Console
-from rich.table import Table
 
-from ...cluster.run.folder import RunFolder
 from ..support.report import OUT, Out, report_path, write_report
+from .gpu import STRIDES
 
 SECONDS = 570.0
-FIRST_PARTS = ("batch of {rows}", "tree", "mix", "sequential")
-"""Parts of the benchmark `gpu` that come before its others."""
-RUN = "gpu_run"
-"""Name of the run whose GPU's seconds are shown."""
+EAGER = ("batch of 1", "batch of 4", "batch of {rows}", STRIDES, "sequential", "tree")
+COMPILED = ("batch of {rows}", STRIDES, "tree")
+"""Parts of the benchmark `gpu` that come before its others; once without and once with `torch.compile`."""
 
 
 def commands(out: Path, tiny: bool) -> dict[str, list[str]]:
@@ -35,18 +33,19 @@ def commands(out: Path, tiny: bool) -> dict[str, list[str]]:
     to, rows = ["--out", str(out), *(["--tiny"] if tiny else [])], 4 if tiny else 16
     small = [f"--rows={rows}", *(["--steps=6"] if tiny else [])]
     gpu = [*_module("gpu"), *to, "--times=1", *small]
-    wanted = [f"--part={part.format(rows=rows)}" for part in FIRST_PARTS]
-    settings = ["execution=in_process", "iterations=3", "prompts.held_out=null", "resume=auto", f"name={RUN}"]
-    few = ["prompts.per_iteration=2"] if tiny else []
-    run = [sys.executable, "-m", "branchgrpo", "train", "shapes", *settings, f"runs={out}", *few]
+    models = ["--folder=/dev/shm"] if Path("/dev/shm").is_dir() else []
     return {
-        "sequential, tree and mix": [*gpu, "--no-compile", *wanted],
+        "sequential, tree and mix": [*gpu, "--no-compile", *_only(EAGER, rows)],
+        "a run": [*_module("gpu_run"), *to, *models],
+        "compiled": [*gpu, *_only(COMPILED, rows)],
         "memory": [*_module("gpu_memory"), *to],
-        "a run": run,
-        "the same, compiled": [*gpu, *wanted],
         "the rest": [*gpu, "--no-compile"],
         "the rest, compiled": gpu,
     }
+
+
+def _only(parts: Sequence[str], rows: int) -> list[str]:
+    return [f"--part={part.format(rows=rows)}" for part in parts]
 
 
 def _module(name: str) -> list[str]:
@@ -75,16 +74,6 @@ def left(steps: Mapping[str, Sequence[str]], path: Path, seconds: float) -> Iter
             write_report(path, {"done": done})
 
 
-def show(run: Path, console: Console) -> None:
-    """Print what the last iteration of a run has taken of its GPU."""
-    line = RunFolder(run).lines("metrics")[-1]
-    table = Table("phase", "busy, s", "CPU, s", "GPU, s", "utilisation", title="an iteration of shapes")
-    for phase, busy in line["busy_seconds"].items():
-        figures = (line[name].get(phase) for name in ("cpu_seconds", "gpu_seconds", "utilisation"))
-        table.add_row(phase, f"{busy:.3f}", *("" if one is None else f"{one:.3g}" for one in figures))
-    console.print(table)
-
-
 def main(
     out: Out = OUT,
     tiny: Annotated[bool, typer.Option("--tiny", help="Small networks, on whatever device there is.")] = False,
@@ -97,8 +86,6 @@ def main(
     path, console = report_path(out, "gpu_session"), Console(width=120)
     for name in left(commands(out, tiny), path, seconds):
         console.print(f"left: {name}", highlight=False)
-    if (out / RUN / "metrics.jsonl").is_file():
-        show(out / RUN, console)
 
 
 if __name__ == "__main__":

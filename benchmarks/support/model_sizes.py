@@ -1,6 +1,7 @@
 """What FLUX.1-dev and a ViT-H/14 reward model weigh and compute, counted on the real architectures without weights."""
 
 import json
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -58,30 +59,69 @@ def count() -> Counted:
 
 def flux_dev(folder: Path) -> Path:
     """FLUX.1-dev's configurations as a pipeline's folder, without weights, and with tokenizers of single characters."""
-    clip = CLIPTextConfig(hidden_size=POOLED_CHANNELS, intermediate_size=3072, num_attention_heads=12)
-    t5 = T5Config(
-        d_model=TEXT_CHANNELS, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
-    )
     with torch.device("meta"):
-        parts: dict[str, Any] = {
-            "transformer": FluxTransformer2DModel(guidance_embeds=True),  # its defaults are FLUX.1's
-            "vae": flux_autoencoder(VAE_BLOCKS, 16),
-            "text_encoder": CLIPTextModel(clip),
-            "text_encoder_2": T5EncoderModel(t5),
-        }
+        parts = flux_parts({}, VAE_BLOCKS, CLIP_L, T5_XXL)
+    return write_pipeline(folder, parts, weights=False)
+
+
+def flux_parts(network: Mapping[str, Any], vae_blocks: list[int], clip: CLIPTextConfig, t5: T5Config) -> dict[str, Any]:
+    """The networks of a FLUX.1 pipeline by name, with random weights. `network` has what is other than FLUX.1-dev's in
+    its transformer.
+    """
+    transformer = FluxTransformer2DModel(**{"guidance_embeds": True, **network})
+    return {
+        "transformer": transformer,
+        "vae": flux_autoencoder(vae_blocks, transformer.config.in_channels // 4),
+        "text_encoder": CLIPTextModel(clip),
+        "text_encoder_2": T5EncoderModel(t5),
+    }
+
+
+def write_pipeline(folder: Path, parts: Mapping[str, Any], *, weights: bool) -> Path:
+    """Write `flux_parts` as the folder of a FluxPipeline, with weights or only their configurations. Tokenizers have a
+    token for a character.
+    """
     for name, part in parts.items():
-        save = part.config.save_pretrained if name.startswith("text") else part.save_config
-        save(folder / name)
-    parts["scheduler"] = FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0)
-    parts |= {"tokenizer": character_tokenizer(), "tokenizer_2": ByT5Tokenizer(extra_ids=0)}
-    for name in ("scheduler", "tokenizer", "tokenizer_2"):
-        parts[name].save_pretrained(folder / name)
-    index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in parts.items()}
+        if weights:
+            part.save_pretrained(folder / name)
+        elif name.startswith("text"):
+            part.config.save_pretrained(folder / name)
+        else:
+            part.save_config(folder / name)
+    others: dict[str, Any] = {
+        "scheduler": FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        "tokenizer": character_tokenizer(),
+        "tokenizer_2": ByT5Tokenizer(extra_ids=0),
+    }
+    for name, part in others.items():
+        part.save_pretrained(folder / name)
+    every = {**parts, **others}
+    index = {name: [type(part).__module__.split(".")[0], type(part).__name__] for name, part in every.items()}
     (folder / "model_index.json").write_text(json.dumps({"_class_name": "FluxPipeline", **index}))
     return folder
 
 
-def flux_autoencoder(blocks: list[int], latent_channels: int, norm_groups: int = 32) -> AutoencoderKL:
+def clip_text(hidden_size: int, intermediate_size: int, num_attention_heads: int, layers: int) -> CLIPTextConfig:
+    """A text tower of CLIP for `character_tokenizer`."""
+    tokenizer = character_tokenizer()
+    return CLIPTextConfig(
+        hidden_size=hidden_size,
+        intermediate_size=intermediate_size,
+        num_attention_heads=num_attention_heads,
+        num_hidden_layers=layers,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+    )
+
+
+CLIP_L = clip_text(POOLED_CHANNELS, 3072, 12, 12)
+T5_XXL = T5Config(
+    d_model=TEXT_CHANNELS, d_kv=64, d_ff=10240, num_layers=24, num_heads=64, feed_forward_proj="gated-gelu"
+)
+"""The text encoders of FLUX.1-dev."""
+
+
+def flux_autoencoder(blocks: list[int], latent_channels: int) -> AutoencoderKL:
     """An autoencoder of the architecture of FLUX.1's, with random weights."""
     return AutoencoderKL(
         down_block_types=["DownEncoderBlock2D"] * len(blocks),
@@ -89,7 +129,7 @@ def flux_autoencoder(blocks: list[int], latent_channels: int, norm_groups: int =
         block_out_channels=blocks,
         layers_per_block=2,
         latent_channels=latent_channels,
-        norm_num_groups=norm_groups,
+        norm_num_groups=min(32, *blocks),
         use_quant_conv=False,
         use_post_quant_conv=False,
         scaling_factor=0.3611,

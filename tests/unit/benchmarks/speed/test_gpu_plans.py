@@ -3,7 +3,7 @@
 import json
 from pathlib import Path
 
-from branchgrpo.benchmarks.speed import gpu_calibration, gpu_memory
+from branchgrpo.benchmarks.speed import gpu_calibration, gpu_memory, gpu_run
 from branchgrpo.cluster.plan.calibration import DECODE, FORWARD, TRAINED, load_calibration
 
 
@@ -23,3 +23,13 @@ def test_every_call_is_compared_with_its_plan(tmp_path: Path) -> None:
     assert all(0.85 < one["weights"] / one["weights_planned"] <= 1 for one in calls)
     assert all(one["weights"] == one["weights_planned"] for one in calls if "in full" in one["network"])
     assert all(0.5 < one["ratio"] < 1.5 for one in calls)
+
+
+def test_a_run_is_compared_with_its_plan(tmp_path: Path) -> None:
+    gpu_run.main(out=tmp_path, tiny=True)
+    found = json.loads((tmp_path / "gpu_run.json").read_text())
+    assert found["planned"].keys() == {"iteration", "rollout", "scoring", "learning", "GB"}
+    assert found["planned"].keys() < found["run"].keys()
+    # A window of four steps, with splits at the first two: each step has as many rows as nodes before it.
+    assert found["run"]["rows trained"] == 1 + 2 + 4 + 4
+    assert sum(found["run"][phase] for phase in ("rollout", "scoring", "learning")) <= found["run"]["iteration"]
