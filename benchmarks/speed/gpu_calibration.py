@@ -56,6 +56,7 @@ def counted() -> Work:
 def main(
     out: Out = OUT,
     tiny: Annotated[bool, typer.Option("--tiny", help="A small network, on whatever device there is.")] = False,
+    compiled: Annotated[bool, typer.Option("--compile", help="Compile the network.")] = False,
 ) -> None:
     """Measure, print a table, and write calibration.json, which `branchgrpo plan --calibration` takes.
 
@@ -67,7 +68,7 @@ def main(
     path, console, scale = out / "calibration.json", Console(width=120), TINY_SCALE if tiny else FULL_SCALE
     must_be_new(path)
     work = None if tiny else counted()
-    policy = RandomFlux(scale, device, compiled=False)
+    policy = RandomFlux(scale, device, compiled=compiled)
     policy.checkpoint_gradients()
     peak, source = device_peak(device, "bfloat16")
     found = []
