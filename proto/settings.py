@@ -276,6 +276,11 @@ class PromptSettings(Settings):
     older figures."""
 
     @property
+    def shown(self) -> bool:
+        """Whether prompts come with pictures."""
+        return self.picture_column is not None
+
+    @property
     def focused(self) -> int:
         """Number of prompts of an iteration that are drawn by what they teach; at least one comes in order."""
         return min(round(self.focus * self.per_iteration), self.per_iteration - 1)

@@ -56,6 +56,7 @@ FAMILIES = {
     "LTX-2": Family(ltx2, frames=5, tokens=8, size=(32, 64)),
     "Qwen-Image": Family(qwen_image, tokens=200),
     "Qwen-Image 2.1": Family(qwen_image_21, tokens=60, size=(32, 64)),
+    "Qwen-Image 2.1, pictures": Family(qwen_image_21, pictures=2, tokens=110, size=(32, 64)),
     "Qwen-Image-Edit": Family(qwen_image_edit, pictures=1, tokens=500),
     "Qwen-Image-Edit Plus": Family(qwen_image_edit_plus, pictures=2, tokens=500),
     "Stable Audio": Family(stable_audio, seconds=0.4),

@@ -15,6 +15,7 @@ from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
+from branchgrpo.rollout_workers.policies import qwen_image_21
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.load import FAMILIES as POLICIES
 from branchgrpo.rollout_workers.policies.load import find_adapter
@@ -110,6 +111,7 @@ def all_of_theirs(
         "max_sequence_length": settings.max_sequence_length,
         "max_area": settings.height * settings.width,
         "_auto_resize": False,
+        "output_resolution": qwen_image_21.READ_SIDE,
         "output_type": "np",
         "audio_guidance_scale": settings.guidance_scale_2,
         **NO_OTHER_GUIDANCE,

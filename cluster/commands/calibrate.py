@@ -41,7 +41,8 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
             }
             peak, source = device_peak(policy.device, precision)
             progress.update(task, description="measuring the rollout's rows")
-            for measured in measure(policy, calibration_batches(settings), work, peak, scorers):
+            batches, shown = calibration_batches(settings), settings.prompts.shown
+            for measured in measure(policy, batches, work, peak, scorers, shown=shown):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
             name, cores, slowdown = device_name(policy.device), 0, 1.0

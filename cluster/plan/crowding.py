@@ -25,7 +25,7 @@ def measure_slowdown(settings: RunSettings, threads: int, clock: Clock = time.pe
     places = (os.cpu_count() or 1) // threads
     if places < 2:
         return max(places, 1), 1.0
-    calls = calls_of(learning_policy(settings))
+    calls = calls_of(learning_policy(settings), settings.prompts.shown)
     forward, trained = settings.rollout.max_batch_rows, settings.learner.rows_per_micro_batch
 
     def passes() -> float:
@@ -68,7 +68,7 @@ def _others(settings: RunSettings, threads: int, count: int) -> Iterator[None]:
 def _work(settings: RunSettings, threads: int, ready: Event, stop: Event) -> None:
     """Make passes until told to `stop`; `ready` after the first."""
     torch.set_num_threads(threads)
-    calls = calls_of(learning_policy(settings))
+    calls = calls_of(learning_policy(settings), settings.prompts.shown)
     while not stop.is_set():
         calls.forward(settings.rollout.max_batch_rows)
         calls.train(settings.learner.rows_per_micro_batch)

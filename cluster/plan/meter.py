@@ -19,6 +19,8 @@ STEPWISE = F.scaled_dot_product_attention
 MAX_REAL_NUMBERS = 2**20
 """Maximum of the numbers in a tensor that stays real."""
 aten: Any = torch.ops.aten
+BY_MASK = aten.index.Tensor, aten.index_put_.default
+"""Calls that look at the numbers of a mask."""
 
 
 class Meter(TorchDispatchMode):
@@ -52,10 +54,12 @@ class Meter(TorchDispatchMode):
         if shapes:
             if func is aten._local_scalar_dense.default:  # whether a mask hides nothing: prompts are whole
                 return True
-            if len(shapes) < len(tensors) and func is not aten.index.Tensor:  # which looks at a mask
+            if len(shapes) < len(tensors) and func not in BY_MASK:
                 args, kwargs = tree_map_only(torch.Tensor, lambda tensor: tensor.to(META), (args, kwargs))
             if kwargs.get("device") is not None:
                 kwargs = {**kwargs, "device": META}
+        elif func is aten._to_copy.default and tensors and kwargs.get("device") == META:
+            kwargs = {**kwargs, "device": tensors[0].device}  # what is real stays so beside shapes
         result = _result(func, args, kwargs)
         if count := flop_registry.get(func.overloadpacket):
             self.flops += count(*args, **kwargs, out_val=result)

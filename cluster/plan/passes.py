@@ -84,14 +84,15 @@ def measure(settings: RunSettings, policy: Any = None, *, memory: bool = True) -
     Without `memory`, FLOPs alone are found, in half the time. The settings' `policy_shapes` may be given. Raises
     InputError as that does, and for a network or own code that can't be called on shapes.
     """
-    learner = settings.learner
-    decisive = settings.policy, learner.lora, learner.gradient_checkpointing, learner.keep_graph, settings.rewards
+    learner, shown = settings.learner, settings.prompts.shown
+    adapted = learner.lora, learner.gradient_checkpointing, learner.keep_graph
+    decisive = settings.policy, adapted, settings.rewards, shown
     for known, has_memory, passes in _measured:
         if known == decisive and has_memory >= memory:
             return passes
     policy = policy or policy_shapes(settings)
     try:
-        passes = _measure(settings, policy, memory)
+        passes = _measure(settings, policy, shown, memory)
     except Exception as error:  # of a library or of own code, which expects numbers
         name = type(policy).__name__
         raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
@@ -141,8 +142,8 @@ def _clear(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def _measure(settings: RunSettings, policy: Any, memory: bool) -> Passes:
-    conditioning, weights = conditioning_shapes(policy), trainable(policy.network).values()
+def _measure(settings: RunSettings, policy: Any, shown: bool, memory: bool) -> Passes:
+    conditioning, weights = conditioning_shapes(policy, shown), trainable(policy.network).values()
     calls, rewards = Calls(policy, conditioning), reward_shapes(settings.rewards)
     taken = partial(measure_pass, gpu=settings.policy.device != "cpu", memory=memory)
     leaf: dict[str, int] = {}

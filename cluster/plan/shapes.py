@@ -65,23 +65,24 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
 
 
 @torch.no_grad()
-def conditioning_shapes(policy: PipelinePolicy) -> Conditioning:
-    """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures that a model needs, and
+def conditioning_shapes(policy: PipelinePolicy, shown: bool = False) -> Conditioning:
+    """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures of `needed_prompt`, and
     with guidance on the negative prompt."""
-    prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length)
+    prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length, shown)
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed(prompt)
         shown = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
     return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
 
 
-def needed_prompt(policy: object, text: str) -> Prompt:
-    """A prompt with black pictures, as many as a model needs; without any for a user's adapter."""
+def needed_prompt(policy: object, text: str, shown: bool = False) -> Prompt:
+    """A prompt with black pictures, as many as a model needs, and at least one if it is `shown` some; without any for a
+    user's adapter."""
     if not isinstance(policy, PipelinePolicy):
         return Prompt(text)
     family = FAMILIES.get(policy.pipeline_class.__name__)
     black = Picture("black", np.zeros((*policy.picture_size, 3), np.uint8))
-    return Prompt(text, pictures=[black] * (family.pictures.start if family else 0))
+    return Prompt(text, pictures=[black] * (max(family.pictures.start, shown) if family else 0))
 
 
 def _module(part: Part) -> Any:

@@ -45,7 +45,7 @@ FAMILIES = {
     ),
     "HunyuanVideo15Pipeline": Family(f"{__package__}.hunyuan_video:HunyuanVideoPolicy", 1000),
     "LTX2Pipeline": Family(f"{__package__}.ltx2:LTX2Policy", 1024, heard=True),
-    "QwenImage21Pipeline": Family(f"{__package__}.qwen_image_21:QwenImage21Policy", 8191),
+    "QwenImage21Pipeline": Family(f"{__package__}.qwen_image_21:QwenImage21Policy", 8191, range(4)),
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),
     "QwenImagePipeline": Family(f"{__package__}.qwen_image:QwenImagePolicy", 1024),

@@ -1,4 +1,4 @@
-"""Qwen-Image 2.1: one sequence of a prompt and a picture, which has its place right after its prompt's last token."""
+"""Qwen-Image 2.1: one sequence of a prompt, with the pictures that it comes with, and of the picture that is drawn."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -8,9 +8,12 @@ import numpy as np
 import torch
 from diffusers import QwenImage21Pipeline
 from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.pipelines.qwenimage21 import pipeline_qwenimage21 as published
+from PIL import Image
 from transformers import Qwen3VLProcessor
 
 from ...proto.errors import InputError
+from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
@@ -18,6 +21,10 @@ from .qwen_image_edit import WithoutClips
 
 SLOT = 2
 """Tokens along the side of what the network counts as one place of a picture."""
+READ_SIDE = 1024
+"""Side of a square with as many pixels as a picture that a prompt comes with is read in."""
+MARK = "<|vision_start|><|image_pad|><|vision_end|>"
+"""What stands for a picture in the chat."""
 
 
 class PictureProcessor(WithoutClips, Qwen3VLProcessor):
@@ -25,13 +32,15 @@ class PictureProcessor(WithoutClips, Qwen3VLProcessor):
 
 
 class QwenImage21Policy(PipelinePolicy):
-    """`QwenImage21Pipeline`, without pictures to start from. A state is the latents of one picture, [tokens, channels].
+    """`QwenImage21Pipeline`. A state is the latents of one picture, [tokens, channels].
 
-    A prompt is padded to `max_sequence_length`. `RowPlaces` has every row computed as if it were not.
+    A prompt is padded to `max_sequence_length`. `RowPlaces` has every row computed as if it were not. Pictures of a
+    prompt are read at a megapixel in the policy's ratio, by the encoder and as further latents, which stand in the
+    prompt where the encoder has its own tokens of them.
     """
 
     pipeline_class = QwenImage21Pipeline
-    encoding_parts = ("text_encoder", "processor")
+    encoding_parts = ("text_encoder", "processor", "vae")
     tokenizer = "processor"
 
     @classmethod
@@ -46,9 +55,19 @@ class QwenImage21Policy(PipelinePolicy):
         return network
 
     def as_encoded(self, prompt: str) -> str:
-        """Qwen's chat around a prompt, without what the model is told of its task: its states are left out."""
-        chat = str(self.pipeline.prompt_template_t2i.format(str(prompt) or " "))
+        """Qwen's chat around the pictures and the prompt, with a mark for each token of a picture, and without what the
+        model is told of its task: its states are left out."""
+        rows, columns = (size // self.grid for size in self.picture_size)
+        marks = MARK.replace("<|image_pad|>", "<|image_pad|>" * rows * columns)
+        seen = (f"<image{number}>{marks}" for number, _ in enumerate(pictures_of(prompt), start=1))
+        chat = str(self.pipeline.prompt_template_t2i.format(" ".join(seen) + (str(prompt) or " ")))
         return chat[chat.index("<|im_start|>user") :]
+
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of about a megapixel in the policy's ratio, as diffusers rounds them."""
+        width, height, _ = published.calculate_dimensions(READ_SIDE**2, self.settings.width / self.settings.height)
+        return int(height), int(width)
 
     @property
     def scale(self) -> int:
@@ -81,23 +100,46 @@ class QwenImage21Policy(PipelinePolicy):
         return own
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
-        """The state of every token before the encoder's last norm, padded and masked."""
-        embeds, *_ = self.pipeline.encode_prompt(str(prompt), device=self.device)
-        return self.padded(embeds[0, : self.settings.max_sequence_length])
+        """The state of every token before the encoder's last norm, padded and masked; and which are of pictures.
+
+        Raises InputError if not all tokens of the pictures are among those that are kept.
+        """
+        most, pictures = self.settings.max_sequence_length, self.pictures_of(prompt)
+        embeds, _, slots = self.pipeline.encode_prompt(str(prompt), image=pictures or None, device=self.device)
+        kept = self.padded(embeds[0, :most])
+        if not pictures:
+            return kept
+        if slots[0, most:].any():
+            last = int(slots[0].nonzero().max()) + 1
+            raise InputError(
+                f"policy.max_sequence_length is {most}; this prompt's pictures alone take {last} tokens in the "
+                f"policy's ratio ({self.settings.height} x {self.settings.width})"
+            )
+        return {**kept, "picture_slots": _to_length(slots[0], most)}
+
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Latents of the pictures, one picture after the other, [tokens, channels]; nothing in them is transparent."""
+        z = self.normalised(self.encode_pictures([own.convert("RGBA") for own in pictures], frames=1))
+        return {"pictures": z.flatten(2).transpose(1, 2).flatten(0, 1)}
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
         """Velocity of a state's tokens, which come after those of the prompt."""
-        said = conditioning["prompt_embeds_mask"]
+        said, states = conditioning["prompt_embeds_mask"], latents.to(self.precision)
+        slots, shapes = torch.zeros_like(said), [(1, *self.latent_size)]
+        if (pictures := conditioning.get("pictures")) is not None:
+            slots, states = conditioning["picture_slots"], torch.cat([pictures, states], dim=1)
+            rows, columns = (size // self.scale for size in self.picture_size)
+            shapes = [(1, rows, columns)] * (pictures.shape[1] // (rows * columns)) + shapes
         drawn = said.new_ones(len(said), self.tokens // SLOT**2)
         return network(
-            hidden_states=latents.to(self.precision),
+            hidden_states=states,
             timestep=sigma.to(self.precision),
             encoder_hidden_states=conditioning["prompt_embeds"],
             encoder_hidden_states_mask=said,
-            img_shapes=[[(1, *self.latent_size)]] * len(latents),
-            img_mask=torch.cat([torch.zeros_like(said), drawn], dim=1),
+            img_shapes=[shapes] * len(latents),
+            img_mask=torch.cat([slots, drawn], dim=1),
             return_dict=False,
         )[0][:, -self.tokens :]
 
@@ -132,11 +174,11 @@ class RowPlaces:
         key_valid: torch.Tensor,
         **_: Any,
     ) -> torch.Tensor:
-        """States of a joint sequence, [rows, tokens, channels]; the prompt's see what is before them, and the picture's
-        see all.
+        """States of a joint sequence, [rows, tokens, channels]. Those of texts see what is before them, those of a
+        picture in the prompt also all of it, and those of the picture that is drawn see all.
 
-        `rotary_emb` are angles as complex numbers, [tokens, angles]; `segments` the prompt's begin and end; `key_valid`
-        masks what is no padding, [rows, tokens].
+        `rotary_emb` are angles as complex numbers, [tokens, angles]. `segments` are the prompt's texts and pictures,
+        each with begin, end, and whether it is a text. `key_valid` masks what is no padding, [rows, tokens].
         """
         prompt = segments[-1][1]
         places = rotary_emb.repeat(len(key_valid), 1, 1)
@@ -146,15 +188,27 @@ class RowPlaces:
         )
         query, key = _turned(attn.norm_q(query), places).to(value), _turned(attn.norm_k(key), places).to(value)
         kernel = {"backend": self._attention_backend}
-        said = dispatch_attention_fn(
-            query[:, :prompt], key[:, :prompt], value[:, :prompt], is_causal=True, **kernel
-        )  # padding comes after all that looks back
+        attended = []
+        for begin, end, text in segments:  # padding comes after all that looks back
+            seen = _seen(begin, end, text, key.device)
+            attended.append(dispatch_attention_fn(query[:, begin:end], key[:, :end], value[:, :end], **seen, **kernel))
         drawn = dispatch_attention_fn(query[:, prompt:], key, value, attn_mask=key_valid[:, None, None], **kernel)
-        attended = torch.cat([said, drawn], dim=1).flatten(2)
-        return attn.to_out[1](attn.to_out[0](attended))
+        return attn.to_out[1](attn.to_out[0](torch.cat([*attended, drawn], dim=1).flatten(2)))
+
+
+def _seen(begin: int, end: int, text: bool, device: torch.device) -> dict[str, Any]:
+    """How attention is told what the states of a segment see of those before its end."""
+    if text and begin:
+        return {"attn_mask": torch.ones(end - begin, end, dtype=torch.bool, device=device).tril(begin)}
+    return {"is_causal": text}
 
 
 def _turned(states: torch.Tensor, places: torch.Tensor) -> torch.Tensor:
     """States of [rows, tokens, heads, channels], turned by the angles of their places, float32."""
     pairs = torch.view_as_complex(states.float().unflatten(-1, (-1, 2)))
     return torch.view_as_real(pairs * places[:, :, None]).flatten(-2)
+
+
+def _to_length(mask: torch.Tensor, length: int) -> torch.Tensor:
+    """A mask of so many tokens: cut, or with more that aren't in it."""
+    return torch.nn.functional.pad(mask, (0, length - len(mask)))

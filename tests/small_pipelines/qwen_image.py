@@ -28,6 +28,7 @@ from transformers import (
 )
 
 edit_plus.CONDITION_IMAGE_SIZE, edit_plus.VAE_IMAGE_SIZE = 32 * 64, 32 * 64  # a megapixel would take its time
+policy_21.READ_SIDE = 45
 edit.calculate_dimensions = lambda area, ratio: (*edit_plus.calculate_dimensions(edit_plus.VAE_IMAGE_SIZE, ratio), None)
 
 TEXT = {
@@ -100,7 +101,7 @@ def qwen_image_21(**more: Any) -> DiffusionPipeline:
             vision_config={**SIGHT, "deepstack_visual_indexes": [0]},
         )
     )
-    pictures = Qwen2VLImageProcessor(patch_size=16)
+    pictures = Qwen2VLImageProcessor(patch_size=16, min_pixels=32**2, max_pixels=64**2)
     processor = policy_21.PictureProcessor(pictures, tokenizer, chat_template=QWEN_PARTS_CHAT)
     return QwenImage21Pipeline(
         processor=processor,

@@ -16,7 +16,7 @@ from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.decoded import Decoded
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from families import as_lora
+from families import as_lora, with_pictures
 from plain_diffusers import PROMPTS, STEPS, plain, policy_of, starts, theirs
 from support import Settings
 
@@ -34,25 +34,38 @@ def drawn(settings: PolicySettings, steps: int) -> np.ndarray:
 
 
 @torch.no_grad()
-def test_a_row_is_what_diffusers_computes_of_it_alone(settings: PolicySettings) -> None:
-    """Whatever it is padded to, and whatever is beside it."""
-    policy: Any = load_policy(settings.model_copy(update={"guidance_scale": 1.0, "max_sequence_length": 70}))
-    prompts = ("7", "1234567")
+@pytest.mark.parametrize("count", [0, 1, 3])
+def test_a_row_is_what_diffusers_computes_of_it_alone(settings: PolicySettings, count: int) -> None:
+    """Whatever it is padded to, and whatever is beside it; with pictures, too."""
+    policy: Any = load_policy(settings.model_copy(update={"guidance_scale": 1.0, "max_sequence_length": 140}))
+    prompts = with_pictures(("7", "1234567"), count)
     states = torch.randn(2, *policy.latent_shape, generator=torch.Generator().manual_seed(0))
     sigma = torch.tensor([0.9, 0.4])
     together = policy.velocity(states, sigma, collate([policy.encode(prompt) for prompt in prompts]))
     pipeline = plain(settings.pretrained)
     for row, prompt in enumerate(prompts):
-        embeds, mask, slots = pipeline.encode_prompt(prompt)
+        pictures = policy.pictures_of(prompt)
+        embeds, mask, slots = pipeline.encode_prompt(str(prompt), image=pictures or None)
         assert mask is None
+        pixels = [pipeline.image_processor.preprocess(own.convert("RGBA")).unsqueeze(2) for own in pictures]
+        size = 1, policy.latent_shape[1], *policy.latent_size, torch.float32, "cpu", None
+        _, before = pipeline.prepare_latents(pixels or None, *size)
         alone = pipeline.transformer(
-            hidden_states=states[[row]],
+            hidden_states=states[[row]] if before is None else torch.cat([before, states[[row]]], dim=1),
             timestep=sigma[[row]],
             encoder_hidden_states=embeds,
-            img_shapes=[[(1, *policy.latent_size)]],
+            img_shapes=[[(1, *policy.latent_size)] * (1 + count)],
             img_mask=torch.cat([slots, slots.new_ones(1, policy.tokens // 4)], dim=1),
         ).sample[:, -policy.tokens :]
         torch.testing.assert_close(together[[row]], alone, atol=1e-5, rtol=1e-4)
+
+
+def test_pictures_must_fit_into_the_length_of_a_prompt(settings: PolicySettings) -> None:
+    (prompt,) = with_pictures(("7",), 2)
+    assert load_policy(settings.model_copy(update={"max_sequence_length": 80})).encode(prompt)
+    policy = load_policy(settings.model_copy(update={"max_sequence_length": 40}))
+    with pytest.raises(InputError, match=r"policy\.max_sequence_length is 40; this prompt's pictures alone take \d\d"):
+        policy.encode(prompt)
 
 
 def test_a_model_of_few_steps_is_drawn_by_its_own_noise_levels(settings: PolicySettings) -> None:

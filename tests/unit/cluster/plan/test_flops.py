@@ -42,15 +42,19 @@ def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
 
 @pytest.mark.parametrize(
     "family",
-    ["FLUX.1 Kontext", "SDXL", "Wan 2.1, picture", "Wan 2.2 14B", "Qwen-Image 2.1", "Qwen-Image-Edit", "Z-Image"],
+    [
+        *("FLUX.1 Kontext", "FLUX.2 klein, pictures", "SDXL", "Wan 2.1, picture", "Wan 2.2 14B", "Z-Image"),
+        *("Qwen-Image 2.1", "Qwen-Image 2.1, pictures", "Qwen-Image-Edit"),
+    ],
 )
 def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
     given = policy_of(family, tmp_path / "pipeline")
-    settings = run_settings({"policy": given.model_dump()})
+    shown = bool(FAMILIES[family].pictures)
+    settings = run_settings({"policy": given.model_dump(), "prompts.picture_column": "image" if shown else None})
     policy, shapes = load_policy(given), policy_shapes(settings)
-    (prompt,) = with_pictures((LONG,), FAMILIES[family].pictures)
+    (prompt,) = with_pictures((LONG,), int(shown))  # a plan counts with one where a model may have more
     conditioning, work = collate([policy.encode(prompt)]), count_work(settings)
-    for name, value in collate([conditioning_shapes(shapes)]).items():
+    for name, value in collate([conditioning_shapes(shapes, shown)]).items():
         assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)
     state = torch.zeros(1, *policy.latent_shape)
     forward = _counted(lambda: policy.velocity(state, torch.tensor([0.5]), conditioning))
