@@ -1,5 +1,6 @@
 """The networks of a run as shapes without numbers, on the meta device: of files, only configurations are read."""
 
+import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -71,8 +72,8 @@ def conditioning_shapes(policy: PipelinePolicy, shown: bool = False) -> Conditio
     prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length, shown)
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed(prompt)
-        shown = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
-    return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+        pictures = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
+    return {**one, **pictures, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
 
 
 def needed_prompt(policy: object, text: str, shown: bool = False) -> Prompt:
@@ -104,7 +105,8 @@ def _quiet() -> Iterator[None]:
     for logging in loggings:
         logging.set_verbosity_error()
     try:
-        yield
+        with warnings.catch_warnings(action="ignore"):
+            yield
     finally:
         for logging, level in zip(loggings, levels, strict=True):
             logging.set_verbosity(level)

@@ -101,7 +101,7 @@ def qwen_image_21(**more: Any) -> DiffusionPipeline:
             vision_config={**SIGHT, "deepstack_visual_indexes": [0]},
         )
     )
-    pictures = Qwen2VLImageProcessor(patch_size=16, min_pixels=32**2, max_pixels=64**2)
+    pictures = Qwen2VLImageProcessor(patch_size=16, min_pixels=32**2, max_pixels=4096**2)
     processor = policy_21.PictureProcessor(pictures, tokenizer, chat_template=QWEN_PARTS_CHAT)
     return QwenImage21Pipeline(
         processor=processor,

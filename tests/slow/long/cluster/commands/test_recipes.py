@@ -25,6 +25,7 @@ BILLIONS = {
     "flux_lora_24gb": 11.9,
     "hunyuan_video": 8.33,
     "ltx2_clap_pickscore": 18.9,
+    "qwen_image_21_edit": 7.12,
     "qwen_image_21_ocr": 7.12,
     "qwen_image_edit": 20.4,
     "qwen_image_ocr": 20.4,
