@@ -86,6 +86,17 @@ def write_text(path: Path, text: str) -> None:
         temporary.write_text(text, encoding="utf-8")
 
 
+def write_new(path: Path, text: str) -> None:
+    """As `write_text`, but of all who write `path` at once only the first does. Raises FileExistsError for others."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    temporary = _aside(path)
+    try:
+        temporary.write_text(text, encoding="utf-8")
+        os.link(temporary, path)
+    finally:
+        _delete(temporary)
+
+
 def decoded(content: bytes) -> str:
     """The text in a file's bytes: UTF-8, or what a byte order mark says, with `\\n` for every line end.
 

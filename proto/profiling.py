@@ -3,8 +3,9 @@
 Torch records the operations of the thread that starts the profiler, so it starts and ends where the work is done.
 """
 
+import os
 import time
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 from logging import getLogger
 from pathlib import Path
@@ -20,8 +21,11 @@ if TYPE_CHECKING:
 PROCESS = "branchgrpo_process"
 """Key of a trace's process, as spans name it."""
 
+QUIET = "6"
+"""Level of the log of torch's profiler above its lines of each start and end."""
+
 _spent: dict["ProfileOrder", float] = {}
-"""Order -> seconds that this process has been profiled for it."""
+"""Order for one component -> seconds that this process has been profiled for it."""
 
 
 class Component(StrEnum):
@@ -33,8 +37,26 @@ class Component(StrEnum):
 
 
 @dataclass(frozen=True)
+class ProfileRequest:
+    """Which work of a run is to be profiled, in the next iterations that begin."""
+
+    iterations: int
+    """Number of iterations."""
+    components: tuple[Component, ...]
+    everyone: bool = False
+    """Whether all processes of these components are profiled, or one of each."""
+    seconds: float = 20.0
+    """Maximum seconds of a component in a process: its next part of work begins unprofiled then."""
+
+    def order(self, folder: Path, begun: int, iterations: int) -> "ProfileOrder":
+        """The order for the iterations after `begun`, of so many in all, with its traces in `folder`."""
+        last = min(begun + self.iterations, iterations)
+        return ProfileOrder(folder, self.components, begun + 1, last, self.everyone, self.seconds)
+
+
+@dataclass(frozen=True)
 class ProfileOrder:
-    """Which work of a run is to be profiled."""
+    """A request that a run has taken up."""
 
     folder: Path
     """Folder of the traces: a file for every piece of work of a process."""
@@ -43,10 +65,14 @@ class ProfileOrder:
     """First iteration."""
     last: int
     """Last iteration."""
-    everyone: bool = False
-    """Whether all processes of these components are profiled, or one of each."""
-    seconds: float = 20.0
-    """Maximum seconds of a process: its next part of work, or window of trees, begins unprofiled then."""
+    everyone: bool
+    """As in `ProfileRequest`."""
+    seconds: float
+    """As in `ProfileRequest`."""
+
+    def of(self, component: Component) -> "ProfileOrder":
+        """The part of the order for one component."""
+        return replace(self, components=(component,))
 
 
 class Profiled:
@@ -60,6 +86,7 @@ class Profiled:
     def __enter__(self) -> Self:
         order = self._order
         if order and _spent.get(order, 0.0) < order.seconds:
+            os.environ.setdefault("KINETO_LOG_LEVEL", QUIET)
             from torch.profiler import profile
 
             profiler = profile()  # on the CPU, and on the GPU if there is one

@@ -25,7 +25,7 @@ Cluster = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(help="File with the token that requests must have. Default: $BRANCHGRPO_TOKEN.")
 ]
-RunOnRay = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
+RunInProgress = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
 ]
@@ -98,7 +98,7 @@ def diversity(
 
 @app.command()
 def scale(
-    run: RunOnRay,
+    run: RunInProgress,
     rollout_workers: Annotated[int | None, typer.Option(help="Number of rollout workers.")] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="Replicas of a reward model, such as ocr=2.", metavar="NAME=COUNT")

@@ -1,17 +1,21 @@
 """`branchgrpo profile`: what torch does within the spans of a running run, as one file for Perfetto."""
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import tenacity
 
-from ...proto.atomic_files import remove, write_text
+from ...proto.atomic_files import write_text
 from ...proto.errors import InputError, ProcessLost, RunFailed
-from ...proto.profiling import PROCESS, Component, ProfileOrder
+from ...proto.profiling import PROCESS, Component, ProfileOrder, ProfileRequest
+from ...proto.recipe import load_recipe
 from ..on_ray.run_address import FILE, RunAddress
 from ..run.iteration_trace import IterationTrace, read
+from ..run.profile_file import profile_in_one_process
+from ..run.profiling import ENDED, folder_of_spans
 from ..run.status import status_of
 from .trace import chrome
 
@@ -20,39 +24,50 @@ Profile = dict[str, Any]
 FIRST_THREAD = 1000
 """Number of the first line of operations in the file, below the lines of spans."""
 FLOWS_OF_A_PROCESS = 10**10
+DEFAULT = (Component.ROLLOUT, Component.LEARNER)
+"""Components that are profiled on Ray unless others are named."""
 SPANS_SECONDS = 20
 """Maximum seconds until the spans of the last iteration lie on the disk."""
 
 
-def running(run: str, address: str | None) -> RunAddress:
-    """The address of a run, a name or a run folder. Raises InputError for a run that can't be profiled."""
+def running(run: str, address: str | None) -> RunAddress | Path:
+    """The address of a run, a name or a run folder; the folder of one in one process.
+
+    Raises InputError for a run that can't be profiled.
+    """
     folder = Path(run)
-    if (folder / "recipe.yaml").is_file() and not (folder / FILE).is_file():
-        if status_of(folder).live:
-            raise InputError(
-                f"the run in {folder} isn't on Ray, or is about to start; profile needs a run with execution=ray that "
-                "has begun"
-            )
+    if not (folder / "recipe.yaml").is_file():
+        return RunAddress.find(run, address)
+    settings = load_recipe(folder / "recipe.yaml")
+    if settings.execution == "ray" and (folder / FILE).is_file():
+        return RunAddress.find(run, address)
+    if not status_of(folder).live:
         raise InputError(f"the run in {folder} isn't running; profile looks into a run while it runs")
-    return RunAddress.find(run, address)
+    if settings.execution == "ray":
+        raise InputError(f"the run in {folder} is about to start; ask again when it has begun")
+    folder_of_spans(settings)
+    return folder
 
 
 def profile(
-    where: RunAddress, iterations: int, components: Sequence[Component], everyone: bool, seconds: float
+    where: RunAddress | Path, iterations: int, components: Sequence[Component] | None, everyone: bool, seconds: float
 ) -> ProfileOrder:
     """Have the next iterations of a run profiled; returns what was, when they are over.
 
-    Raises InputError for a run that isn't there, or has no iteration left, and RunFailed if it ends meanwhile.
+    Without `components`, those of `DEFAULT`; all that one process does. Raises InputError for a run that isn't there,
+    has no iteration left, or is being profiled, and RunFailed if it ends meanwhile.
     """
+    if isinstance(where, Path):
+        request = ProfileRequest(iterations, tuple(components or Component), everyone, seconds)
+        return profile_in_one_process(where, request)
+    request = ProfileRequest(iterations, tuple(components or DEFAULT), everyone, seconds)
     address = where.found()
     from ..on_ray.calls import call_controller  # Ray reads its way of authentication when it is imported
 
     try:
-        order: ProfileOrder = call_controller(
-            address, lambda controller: controller.profile.remote(iterations, list(components), everyone, seconds)
-        )
+        order: ProfileOrder = call_controller(address, lambda controller: controller.profile.remote(request))
     except ProcessLost as error:
-        raise RunFailed("the run ended, or restarted after a fault, before the iterations were over") from error
+        raise RunFailed(ENDED) from error
     return order
 
 
@@ -61,17 +76,23 @@ def write(order: ProfileOrder, out: Path | None) -> Path:
 
     Raises InputError if they aren't on this machine's disk.
     """
+    try:
+        merged = _merged(order)
+    finally:
+        shutil.rmtree(order.folder, ignore_errors=True)
+    path = out or order.folder.with_name(f"profile-{order.first:06d}-{order.last:06d}.json")
+    write_text(path, json.dumps(merged) + "\n")
+    return path
+
+
+def _merged(order: ProfileOrder) -> dict[str, Any]:
     profiles = [json.loads(path.read_text()) for path in sorted(order.folder.glob("*.json"))]
     if not profiles:
         raise InputError(
             f"no process has left a profile in {order.folder}: the processes don't share this folder with this "
             "machine, or had no work in these iterations"
         )
-    path = out or order.folder.with_suffix(".json")
-    merged = chrome_with_operations(spans(order, min(map(began, profiles))), profiles)
-    write_text(path, json.dumps(merged) + "\n")
-    remove(order.folder)
-    return path
+    return chrome_with_operations(spans(order, min(map(began, profiles))), profiles)
 
 
 @tenacity.retry(

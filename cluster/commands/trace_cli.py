@@ -7,13 +7,10 @@ import typer
 from rich.console import Console
 
 from ...proto.profiling import Component
-from .cluster_cli import Address, RunOnRay
+from .cluster_cli import Address, RunInProgress
 from .export_cli import Run
 
 app = typer.Typer()
-
-DEFAULT = [Component.ROLLOUT, Component.LEARNER]
-"""Processes that are profiled unless others are named."""
 
 
 @app.command()
@@ -44,17 +41,17 @@ def trace(
 
 @app.command()
 def profile(
-    run: RunOnRay,
+    run: RunInProgress,
     iterations: Annotated[int, typer.Option(min=1, help="Number of iterations, from the next that begins.")] = 1,
     process: Annotated[
         list[Component] | None,
-        typer.Option(help="Processes to look into; may be repeated. Default: rollout and learner."),
+        typer.Option(help="Work to look into; may be repeated. Default: rollout and learner; all in one process."),
     ] = None,
     all_: Annotated[
         bool, typer.Option("--all", help="All rollout workers and learner ranks, not only the first of each.")
     ] = False,
     seconds: Annotated[
-        float, typer.Option(min=0.1, help="Maximum seconds of a process; the part of work at hand is finished.")
+        float, typer.Option(min=0.1, help="Maximum seconds of such work in a process; the part at hand is finished.")
     ] = 20,
     out: Annotated[
         Path | None, typer.Option(help="New file to write. Default: trace/profile-FIRST-LAST.json in the run folder.")
@@ -76,6 +73,6 @@ def profile(
     where = profiles.running(run, address)
     plural = "iteration" if iterations == 1 else f"{iterations} iterations"
     with Console().status(f"profiling the next {plural}"):
-        order = profiles.profile(where, iterations, process or DEFAULT, all_, seconds)
+        order = profiles.profile(where, iterations, process, all_, seconds)
         path = profiles.write(order, out)
     typer.echo(f"iterations {order.first} to {order.last}, for https://ui.perfetto.dev: {path}")

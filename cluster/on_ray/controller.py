@@ -21,7 +21,7 @@ from ray.exceptions import ObjectLostError
 from ...proto.errors import ProcessLost, brief
 from ...proto.exporter import ExporterDirectory
 from ...proto.logs import mark_warnings
-from ...proto.profiling import Component, ProfileOrder
+from ...proto.profiling import Component, ProfileOrder, ProfileRequest
 from ...proto.remote_tree import part_id
 from ...proto.settings import RunSettings
 from ...proto.tracing import span, start_tracing
@@ -39,7 +39,7 @@ from .iteration import GrowingTree, Iteration, task_group
 from .messages import ControllerState, Published, Sizes
 from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
-from .profiling import Profiling
+from .profiling import AwaitedProfiling
 from .reward_client import ScoringFailed
 from .room import Room
 from .status_server import serve_http
@@ -60,7 +60,7 @@ class Controller:
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
         self.published: deque[Published] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
-        self.profiling = Profiling(settings)
+        self.profiling = AwaitedProfiling(settings)
         self.flops = PhaseFlops(settings, {})
         self._ahead: Iteration | None = None
         self._room = Room(settings.max_trees_ahead)
@@ -320,14 +320,12 @@ class Controller:
         changed."""
         return await self.pools.scale(rollout_workers, rewards)
 
-    async def profile(
-        self, iterations: int, components: Sequence[Component], everyone: bool, seconds: float
-    ) -> ProfileOrder:
+    async def profile(self, request: ProfileRequest) -> ProfileOrder:
         """Have torch profile processes in the next iterations that begin; returns when they are over.
 
         Raises InputError if there are none left, or others are being profiled.
         """
-        return await self.profiling.profiled(self.watch.newest, iterations, components, everyone, seconds)
+        return await self.profiling.profiled(self.watch.newest, request)
 
     async def close(self) -> None:
         """End all processes of the run except its reward models."""

@@ -26,8 +26,8 @@ from . import checkpoints
 from .cuts import training_tasks, windows
 from .evaluation import Evaluation, evaluate
 from .loop import IterationReport, Progress
-from .phases import OwnTimeline
 from .planner import Planner
+from .profile_file import FileProfiling, ProfiledTimeline
 from .samples import TreeSamples
 from .tree_record import TreeRecord, tree_record
 
@@ -38,10 +38,12 @@ class InProcessLoop:
     def __init__(self, settings: RunSettings, prompts: Sequence[str]) -> None:
         """Loads all models; `prompts` are those to train on. Raises ValueError for settings that don't fit them."""
         self.settings, self._prompts = settings, prompts
+        self._profiling = FileProfiling(settings)
         self.restart()
 
     def restart(self, *, lost: bool = True) -> None:
         settings = self.settings
+        self._profiling.drop()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.planner = Planner(settings, self._prompts)
@@ -55,7 +57,10 @@ class InProcessLoop:
         self.worker = RolloutWorker(sampler, settings.rollout, self.learner.version, self.learner.kept_forwards)
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
-        timeline = OwnTimeline()
+        with self._profiling.iteration(number) as timeline:
+            return self._iterate(number, progress, timeline)
+
+    def _iterate(self, number: int, progress: Progress, timeline: ProfiledTimeline) -> IterationReport:
         plan, rewards = self.planner.plan(number), list(self.settings.training_rewards)
         schedule, prompts = plan.schedule, plan.prompts
         trees = [Tree(i, prompt, schedule) for i, prompt in enumerate(prompts)]
@@ -80,12 +85,12 @@ class InProcessLoop:
                 progress("rollout", leaves_done / (len(trees) * schedule.leaves))
         self.planner.record(plan, {tree.number: tree.rewards for tree in trees})
         updates = []
-        with timeline.phase("learning"):
-            for window in windows(self.settings, number):
+        for window in windows(self.settings, number):
+            with timeline.phase("learning"):
                 self.learner.accumulate(window.of(trees.__getitem__))
                 if window.closes_update:
                     updates.append(self.learner.step())
-                progress("learning", (window.trees[-1] + 1) / len(trees))
+            progress("learning", (window.trees[-1] + 1) / len(trees))
         with timeline.phase("publishing"):
             self._publish(self.learner.publish())
         return IterationReport(

@@ -10,7 +10,8 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, Span
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.profiling import Component, ProfileOrder
+from branchgrpo.proto.profiling import Component, ProfileRequest
+from branchgrpo.proto.recipe import save_recipe
 from rich.console import Console
 from support import Settings
 
@@ -67,20 +68,23 @@ def test_what_was_sampled_ahead_has_its_spans_too(tmp_path: Path) -> None:
     ]
     (tmp_path / "trace").mkdir()
     (tmp_path / "trace" / "p.jsonl").write_text("\n".join(map(json.dumps, lines)) + "\n")
-    order = ProfileOrder(tmp_path / "trace" / "profile", (Component.ROLLOUT,), 2, 2)
+    order = ProfileRequest(1, (Component.ROLLOUT,)).order(tmp_path / "trace" / "profile", 1, 9)
     for begin, start, expected in ((1008.0, 1000.0, {1, 2, 3}), (1012.0, 1010.0, {3})):
         found = spans(order, begin)
         assert {span.attributes["iteration"] for span in found.spans if span.name == "forward"} == expected
         assert (found.start, found.end) == (start, 1020.0)
 
 
-def test_a_run_that_can_not_be_profiled_says_why(run_settings: Settings, tmp_path: Path) -> None:
+def test_a_run_that_can_not_be_profiled_says_why(run_settings: Settings) -> None:
     settings = run_settings()
-    with (
-        RunFolder.create(settings) as folder,
-        RunDisplay(Console(quiet=True)).recording(folder.path, settings),
-        pytest.raises(InputError, match="isn't on Ray"),
-    ):
-        running(str(folder.path), None)
+    with RunFolder.create(settings) as run, RunDisplay(Console(quiet=True)).recording(run.path, settings):
+        assert running(str(run.path), None) == run.path
+        save_recipe(run_settings({"logging.trace": False}), run.path)
+        with pytest.raises(InputError, match=r"writes no spans \(logging\.trace is false\)"):
+            running(str(run.path), None)
+        save_recipe(run_settings({"execution": "ray"}), run.path)
+        with pytest.raises(InputError, match="is about to start"):
+            running(str(run.path), None)
+        run.append("metrics", {})  # or the folder would be gone
     with pytest.raises(InputError, match="isn't running"):
-        running(str(folder.path), None)
+        running(str(run.path), None)
