@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from .packed_tensor import PackedTensor
 from .schedule import IntArray, Schedule
-from .tree import FloatArray, Tree, TreePart
+from .tree import FloatArray, Thumbnail, Tree, TreePart
 from .usage import NOTHING, Usage
 
 if TYPE_CHECKING:
@@ -41,8 +41,8 @@ class PartHeader:
     """Names of the conditioning tensors that come with the states."""
     diversity: float | None
     """Diversity of all the tree's leaves; in the tree's last part only."""
-    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
-    """Pictures of nodes as WebP, if the tree is recorded."""
+    thumbnails: Mapping[int, Thumbnail] = field(default_factory=dict)
+    """Those of its nodes, if the tree is recorded."""
     usage: Usage = NOTHING
     """What its worker has spent since the previous part of the task."""
 

@@ -808,7 +808,7 @@ class LoggingSettings(Settings):
     their scores, and a grid of them in full size. 0: none."""
     trees_every: NonNegativeInt = 10
     """Iterations between recordings of trees in `trees/`: of every node its value, advantage, weight and ratio, and
-    pictures. The first iteration is recorded too. 0: none."""
+    pictures; of leaves with sound, what plays. The first iteration is recorded too. 0: none."""
     trees: PositiveInt = 4
     """Number of trees in a recording: the first of the iteration. More show more prompts, and take more room."""
     tree_previews: bool = True

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Generic, TypeAlias, TypeVar
+from typing import TYPE_CHECKING, Generic, NamedTuple, TypeAlias, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -43,6 +43,8 @@ class Task:
     """Seed of the roots' noise, where it isn't that of all other noise: trees may share their starts with others."""
     recorded: int = 0
     """Trees with a lower number are recorded: thumbnails of their leaves come with them."""
+    sampled: int = 0
+    """Trees with a lower number are kept as samples, which play: their thumbnails don't."""
     previews: bool = False
     """Whether thumbnails of their splits come too."""
     latents: bool = False
@@ -65,6 +67,15 @@ class Window(Generic[Item]):
         return Window(self.iteration, [tree(item) for item in self.trees], self.closes_update)
 
 
+class Thumbnail(NamedTuple):
+    """What a recorded tree shows of a node."""
+
+    picture: bytes
+    """WebP: of a clip an animation, of a sound its spectrogram."""
+    webm: bytes = b""
+    """What plays of a leaf with sound; nothing of other nodes."""
+
+
 @dataclass(frozen=True)
 class TreePart:
     """A part of a tree: some leaves, and all nodes above them that were computed since the previous part."""
@@ -82,8 +93,8 @@ class TreePart:
     """The prompt's conditioning, in the first part of a tree only."""
     diversity: float | None = None
     """Diversity of all the tree's leaves; in its last part only."""
-    thumbnails: Mapping[int, bytes] = field(default_factory=dict)
-    """Nodes of a tree that is recorded, as WebP: leaves, and of splits the clean state predicted there."""
+    thumbnails: Mapping[int, Thumbnail] = field(default_factory=dict)
+    """Nodes of a tree that is recorded: leaves, and of splits the clean state predicted there."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -106,8 +117,8 @@ class Tree:
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     """Scores of the leaves by reward, float64 [leaves]; NaN until they have arrived."""
     conditioning: Conditioning | None = None
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
-    """Pictures of nodes as WebP, if the tree is recorded."""
+    thumbnails: dict[int, Thumbnail] = field(default_factory=dict)
+    """Those of its nodes, if the tree is recorded."""
     left_out: bool = False
     """Whether it has no scores and never will have: nothing is learned from it."""
     _parts: list[TreePart] = field(default_factory=list)

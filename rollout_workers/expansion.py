@@ -7,17 +7,18 @@ started. Neither the noise nor the numbering of nodes depends on the cut.
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
+from itertools import repeat
 
 import numpy as np
 import torch
 
 from ..proto.errors import Diverged
-from ..proto.media import Media, Pictures
+from ..proto.media import Media
 from ..proto.packed_tensor import ForwardCache, KeptForward
 from ..proto.schedule import IntArray
 from ..proto.settings import RolloutSettings
 from ..proto.tracing import span
-from ..proto.tree import Conditioning, SampledPart, Task
+from ..proto.tree import Conditioning, SampledPart, Task, Thumbnail
 from ..proto.usage import on_gpu
 from . import metrics
 from .diversity import Diversity
@@ -25,7 +26,7 @@ from .kernels import CoefficientTable, state_std
 from .noise import Stream, antithetic_sources, gaussian, sibling_noise
 from .policies.base import Network, Policy, collate
 from .policies.decoded import Decoded
-from .thumbnails import split_nodes, thumbnails
+from .thumbnails import playable, split_nodes, thumbnails
 
 
 def expand(
@@ -71,7 +72,7 @@ class _Pending:
     nodes: list[IntArray] = field(default_factory=list)
     logprobs: list[torch.Tensor] = field(default_factory=list)
     latents: list[torch.Tensor] = field(default_factory=list)
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
+    thumbnails: dict[int, Thumbnail] = field(default_factory=dict)
 
 
 class _Growth:
@@ -170,15 +171,21 @@ class _Growth:
             return
         with span("preview", splits=recorded):
             clean = (splits.states[:recorded].float() - sigma * velocity[:recorded].float()).to(self.storage)
-            self._add_thumbnails(splits.part(0, recorded), self._decode(clean).filled().media().looks())
+            self._add_thumbnails(splits.part(0, recorded), self._decode(clean).filled().media())
 
-    def _add_thumbnails(self, frontier: _Frontier, looks: Pictures) -> None:
-        """Keep thumbnails of those nodes of a frontier whose trees are recorded, until they are handed out."""
+    def _add_thumbnails(self, frontier: _Frontier, media: Media) -> None:
+        """Keep thumbnails of those nodes of a frontier whose trees are recorded, until they are handed out. Leaves with
+        sound play, unless they are kept as samples."""
+        heard = frontier.depth == len(self.schedule.steps) and media.sound is not None
         nodes = (self.schedule.first_node[frontier.depth] + frontier.index).tolist()
         for tree, begin, end in _runs(frontier.tree):
-            if self.task.trees[tree] < self.task.recorded:
-                pictures = thumbnails(looks[begin:end], self.schedule.leaves + len(split_nodes(self.schedule)))
-                self.pending[tree].thumbnails.update(zip(nodes[begin:end], pictures, strict=True))
+            number, own = self.task.trees[tree], media[begin:end]
+            if number < self.task.recorded:
+                pictures = thumbnails(own.looks(), self.schedule.leaves + len(split_nodes(self.schedule)))
+                plays = playable(own, self.schedule.leaves) if heard and number >= self.task.sampled else repeat(b"")
+                self.pending[tree].thumbnails.update(
+                    zip(nodes[begin:end], map(Thumbnail, pictures, plays), strict=True)
+                )
 
     def _decode(self, states: torch.Tensor) -> Decoded:
         with on_gpu(self.policy.device):
@@ -283,7 +290,7 @@ class _Growth:
             media = decoded.media()
         if self.task.iteration:  # evaluations aren't counted
             metrics.LEAVES_DECODED.inc(len(media))
-        self._add_thumbnails(leaves, media.looks())
+        self._add_thumbnails(leaves, media)
         return media
 
 

@@ -1,4 +1,4 @@
-"""Thumbnails: small pictures of a tree's nodes, as WebP, for those who look at the tree afterwards."""
+"""Thumbnails: small pictures of a tree's nodes, as WebP, and its sounds, for those who look at the tree afterwards."""
 
 import math
 from collections.abc import Iterator
@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import numpy as np
 import numpy.typing as npt
 
-from ..proto.media import Pictures, some_frames
+from ..proto.media import Media, Pictures, some_frames
 from ..proto.schedule import Schedule
 from ..proto.webp import webp
 
@@ -16,6 +16,8 @@ MAX_SIDE = 256
 """Pixels of a thumbnail's longer side."""
 MAX_FRAMES = 8
 """Frames that a thumbnail keeps of a clip."""
+MAX_PLAYABLE_BYTES = 2**21
+"""About so many bytes what plays of a tree's leaves takes together, unless they are very many or long."""
 THUMBNAIL_MILLISECONDS = 250
 """Duration of a frame of a clip's thumbnail."""
 
@@ -31,6 +33,14 @@ def thumbnails(looks: Pictures, count: int) -> Iterator[bytes]:
     side = min(MAX_SIDE, share * max(height, width))
     for picture in looks:
         yield webp(picture if looks.ndim == 4 else some_frames(picture, MAX_FRAMES), side, THUMBNAIL_MILLISECONDS)
+
+
+def playable(leaves: Media, count: int) -> Iterator[bytes]:
+    """Each leaf with sound, of `count` of one tree, as WebM. The larger `count` is, the more is lost."""
+    from ..proto.webm import webm  # only workers that need it pay for its libraries
+
+    for leaf in leaves:
+        yield webm(leaf, MAX_SIDE, max_bytes=MAX_PLAYABLE_BYTES / count)
 
 
 def split_nodes(schedule: Schedule) -> npt.NDArray[np.int64]:

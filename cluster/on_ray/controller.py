@@ -68,11 +68,13 @@ class Controller:
 
     # The loop ---------------------------------------------------------------------------------------------------
 
-    async def iterate(self, number: int) -> tuple[IterationReport, list[tuple[str, dict[str, FloatArray], list[Any]]]]:
+    async def iterate(
+        self, number: int
+    ) -> tuple[IterationReport, list[tuple[int, str, dict[str, FloatArray], list[Any]]]]:
         """Sample, score, learn, publish. With `staleness: 1` the sampling of the next iteration starts meanwhile.
 
-        Returns the report, without samples, and of each tree whose pictures are kept its prompt, its rewards, and
-        references to the pictures of its parts.
+        Returns the report, without samples, and of each tree whose pictures are kept its number, its prompt, its
+        rewards, and references to the pictures of its parts.
         """
         start, cpu = time.perf_counter(), time.process_time()
         with span("iteration", iteration=number, processes=self.exporters.processes()):

@@ -182,8 +182,9 @@ class RayLoop:
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
         wall, cpu = time.perf_counter(), time.process_time()
         report, shown = self._call(self._controller.iterate.remote(number), progress)
-        media = unwrapped(lambda: [joined(ray.get(parts)) for _, _, parts in shown])
-        samples = [TreeSamples(prompt, own, leaves) for (prompt, own, _), leaves in zip(shown, media, strict=True)]
+        media = unwrapped(lambda: [joined(ray.get(parts)) for *_, parts in shown])
+        pairs = zip(shown, media, strict=True)
+        samples = [TreeSamples(tree, prompt, scores, leaves) for (tree, prompt, scores, _), leaves in pairs]
         own = Usage(time.perf_counter() - wall, time.process_time() - cpu)
         return replace(report, samples=samples, usage={**report.usage, "driver": own})
 

@@ -20,7 +20,7 @@ from ...proto.remote_tree import PartHeader, RemoteTree
 from ...proto.schedule import Schedule
 from ...proto.scoring import ScoreReply
 from ...proto.settings import RunSettings
-from ...proto.tree import FloatArray, Task, Window, fill_scores
+from ...proto.tree import FloatArray, Task, Thumbnail, Window, fill_scores
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
 from ..run.cuts import training_tasks
@@ -43,8 +43,8 @@ class GrowingTree:
     parts: list[tuple[PartHeader, Any]] = field(default_factory=list)
     media: list[Any] = field(default_factory=list)
     """References to pictures that are kept as samples."""
-    thumbnails: dict[int, bytes] = field(default_factory=dict)
-    """Pictures of nodes, which the learner doesn't get."""
+    thumbnails: dict[int, Thumbnail] = field(default_factory=dict)
+    """Those of its nodes, which the learner doesn't get."""
     rewards: dict[str, FloatArray] = field(default_factory=dict)
     diversity: float | None = None
     nodes: int = 0
@@ -171,9 +171,9 @@ class Iteration:
         """The rewards of the leaves of each tree by its number, without the skipped trees."""
         return {number: rewards for number, rewards in enumerate(self.rewards) if number not in self.left_out}
 
-    def samples(self) -> list[tuple[str, dict[str, FloatArray], list[Any]]]:
-        """Prompt, rewards and references to the parts' pictures, for each tree whose pictures are kept."""
-        return [(self.prompts[n], self.rewards[n], self.media[n]) for n in sorted(self.media)]
+    def samples(self) -> list[tuple[int, str, dict[str, FloatArray], list[Any]]]:
+        """Number, prompt, rewards and references to the parts' pictures, for each tree whose pictures are kept."""
+        return [(n, self.prompts[n], self.rewards[n], self.media[n]) for n in sorted(self.media)]
 
     def records(self, updates: Iterable[UpdateStats]) -> list[TreeRecord]:
         """The recorded trees, once all updates have been made."""

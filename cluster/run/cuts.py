@@ -42,6 +42,7 @@ def training_tasks(
     recorded = settings.logging.recorded_trees(iteration)
     handed_over: dict[str, Any] = {
         "recorded": recorded,
+        "sampled": settings.logging.shown_trees(iteration),
         "previews": bool(recorded) and settings.logging.tree_previews,
         "latents": reads_latents(settings.training_rewards),
         "decoded": settings.decoded_trees(iteration),

@@ -101,7 +101,7 @@ class InProcessLoop:
             forward_passes=len(trees) * schedule.forward_passes,
             updates=updates,
             diversity=float(np.mean(list(diversity.values()))) if diversity else None,
-            samples=[TreeSamples(trees[n].prompt, trees[n].rewards, joined(media[n])) for n in sorted(media)],
+            samples=[TreeSamples(n, trees[n].prompt, trees[n].rewards, joined(media[n])) for n in sorted(media)],
             trees=[self._record(number, trees[own.number], own) for update in updates for own in update.recorded],
         )
 

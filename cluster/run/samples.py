@@ -2,9 +2,11 @@
 
 samples/iteration-<iteration>.safetensors has an array `reward.<name>` over the pictures, and for each of them
 `picture.<number>`, the bytes of a WebP, and `webm.<number>`, those of a WebM, if they have sound. Its header has
-`prompts`, one for each picture, as JSON. Pictures are in the order of trees and leaves.
+`prompts`, one for each picture, as JSON, and if they have sound `trees`, the number of each one's tree. Pictures are in
+the order of trees and leaves.
 """
 
+import json
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -29,6 +31,8 @@ FOLDER = "samples"
 class TreeSamples:
     """All leaves of one tree."""
 
+    tree: int
+    """Number of the tree within the iteration."""
     prompt: str
     rewards: Mapping[str, FloatArray]
     """Scores of the leaves by reward, float64 [leaves]."""
@@ -48,6 +52,17 @@ class Samples:
     """What is seen of the leaves as WebP, at most 2^22 pixels for each tree; clips as animations."""
     playable: Sequence[bytes] = ()
     """The leaves as WebM, if they have sound."""
+    trees: Sequence[int] = ()
+    """Number of the tree of every leaf with sound."""
+
+    def playable_of(self, tree: int, rewards: Mapping[str, FloatArray]) -> list[bytes]:
+        """What plays of the leaves of a tree, if it has these scores: a run that has returned to an earlier checkpoint
+        may have sampled another one since."""
+        places = [place for place, number in enumerate(self.trees) if number == tree]
+        same = self.rewards.keys() == rewards.keys() and all(
+            np.array_equal(self.rewards[name][places], own) for name, own in rewards.items()
+        )
+        return [self.playable[place] for place in places] if same else []
 
 
 def samples_file(iteration: int, ending: str = "safetensors") -> str:
@@ -66,9 +81,11 @@ def write(run: Path, iteration: int, trees: Sequence[TreeSamples]) -> Image.Imag
     arrays |= {f"webm.{i}": np.frombuffer(data, np.uint8) for i, data in enumerate(playable)}
     for name in trees[0].rewards:
         arrays[f"reward.{name}"] = np.concatenate([tree.rewards[name] for tree in trees])
-    prompts = [tree.prompt for tree in trees for _ in tree.media]
+    header = {"prompts": dump_prompts([tree.prompt for tree in trees for _ in tree.media])}
+    if playable:
+        header["trees"] = json.dumps([tree.tree for tree in trees for _ in tree.media])
     with whole(run / samples_file(iteration)) as temporary:
-        temporary.write_bytes(encode(arrays, {"prompts": dump_prompts(prompts)}))
+        temporary.write_bytes(encode(arrays, header))
     return grid
 
 
@@ -79,6 +96,7 @@ def parse(data: bytes) -> Samples:
         prompts = parse_prompts(header["prompts"])
         pictures = [arrays[f"picture.{i}"].tobytes() for i in range(len(prompts))]
         playable = [arrays[f"webm.{i}"].tobytes() for i in range(len(prompts)) if "webm.0" in arrays]
+        trees = json.loads(header.get("trees", "[]"))
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
     rewards = {name.removeprefix("reward."): own for name, own in arrays.items() if name.startswith("reward.")}
@@ -87,7 +105,9 @@ def parse(data: bytes) -> Samples:
     for name, own in rewards.items():
         if own.shape != (len(prompts),):
             raise ValueError(f"reward '{name}' has the shape {own.shape}, and there are {len(prompts)} pictures")
-    return Samples(prompts, rewards, pictures, playable)
+    if trees and len(trees) != len(playable):
+        raise ValueError(f"it has numbers of trees for {len(trees)} leaves, of which {len(playable)} play")
+    return Samples(prompts, rewards, pictures, playable, trees)
 
 
 def sampled_iterations(run: Path) -> list[int]:

@@ -1,8 +1,9 @@
 """A recorded tree: a file that holds all there is to draw of it, and needs none of this project's code to be read.
 
 trees/<iteration>-<tree>.safetensors has arrays over the tree's nodes (parents come before their children), arrays
-`reward.<name>` over its leaves, and for every node with a picture `picture.<node>`, the bytes of a WebP. Its header has
-`format`, `iteration`, `tree`, `prompt`, its `fields` and the names of the `rewards` (both as JSON) and `objective`.
+`reward.<name>` over its leaves, and for every node with a picture `picture.<node>`, the bytes of a WebP. A leaf with
+sound has `webm.<node>` too, the bytes of a WebM, unless the iteration's samples have it. The header has `format`,
+`iteration`, `tree`, `prompt`, its `fields` and the names of the `rewards` (both as JSON) and `objective`.
 """
 
 import json
@@ -21,7 +22,7 @@ from ...proto.pictures import Picture
 from ...proto.prompts import Prompt, fields_of, pictures_of
 from ...proto.safetensors_codec import decode, encode
 from ...proto.schedule import IntArray, Schedule
-from ...proto.tree import FloatArray
+from ...proto.tree import FloatArray, Thumbnail
 
 FOLDER = "trees"
 FORMAT = "branchgrpo tree 1"
@@ -72,6 +73,8 @@ class TreeRecord:
     was skipped."""
     pictures: Mapping[int, bytes] = field(default_factory=dict)
     """Pictures by node, as WebP, clips as animations: leaves, and of splits the clean state predicted there."""
+    playable: Mapping[int, bytes] = field(default_factory=dict)
+    """Leaves with sound by node, as WebM, unless they are among the iteration's samples (`samples.py`)."""
 
     @property
     def leaves(self) -> IntArray:
@@ -103,7 +106,7 @@ def tree_record(
     schedule: Schedule,
     logprobs: FloatArray,
     rewards: Mapping[str, FloatArray],
-    pictures: Mapping[int, bytes],
+    thumbnails: Mapping[int, Thumbnail],
     learned: LearnedTree,
 ) -> TreeRecord:
     """The record of a tree: what was sampled of it, and what the learner `learned` from it."""
@@ -127,7 +130,8 @@ def tree_record(
         ratio=learned.ratios,
         rewards=dict(rewards),
         merit=learned.merits,
-        pictures=dict(sorted(pictures.items())),
+        pictures={node: own.picture for node, own in sorted(thumbnails.items())},
+        playable={node: own.webm for node, own in sorted(thumbnails.items()) if own.webm},
     )
 
 
@@ -146,7 +150,8 @@ def write(run: Path, record: TreeRecord) -> Path:
     path = run / FOLDER / f"{record.iteration:06d}-{record.tree:04d}.safetensors"
     arrays = {name: getattr(record, name).astype(dtype) for name, dtype in NODE_ARRAYS.items()}
     arrays |= {f"reward.{name}": values for name, values in record.rewards.items()}
-    arrays |= {f"picture.{node}": np.frombuffer(data, np.uint8) for node, data in record.pictures.items()}
+    for kind, files in (("picture", record.pictures), ("webm", record.playable)):
+        arrays |= {f"{kind}.{node}": np.frombuffer(data, np.uint8) for node, data in files.items()}
     if record.merit is not None:
         arrays["merit"] = record.merit
     header = {
@@ -201,7 +206,7 @@ def _record(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> Tree
         raise ValueError(f"its format is '{header.get('format')}', and '{FORMAT}' can be read")
     nodes: dict[str, Any] = {name: arrays[name] for name in NODE_ARRAYS}
     rewards = {name: arrays[f"reward.{name}"] for name in json.loads(header["rewards"])}
-    pictures = {int(name[8:]): own.tobytes() for name, own in arrays.items() if name.startswith("picture.")}
+    pictures, playable = (_files(arrays, kind) for kind in ("picture", "webm"))
     count, parent, depth = len(nodes["parent"]), nodes["parent"], nodes["depth"]
     for name, dtype in NODE_ARRAYS.items():
         if nodes[name].shape != (count,) or nodes[name].dtype != dtype:
@@ -211,9 +216,11 @@ def _record(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> Tree
         raise ValueError("its nodes are no tree")
     if (nodes["state"] > max(EdgeState)).any():
         raise ValueError(f"it has a state above {max(EdgeState)}")
+    leaves = int((depth == depth[-1]).sum())
     if odd := [node for node in pictures if not 0 <= node < count]:
         raise ValueError(f"it has a picture of node {odd[0]}, and {count} nodes")
-    leaves = int((depth == depth[-1]).sum())
+    if odd := [node for node in playable if not count - leaves <= node < count]:
+        raise ValueError(f"it has a sound of node {odd[0]}, which is no leaf")
     of_leaves = {**rewards, **({"merit": arrays["merit"]} if "merit" in arrays else {})}
     for name, own in of_leaves.items():
         if own.shape != (leaves,):
@@ -228,5 +235,12 @@ def _record(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> Tree
         rewards=rewards,
         merit=arrays.get("merit"),
         pictures=pictures,
+        playable=playable,
         **nodes,
     )
+
+
+def _files(arrays: Mapping[str, np.ndarray], kind: str) -> dict[int, bytes]:
+    """The files of a kind by node."""
+    found = {name.removeprefix(f"{kind}."): own for name, own in arrays.items() if name.startswith(f"{kind}.")}
+    return {int(node): own.tobytes() for node, own in found.items()}

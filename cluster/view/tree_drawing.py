@@ -1,6 +1,7 @@
 """The drawing of a recorded tree: SVG, whose texts are texts, and whose colours follow the page's light or dark."""
 
 import math
+from collections.abc import Container
 from dataclasses import dataclass
 
 import numpy as np
@@ -10,7 +11,7 @@ from ...proto.learned_tree import EdgeState
 from ...proto.tree import FloatArray
 from ..run.tree_layout import edge_levels, layout, leaves_below, picture_aspect, split_nodes
 from ..run.tree_record import TreeRecord
-from .pages import Links, render
+from .pages import WEBM, Links, render
 
 CHARACTER = 6.4
 """Width of a letter."""
@@ -51,6 +52,8 @@ class DrawnNode:
     scores: list[str]
     """Scores of a leaf, by reward."""
     picture: str | None
+    plays: str | None
+    """Address of what plays, of a leaf with sound."""
     size: tuple[float, float]
 
 
@@ -73,8 +76,8 @@ def scale(record: TreeRecord) -> Scale:
     return Scale("advantage", number(-largest), number(largest, signed=True), edge_levels(record))
 
 
-def draw(record: TreeRecord, links: Links) -> Markup:
-    """The tree as SVG, with what its hovering, focus and choices show."""
+def draw(record: TreeRecord, links: Links, playable: Container[int] = ()) -> Markup:
+    """The tree as SVG, with what its hovering, focus and choices show. The leaves in `playable` play."""
     aspect = picture_aspect(record)
     places, below = layout(record, aspect), leaves_below(record)
     levels = scale(record).levels
@@ -85,6 +88,7 @@ def draw(record: TreeRecord, links: Links) -> Markup:
     for n in range(len(record.parent)):
         kind = "leaf" if n >= first else "split" if n in splits else "chain"
         depth, level = int(record.depth[n]), float(levels[n])
+        name = f"tree/{record.iteration}/{record.tree}/{n}"
         nodes.append(
             DrawnNode(
                 number=n,
@@ -105,7 +109,8 @@ def draw(record: TreeRecord, links: Links) -> Markup:
                 facts=facts(record, n),
                 value=number(record.value[n]),
                 scores=[number(own[n - first]) for own in record.rewards.values()] if kind == "leaf" else [],
-                picture=links.picture(f"tree/{record.iteration}/{record.tree}/{n}") if n in record.pictures else None,
+                picture=links.picture(name) if n in record.pictures else None,
+                plays=links.picture(f"{name}/{WEBM}") if n in playable else None,
                 size=places.leaf
                 if kind == "leaf"
                 else places.preview(below[n], aspect)

@@ -1,13 +1,15 @@
 """The section of a run's trees: the recorded iterations, their trees, and one tree drawn."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 
 import numpy as np
 from markupsafe import Markup
 
 from ..run.tree_record import FOLDER, TreeRecord, parse, recorded_trees
-from .pages import Asked, Links, Picture, asked_number, render
+from .pages import WEBM, Asked, Links, Picture, asked_number, render
 from .runs import Run
+from .samples import samples_of
 from .sources import sources
 from .tree_drawing import draw, number, scale
 
@@ -39,7 +41,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     chosen = asked_number(asked, "tree", [record.tree for record in reversed(records)])  # by default the first here
     shown = [record for record in records if record.tree == chosen] if served else records
     cards = [_card(record, links) for record in records]
-    drawings = [(record, draw(record, links)) for record in shown]
+    drawings = [(record, draw(record, links, _playable(run, record))) for record in shown]
     return render(
         "trees.html",
         iteration=iteration,
@@ -54,16 +56,26 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
 
 
 def picture(run: Run, names: list[str]) -> Picture:
-    """A picture within a tree: of an iteration, a tree, and a node. Raises LookupError if there is none."""
-    iteration, tree, node = map(int, names)
+    """A picture within a tree: of an iteration, a tree, and a node. With `webm` as a fourth name, what plays of the
+    node, a leaf with sound. Raises LookupError if there is none."""
+    iteration, tree, node = map(int, names[:3])
     if (iteration, tree) not in recorded_trees(run.folder) or not (record := _record(run, iteration, tree)):
         raise LookupError("/".join(names))
+    if names[3:] == [WEBM]:
+        return Picture(_playable(run, record)[node], "video/webm")
     return Picture(record.pictures[node], "image/webp")
 
 
 def _record(run: Run, iteration: int, tree: int) -> TreeRecord | None:
     path = recorded_trees(run.folder)[iteration, tree]
     return run.read(f"{FOLDER}/{path.name}", parse)
+
+
+def _playable(run: Run, record: TreeRecord) -> Mapping[int, bytes]:
+    """What plays of the leaves by node: the record's, or else that of the iteration's samples."""
+    if record.playable or (samples := samples_of(run, record.iteration)) is None:
+        return record.playable
+    return dict(zip(record.leaves.tolist(), samples.playable_of(record.tree, record.rewards), strict=False))
 
 
 def _spread(record: TreeRecord) -> float:

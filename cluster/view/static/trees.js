@@ -90,18 +90,24 @@ document.querySelectorAll(".tree").forEach((section) => {
     section.querySelector(".path").replaceChildren(...on.flatMap((n) => {
       const image = nodes[n].place.querySelector("image");
       if (!image) return [];
-      const item = document.createElement("li"), picture = new Image(), value = document.createElement("b");
-      picture.src = image.getAttribute("href");
-      picture.alt = nodes[n].facts[1];
+      const item = document.createElement("li"), value = document.createElement("b"), plays = nodes[n].place.dataset.plays;
+      const picture = document.createElement(plays ? "video" : "img"), seen = image.getAttribute("href");
+      if (plays) Object.assign(picture, { poster: seen, src: plays, controls: true, loop: true, preload: "none", ariaLabel: nodes[n].facts[0] });
+      else Object.assign(picture, { src: seen, alt: nodes[n].facts[1] });
       value.textContent = `value ${fact(n, "value")}`;
       item.append(picture, `${nodes[n].facts[1]} · `, value);
       return [item];
     }));
   }
 
+  const player = () => section.querySelector(".path video");
+
   function act(n) {
-    if (!nodes[n].children.length) choose(n);
-    else if (nodes[n].children.length > 1) {
+    if (!nodes[n].children.length) {
+      if (n === chosen() && player()?.paused === false) return player().pause();
+      choose(n);
+      player()?.play().catch(() => {}); // another leaf is chosen before it has begun
+    } else if (nodes[n].children.length > 1) {
       nodes[n].folded = !nodes[n].folded;
       lay();
     }

@@ -105,7 +105,9 @@ def test_a_spectrogram_shows_tones_where_they_are() -> None:
 
 def test_what_plays_has_the_frames_and_the_tone() -> None:
     for kind in ("sound", "clip with sound"):
-        with av.open(io.BytesIO(webm(KINDS[kind][1:2], 8))) as file:
+        data = webm(KINDS[kind][1:2], 8)
+        assert data == webm(KINDS[kind][1:2], 8)
+        with av.open(io.BytesIO(data)) as file:
             assert [stream.type for stream in file.streams] == ["video"] * (kind != "sound") + ["audio"]
             frames = list(file.decode())
         heard = np.concatenate([frame.to_ndarray()[0] for frame in frames if isinstance(frame, av.AudioFrame)])
@@ -114,6 +116,16 @@ def test_what_plays_has_the_frames_and_the_tone() -> None:
         seen = [frame for frame in frames if isinstance(frame, av.VideoFrame)]
         assert len(seen) == (12 if kind != "sound" else 0)
         assert [frame.time for frame in seen] == pytest.approx([i / 12.5 for i in range(len(seen))], abs=1e-3)
+
+
+@pytest.mark.parametrize(("kind", "max_bytes"), [("sound", 30_000), ("clip with sound", 80_000)])
+def test_what_plays_is_bounded_however_much_is_in_it(kind: str, max_bytes: int) -> None:
+    random = np.random.default_rng(2)
+    sound = random.integers(-9000, 9000, (1, 2, 5 * RATE), dtype=np.int16)
+    pictures = random.integers(0, 256, (1, 120, 64, 96, 3), np.uint8) if kind != "sound" else None
+    noise = Media(pictures, sound, 24.0, RATE)
+    assert len(webm(noise)) > 1.5 * max_bytes
+    assert len(webm(noise, max_bytes=max_bytes)) < 1.3 * max_bytes
 
 
 def test_a_wav_file_keeps_every_sample() -> None:

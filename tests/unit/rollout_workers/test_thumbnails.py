@@ -3,17 +3,23 @@
 import io
 from collections.abc import Iterator
 from dataclasses import replace
+from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings
 from branchgrpo.proto.tree import SampledPart, Task
+from branchgrpo.proto.webm import OPUS_RATE
 from branchgrpo.rollout_workers.policies.base import Policy, collate
+from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.thumbnails import MAX_FRAMES, MAX_PIXELS, split_nodes, thumbnails
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from PIL import Image, ImageSequence
+from plain_diffusers import policy_of
+from played_sounds import heard, likeness
 
 SCHEDULE = tree_schedule(5, kernel="dance", eta=0.7, splits={0: 2, 2: 2})
 TASK = Task(1, (3, 4), ("123", "45"), SCHEDULE, seed=7, recorded=4, previews=True)
@@ -37,7 +43,8 @@ def test_they_show_leaves_and_predicted_clean_states(tiny_policy: Policy, rows: 
         if part.tree < TASK.recorded:
             states |= dict(zip(part.nodes.tolist(), part.latents, strict=True))
             leaves |= dict(zip(part.leaves.tolist(), part.media.pictures, strict=True))
-            pictures |= part.thumbnails
+            assert not any(own.webm for own in part.thumbnails.values())
+            pictures |= {node: own.picture for node, own in part.thumbnails.items()}
     assert sorted(pictures) == [*split_nodes(SCHEDULE), *sorted(leaves)]
     conditioning = collate([tiny_policy.encode("123")])
     for node, data in pictures.items():
@@ -58,6 +65,26 @@ def test_recording_changes_nothing_of_a_tree(tiny_policy: Policy) -> None:
         assert all(torch.equal(a, b) for a, b in zip(one.latents, other.latents, strict=True))
         np.testing.assert_array_equal(one.media.pictures, other.media.pictures)
         assert not other.thumbnails
+
+
+@pytest.mark.parametrize("family", ["Stable Audio", "LTX-2"])
+def test_leaves_with_sound_play_what_they_are(family: str, tmp_path: Path) -> None:
+    """Each has its own sound, in full length, and its frames; splits have none, nor leaves that are samples too."""
+    policy = load_policy(policy_of(family, tmp_path / "pipeline"))
+    if family == "LTX-2":  # whose leaves would hardly differ, nor be heard
+        torch.manual_seed(0)
+        for weights in policy.pipeline.vocoder.parameters():
+            torch.nn.init.normal_(weights, std=0.2 if weights.ndim > 1 else 0)
+    for part in sampled(policy, replace(TASK, recorded=9, sampled=4), rows=2):
+        playing = {node: own.webm for node, own in part.thumbnails.items() if own.webm}
+        assert [*playing] == ([] if part.tree < 4 else part.leaves.tolist())
+        sound, rate = part.media.waveforms, part.media.sample_rate
+        for number, data in enumerate(playing.values()):
+            assert heard(data).shape[-1] / OPUS_RATE == pytest.approx(sound.shape[-1] / rate, abs=1e-3)
+            alike = likeness(data, part.media)
+            assert alike[number] > 0.95 > 0.8 > np.delete(alike, number).max(initial=0)
+            with av.open(io.BytesIO(data)) as file:
+                assert len([*file.decode(video=0)] if file.streams.video else []) == part.media.frames
 
 
 @pytest.mark.parametrize("shape", [(512, 768, 3), (9, 64, 96, 3)])

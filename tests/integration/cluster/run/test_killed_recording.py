@@ -15,13 +15,15 @@ import numpy as np
 from branchgrpo.cluster.run.tree_record import tree_record, write
 from branchgrpo.proto.learned_tree import LearnedTree
 from branchgrpo.proto.schedule import tree_schedule
+from branchgrpo.proto.tree import Thumbnail
 
 schedule = tree_schedule(5, kernel="dance", eta=0.7, splits={0: 2, 2: 2})
 zeros, states = np.zeros(schedule.nodes), np.zeros(schedule.nodes, np.uint8)
 learned = LearnedTree(0, zeros, zeros, zeros, states, zeros, None, np.linspace(1, 0, 6))
-pictures = {node: bytes(2_000_000) for node in range(4)}
+thumbnails = {node: Thumbnail(bytes(2_000_000)) for node in range(4)}
 for iteration in count(1):
-    write(Path(sys.argv[1]), tree_record(iteration, "grpo", "1", schedule, zeros, {"r": zeros[:4]}, pictures, learned))
+    sampled = "1", schedule, zeros, {"r": zeros[:4]}, thumbnails
+    write(Path(sys.argv[1]), tree_record(iteration, "grpo", *sampled, learned))
 """
 
 

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import numpy as np
-from branchgrpo.cluster.run import samples
+from branchgrpo.cluster.run import samples, tree_record
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.train import train
@@ -21,7 +21,7 @@ def test_sounds_travel_between_processes(run_settings: Settings, tmp_path: Path,
         "learner.updates_per_iteration": 1,
         "evaluation.prompts": 2,
         "rewards": {"loud": {"function": "support:loudness"}},
-        "logging.samples_every": 1,
+        "logging.samples_every": 2,
         "threads": 1,
     }
     alone = train(run_settings({**changes, "name": "alone"}), RunDisplay(Console(quiet=True)))
@@ -32,6 +32,13 @@ def test_sounds_travel_between_processes(run_settings: Settings, tmp_path: Path,
     heard = [folder.evaluation(folder.lines("evaluations")[-1]).media for folder in map(RunFolder, (alone, run))]
     assert heard[0].kind == heard[1].kind == "sound"
     np.testing.assert_array_equal(heard[0].sound, heard[1].sound)
-    drawn = [samples.parse((folder / samples.samples_file(1)).read_bytes()) for folder in (alone, run)]
+    recorded = [
+        [tree_record.read(file) for file in tree_record.recorded_trees(folder).values()] for folder in (alone, run)
+    ]
+    for one, other in zip(*recorded, strict=True):
+        assert sorted(one.playable) == one.leaves.tolist()
+        assert one.playable == other.playable
+    drawn = [samples.parse((folder / samples.samples_file(2)).read_bytes()) for folder in (alone, run)]
     assert drawn[0].pictures == drawn[1].pictures
-    assert len(drawn[0].playable) == len(drawn[0].prompts)
+    assert len(drawn[0].playable) == len(drawn[0].prompts) == len(drawn[0].trees)
+    assert drawn[0].trees == drawn[1].trees

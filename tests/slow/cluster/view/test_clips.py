@@ -1,15 +1,21 @@
 """Runs whose leaves are clips or sounds: the pages play them."""
 
 import time
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
+import pytest
 from branchgrpo.cluster.commands.evaluate import evaluate_command
+from branchgrpo.cluster.run import samples, tree_record
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.train import train
+from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.wav import read_wav
 from families import saved
+from played_sounds import likeness
 from playwright.sync_api import Browser, Locator
 from rich.console import Console
 from support import Settings, until
@@ -60,6 +66,46 @@ def test_sounds_play_over_their_spectrograms(browser: Browser, run_settings: Set
             until(lambda shown=shown: shown.evaluate("video => video.currentTime > 0"))
             assert abs(shown.evaluate("video => video.duration") - 0.4) < 0.1
             assert shown.screenshot(), "the spectrogram"
+
+
+@pytest.mark.parametrize("samples_every", [0, 1])
+def test_leaves_of_trees_play_their_sounds(
+    browser: Browser, run_settings: Settings, tmp_path: Path, samples_every: int
+) -> None:
+    """Each its own, whether the tree has it or the samples of its iteration."""
+    sounds = {"policy.frames": 1, "policy.seconds": 0.4, "rewards": {"loud": {"function": "support:loudness"}}}
+    changes = {"policy.pretrained": str(saved("Stable Audio", tmp_path / "pipeline")), "logging.samples_every": 1}
+    settings = run_settings({**CHANGES, **sounds, **changes})
+    logging = settings.logging.model_copy(update={"samples_every": samples_every})
+    folder = settings.runs / settings.name
+    folder.mkdir(parents=True)
+    save_recipe(settings, folder)
+    with closing(InProcessLoop(settings, ["123", "456"])) as loop:
+        leaves = [own.media for own in loop.iterate(1).samples]
+    with closing(InProcessLoop(settings.model_copy(update={"logging": logging}), ["123", "456"])) as loop:
+        report = loop.iterate(1)
+    for record in report.trees:
+        assert len(record.playable) == (0 if samples_every else 4)
+        tree_record.write(folder, record)
+    if samples_every:
+        samples.write(folder, 1, report.samples)
+    with served(folder.parent) as address, watched(browser, address) as page:
+        for record, own in zip(report.trees, leaves, strict=True):
+            page.goto(f"/trees/{folder.name}?tree={record.tree}")
+            assert page.locator("[data-plays]").count() == len(own) == 4
+            for number, leaf in enumerate(record.leaves):
+                node = page.locator(f".node[data-n='{leaf}']")
+                data = page.request.get(node.get_attribute("data-plays")).body()
+                assert likeness(data, own).argmax() == number
+                node.press("Enter")
+                player = page.locator(".path video")
+                until(lambda player=player: player.evaluate("video => video.currentTime > 0"))
+                assert abs(player.evaluate("video => video.duration") - 0.4) < 0.02
+                assert player.evaluate(
+                    "(video, address) => video.src.endsWith(address)", node.get_attribute("data-plays")
+                )
+            node.press("Enter")
+            assert player.evaluate("video => video.paused")
 
 
 def assert_plays(clip: Locator) -> None:

@@ -34,6 +34,7 @@ def record() -> TreeRecord:
         ratio=np.array([np.nan, 1.001, np.nan, np.nan, np.nan]),
         rewards={"ocr": np.array([0.25, 0.75]), "a/b.c": np.array([1.0, 2.0])},
         pictures={0: b"RIFFroot", 3: b"RIFFleaf"},
+        playable={4: b"webm"},
     )
 
 
@@ -77,6 +78,7 @@ def test_a_broken_file_is_named(record: TreeRecord, tmp_path: Path) -> None:
         "a missing reward": encode(arrays, {**header, "rewards": json.dumps(["ocr", "gone"])}),
         "no JSON": encode(arrays, {**header, "fields": "{"}),
         "a picture of no node": encode({**arrays, "picture.9": np.zeros(1, np.uint8)}, header),
+        "a sound of a split": encode({**arrays, "webm.1": np.zeros(1, np.uint8)}, header),
     }
     for what, content in broken.items():
         path.write_bytes(content)

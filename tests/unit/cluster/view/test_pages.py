@@ -118,8 +118,8 @@ def test_samples_are_shown_by_prompt_and_score(pictured: Path, client: TestClien
     media = np.arange(6, dtype=np.uint8)[:, None, None, None] + np.zeros((1, 4, 6, 3), np.uint8)
     for iteration, scores in ((5, [0.25, 0.75, 0.5]), (10, [0.5, 0.125, 1.0])):
         rewards = {"ocr": np.array(scores), "ocr_exact": -np.array(scores)}
-        other = TreeSamples("472", {"ocr": np.array([0.0, 1.0, 0.5]), "ocr_exact": np.ones(3)}, Media(media[3:]))
-        samples.write(pictured, iteration, [TreeSamples(SCRIPT, rewards, Media(media[:3])), other])
+        other = TreeSamples(1, "472", {"ocr": np.array([0.0, 1.0, 0.5]), "ocr_exact": np.ones(3)}, Media(media[3:]))
+        samples.write(pictured, iteration, [TreeSamples(0, SCRIPT, rewards, Media(media[:3])), other])
 
     def shown(**asked: object) -> dict[str, list[tuple[int, str]]]:
         """Prompt -> grey level and score of its pictures."""
