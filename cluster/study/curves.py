@@ -68,11 +68,13 @@ def read_curve(study: Study, trial: Trial) -> Curve:
 
 
 def _read(study: Study, trial: Trial) -> Curve:
-    """The curve of a run within its budget: one that was taken over may have continued for longer."""
+    """The curve of a run within its budget, of the evaluations that it was to make: one that was taken over may have
+    continued for longer, and been evaluated more often, which finds a target sooner."""
     folder, reward, last = trial.folder, study.file.reward, trial.settings.iterations
+    every = trial.settings.evaluation.every
     metrics = [line for line in folder.lines("metrics") if line["iteration"] <= last]
     evaluations = [line for line in comparable(folder.lines("evaluations")) if line["iteration"] <= last]
-    at = {line["iteration"]: line for line in evaluations}
+    at = {own: line for line in evaluations if (own := line["iteration"]) == last or own % every == 0}
     lines = [at[iteration] for iteration in sorted(at)]
     done = np.array([line["iteration"] for line in lines], dtype=int)
     effort = {"iterations": done.astype(float)}

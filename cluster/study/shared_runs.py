@@ -17,7 +17,7 @@ def take_over(trial: Trial, studies: Path) -> Path | None:
     """Copy the run of another study that is what a trial would be, and return the folder that it was in.
 
     It has the trial's settings and policy, was made with the versions that are here, and has finished all the
-    iterations. None if there is none in the folders in `studies`, or if the trial has begun.
+    iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun.
     """
     if trial.state != "not started":
         return None
@@ -42,6 +42,8 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
         changed = [change.setting for change in find_changes(made, trial.settings)]
     except (OSError, ValueError):  # unreadable, or so different that no run could change to it
         return False
+    if trial.settings.evaluation.every % (made.evaluation.every or trial.settings.iterations + 1):
+        return False  # it wasn't evaluated when the trial would be
     if trial.settings.learner.optimizer.schedule != "constant" and "iterations" in changed:
         return False  # their number decides about every learning rate
     if _same_trees(made, trial.settings):
