@@ -49,6 +49,8 @@ ITERATIONS = 3
 PROMPTS = "a red cube\na blue ball\nan old boat\na green cup\n"
 PHASES = {"sampling": "rollout", "scoring": "scoring", "learning": "learning"}
 """Phase of a plan -> phase of a run."""
+GPU_KINDS = ("gpu_seconds", "utilisation")
+"""What a run's log tells of its GPU, by phase."""
 
 
 def write_models(folder: Path, scale: Scale, device: torch.device) -> None:
@@ -134,7 +136,7 @@ def measured(settings: RunSettings, console: Console) -> dict[str, Any]:
         "iteration": fmean(line["seconds"] for line in lines),
         **{phase: seconds[phase] for phase in PHASES.values()},
         "GB": peak,
-        **{kind: means(kind) for kind in ("cpu_seconds", "gpu_seconds", "utilisation")},
+        **{kind: means(kind) for kind in ("cpu_seconds", *GPU_KINDS)},
         "rows trained": lines[-1]["rows"],
     }
 
@@ -144,11 +146,8 @@ def compare(plan: Mapping[str, float], run: Mapping[str, Any], title: str) -> Ta
     table = Table("", "planned", "run", "planned / run", "GPU, s", "utilisation", title=title)
     for name, expected in plan.items():
         found = run[name]
-        ratio = f"{expected / found:.2f}" if found else ""
-        others = (run[kind].get(name) for kind in ("gpu_seconds", "utilisation"))
-        shown = ("" if value is None else f"{value:.3g}" for value in (found, *others))
-        first, *rest = shown
-        table.add_row(name, f"{expected:.3g}", first, ratio, *rest)
+        cells = found, expected / found if found else None, *(run[kind].get(name) for kind in GPU_KINDS)
+        table.add_row(name, f"{expected:.3g}", *("" if cell is None else f"{cell:.3g}" for cell in cells))
     return table
 
 
@@ -164,11 +163,10 @@ def main(
     device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if device.type == "cpu" and not tiny:
         raise typer.BadParameter("there is no GPU; --tiny runs anywhere", param_hint="--tiny")
-    path, console, scale = (
-        report_path(out, "gpu_run"),
-        Console(file=sys.stdout, width=120),
-        TINY_SCALE if tiny else FULL_SCALE,
-    )
+    path, scale = report_path(out, "gpu_run", RUN), TINY_SCALE if tiny else FULL_SCALE
+    console = Console(file=sys.stdout, width=120)  # as it is now: the run takes over what others print
+    about = {"device": device_name(device), "tiny": tiny}
+    write_report(path, about)  # from now on the folder is this benchmark's, also if it is cut off
     shutil.rmtree(out / RUN, ignore_errors=True)
     with TemporaryDirectory(dir=folder) as temporary:
         torch.manual_seed(0)
@@ -178,7 +176,7 @@ def main(
         plan = planned(settings, calibrated(settings, console))
         _release()
         run = measured(settings, console)
-    write_report(path, {"device": device_name(device), "tiny": tiny, "planned": plan, "run": run})
+    write_report(path, {**about, "planned": plan, "run": run})
     console.print(compare(plan, run, device_name(device)))
 
 

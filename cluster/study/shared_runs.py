@@ -42,7 +42,7 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
         changed = [change.setting for change in find_changes(made, trial.settings)]
     except (OSError, ValueError):  # unreadable, or so different that no run could change to it
         return False
-    if trial.settings.evaluation.every % (made.evaluation.every or trial.settings.iterations + 1):
+    if not made.evaluation.every or trial.settings.evaluation.every % made.evaluation.every:
         return False  # it wasn't evaluated when the trial would be
     if trial.settings.learner.optimizer.schedule != "constant" and "iterations" in changed:
         return False  # their number decides about every learning rate

@@ -3,6 +3,8 @@
 import json
 from pathlib import Path
 
+import pytest
+import typer
 from branchgrpo.benchmarks.speed import gpu_calibration, gpu_memory, gpu_run
 from branchgrpo.cluster.plan.calibration import DECODE, FORWARD, TRAINED, load_calibration
 
@@ -33,3 +35,12 @@ def test_a_run_is_compared_with_its_plan(tmp_path: Path) -> None:
     # A window of four steps, with splits at the first two: each step has as many rows as nodes before it.
     assert found["run"]["rows trained"] == 1 + 2 + 4 + 4
     assert sum(found["run"][phase] for phase in ("rollout", "scoring", "learning")) <= found["run"]["iteration"]
+
+
+def test_a_folder_that_is_not_the_benchmarks_stays(tmp_path: Path) -> None:
+    kept = tmp_path / "gpu_run" / "kept.txt"
+    kept.parent.mkdir()
+    kept.write_text("mine")
+    with pytest.raises(typer.BadParameter, match="isn't this benchmark's"):
+        gpu_run.main(out=tmp_path, tiny=True)
+    assert kept.read_text() == "mine"
