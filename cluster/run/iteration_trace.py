@@ -18,6 +18,8 @@ from typing import Any
 from ...proto.errors import InputError
 from .phases import length
 
+AHEAD = "fetch ahead"
+"""Name of the spans of a learner's second thread, which fetches the states of its next window."""
 WAITS = {"hand over"}
 """Spans in which a process may do nothing but wait for room."""
 DIRECTOR = "controller"
@@ -25,7 +27,7 @@ DIRECTOR = "controller"
 TIMES = re.compile(rb'"start": ([\d.]+), "end": ([\d.]+)')
 """Start and end of a span, within its line."""
 SLACK_SECONDS = 1e-4
-"""Spans of one process that follow each other may overlap by so much, for the clock is read more than once."""
+"""Spans of one thread that follow each other may overlap by so much, for the clock is read more than once."""
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,11 @@ class Span:
     cpu: float | None = None
     """CPU seconds of its process meanwhile; None for a process that does several things at once."""
 
+    @property
+    def thread(self) -> tuple[str, bool]:
+        """Its process, and whether this is the second thread of it."""
+        return self.process, self.name == AHEAD
+
     def gives(self) -> list[str]:
         """Keys of the results that other spans may need."""
         match self.name:
@@ -51,6 +58,8 @@ class Span:
                 return [f"scores {_tree(request)}" for request in self.attributes["requests"]]
             case "publish":
                 return [f"weights {self.attributes['version']}"]
+            case "fetch ahead":
+                return self._of_its_trees("states")
         return []
 
     def needs(self) -> list[str]:
@@ -58,11 +67,16 @@ class Span:
         match self.name:
             case "score":
                 return [f"part {request.partition('/')[2]}" for request in self.attributes["requests"]]
+            case "fetch ahead":
+                return self._of_its_trees("scores")
             case "learn":
-                return [f"scores {self.attributes['iteration']}/{tree}" for tree in self.attributes["trees"]]
+                return self._of_its_trees("scores") + self._of_its_trees("states")
             case "load weights":
                 return [f"weights {self.attributes['version']}"]
         return []
+
+    def _of_its_trees(self, what: str) -> list[str]:
+        return [f"{what} {self.attributes['iteration']}/{tree}" for tree in self.attributes["trees"]]
 
 
 def _tree(request: str) -> str:
@@ -168,23 +182,23 @@ def critical_path(trace: IterationTrace) -> list[Step]:
     """The critical path: the chain of work that determined the iteration's length, in order and without gaps.
 
     Walked backwards from the end: what a span waited for is whatever ended last before it began, of what it needs from
-    others and of its own process' work.
+    others and of its own thread's work.
     """
     work = [span for span in trace.spans if span.component != DIRECTOR and span.name != "iteration"]
     givers: dict[str, list[Span]] = defaultdict(list)
     for span in work:
         for key in span.gives():
             givers[key].append(span)
-    owners: dict[str, list[Span]] = defaultdict(list)
+    owners: dict[tuple[str, bool], list[Span]] = defaultdict(list)
     parts = innermost(work)
     for span in parts:
-        owners[span.process].append(span)
+        owners[span.thread].append(span)
 
     def before(span: Span) -> Span | None:
         """The span that ended last among those that `span` had to wait for."""
-        own = [other for other in owners[span.process] if other.end <= span.start + SLACK_SECONDS and other != span]
+        own = [other for other in owners[span.thread] if other.end <= span.start + SLACK_SECONDS and other != span]
         outer = [other for other in work if _inside(span, other)]
-        beginning = [one for one in (span, *outer) if _first(one, span, owners[span.process])]
+        beginning = [one for one in (span, *outer) if _first(one, span, owners[span.thread])]
         needed = [giver for one in beginning for key in one.needs() for giver in givers[key]]
         candidates = [one for one in own + needed if one.start < span.start]
         return max(candidates, key=attrgetter("end"), default=None)
@@ -216,9 +230,9 @@ def _label(span: Span | None) -> str:
 
 
 def _inside(inner: Span, outer: Span) -> bool:
-    """Whether `inner` is part of `outer`, a longer span of its process."""
+    """Whether `inner` is part of `outer`, a longer span of its thread."""
     return (
-        inner.process == outer.process
+        inner.thread == outer.thread
         and inner != outer
         and outer.start <= inner.start
         and inner.end <= outer.end + SLACK_SECONDS
@@ -232,14 +246,14 @@ def _first(outer: Span, inner: Span, own: Sequence[Span]) -> bool:
 
 
 def innermost(spans: Sequence[Span]) -> list[Span]:
-    """Spans that no other one of their process is part of."""
+    """Spans that no other one of their thread is part of."""
     found = []
-    processes: dict[str, list[Span]] = defaultdict(list)
+    threads: dict[tuple[str, bool], list[Span]] = defaultdict(list)
     for span in spans:
-        processes[span.process].append(span)
-    for own in processes.values():
+        threads[span.thread].append(span)
+    for own in threads.values():
         ordered = sorted(own, key=lambda span: (span.start, -span.end))
-        # Spans of a process nest: one with parts is followed at once by its first part.
+        # Spans of a thread nest: one with parts is followed at once by its first part.
         found += [span for span, following in pairwise(ordered) if not _inside(following, span)] + ordered[-1:]
     return found
 
@@ -282,10 +296,11 @@ def idle(trace: IterationTrace) -> list[PoolUse]:
 
 
 def _outermost(spans: Sequence[Span]) -> list[Span]:
-    """Spans of one process that are part of no other one."""
+    """Spans of one process during which no other one of it went on from beginning to end: CPU seconds are those of
+    all its threads."""
     found: list[Span] = []
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
-        if not found or not _inside(span, found[-1]):
+        if not found or span.end > found[-1].end + SLACK_SECONDS:
             found.append(span)
     return found
 

@@ -86,6 +86,39 @@ def test_the_critical_path_leads_through_what_spans_wait_for(found: IterationTra
     ]
 
 
+def test_the_path_leads_through_what_a_second_thread_fetched_or_past_it(tmp_path: Path) -> None:
+    """Whether it began before the learner asked for it, or between the learner's spans."""
+    write(tmp_path / "early" / "trace", [*SPANS, made("l", "fetch ahead", 7.2, 7.8, iteration=3, trees=[0, 1])])
+    write(tmp_path / "late" / "trace", [*SPANS, made("l", "fetch ahead", 7.55, 7.58, iteration=3, trees=[0, 1])])
+    write(tmp_path / "other" / "trace", [*SPANS, made("l", "fetch ahead", 7.55, 9.2, iteration=3, trees=[2, 3])])
+    early, late, other = (
+        [(step.name, round(step.end - step.start, 6)) for step in critical_path(read(tmp_path / folder, 3))][5:-3]
+        for folder in ("early", "late", "other")
+    )
+    assert early == [
+        ("ocr: score", 2.5),
+        ("ocr: score → learner: fetch ahead", 0.2),
+        ("learner: fetch ahead", 0.4),
+        ("learner: fetch", 0.4),
+    ]
+    assert late == [
+        ("ocr: score", 2.5),
+        ("ocr: score → learner: fetch ahead", 0.55),
+        ("learner: fetch ahead", 0.03),
+        ("learner: other work", 0.02),
+        ("learner: fetch", 0.4),
+    ]
+    assert other == [("ocr: score", 2.5), ("ocr: score → learner: fetch", 0.6), ("learner: fetch", 0.4)]
+
+
+def test_what_threads_do_at_once_costs_its_cpu_seconds_once(tmp_path: Path) -> None:
+    learn = Span("l", "learner", "learner", "learn", START + 1, START + 5, {"iteration": 3, "trees": [0, 1]}, cpu=3.0)
+    ahead = Span("l", "learner", "learner", "fetch ahead", START + 2, START + 3, {"iteration": 3, "trees": [2]}, cpu=1)
+    trace = IterationTrace(3, START, START + 10, [learn, ahead], {"learner": 1})
+    (use,) = idle(trace)
+    assert use.cpu == {"l": 3.0}
+
+
 def test_the_path_ends_with_the_weights_though_workers_go_ahead(tmp_path: Path) -> None:
     ahead = [made("w1", "task", 5, 9.8, iteration=4, trees=[0]), made("w1", "forward", 5, 9.8, rows=4)]
     write(tmp_path / "trace", [*SPANS, *ahead])
