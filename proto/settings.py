@@ -9,7 +9,7 @@ import os
 import re
 from collections.abc import Callable
 from dataclasses import replace
-from itertools import chain
+from itertools import chain, pairwise
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -80,6 +80,15 @@ def _can_be_set_aside(amount: float) -> float:
     return amount
 
 
+def _falling(levels: list[float]) -> list[float]:
+    if any(following >= level for level, following in pairwise(levels)):
+        raise ValueError(f"{levels} don't fall; give noise levels from 1 downwards, without the last 0")
+    return levels
+
+
+NoiseLevels = Annotated[
+    list[Annotated[float, Field(gt=0, le=1)]], Field(min_length=1, max_length=1000), AfterValidator(_falling)
+]
 Amount = Annotated[NonNegativeFloat, AfterValidator(_can_be_set_aside)]
 Fraction = Annotated[float, Field(ge=0, lt=1)]
 Device = Annotated[str, Field(pattern=r"^(auto|cpu|cuda(:\d+)?)$")]
@@ -211,6 +220,10 @@ class PolicySettings(Settings):
     KL term is measured against the weights that training starts from."""
     shift: Annotated[float, Field(ge=0.01, le=100)] | None = None
     """Timestep shift of flow models, at any resolution. null: the pipeline's, which may depend on the resolution."""
+    sigmas: NoiseLevels | None = None
+    """Noise levels of a flow model that was distilled to a few steps, descending from 1, without the last 0. They are
+    taken as they are, without a shift, in training and in evaluations; `schedule.steps` must be their number. null:
+    the pipeline's."""
     max_sequence_length: Tokens = 512
     """Length to which prompts are padded or cut, tokens. Maximum 512 for Chroma, FLUX, SD3, Wan and Z-Image, 1000
     for HunyuanVideo, 1024 for LTX-2 and Qwen-Image, 8191 for Qwen-Image 2.1; SD1.5 and SDXL have a fixed length. A

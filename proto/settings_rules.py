@@ -50,6 +50,19 @@ def single_files_say_what_they_are(run: "RunSettings") -> Misfit:
         )
 
 
+def steps_are_as_many_as_their_levels(run: "RunSettings") -> Misfit:
+    """A model that was distilled to some noise levels takes so many steps."""
+    levels = run.policy.sigmas
+    if levels is None:
+        return
+    if run.policy.shift is not None:
+        yield f"policy.shift is {run.policy.shift} with policy.sigmas, which are taken as they are; give one of them"
+    grid = run.schedule.build().grid_steps
+    for name, steps in {"schedule.steps": grid, "evaluation.steps": run.evaluation.steps or grid}.items():
+        if steps != len(levels):
+            yield f"{name} is {steps}; policy.sigmas has {len(levels)} noise levels: it must be {len(levels)}"
+
+
 def updates_divide_an_iteration(run: "RunSettings") -> Misfit:
     """Every update of an iteration has as many trees as the others."""
     if run.prompts.per_iteration % run.learner.updates_per_iteration:
@@ -243,6 +256,7 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     compiling_needs_whole_layers,
     offloading_needs_partitions,
     single_files_say_what_they_are,
+    steps_are_as_many_as_their_levels,
     updates_divide_an_iteration,
     judges_see_pictures_that_there_are,
     clips_are_rated_where_there_are_any,

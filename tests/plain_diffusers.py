@@ -92,6 +92,8 @@ def all_of_theirs(
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     elif "flow_shift" in config:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)
+    elif settings.sigmas:
+        pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     elif settings.shift:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler.from_config(
             config, use_dynamic_shifting=False, shift=settings.shift
@@ -105,6 +107,7 @@ def all_of_theirs(
         "num_frames": settings.frames,
         "audio_end_in_s": settings.seconds,
         "num_inference_steps": STEPS,
+        "sigmas": settings.sigmas,
         "true_cfg_scale" if "Qwen" in name else "guidance_scale": settings.guidance_scale,
         "guidance_scale_2": settings.guidance_scale_2,
         "negative_prompt": settings.negative_prompt,

@@ -149,6 +149,46 @@ SD35_MEDIUM: dict[str, Any] = {
     "dual_attention_layers": tuple(range(13)),
     "qk_norm": "rms_norm",
 }
+GEMMA4: dict[str, Any] = {
+    "model_type": "gemma4_unified",
+    "text_config": GEMMA3["text_config"]
+    | {
+        "model_type": "gemma4_unified_text",
+        "vocab_size": 262144,
+        "global_head_dim": 512,
+        "num_global_key_value_heads": 1,
+        "attention_k_eq_v": True,
+    },
+    "vision_config": {"model_type": "gemma4_unified_vision"},
+    "audio_config": {"model_type": "gemma4_unified_audio"},
+}
+LTX25: dict[str, Any] = {"gated_attn": True, "audio_gated_attn": True, "cross_attn_mod": True}
+LTX25 |= {"audio_cross_attn_mod": True, "rope_type": "split", "use_prompt_embeddings": False, "perturbed_attn": True}
+LTX25 |= {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+LTX25_CONNECTORS: dict[str, Any] = {
+    "video_connector_num_attention_heads": 32,
+    "video_connector_num_layers": 8,
+    "video_gated_attn": True,
+    "audio_connector_num_attention_heads": 32,
+    "audio_connector_attention_head_dim": 64,
+    "audio_connector_num_layers": 8,
+    "audio_gated_attn": True,
+    "rope_type": "split",
+    "per_modality_projections": True,
+    "proj_bias": True,
+}
+LTX25_VAE = {
+    "block_out_channels": (256, 512, 1024, 1024),
+    "decoder_block_out_channels": (256, 512, 512, 1024),
+    "layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_layers_per_block": (4, 6, 4, 2, 2),
+    "decoder_spatio_temporal_scaling": (True,) * 4,
+    "decoder_inject_noise": (False,) * 5,
+    "upsample_type": ("spatiotemporal", "spatiotemporal", "temporal", "spatial"),
+    "upsample_residual": (False,) * 4,
+    "upsample_factor": (2, 2, 1, 2),
+    "decoder_spatial_padding_mode": "zeros",
+}
 SECONDS = {"text_encoder_dim": 768, "conditioning_dim": 768, "min_value": 0, "max_value": 512}
 KLEIN = {"num_layers": 5, "num_single_layers": 20, "num_attention_heads": 24, "joint_attention_dim": 7680}
 FLUX = {"transformer": {"guidance_embeds": True}, "vae": FLUX_VAE, "text_encoder": CLIP_L, "text_encoder_2": T5}
@@ -169,6 +209,17 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "LTX-2": (
         "LTX-2",
         {"transformer": {}, "vae": {}, "audio_vae": {}, "vocoder": {}, "connectors": {}, "text_encoder": GEMMA3},
+    ),
+    "LTX-2.5-Diffusers": (
+        "LTX-2.5",
+        {
+            "transformer": LTX25,
+            "vae": LTX25_VAE,
+            "audio_vae": {},
+            "vocoder": {},
+            "connectors": LTX25_CONNECTORS,
+            "text_encoder": GEMMA4,
+        },
     ),
     "Qwen-Image": ("Qwen-Image", {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL}),
     "Qwen-Image-2.1": ("Qwen-Image 2.1", {"transformer": {}, "vae": {}, "text_encoder": QWEN3_VL}),

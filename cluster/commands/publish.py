@@ -88,7 +88,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
     sampling = {
         "steps in training": settings.schedule.build().grid_steps,
         "steps in evaluation": evaluation_steps(settings),
-        "shift": "the base model's" if settings.policy.shift is None else settings.policy.shift,
+        **_levels(settings.policy),
         "guidance scale in training": settings.policy.guidance_scale,
         **_extent(settings.policy, made),
     }
@@ -106,6 +106,13 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
         ]
     )
+
+
+def _levels(settings: PolicySettings) -> dict[str, Any]:
+    """What decides on the noise levels."""
+    if settings.sigmas:
+        return {"noise levels": ", ".join(map(str, settings.sigmas))}
+    return {"shift": "the base model's" if settings.shift is None else settings.shift}
 
 
 def _extent(policy: PolicySettings, made: str) -> dict[str, str]:
@@ -154,6 +161,7 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "height": settings.height,
         "width": settings.width,
         "num_inference_steps": evaluation_steps(run),
+        "sigmas": settings.sigmas,
         "true_cfg_scale" if qwen else "guidance_scale": guidance,
         "max_area": settings.height * settings.width,  # Kontext would draw, and read, sizes of its own
         "_auto_resize": False,

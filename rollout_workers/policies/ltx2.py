@@ -1,4 +1,4 @@
-"""LTX-2: a leaf is a clip with its sound."""
+"""LTX-2, 2.3 and 2.5: a leaf is a clip with its sound."""
 
 from typing import Any, ClassVar
 

@@ -44,6 +44,8 @@ class PipelinePolicy(PromptEncoding):
     """Parts that stay in float32 at any precision."""
     decoder_parts: ClassVar[tuple[str, ...]] = ("vae",)
     """The pipeline's parts that decode."""
+    takes_sigmas = True
+    """Whether the pipeline takes noise levels of one's own."""
     scales_sound = False
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
@@ -70,6 +72,8 @@ class PipelinePolicy(PromptEncoding):
                 f"policy.negative_prompt is '{settings.negative_prompt}', and this model has no classifier-free "
                 "guidance; leave it out"
             )
+        if settings.sigmas and not self.takes_sigmas:
+            raise InputError(f"policy.sigmas is {settings.sigmas}; {self.pipeline_class.__name__} takes none: use null")
         parts = self.find_parts(folder, settings.variant)
         around = [part for name, part in parts.items() if part.has_weights and name not in self.networks]
         stand_ins = {part.name: self.stand_in(part) for part in around if network_only}
@@ -152,6 +156,8 @@ class PipelinePolicy(PromptEncoding):
 
     def scheduler(self, published: Any) -> Any:
         """The scheduler to take noise levels from, in place of the `published` one."""
+        if self.settings.sigmas:
+            return FlowMatchEulerDiscreteScheduler(published.config.num_train_timesteps)
         if self.settings.shift is None:
             return published
         return FlowMatchEulerDiscreteScheduler.from_config(
@@ -205,10 +211,18 @@ class PipelinePolicy(PromptEncoding):
         return policy
 
     def sigmas(self, steps: int) -> list[float]:
-        """The scheduler's noise levels, shifted by the number of tokens where it asks for that."""
-        scheduler = self.pipeline.scheduler
+        """The scheduler's noise levels, shifted by the number of tokens where it asks for that, or the recipe's own.
+
+        Raises InputError for another number of steps than that of its own.
+        """
+        scheduler, own = self.pipeline.scheduler, self.settings.sigmas
+        if own and len(own) != steps:
+            raise InputError(
+                f"schedule.steps (or evaluation.steps) is {steps}; policy.sigmas has {len(own)} noise levels: it must "
+                f"be {len(own)}"
+            )
         mu = self.dynamic_shift(steps) if scheduler.config.use_dynamic_shifting else None
-        scheduler.set_timesteps(steps, sigmas=self.even_levels(steps), mu=mu)
+        scheduler.set_timesteps(steps, sigmas=own or self.even_levels(steps), mu=mu)
         return [float(sigma) for sigma in scheduler.sigmas]
 
     def dynamic_shift(self, steps: int) -> float:

@@ -35,6 +35,7 @@ class StableAudioPolicy(PipelinePolicy):
     """
 
     pipeline_class = StableAudioPipeline
+    takes_sigmas = False
     result = "audios"
     encoding_parts = ("text_encoder", "tokenizer", "projection_model")
 

@@ -23,6 +23,7 @@ class StableDiffusionPolicy(PipelinePolicy):
 
     pipeline_class = StableDiffusionPipeline
     networks = ("unet",)
+    takes_sigmas = False
     absent = {"safety_checker": None, "feature_extractor": None, "requires_safety_checker": False}  # noqa: RUF012
     _patch = 1
 

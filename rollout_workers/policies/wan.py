@@ -27,6 +27,7 @@ class WanPolicy(ClipPolicy):
     pipeline_class = WanPipeline
     networks = ("transformer", "transformer_2")
     checkpoint_prefixes = {"transformer": "high.", "transformer_2": "low."}  # noqa: RUF012 - of `Experts`
+    takes_sigmas = False
     float32_parts = ("vae",)  # as diffusers advises: clips suffer from less
     encoding_parts = (*ClipPolicy.encoding_parts, "vae")
     lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0", "ffn.net.0.proj", "ffn.net.2")

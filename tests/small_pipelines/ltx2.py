@@ -1,4 +1,6 @@
-"""A small random pipeline of LTX-2: clips at 24 frames per second, with sound at 1600 samples per second."""
+"""Small random pipelines of LTX-2, 2.3 and 2.5: clips of 24 frames per second, sounds of 1600 or 3200 samples."""
+
+from typing import Any
 
 import torch
 from diffusers import (
@@ -10,12 +12,83 @@ from diffusers import (
     LTX2VideoTransformer3DModel,
 )
 from diffusers.pipelines.ltx2 import LTX2TextConnectors, LTX2Vocoder
-from transformers import ByT5Tokenizer, Gemma3Config, Gemma3ForConditionalGeneration
+from diffusers.pipelines.ltx2.vocoder import LTX2VocoderWithBWE
+from transformers import (
+    ByT5Tokenizer,
+    Gemma3Config,
+    Gemma3ForConditionalGeneration,
+    Gemma4UnifiedConfig,
+    Gemma4UnifiedForConditionalGeneration,
+)
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+SIZES_4: dict[str, Any] = SIZES | {"layer_types": ["sliding_attention", "full_attention"]}
+SIZES_4 |= {"vocab_size": 400, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
 
 
-def ltx2() -> DiffusionPipeline:
+def ltx23() -> DiffusionPipeline:
+    """LTX-2.3: gates, modulated prompts, projections of prompts by modality, and a finer sound."""
+    return ltx2(
+        connectors={
+            "per_modality_projections": True,
+            "video_hidden_dim": 16,
+            "audio_hidden_dim": 8,
+            "audio_connector_attention_head_dim": 4,
+            "video_gated_attn": True,
+            "audio_gated_attn": True,
+            "rope_type": "split",
+            "proj_bias": True,
+        },
+        transformer={
+            "gated_attn": True,
+            "audio_gated_attn": True,
+            "cross_attn_mod": True,
+            "audio_cross_attn_mod": True,
+            "rope_type": "split",
+            "use_prompt_embeddings": False,
+            "perturbed_attn": True,
+        },
+        vocoder=LTX2VocoderWithBWE(
+            in_channels=32,
+            hidden_channels=8,
+            upsample_kernel_sizes=[8, 8],
+            upsample_factors=[4, 4],
+            resnet_kernel_sizes=[3],
+            resnet_dilations=[[1, 3, 5]],
+            bwe_in_channels=16,
+            bwe_hidden_channels=8,
+            bwe_upsample_kernel_sizes=[8, 8],
+            bwe_upsample_factors=[4, 4],
+            bwe_resnet_kernel_sizes=[3],
+            bwe_resnet_dilations=[[1, 3, 5]],
+            filter_length=16,
+            hop_length=8,
+            window_length=16,
+            num_mel_channels=8,
+            input_sampling_rate=1600,
+            output_sampling_rate=3200,
+        ),
+    )
+
+
+def ltx25() -> DiffusionPipeline:
+    """LTX-2.5: as 2.3, with another encoder of prompts and a weight that only keyframes use."""
+    pipeline = ltx23()
+    config = dict(pipeline.transformer.config) | {"ff_bias": False, "use_keyframes_abs_pos_embedding": True}
+    pipeline.transformer = LTX2VideoTransformer3DModel.from_config(config)
+    pipeline.text_encoder = Gemma4UnifiedForConditionalGeneration(
+        Gemma4UnifiedConfig(
+            text_config=SIZES_4,
+            vision_config={"mm_embed_dim": 16, "output_proj_dims": 16, "mm_posemb_size": 4, "patch_size": 2},
+            audio_config={"audio_embed_dim": 16},
+        )
+    )
+    return pipeline
+
+
+def ltx2(
+    connectors: dict[str, Any] | None = None, transformer: dict[str, Any] | None = None, vocoder: Any = None
+) -> DiffusionPipeline:
     pipeline = LTX2Pipeline(
         tokenizer=ByT5Tokenizer(extra_ids=0),
         text_encoder=Gemma3ForConditionalGeneration(
@@ -33,9 +106,9 @@ def ltx2() -> DiffusionPipeline:
             video_connector_num_layers=1,
             video_connector_num_learnable_registers=4,
             audio_connector_num_attention_heads=2,
-            audio_connector_attention_head_dim=8,
             audio_connector_num_layers=1,
             audio_connector_num_learnable_registers=4,
+            **{"audio_connector_attention_head_dim": 8} | (connectors or {}),
         ),
         vae=AutoencoderKLLTX2Video(
             latent_channels=8,
@@ -61,7 +134,8 @@ def ltx2() -> DiffusionPipeline:
             mel_hop_length=16,
             mel_bins=16,
         ),
-        vocoder=LTX2Vocoder(
+        vocoder=vocoder
+        or LTX2Vocoder(
             in_channels=32,
             hidden_channels=8,
             upsample_kernel_sizes=[8, 8],
@@ -86,6 +160,7 @@ def ltx2() -> DiffusionPipeline:
             audio_hop_length=16,
             num_layers=2,
             caption_channels=16,
+            **(transformer or {}),
         ),
         scheduler=FlowMatchEulerDiscreteScheduler(
             use_dynamic_shifting=True,

@@ -52,6 +52,12 @@ def test_an_override_replaces_its_setting_wholly() -> None:
         ("schedule.kernel=dancing", "schedule.kernel is 'dancing'"),
         ("learner.updates_per_iteration=3", "learner.updates_per_iteration is 3; it must divide"),
         ("pools.rewards.ocr.runtime_env={pip: [a], uv: [b]}", "pip and uv exclude each other; give one"),
+        ("policy.sigmas=[1.0, 0.5, 0.5]", "policy.sigmas: [1.0, 0.5, 0.5] don't fall"),
+        ("policy.sigmas=[1.0, 0.5]", "schedule.steps is 16; policy.sigmas has 2 noise levels: it must be 2"),
+        (
+            "policy={pretrained: glyphs, precision: float32, shift: 2.0, sigmas: [1]}",
+            "policy.shift is 2.0 with policy.sigmas",
+        ),
         ("policy.precision=bfloat16", "learner.zero_stage is 0 with policy.precision 'bfloat16'"),
         ("schedule.splits={}", "a tree needs at least two leaves"),
         ("schedule={roots: 4, splits: {}}", "every advantage would be 0"),

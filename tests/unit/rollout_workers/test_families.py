@@ -107,6 +107,26 @@ def test_ode_equals_plain_diffusers(
         assert not torch.equal(other[0].latents[-1], parts[0].latents[-1])
 
 
+def test_noise_levels_of_the_recipe_are_taken_as_they_are(
+    family: str, settings: PolicySettings, prompts: tuple[str, ...], pipeline: Any
+) -> None:
+    """Where diffusers' call takes some; elsewhere they are refused before anything is loaded."""
+    settings = settings.model_copy(update={"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]})
+    if family in ("SDXL", "Stable Audio", "Wan 2.1"):
+        with pytest.raises(InputError, match=r"policy.sigmas is \[1.0, .*; \w+ takes none: use null"):
+            load_policy(settings)
+        return
+    if family not in ("Chroma", "FLUX.1-dev", "LTX-2.5", "Qwen-Image", "Z-Image"):
+        pytest.skip("as others")
+    policy = cast(PipelinePolicy, load_policy(settings))
+    assert policy.sigmas(STEPS) == pytest.approx([*(settings.sigmas or ()), 0.0])
+    with pytest.raises(InputError, match="is 4; policy.sigmas has 6 noise levels: it must be 6"):
+        policy.sigmas(4)
+    assert_drawn_alike(
+        policy, list(RolloutWorker(policy, RolloutSettings()).sample(task_of(prompts))), pipeline, settings, prompts
+    )
+
+
 def test_a_task_is_sampled_with_its_own_guidance(
     settings: PolicySettings, policy: PipelinePolicy, prompts: tuple[str, ...], pipeline: Any
 ) -> None:

@@ -23,9 +23,10 @@ NOT_LOADED = ["Chroma", "FLUX.1-dev", "SD3.5"]
 """Families of which diffusers reads kohya's names only in networks of the published width, or not at all."""
 CONVERTERS = {
     "LTX-2": conversion._convert_non_diffusers_ltx2_lora_to_diffusers,
+    "LTX-2.5": conversion._convert_non_diffusers_ltx2_lora_to_diffusers,
     "HunyuanVideo 1.5": conversion._convert_hunyuan_video_lora_to_diffusers,
 }
-FAMILIES = [*UNETS, *AS_IN_DIFFUSERS, "Qwen-Image", "Wan 2.1", "Wan 2.2 14B", "LTX-2", "HunyuanVideo 1.5"]
+FAMILIES = [*UNETS, *AS_IN_DIFFUSERS, "Qwen-Image", "Wan 2.1", "Wan 2.2 14B", "LTX-2", "LTX-2.5", "HunyuanVideo 1.5"]
 
 
 @pytest.fixture(params=FAMILIES, scope="module")
@@ -65,7 +66,7 @@ def named_as_in_diffusers(name: str, path: str) -> str:
     """The name under which ComfyUI looks for a layer that it knows by diffusers' path."""
     if name in UNETS:
         return f"lora_unet_{path.replace('.', '_')}"
-    return f"diffusion_model.{path}" if name in ("Qwen-Image", "LTX-2") else f"transformer.{path}"
+    return f"diffusion_model.{path}" if name in ("Qwen-Image", "LTX-2", "LTX-2.5") else f"transformer.{path}"
 
 
 def test_comfyui_applies_the_lora_at_full_strength(family: tuple[str, Any], tmp_path: Path) -> None:

@@ -20,6 +20,7 @@ NAMES = (
     "FLUX.2 klein, pictures",
     "HunyuanVideo 1.5",
     "LTX-2",
+    "LTX-2.5",
     "Qwen-Image 2.1, pictures",
     "Qwen-Image-Edit Plus",
     "SD1.5",

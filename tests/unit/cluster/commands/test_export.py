@@ -58,15 +58,20 @@ def trained(settings: RunSettings) -> RunFolder:
 
 
 @pytest.mark.parametrize(
-    ("family", "lora", "shift"),
-    [("FLUX.1-dev", {"rank": 2, "alpha": 6}, 2.0), ("SD1.5", None, None), ("Wan 2.2 14B", {"rank": 2}, None)],
+    ("family", "lora", "levels"),
+    [
+        ("FLUX.1-dev", {"rank": 2, "alpha": 6}, {"shift": 2.0}),
+        ("SD1.5", None, {}),
+        ("Wan 2.2 14B", {"rank": 2}, {}),
+        ("Z-Image", {"rank": 2}, {"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]}),
+    ],
 )
 def test_a_merged_pipeline_draws_what_evaluate_drew(
-    family: str, lora: Any, shift: float | None, run_settings: Settings, tmp_path: Path
+    family: str, lora: Any, levels: dict[str, Any], run_settings: Settings, tmp_path: Path
 ) -> None:
     """Loaded by plain diffusers, with the scheduler that is in it."""
     base = tmp_path / "base"
-    own = policy_of(family, base).model_copy(update={"shift": shift})
+    own = policy_of(family, base).model_copy(update=levels)
     (base / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\nText.\n")
     changes = {"policy": own.model_dump(), "schedule": {"steps": STEPS}, "rewards": COUNTING, "learner.lora": lora}
     settings = run_settings({**changes, "name": "mine"})
@@ -91,6 +96,7 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
     card = ModelCard.load(out / "README.md")
     assert card.data.to_dict().items() >= {"base_model": "base", "license": "other", "license_name": "mine"}.items()
     assert "| count | 0.2500 | 0.7500 |" in card.content
+    assert (f"sigmas={settings.policy.sigmas}" in card.content) == ("sigmas" in levels)
     assert upload_command("mine", out) == f"hf upload mine {out} ."
 
 

@@ -24,6 +24,7 @@ BILLIONS = {
     "flux_kontext": 11.9,
     "flux_lora_24gb": 11.9,
     "hunyuan_video": 8.33,
+    "ltx25_clap_pickscore": 19.0,
     "ltx2_clap_pickscore": 18.9,
     "qwen_image_21_edit": 7.12,
     "qwen_image_21_ocr": 7.12,
