@@ -66,8 +66,13 @@ def windows(media: Media, sample_rate: int, length: int) -> npt.NDArray[np.float
     common = math.gcd(sample_rate, media.sample_rate)
     sounds = resample_poly(mono, sample_rate // common, media.sample_rate // common, axis=1)
     rest = max(0, sounds.shape[1] - length)
-    begins = np.linspace(0, rest, 1 + math.ceil(rest / length)).round().astype(int)
+    begins = np.linspace(0, rest, count_windows(sounds.shape[1], length)).round().astype(int)
     return np.stack([sounds[:, begin : begin + length] for begin in begins], axis=1)
+
+
+def count_windows(sound: float, length: float) -> int:
+    """How many windows cover a sound, at least one."""
+    return max(math.ceil(sound / length), 1)
 
 
 def load_clap(settings: RewardSettings, threads: int | None = None) -> Scorer:

@@ -21,7 +21,7 @@ class Work:
     decode_leaf: float
     """A picture or clip through the autoencoder's decoder."""
     score_leaf: Mapping[str, float | None]
-    """Reward -> a picture or clip through its model; None if that isn't known, such as of a service or own code."""
+    """Reward -> a leaf through its model; None if that isn't known, such as of a service or own code."""
 
 
 def count_work(settings: RunSettings, policy: Any = None) -> Work:
@@ -29,13 +29,13 @@ def count_work(settings: RunSettings, policy: Any = None) -> Work:
 
     Raises InputError as the policy itself would, and for one that is over no diffusers pipeline.
     """
-    passes, learner, frames = measure(settings, policy, memory=False), settings.learner, settings.policy.frames
+    passes, learner = measure(settings, policy, memory=False), settings.learner
     further_passes = bool(learner.kl_weight) - learner.keep_graph
     return Work(
         forward_row=passes.forward.flops,
         trained_row=passes.train.flops + passes.forward.flops * further_passes,
         decode_leaf=passes.decode.flops,
-        score_leaf={name: model.flops * frames if model else None for name, model in passes.score.items()},
+        score_leaf={name: one.flops * passes.rewards[name].each if one else None for name, one in passes.score.items()},
     )
 
 

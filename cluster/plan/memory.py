@@ -171,9 +171,10 @@ def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str,
     for model in reward_models(settings.rewards):
         if taken := passes.score.get(model):
             pool = settings.pools.rewards.get(model, RewardPoolSettings())
+            own = passes.rewards[model]
             memory = Memory(
-                weights=passes.reward_parameters[model] * 4,  # in float32
-                phases={SCORE.format(model): Phase(taken, pool.batch_pictures)},
+                weights=own.weights,
+                phases={SCORE.format(model): Phase(taken, int(min(pool.batch_pictures, own.at_once)))},
                 gpus=_gpus(settings, pool),
             )
             yield model, memory

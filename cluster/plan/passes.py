@@ -15,7 +15,7 @@ from ...rollout_workers.policies.base import collate, trainable
 from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.weights import one_line
 from .meter import Meter, metered
-from .reward_shapes import reward_shapes
+from .reward_shapes import LeafShape, Model, reward_shapes
 from .shapes import conditioning_shapes, policy_shapes
 
 
@@ -56,9 +56,9 @@ class Passes:
     decode: Pass
     """Leaves, in one batch."""
     score: Mapping[str, Pass | None]
-    """Reward -> pictures through its model; None if that isn't known."""
-    reward_parameters: Mapping[str, int]
-    """Reward -> number of parameters of its model, for models whose parameters are known."""
+    """Reward -> pictures, clips or windows of sound through its model; None if that isn't known."""
+    rewards: Mapping[str, Model]
+    """Reward -> its model; without those that aren't known."""
     around: float
     """Bytes of the weights of the autoencoder, and of what else decodes."""
     encoders: float
@@ -144,14 +144,19 @@ def _clear(weight: torch.Tensor) -> None:
 
 def _measure(settings: RunSettings, policy: Any, shown: bool, memory: bool) -> Passes:
     conditioning, weights = conditioning_shapes(policy, shown), trainable(policy.network).values()
-    calls, rewards = Calls(policy, conditioning), reward_shapes(settings.rewards)
-    taken = partial(measure_pass, gpu=settings.policy.device != "cpu", memory=memory)
+    calls, gpu = Calls(policy, conditioning), settings.policy.device != "cpu"
+    taken = partial(measure_pass, gpu=gpu, memory=memory)
     leaf: dict[str, int] = {}
+    shapes: list[LeafShape] = []
 
     def decode(leaves: int) -> Decoded:
         decoded = calls.decode(leaves)
         leaf.update((name, math.prod(tensor.shape[1:])) for name, tensor in decoded.tensors().items())
+        shapes.append(LeafShape.of(decoded))
         return decoded
+
+    decoding = taken(decode)
+    rewards = reward_shapes(settings.rewards, shapes[0], gpu=gpu)
 
     return Passes(
         parameters=sum(p.numel() for p in policy.network.parameters()),
@@ -159,9 +164,9 @@ def _measure(settings: RunSettings, policy: Any, shown: bool, memory: bool) -> P
         forward=taken(calls.forward),
         train=taken(calls.train),
         keep=taken(calls.velocity, held=lambda meter: meter.bytes) if settings.learner.keep_graph else None,
-        decode=taken(decode),
+        decode=decoding,
         score={name: model and taken(torch.no_grad()(model.call)) for name, model in rewards.items()},
-        reward_parameters={name: model.parameters for name, model in rewards.items() if model},
+        rewards={name: model for name, model in rewards.items() if model},
         around=sum(_bytes(decoder) for decoder in policy.decoders),
         encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
         state=math.prod(policy.latent_shape),

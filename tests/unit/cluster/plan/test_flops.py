@@ -1,17 +1,19 @@
 """What a run computes, counted on shapes."""
 
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from branchgrpo.benchmarks.support.model_sizes import flux_dev
-from branchgrpo.cluster.plan.flops import count_work
+from branchgrpo.cluster.plan.flops import count_flops, count_work
 from branchgrpo.cluster.plan.meter import metered
+from branchgrpo.cluster.plan.reward_shapes import LeafShape, reward_shapes
 from branchgrpo.cluster.plan.shapes import conditioning_shapes, policy_shapes
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
-from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from families import FAMILIES, with_pictures
@@ -114,6 +116,38 @@ def test_only_torch_models_of_known_shape_are_counted(run_settings: Settings) ->
     assert scores["aesthetic"] == pytest.approx(2 * 304e6 * 257, rel=0.05)
     assert scores["image_reward"] is not None
     assert scores["image_reward"] > 2 * 304e6 * 197
+
+
+def test_models_that_chat_or_listen_are_counted() -> None:
+    """By their sizes: two operations for each parameter and token, of the text and of the picture; and per leaf."""
+    leaf = LeafShape(height=384, width=640, frames=73, frame_rate=24.0, seconds=25.0)
+    names = ("hps_v3", "edit_reward", "video_align", "video_align_motion", "clap")
+    shapes = reward_shapes({name: RewardSettings() for name in names}, leaf, gpu=True)
+    models = {name: model for name, model in shapes.items() if model}
+    flops = {name: count_flops(partial(torch.no_grad()(model.call), 1)) for name, model in models.items()}
+
+    def layers(hidden: int, mlp: int, keys: int) -> float:
+        return 28 * (2 * hidden**2 + 2 * hidden * keys + 3 * hidden * mlp)
+
+    eyes = 32 * (4 * 1280**2 + 2 * 1280 * 5120)
+    question, seven, two = 450, layers(3584, 18944, 512), layers(1536, 8960, 256)
+    assert flops["hps_v3"] == pytest.approx(2 * (seven * (question + 256) + eyes * 1024), rel=0.1)
+    assert flops["edit_reward"] == pytest.approx(2 * 2 * (seven * (question + 512) + eyes * 2048), rel=0.1)
+    # Three seconds at two frames per second, of which it sees two at a time.
+    assert flops["video_align"] == pytest.approx(2 * (two * (question + 3 * 256) + eyes * 3 * 1024), rel=0.25)
+    assert flops["video_align_motion"] == flops["video_align"]
+    assert flops["clap"] == pytest.approx(2 * 5.8e9, rel=0.2)  # as published of HTS-AT
+    assert {name: model.each for name, model in models.items()} == {
+        "hps_v3": 73,
+        "edit_reward": 73,
+        "video_align": 1,
+        "video_align_motion": 1,
+        "clap": 3,
+    }
+    parameters = {name: model.weights / 2 for name, model in models.items()}
+    assert parameters["hps_v3"] == pytest.approx(seven + eyes + 152064 * 3584, rel=0.02)
+    assert parameters["video_align"] == pytest.approx(two + eyes + 151936 * 1536, rel=0.03)
+    assert models["clap"].weights == pytest.approx(4 * 153e6, rel=0.02)
 
 
 def test_a_policy_over_no_pipeline_is_refused(run_settings: Settings) -> None:
