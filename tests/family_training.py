@@ -14,6 +14,8 @@ ALIKE = (
     "FLUX.1-schnell",
     "FLUX.2 klein",
     "HunyuanVideo 1.5",
+    "LTX-2.3",
+    "LTX-2.5",
     "Qwen-Image-Edit",
     "SD2.1 (v)",
     "SD3.5 without T5",

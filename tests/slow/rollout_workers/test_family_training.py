@@ -1,14 +1,14 @@
-"""Families train whose class of network another family has in `tests/unit`."""
+"""Families train whose class of network another family has in `tests/unit`, and all in bfloat16 without a LoRA."""
 
+from itertools import product
 from pathlib import Path
 
 import pytest
-from family_training import ADAPTERS, ALIKE, assert_an_update_is_exported, assert_ratio_one_in_bfloat16
+from family_training import ADAPTERS, ALIKE, DIFFERENT, assert_an_update_is_exported, assert_ratio_one_in_bfloat16
 from support import Settings
 
 
-@pytest.mark.parametrize("adapter", ADAPTERS)
-@pytest.mark.parametrize("family", ALIKE)
+@pytest.mark.parametrize(("family", "adapter"), [*product(ALIKE, ADAPTERS), *product(DIFFERENT, ["full"])])
 def test_bfloat16_with_recomputed_activations_has_ratio_one(
     family: str, adapter: str, run_settings: Settings, tmp_path: Path
 ) -> None:
