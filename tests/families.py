@@ -17,7 +17,7 @@ from PIL import Image
 from small_pipelines.chroma import chroma
 from small_pipelines.flux import flux, flux2_dev, flux2_klein, flux_kontext
 from small_pipelines.hunyuan_video import hunyuan_video, hunyuan_video_from_picture
-from small_pipelines.ltx2 import ltx2, ltx23, ltx25
+from small_pipelines.ltx2 import ltx2, ltx2_from_picture, ltx23, ltx25
 from small_pipelines.qwen_image import qwen_image, qwen_image_21, qwen_image_edit, qwen_image_edit_plus
 from small_pipelines.stable_audio import stable_audio
 from small_pipelines.stable_diffusion import stable_diffusion, stable_diffusion_3, stable_diffusion_xl
@@ -54,7 +54,8 @@ FAMILIES = {
     "HunyuanVideo 1.5": Family(hunyuan_video, frames=5, tokens=40),
     "HunyuanVideo 1.5, picture": Family(hunyuan_video_from_picture, pictures=1, frames=5, tokens=40),
     "LTX-2": Family(ltx2, frames=5, tokens=8, size=(32, 64)),
-    "LTX-2.3": Family(ltx23, frames=5, tokens=8, size=(32, 64)),
+    "LTX-2, picture": Family(lambda: ltx2_from_picture(ltx2()), pictures=1, frames=5, tokens=8, size=(32, 64)),
+    "LTX-2.3, picture": Family(lambda: ltx2_from_picture(ltx23()), pictures=1, frames=5, tokens=8, size=(32, 64)),
     "LTX-2.5": Family(ltx25, frames=5, tokens=8, size=(32, 64)),
     "Qwen-Image": Family(qwen_image, tokens=200),
     "Qwen-Image 2.1": Family(qwen_image_21, tokens=60, size=(32, 64)),

@@ -26,7 +26,9 @@ from diffusers import (
     EDMEulerScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
 from families import FAMILIES, PROCESSORS, saved, with_pictures
+from PIL import Image
 from support import COUNTING, Settings
 
 STEPS = 6
@@ -117,6 +119,7 @@ def all_of_theirs(
         "output_resolution": qwen_image_21.READ_SIDE,
         "output_type": "np",
         "audio_guidance_scale": settings.guidance_scale_2,
+        "use_cross_timestep": getattr(pipeline, "transformer", pipeline).config.get("cross_attn_mod"),
         **NO_OTHER_GUIDANCE,
     }
     call = partial(pipeline, **{key: value for key, value in given.items() if key in accepted})
@@ -130,6 +133,8 @@ def all_of_theirs(
             tokens = ((settings.frames - 1) // frames + 1) * settings.height * settings.width // scale**2
             sound = starts[[number], tokens:] * pipeline.audio_vae.latents_std + pipeline.audio_vae.latents_mean
             start = {"latents": starts[[number], :tokens], "audio_latents": sound}
+            if image:
+                start["latents"] = with_first_frame(pipeline, settings, start["latents"], image["image"])
         found = call(prompt=str(prompt), **start, **image)
         for key, value in found.items():
             value = np.asarray(value)
@@ -138,6 +143,23 @@ def all_of_theirs(
             drawn.setdefault("sound" if key.startswith("audio") else "pictures", []).append(value)
     pipeline.scheduler = published
     return {name: np.concatenate(values) for name, values in drawn.items()}
+
+
+def with_first_frame(
+    pipeline: Any, settings: PolicySettings, start: torch.Tensor, picture: Image.Image
+) -> torch.Tensor:
+    """The start of a clip whose first frame is a picture, as LTX-2's pipeline makes it where it is given none, in the
+    form in which it wants to be given one."""
+    quality = resolve_default_image_crf(pipeline.text_encoder)
+    compressed = Image.fromarray(apply_image_conditioning_crf(np.asarray(picture), quality))
+    pixels = pipeline.video_processor.preprocess(compressed, height=settings.height, width=settings.width)
+    sizes = {"height": settings.height, "width": settings.width, "num_frames": settings.frames}
+    own, given = pipeline.prepare_latents(pixels, 1, start.shape[-1], **sizes, device="cpu", dtype=torch.float32)
+    scale, stride = pipeline.vae.spatial_compression_ratio, pipeline.vae.temporal_compression_ratio
+    extent = (settings.frames - 1) // stride + 1, settings.height // scale, settings.width // scale
+    whole = pipeline._unpack_latents(torch.where(given[..., None] > 0, own, start), *extent)
+    vae = pipeline.vae
+    return pipeline._denormalize_latents(whole, vae.latents_mean, vae.latents_std, vae.config.scaling_factor)
 
 
 def starts(policy: Policy, seed: int) -> torch.Tensor:

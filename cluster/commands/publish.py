@@ -170,6 +170,7 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "guidance_scale_2": settings.guidance_scale_2,
         "audio_guidance_scale": settings.guidance_scale_2 or guidance,
         **NO_OTHER_GUIDANCE,
+        "use_cross_timestep": getattr(policy.network, "config", {}).get("cross_attn_mod"),
         "negative_prompt": settings.negative_prompt if qwen and guidance > 1 else settings.negative_prompt or None,
         "max_sequence_length": settings.max_sequence_length,
     }
@@ -179,8 +180,8 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
     if hasattr(policy.pipeline, "guider"):
         guided = f"pipe.guider = pipe.guider.new(guidance_scale={guidance!r})\n"
     if run.prompts.picture_column:
-        if "image" not in accepted:  # Wan 2.2 5B, whose folder names the pipeline from texts
-            kind = "WanImageToVideoPipeline"
+        if "image" not in accepted:  # Wan 2.2 5B and LTX-2, whose folders name the pipeline from texts
+            kind = policy.pipeline_class.__name__.replace("Pipeline", "ImageToVideoPipeline")
         imported = "from PIL import Image, ImageOps\n"
         size = f"{policy.picture_size[::-1]}, Image.Resampling.LANCZOS"
         read = f'picture = ImageOps.fit(Image.open("{PICTURE}").convert("RGB"), {size})\n'

@@ -44,7 +44,8 @@ FAMILIES = {
         f"{__package__}.hunyuan_video:HunyuanVideoFromPicturePolicy", 1000, range(1, 2)
     ),
     "HunyuanVideo15Pipeline": Family(f"{__package__}.hunyuan_video:HunyuanVideoPolicy", 1000),
-    "LTX2Pipeline": Family(f"{__package__}.ltx2:LTX2Policy", 1024, heard=True),
+    "LTX2ImageToVideoPipeline": Family(f"{__package__}.ltx2:LTX2FromPicturePolicy", 1024, range(1, 2), heard=True),
+    "LTX2Pipeline": Family(f"{__package__}.ltx2:LTX2Policy", 1024, range(2), heard=True),
     "QwenImage21Pipeline": Family(f"{__package__}.qwen_image_21:QwenImage21Policy", 8191, range(4)),
     "QwenImageEditPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPolicy", 1024, range(1, 2)),
     "QwenImageEditPlusPipeline": Family(f"{__package__}.qwen_image_edit:QwenImageEditPlusPolicy", 1024, range(1, 4)),

@@ -1,10 +1,13 @@
 """LTX-2, 2.3 and 2.5: a leaf is a clip with its sound."""
 
+from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import numpy as np
 import torch
-from diffusers import LTX2Pipeline
+from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
+from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
+from PIL import Image
 
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
@@ -20,12 +23,13 @@ class LTX2Policy(ClipPolicy):
     """`LTX2Pipeline`. A state is the tokens of the clip, one for each latent, and then those of its sound, [tokens,
     channels].
 
-    Guidance is towards the prompt alone; the clip has `guidance_scale`, the sound `guidance_scale_2`.
+    Guidance is towards the prompt alone; the clip has `guidance_scale`, the sound `guidance_scale_2`. With a picture,
+    that is the first frame.
     """
 
     pipeline_class = LTX2Pipeline
     absent: ClassVar[dict[str, Any]] = dict.fromkeys(("processor", "prompt_enhancer", "duration_head"))
-    encoding_parts = (*ClipPolicy.encoding_parts, "connectors")
+    encoding_parts = (*ClipPolicy.encoding_parts, "connectors", "vae")
     decoder_parts = (*ClipPolicy.decoder_parts, "audio_vae", "vocoder")
     scales_sound = True
 
@@ -102,19 +106,36 @@ class LTX2Policy(ClipPolicy):
         clip, sound, mask = self.pipeline.connectors(states, mask, padding_side=self.pipeline.tokenizer.padding_side)
         return {"clip_embeds": clip[0], "sound_embeds": sound[0], "prompt_mask": mask[0]}
 
+    def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
+        """Latents of the first frame, [tokens of a frame, channels], with H.264's losses as in the model's training."""
+        quality = resolve_default_image_crf(self.pipeline.text_encoder)
+        compressed = Image.fromarray(apply_image_conditioning_crf(np.asarray(pictures[0]), quality))
+        z, vae = self.encode_pictures([compressed], frames=1)[0].flatten(1).T, self.vae
+        return {"first_frame": (z - vae.latents_mean) * vae.config.scaling_factor / vae.latents_std}
+
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
-        """Velocity of both, which look at each other."""
+        """Velocity of both, which look at each other.
+
+        A first frame has no noise in the network's input. Its velocity leads from where it is straight to the picture.
+        """
         clip, sound = latents.to(self.precision).split([self.tokens, self.sound_tokens], dim=1)
         timestep, (rows, columns) = sigma * self.pipeline.scheduler.config.num_train_timesteps, self.latent_size
+        first, levels = conditioning.get("first_frame"), timestep
+        if first is not None:
+            clip = torch.cat([first.to(clip), clip[:, rows * columns :]], dim=1)
+            levels = timestep[:, None].repeat(1, self.tokens)
+            levels[:, : rows * columns] = 0
         both = network(
             hidden_states=clip,
             audio_hidden_states=sound,
             encoder_hidden_states=conditioning["clip_embeds"],
             audio_encoder_hidden_states=conditioning["sound_embeds"],
-            timestep=timestep,
+            timestep=levels,
+            audio_timestep=timestep,
             sigma=timestep,
+            use_cross_timestep=self.network.config.cross_attn_mod,  # from LTX-2.3 on
             encoder_attention_mask=conditioning["prompt_mask"],
             audio_encoder_attention_mask=conditioning["prompt_mask"],
             num_frames=self.latent_frames,
@@ -124,7 +145,11 @@ class LTX2Policy(ClipPolicy):
             audio_num_frames=self.sound_tokens,
             return_dict=False,
         )
-        return torch.cat(both, dim=1)
+        velocity = torch.cat(both, dim=1)
+        if first is None:
+            return velocity
+        straight = (latents[:, : rows * columns].float() - first.float()) / sigma.reshape(-1, 1, 1)
+        return torch.cat([straight, velocity[:, rows * columns :].float()], dim=1)
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> Decoded:
@@ -137,3 +162,9 @@ class LTX2Policy(ClipPolicy):
         z_sound = sound.unflatten(2, (audio_vae.config.latent_channels, -1)).transpose(1, 2)
         waveform = vocoder(audio_vae.decode(z_sound.to(audio_vae.dtype)).sample)
         return Decoded(self.draw(z), waveform.float(), FRAME_RATE, vocoder.config.output_sampling_rate)
+
+
+class LTX2FromPicturePolicy(LTX2Policy):
+    """`LTX2ImageToVideoPipeline`: a clip that begins with a picture."""
+
+    pipeline_class = LTX2ImageToVideoPipeline

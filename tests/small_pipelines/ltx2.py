@@ -8,6 +8,7 @@ from diffusers import (
     AutoencoderKLLTX2Video,
     DiffusionPipeline,
     FlowMatchEulerDiscreteScheduler,
+    LTX2ImageToVideoPipeline,
     LTX2Pipeline,
     LTX2VideoTransformer3DModel,
 )
@@ -24,6 +25,10 @@ from transformers import (
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
 SIZES_4: dict[str, Any] = SIZES | {"layer_types": ["sliding_attention", "full_attention"]}
 SIZES_4 |= {"vocab_size": 400, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
+
+
+def ltx2_from_picture(from_text: DiffusionPipeline) -> DiffusionPipeline:
+    return LTX2ImageToVideoPipeline(**from_text.components)
 
 
 def ltx23() -> DiffusionPipeline:

@@ -8,7 +8,7 @@ import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
-from plain_diffusers import policy_of
+from plain_diffusers import policy_of, prompts_of
 
 
 @torch.no_grad()
@@ -31,6 +31,23 @@ def test_the_clip_and_the_sound_see_each_other_and_have_scales(tmp_path: Path) -
     seconds = settings.frames / decoded.frame_rate
     assert decoded.sound is not None
     assert decoded.sound.shape[2] / decoded.sample_rate == pytest.approx(seconds, abs=0.05)
+
+
+@torch.no_grad()
+def test_a_folder_of_clips_from_texts_begins_with_pictures_too(tmp_path: Path) -> None:
+    """The published folders name the pipeline from texts."""
+    settings = policy_of("LTX-2, picture", tmp_path / "pipeline")
+    (prompt, _), index = prompts_of("LTX-2, picture"), tmp_path / "pipeline" / "model_index.json"
+    from_picture = load_policy(settings)
+    index.write_text(index.read_text().replace("LTX2ImageToVideoPipeline", "LTX2Pipeline"))
+    policy = load_policy(settings)
+    state, sigma = torch.randn(1, *policy.latent_shape, generator=torch.Generator().manual_seed(1)), torch.tensor([0.5])
+    with_it, without = (collate([policy.encode(given)]) for given in (prompt, str(prompt)))
+    velocity = policy.velocity(state, sigma, with_it)
+    assert torch.equal(velocity, from_picture.velocity(state, sigma, collate([from_picture.encode(prompt)])))
+    assert not torch.allclose(velocity, policy.velocity(state, sigma, without))
+    first = with_it["first_frame"].shape[1]
+    assert torch.allclose(state[:, :first] - sigma * velocity[:, :first], with_it["first_frame"].float(), atol=1e-6)
 
 
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:

@@ -28,7 +28,7 @@ from plain_diffusers import PROMPTS, STEPS, plain, policy_of, prompts_of, starts
 from support import COUNTING, Settings
 
 CARDS = (
-    *("Chroma", "FLUX.1 Kontext", "FLUX.2 dev", "FLUX.2 klein", "HunyuanVideo 1.5", "LTX-2", "Qwen-Image"),
+    *("Chroma", "FLUX.1 Kontext", "FLUX.2 dev", "FLUX.2 klein", "HunyuanVideo 1.5", "LTX-2, picture", "Qwen-Image"),
     *(
         "Qwen-Image 2.1",
         "Qwen-Image-Edit",
