@@ -170,7 +170,7 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         "guidance_scale_2": settings.guidance_scale_2,
         "audio_guidance_scale": settings.guidance_scale_2 or guidance,
         **NO_OTHER_GUIDANCE,
-        "use_cross_timestep": getattr(policy.network, "config", {}).get("cross_attn_mod"),
+        "use_cross_timestep": getattr(policy.network, "config", {}).get("cross_attn_mod"),  # of LTX-2
         "negative_prompt": settings.negative_prompt if qwen and guidance > 1 else settings.negative_prompt or None,
         "max_sequence_length": settings.max_sequence_length,
     }
