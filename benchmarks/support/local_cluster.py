@@ -19,12 +19,16 @@ from ...proto.errors import RunFailed
 
 Result = TypeVar("Result")
 RAY = str(Path(sys.executable).with_name("ray"))
+PORTS = range(20_000, 32_768)
+"""Between those that Ray gives its workers and those that Linux gives who asks for any."""
 
 
 def free_port() -> int:
-    """A port of this machine on which nothing listens."""
-    with socket.create_server(("127.0.0.1", 0)) as listener:
-        return int(listener.getsockname()[1])
+    """A port of this machine on which nothing listens, and which nobody gets who asks the system, or Ray, for any."""
+    for port in random.SystemRandom().sample(PORTS, 100):  # seeded, two processes would take the same ones
+        with suppress(OSError), socket.create_server(("127.0.0.1", port)):
+            return port
+    raise OSError(f"100 ports between {PORTS[0]} and {PORTS[-1]} are taken")
 
 
 def started(*arguments: str, environment: Mapping[str, str] | None = None) -> subprocess.Popen[bytes]:
