@@ -23,6 +23,8 @@ from transformers import (
 )
 
 SIZES = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2}
+VOICE: dict[str, Any] = {"hidden_channels": 8, "upsample_kernel_sizes": [8, 8], "upsample_factors": [4, 4]}
+VOICE |= {"resnet_kernel_sizes": [3], "resnet_dilations": [[1, 3, 5]]}
 SIZES_4: dict[str, Any] = SIZES | {"layer_types": ["sliding_attention", "full_attention"]}
 SIZES_4 |= {"vocab_size": 400, "num_key_value_heads": 2, "head_dim": 8, "global_head_dim": 8}
 
@@ -55,23 +57,15 @@ def ltx23() -> DiffusionPipeline:
         },
         vocoder=LTX2VocoderWithBWE(
             in_channels=32,
-            hidden_channels=8,
-            upsample_kernel_sizes=[8, 8],
-            upsample_factors=[4, 4],
-            resnet_kernel_sizes=[3],
-            resnet_dilations=[[1, 3, 5]],
             bwe_in_channels=16,
-            bwe_hidden_channels=8,
-            bwe_upsample_kernel_sizes=[8, 8],
-            bwe_upsample_factors=[4, 4],
-            bwe_resnet_kernel_sizes=[3],
-            bwe_resnet_dilations=[[1, 3, 5]],
             filter_length=16,
             hop_length=8,
             window_length=16,
             num_mel_channels=8,
             input_sampling_rate=1600,
             output_sampling_rate=3200,
+            **VOICE,
+            **{f"bwe_{name}": value for name, value in VOICE.items()},
         ),
     )
 
@@ -139,16 +133,7 @@ def ltx2(
             mel_hop_length=16,
             mel_bins=16,
         ),
-        vocoder=vocoder
-        or LTX2Vocoder(
-            in_channels=32,
-            hidden_channels=8,
-            upsample_kernel_sizes=[8, 8],
-            upsample_factors=[4, 4],
-            resnet_kernel_sizes=[3],
-            resnet_dilations=[[1, 3, 5]],
-            output_sampling_rate=1600,
-        ),
+        vocoder=vocoder or LTX2Vocoder(in_channels=32, output_sampling_rate=1600, **VOICE),
         transformer=LTX2VideoTransformer3DModel(
             in_channels=8,
             out_channels=8,
