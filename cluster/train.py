@@ -32,6 +32,7 @@ from .run.leaves import played
 from .run.log import RunLog
 from .run.loop import IterationReport, Loop
 from .run.new_folder import has_begun, with_kept_pictures
+from .run.oldest_files import drop_oldest
 from .run.preflight import check_here
 from .run.prompt_order import cut_warning, training_and_held_out
 from .run.results import BEFORE_AFTER, draw_before_after, write_results
@@ -244,9 +245,10 @@ class _Run:
 
     def _draw(self, report: IterationReport) -> None:
         """Write the samples and the recorded trees of an iteration, where they are due, and log their pictures."""
-        iteration, run = report.iteration, self.folder.path
+        iteration, run, logging = report.iteration, self.folder.path, self.settings.logging
         if report.samples:
             grid = self._write(lambda: samples.write(run, iteration, report.samples))
+            drop_oldest(samples.sampled(run), logging.samples_megabytes)
             first = played(report.samples[0].media[:1])
             self._show(
                 iteration,
@@ -258,7 +260,8 @@ class _Run:
         for record in report.trees:
             self._write(partial(tree_record.write, run, record))
         if report.trees:
-            tree_record.drop_oldest(run, self.settings.logging.trees_megabytes * 1e6)
+            recorded = tree_record.recorded_trees(run).items()
+            drop_oldest([(number, path) for (number, _), path in recorded], logging.trees_megabytes)
             self._show(iteration, lambda: {f"trees/{record.tree}": tree_picture(record) for record in report.trees})
 
     def _save(self, iteration: int) -> None:

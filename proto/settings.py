@@ -289,11 +289,6 @@ class PromptSettings(Settings):
     older figures."""
 
     @property
-    def shown(self) -> bool:
-        """Whether prompts come with pictures."""
-        return self.picture_column is not None
-
-    @property
     def focused(self) -> int:
         """Number of prompts of an iteration that are drawn by what they teach; at least one comes in order."""
         return min(round(self.focus * self.per_iteration), self.per_iteration - 1)
@@ -819,6 +814,8 @@ class LoggingSettings(Settings):
     samples_every: NonNegativeInt = 5
     """Iterations between those whose samples are kept in `samples/`: the leaves of the first four trees, small and with
     their scores, and a grid of them in full size. 0: none."""
+    samples_megabytes: Annotated[float, Field(gt=0)] = 2000
+    """Maximum size of `samples/` in megabytes. Those of the oldest iterations are removed, never the newest."""
     trees_every: NonNegativeInt = 10
     """Iterations between recordings of trees in `trees/`: of every node its value, advantage, weight and ratio, and
     pictures; of leaves with sound, what plays. The first iteration is recorded too. 0: none."""

@@ -110,7 +110,14 @@ def parse(data: bytes) -> Samples:
     return Samples(prompts, rewards, pictures, playable, trees)
 
 
+def sampled(run: Path) -> list[tuple[int, Path]]:
+    """Iteration and path of every file of samples, and of every grid of them, in a run's folder, ascending."""
+    names = {
+        path: re.fullmatch(r"iteration-(\d+)\.(?:safetensors|png)", path.name) for path in (run / FOLDER).glob("*")
+    }
+    return sorted((int(name[1]), path) for path, name in names.items() if name)
+
+
 def sampled_iterations(run: Path) -> list[int]:
     """Iterations of which a run's folder has samples, or a grid of them, ascending."""
-    names = (re.fullmatch(r"iteration-(\d+)\.(?:safetensors|png)", path.name) for path in (run / FOLDER).glob("*"))
-    return sorted({int(name[1]) for name in names if name})
+    return list(dict.fromkeys(iteration for iteration, _ in sampled(run)))

@@ -7,7 +7,7 @@ sound has `webm.<node>` too, the bytes of a WebM, unless the iteration's samples
 """
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -185,19 +185,6 @@ def parse(data: bytes) -> TreeRecord:
         return _record(*decode(data))
     except KeyError as error:
         raise ValueError(f"it has no {error}") from error
-
-
-def drop_oldest(run: Path, max_bytes: float) -> None:
-    """Remove the oldest recordings, iteration by iteration, until all files fit into `max_bytes`; the newest stays."""
-    found = recorded_trees(run)
-    sizes = {place: path.stat().st_size for place, path in found.items()}
-    iterations: Sequence[int] = sorted({iteration for iteration, _ in found})
-    for oldest in iterations[:-1]:
-        if sum(sizes.values()) <= max_bytes:
-            break
-        for place in [place for place in found if place[0] == oldest]:
-            found.pop(place).unlink()
-            del sizes[place]
 
 
 def _record(arrays: Mapping[str, np.ndarray], header: Mapping[str, str]) -> TreeRecord:

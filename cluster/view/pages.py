@@ -37,6 +37,12 @@ class Picture:
     media_type: str
 
 
+def shown(links: Links, name: str, has_sound: bool) -> dict[str, str]:
+    """The attributes of an element that shows a leaf: the `src` of a picture; of what plays, `src` and a `poster`."""
+    seen = links.picture(name)
+    return {"poster": seen, "src": links.picture(f"{name}/{WEBM}")} if has_sound else {"src": seen}
+
+
 def render(template: str, **values: Any) -> Markup:
     """A template of this folder with values, all of which are text unless they are `Markup`."""
     return Markup(_pages.get_template(template).render(values))

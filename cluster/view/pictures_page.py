@@ -1,6 +1,6 @@
 """The section of a run's pictures: held-out prompts before and after, and samples of an iteration."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from markupsafe import Markup
@@ -8,7 +8,7 @@ from markupsafe import Markup
 from ...proto.errors import InputError
 from .evaluations import Evaluated, evaluated
 from .figures import weights
-from .pages import WEBM, Asked, Links, asked_number, figure, render
+from .pages import Asked, Links, asked_number, figure, render, shown
 from .runs import Run
 from .samples import by_prompt, iterations, samples_of
 from .sources import sources
@@ -25,9 +25,7 @@ class Pair:
     started_from: Sequence[str]
     """Addresses of the pictures that came with the prompt."""
     gain: float
-    sources: Sequence[str]
-    plays: Sequence[str]
-    """Addresses of what plays, if the leaves have sound."""
+    shown: Sequence[Mapping[str, str]]
     scores: Sequence[str]
 
 
@@ -96,8 +94,7 @@ def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | Non
             found[-1].prompts[index],
             sources(found[-1].prompts[index], links),
             gains[index],
-            [links.picture(f"evaluation/{one.name}/{index}") for one in found],
-            [links.picture(f"evaluation/{one.name}/{index}/{WEBM}") for one in found if found[-1].has_sound],
+            [shown(links, f"evaluation/{one.name}/{index}", found[-1].has_sound) for one in found],
             [figure(one.rewards[reward][index]) for one in found],
         )
         for index in indices[:count]

@@ -1,12 +1,12 @@
 """Samples of an iteration by prompt, the highest score first."""
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from ..run.samples import Samples, parse, sampled_iterations, samples_file
-from .pages import WEBM, Links, Picture, figure
+from .pages import WEBM, Links, Picture, figure, shown
 from .runs import Run
 from .sources import sources
 
@@ -21,9 +21,8 @@ class SampledPrompt:
     mean: str
     spread: str
     """Standard deviation of the scores."""
-    pictures: Sequence[tuple[str, str, str]]
-    """Address and score of each, from the highest score to the lowest, and the address of what plays it, if it has
-    sound."""
+    pictures: Sequence[tuple[Mapping[str, str], str]]
+    """What shows each, and its score, from the highest score to the lowest."""
 
 
 def iterations(run: Run) -> list[int]:
@@ -43,10 +42,8 @@ def by_prompt(samples: Samples, iteration: int, reward: str, links: Links) -> li
     for prompt in dict.fromkeys(samples.prompts):
         own = np.flatnonzero([other == prompt for other in samples.prompts])
         order = own[np.argsort(-scores[own], kind="stable")]
-        names = {i: f"samples/{iteration}/{i}" for i in order}
         pictures = [
-            (links.picture(name), figure(float(scores[i])), links.picture(f"{name}/{WEBM}") if samples.playable else "")
-            for i, name in names.items()
+            (shown(links, f"samples/{iteration}/{i}", bool(samples.playable)), figure(float(scores[i]))) for i in order
         ]
         mean, spread = float(scores[own].mean()), float(scores[own].std())
         found.append(SampledPrompt(prompt, sources(prompt, links), figure(mean), figure(spread), pictures))

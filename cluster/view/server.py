@@ -13,7 +13,7 @@ from starlette.middleware.gzip import GZipMiddleware
 from starlette.middleware.trustedhost import TrustedHostMiddleware
 
 from ...proto.errors import InputError
-from . import compare_page, runs_page, sections
+from . import compare_page, parts, runs_page, sections
 from .pages import render
 from .runs import Run, Runs
 from .static_files import SCRIPTS, address, static_file
@@ -112,7 +112,7 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
             found = sections.picture(run, of)
         except LookupError:
             raise HTTPException(404, f"the run has no picture '{of[:80]}'") from None
-        return Response(found.data, media_type=found.media_type, headers=_tag(stamp))
+        return parts.answer(request, found.data, found.media_type, _tag(stamp))
 
     @app.get("/{section}/{name:path}")
     def section(request: Request, section: str, name: str) -> Response:

@@ -127,13 +127,16 @@ function slide(slider) {
   const labels = JSON.parse(slider.dataset.slider), index = Number(slider.value);
   slider.setAttribute("aria-valuetext", labels[index]);
   slider.parentElement.querySelector("output").textContent = labels[index];
-  document.querySelectorAll("[data-sources]").forEach((picture) => {
-    const seen = JSON.parse(picture.dataset.sources)[index], plays = picture.dataset.plays;
-    if (plays) picture.poster = seen;
-    picture.src = plays ? JSON.parse(plays)[index] : seen;
+  document.querySelectorAll("[data-between]").forEach((picture) => {
+    if (!series.has(picture)) series.set(picture, [shownBy(picture.previousElementSibling), ...JSON.parse(picture.dataset.between), shownBy(picture)]);
+    Object.assign(picture, series.get(picture)[index]);
     picture.closest("figure").querySelector(".now").textContent = JSON.parse(picture.dataset.scores)[index];
   });
 }
+
+// The page holds each picture once: the first evaluation's and the last one's stand in it, those between in their data.
+const series = new WeakMap();
+const shownBy = (picture) => (picture.poster ? { poster: picture.poster, src: picture.src } : { src: picture.src });
 
 // Following a run ---------------------------------------------------------------------------------------------------
 

@@ -84,11 +84,11 @@ def test_pictures_follow_the_slider_and_prompts_are_text(page: Page, folder: Pat
     assert page.title() == "run · BranchGRPO"
     slider = page.get_by_label("Evaluation")
     slider.focus()
-    for position in (1, 0):
-        slider.press("ArrowLeft")
+    for key, position in [("ArrowLeft", 1), ("ArrowLeft", 0), ("ArrowRight", 1), ("ArrowRight", 2)]:
+        slider.press(key)
         scores = run.evaluation(run.lines("evaluations")[position]).rewards["ocr"]
         assert page.locator(".now").all_inner_texts() == [f"{score:.3f}" for score in scores]
-        source = page.locator("[data-sources]").first.get_attribute("src") or ""
+        source = page.locator("[data-between]").first.get_attribute("src") or ""
         assert f"iteration-00000{position}" in source
     until(lambda: page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth)"))
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.run.samples import TreeSamples, parse, sampled_iterations, samples_file, write
+from branchgrpo.cluster.run.samples import TreeSamples, parse, sampled, sampled_iterations, samples_file, write
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.safetensors_codec import decode, encode
 from PIL import Image
@@ -28,6 +28,7 @@ def test_what_is_written_is_read(tmp_path: Path) -> None:
     grid = np.asarray(Image.open(tmp_path / samples_file(5, "png")))
     np.testing.assert_array_equal(grid[:4, :6], MEDIA[0])
     assert sampled_iterations(tmp_path) == [5]
+    assert sampled(tmp_path) == [(5, tmp_path / samples_file(5, ending)) for ending in ("png", "safetensors")]
 
 
 def test_leaves_with_sound_are_found_by_their_tree(tmp_path: Path) -> None:

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.run.tree_record import FOLDER, TreeRecord, drop_oldest, read, recorded_trees, write
+from branchgrpo.cluster.run.tree_record import FOLDER, TreeRecord, read, recorded_trees, write
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import Prompt, fields_of
 from branchgrpo.proto.safetensors_codec import decode, encode
@@ -48,15 +48,6 @@ def test_what_is_written_is_read(record: TreeRecord, tmp_path: Path) -> None:
         for field in fields(TreeRecord):
             np.testing.assert_equal(getattr(found, field.name), getattr(written, field.name))
         np.testing.assert_array_equal(found.leaves, [3, 4])
-
-
-def test_the_oldest_are_dropped_and_never_the_newest(record: TreeRecord, tmp_path: Path) -> None:
-    for iteration in (1, 5, 10, 15):
-        for tree in (0, 1):
-            size = write(tmp_path, replace(record, iteration=iteration, tree=tree)).stat().st_size
-    for kept, limit in (([1, 5, 10, 15], 8 * size), ([10, 15], 5 * size), ([15], 1)):
-        drop_oldest(tmp_path, limit)
-        assert [*recorded_trees(tmp_path)] == [(iteration, tree) for iteration in kept for tree in (0, 1)]
 
 
 def test_a_broken_file_is_named(record: TreeRecord, tmp_path: Path) -> None:

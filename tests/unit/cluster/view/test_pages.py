@@ -92,7 +92,7 @@ def pictured(make_run: Make) -> Path:
     """A run with two evaluations of two prompts, of which the second gained; one prompt is a script."""
     folder = make_run("one")
     (folder / "evaluations.jsonl").unlink()
-    for iteration, scores in ((0, [0.5, 0.0]), (2, [0.25, 1.0])):
+    for iteration, scores in ((0, [0.5, 0.0]), (1, [0.5, 0.5]), (2, [0.25, 1.0])):
         media = np.full((2, 4, 6, 3), 10 * iteration, np.uint8)
         media[1] += 1
         rewards = {name: np.array(scores) for name in ("ocr", "ocr_exact")}
@@ -106,12 +106,35 @@ def test_pictures_are_those_of_the_evaluation_by_gain(pictured: Path, client: Te
     assert prompts == ["472", SCRIPT]
     assert SCRIPT not in page
     scores = [json.loads(unescape(text)) for text in re.findall(r'data-scores="(.*?)"', page)]
-    assert scores == [["0.000", "1.000"], ["0.500", "0.250"]]
-    sources = [json.loads(unescape(text)) for text in re.findall(r'data-sources="(.*?)"', page)]
-    for index, addresses in zip((1, 0), sources, strict=True):
-        for iteration, address in zip((0, 2), addresses, strict=True):
-            picture = np.asarray(Image.open(BytesIO(client.get(address).content)))
+    assert scores == [["0.000", "0.500", "1.000"], ["0.500", "0.500", "0.250"]]
+    pairs = re.findall(r'<img src="(\S+)" alt="before".*?<img src="(\S+)" alt="now".*?data-between="(.*?)"', page)
+    for index, (before, now, between) in zip((1, 0), pairs, strict=True):
+        for iteration, address in enumerate([before, *(own["src"] for own in json.loads(unescape(between))), now]):
+            picture = np.asarray(Image.open(BytesIO(client.get(unescape(address)).content)))
             assert (picture == 10 * iteration + index).all()
+
+
+def test_parts_of_a_picture_are_sent_when_asked_for(pictured: Path, client: TestClient) -> None:
+    newest = max((pictured / "evaluations").iterdir()).stem
+
+    def get(**headers: str) -> tuple[int, bytes, str | None]:
+        found = client.get("/picture/one", params={"of": f"evaluation/{newest}/0"}, headers=headers)
+        assert found.headers["accept-ranges"] == "bytes"
+        return found.status_code, found.content, found.headers.get("content-range")
+
+    code, data, _ = get()
+    size = len(data)
+    assert code == 200
+    tag = client.get("/picture/one", params={"of": f"evaluation/{newest}/0"}).headers["etag"]
+    assert get(range="bytes=0-1") == (206, data[:2], f"bytes 0-1/{size}")
+    assert get(range=f"bytes=0-{size + 5}") == (206, data, f"bytes 0-{size - 1}/{size}")
+    assert get(range="bytes=3-") == (206, data[3:], f"bytes 3-{size - 1}/{size}")
+    assert get(range="bytes=-3", **{"if-range": tag}) == (206, data[-3:], f"bytes {size - 3}-{size - 1}/{size}")
+    for beyond in (f"bytes={size}-", "bytes=-0"):
+        assert get(range=beyond) == (416, b"", f"bytes */{size}")
+    for other in ("bytes=0-1,3-4", "bytes=-", "bytes=4-2", "lines=0-1"):
+        assert get(range=other) == (200, data, None)
+    assert get(range="bytes=0-1", **{"if-range": '"older"'}) == (200, data, None)
 
 
 def test_samples_are_shown_by_prompt_and_score(pictured: Path, client: TestClient) -> None:
@@ -171,7 +194,8 @@ def test_an_export_holds_everything_in_one_file(pictured: Path, client: TestClie
     ours = page[: page.index("<script>\n")]  # before the scripts, which name addresses that they never load
     assert not re.search(r"(src|href)=\"(?!data:|#)", ours)
     assert charts(page) == charts(client.get("/overview/one").text)
-    assert len(re.findall(r'src="data:image/webp;base64,', ours)) == 4
+    shown = re.findall(r"data:image/webp;base64,[\w+/=]+", ours)
+    assert len(shown) == len(set(shown)) == 6, "two prompts at three evaluations, each once"
     assert SCRIPT not in page
     with pytest.raises(InputError, match=r"run\.html"):
         export.export(run, tmp_path / "run.html")
