@@ -15,6 +15,7 @@ from ..plan.calibration import Calibration, calibration_file
 from ..plan.crowding import measure_slowdown
 from ..plan.flops import Work, count_work
 from ..plan.measuring import Batches, Measured, device_name, device_peak, learning_policy, measure
+from ..plan.shapes import pictures_per_prompt
 from ..plan.sizes import sizes_here
 
 
@@ -41,8 +42,8 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
             }
             peak, source = device_peak(policy.device, precision)
             progress.update(task, description="measuring the rollout's rows")
-            batches, shown = calibration_batches(settings), settings.prompts.shown
-            for measured in measure(policy, batches, work, peak, scorers, shown=shown):
+            batches, pictures = calibration_batches(settings), pictures_per_prompt(settings.prompts)
+            for measured in measure(policy, batches, work, peak, scorers, pictures=pictures):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
             name, cores, slowdown = device_name(policy.device), 0, 1.0

@@ -13,6 +13,7 @@ import torch
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from .measuring import Clock, calls_of, learning_policy
+from .shapes import pictures_per_prompt
 
 MAX_PROCESSES = 8
 """Processes, each of which loads the policy. More cores than these are taken to slow each other down as these do."""
@@ -25,7 +26,7 @@ def measure_slowdown(settings: RunSettings, threads: int, clock: Clock = time.pe
     places = (os.cpu_count() or 1) // threads
     if places < 2:
         return max(places, 1), 1.0
-    calls = calls_of(learning_policy(settings), settings.prompts.shown)
+    calls = calls_of(learning_policy(settings), pictures_per_prompt(settings.prompts))
     forward, trained = settings.rollout.max_batch_rows, settings.learner.rows_per_micro_batch
 
     def passes() -> float:
@@ -68,7 +69,7 @@ def _others(settings: RunSettings, threads: int, count: int) -> Iterator[None]:
 def _work(settings: RunSettings, threads: int, ready: Event, stop: Event) -> None:
     """Make passes until told to `stop`; `ready` after the first."""
     torch.set_num_threads(threads)
-    calls = calls_of(learning_policy(settings), settings.prompts.shown)
+    calls = calls_of(learning_policy(settings), pictures_per_prompt(settings.prompts))
     while not stop.is_set():
         calls.forward(settings.rollout.max_batch_rows)
         calls.train(settings.learner.rows_per_micro_batch)

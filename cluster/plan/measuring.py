@@ -68,18 +68,18 @@ def measure(
     scorers: Mapping[str, Scorer],
     clock: Clock = time.perf_counter,
     *,
-    shown: bool = False,
+    pictures: int = 0,
 ) -> Iterator[Measured]:
     """Measure the rollout's rows, the learner's, decoding, and each of `scorers` (model -> scorer), one after another.
 
-    The policy is as the learner prepares it: with adapters and checkpoints if it has them. `shown` says whether its
-    prompts come with pictures. Without `work`, the FLOPs, only seconds are found. Raises torch.OutOfMemoryError if a
+    The policy is as the learner prepares it: with adapters and checkpoints if it has them. Its prompts come
+    with so many `pictures`. Without `work`, the FLOPs, only seconds are found. Raises torch.OutOfMemoryError if a
     single row has no room.
     """
-    leaf = _drawn(policy, shown) if scorers else None
+    leaf = _drawn(policy, pictures) if scorers else None
     flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}
 
-    calls = calls_of(policy, shown)
+    calls = calls_of(policy, pictures)
     for kind, call, largest in (
         (FORWARD, calls.forward, batches.forward),
         (TRAINED, calls.train, batches.trained),
@@ -96,9 +96,9 @@ def measure(
         yield _measured(model, score, batches.score, policy.device, known, peak, clock)
 
 
-def _drawn(policy: Policy, shown: bool) -> Media:
+def _drawn(policy: Policy, pictures: int) -> Media:
     """A leaf as the policy draws it, with its latents: reward models of code take longer where there is more to see."""
-    task = Task(0, (0,), (needed_prompt(policy, "a prompt", shown),), ode_schedule(STEPS), seed=0)
+    task = Task(0, (0,), (needed_prompt(policy, "a prompt", pictures),), ode_schedule(STEPS), seed=0)
     part = next(RolloutWorker(policy, RolloutSettings()).sample(task))
     return part.media.with_latents(part.latents[-1][None].float().cpu().numpy())
 
@@ -113,10 +113,10 @@ def learning_policy(settings: RunSettings) -> Policy:
     return policy
 
 
-def calls_of(policy: Policy, shown: bool = False) -> Calls:
-    """The calls of a loaded policy, with a prompt of its own, and with a picture if it is `shown` some; its text
-    encoders are released."""
-    encoded = policy.encode(needed_prompt(policy, "a prompt", shown))
+def calls_of(policy: Policy, pictures: int = 0) -> Calls:
+    """The calls of a loaded policy, with a prompt of its own that comes with so many `pictures`; its text encoders are
+    released."""
+    encoded = policy.encode(needed_prompt(policy, "a prompt", pictures))
     conditioning = {name: value.to(policy.device) for name, value in encoded.items()}
     policy.release_encoders()
     return Calls(policy, conditioning, policy.device)

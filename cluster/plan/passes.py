@@ -16,7 +16,7 @@ from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.weights import one_line
 from .meter import Meter, metered
 from .reward_shapes import LeafShape, Model, reward_shapes
-from .shapes import conditioning_shapes, policy_shapes
+from .shapes import conditioning_shapes, pictures_per_prompt, policy_shapes
 
 
 @dataclass(frozen=True)
@@ -84,15 +84,15 @@ def measure(settings: RunSettings, policy: Any = None, *, memory: bool = True) -
     Without `memory`, FLOPs alone are found, in half the time. The settings' `policy_shapes` may be given. Raises
     InputError as that does, and for a network or own code that can't be called on shapes.
     """
-    learner, shown = settings.learner, settings.prompts.shown
+    learner, pictures = settings.learner, pictures_per_prompt(settings.prompts)
     adapted = learner.lora, learner.gradient_checkpointing, learner.keep_graph
-    decisive = settings.policy, adapted, settings.rewards, shown
+    decisive = settings.policy, adapted, settings.rewards, pictures
     for known, has_memory, passes in _measured:
         if known == decisive and has_memory >= memory:
             return passes
     policy = policy or policy_shapes(settings)
     try:
-        passes = _measure(settings, policy, shown, memory)
+        passes = _measure(settings, policy, pictures, memory)
     except Exception as error:  # of a library or of own code, which expects numbers
         name = type(policy).__name__
         raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error
@@ -142,8 +142,8 @@ def _clear(weight: torch.Tensor) -> None:
     weight.grad = None
 
 
-def _measure(settings: RunSettings, policy: Any, shown: bool, memory: bool) -> Passes:
-    conditioning, weights = conditioning_shapes(policy, shown), trainable(policy.network).values()
+def _measure(settings: RunSettings, policy: Any, pictures: int, memory: bool) -> Passes:
+    conditioning, weights = conditioning_shapes(policy, pictures), trainable(policy.network).values()
     calls, gpu = Calls(policy, conditioning), settings.policy.device != "cpu"
     taken = partial(measure_pass, gpu=gpu, memory=memory)
     leaf: dict[str, int] = {}

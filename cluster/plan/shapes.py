@@ -12,8 +12,8 @@ import transformers
 
 from ...proto.errors import InputError
 from ...proto.pictures import Picture
-from ...proto.prompts import Prompt
-from ...proto.settings import RunSettings
+from ...proto.prompts import Prompt, prompts_in
+from ...proto.settings import PromptSettings, RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention
 from ...rollout_workers.policies.base import Weights, trainable
@@ -66,24 +66,34 @@ def policy_shapes(settings: RunSettings) -> PipelinePolicy:
 
 
 @torch.no_grad()
-def conditioning_shapes(policy: PipelinePolicy, shown: bool = False) -> Conditioning:
+def conditioning_shapes(policy: PipelinePolicy, pictures: int = 0) -> Conditioning:
     """The conditioning on a prompt that fills `policy.max_sequence_length`, with the pictures of `needed_prompt`, and
     with guidance on the negative prompt."""
-    prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length, shown)
+    prompt = needed_prompt(policy, "a " * policy.settings.max_sequence_length, pictures)
     with metered(), _quiet():  # libraries warn of what they cut
         one = policy.embed(prompt)
-        pictures = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
-    return {**one, **pictures, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
+        shown = policy.embed_pictures(policy.pictures_of(prompt)) if prompt.pictures else {}
+    return {**one, **shown, **({NEGATIVE + name: value for name, value in one.items()} if policy.guided else {})}
 
 
-def needed_prompt(policy: object, text: str, shown: bool = False) -> Prompt:
-    """A prompt with black pictures, as many as a model needs, and at least one if it is `shown` some; without any for a
-    user's adapter."""
+def pictures_per_prompt(prompts: PromptSettings) -> int:
+    """The number of pictures that every prompt comes with; 1 for prompts that can't be read yet."""
+    if prompts.picture_column is None:
+        return 0
+    try:
+        return len(prompts_in(prompts, "train", quiet=True)[0].pictures)
+    except InputError:
+        return 1
+
+
+def needed_prompt(policy: object, text: str, pictures: int = 0) -> Prompt:
+    """A prompt with so many black pictures, or as few or many as a model takes; without any for a user's adapter."""
     if not isinstance(policy, PipelinePolicy):
         return Prompt(text)
     family = FAMILIES.get(policy.pipeline_class.__name__)
     black = Picture("black", np.zeros((*policy.picture_size, 3), np.uint8))
-    return Prompt(text, pictures=[black] * (max(family.pictures.start, shown) if family else 0))
+    allowed = family.pictures if family else range(1)
+    return Prompt(text, pictures=[black] * min(max(pictures, allowed.start), allowed.stop - 1))
 
 
 def _module(part: Part) -> Any:

@@ -10,8 +10,10 @@ from branchgrpo.benchmarks.support.model_sizes import flux_dev
 from branchgrpo.cluster.plan.flops import count_flops, count_work
 from branchgrpo.cluster.plan.meter import metered
 from branchgrpo.cluster.plan.reward_shapes import LeafShape, reward_shapes
-from branchgrpo.cluster.plan.shapes import conditioning_shapes, policy_shapes
+from branchgrpo.cluster.plan.shapes import conditioning_shapes, needed_prompt, pictures_per_prompt, policy_shapes
+from branchgrpo.proto import pictures
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import Prompt, write_lines
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.rollout_workers.policies.base import collate
@@ -50,18 +52,47 @@ def test_flux_takes_37_tflop_a_row(flux: RunSettings) -> None:
     ],
 )
 def test_what_is_counted_is_what_the_policy_computes(family: str, run_settings: Settings, tmp_path: Path) -> None:
-    given = policy_of(family, tmp_path / "pipeline")
-    shown = bool(FAMILIES[family].pictures)
-    settings = run_settings({"policy": given.model_dump(), "prompts.picture_column": "image" if shown else None})
+    given, count = policy_of(family, tmp_path / "pipeline"), FAMILIES[family].pictures
+    (prompt,) = with_pictures((LONG,), count)
+    settings = run_settings(
+        {
+            "policy": given.model_dump(),
+            "prompts.picture_column": "image" if count else None,
+            "prompts.train": str(_written(prompt, tmp_path)),
+        }
+    )
     policy, shapes = load_policy(given), policy_shapes(settings)
-    (prompt,) = with_pictures((LONG,), int(shown))  # a plan counts with one where a model may have more
+    assert pictures_per_prompt(settings.prompts) == count
     conditioning, work = collate([policy.encode(prompt)]), count_work(settings)
-    for name, value in collate([conditioning_shapes(shapes, shown)]).items():
+    for name, value in collate([conditioning_shapes(shapes, count)]).items():
         assert (value.shape, value.dtype) == (conditioning[name].shape, conditioning[name].dtype)
     state = torch.zeros(1, *policy.latent_shape)
     forward = _counted(lambda: policy.velocity(state, torch.tensor([0.5]), conditioning))
     assert work.forward_row == pytest.approx(forward, rel=0.003)  # the negative prompt is short
     assert work.decode_leaf == _counted(lambda: policy.decode(state))
+
+
+def _written(prompt: Prompt, folder: Path) -> Path:
+    """A file with the prompt, beside its pictures."""
+    (folder / pictures.FOLDER).mkdir()
+    for picture in prompt.pictures:
+        (folder / pictures.FOLDER / picture.name).write_bytes(picture.content())
+    path = folder / "prompts.jsonl"
+    path.write_text(write_lines([prompt], picture_column="image" if prompt.pictures else None))
+    return path
+
+
+def test_pictures_that_cannot_be_read_yet_are_taken_for_one(run_settings: Settings) -> None:
+    settings = run_settings({"prompts.train": "later.jsonl", "prompts.picture_column": "image"})
+    assert pictures_per_prompt(settings.prompts) == 1
+
+
+@pytest.mark.parametrize(
+    ("family", "given", "expected"),
+    [("FLUX.1 Kontext", 3, 1), ("FLUX.1 Kontext", 0, 1), ("FLUX.2 klein, pictures", 9, 4)],
+)
+def test_prompts_have_what_a_model_takes(family: str, given: int, expected: int, tmp_path: Path) -> None:
+    assert len(needed_prompt(load_policy(policy_of(family, tmp_path)), "9", given).pictures) == expected
 
 
 def test_a_mask_of_all_pairs_is_never_made() -> None:
