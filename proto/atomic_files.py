@@ -87,12 +87,21 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_new(path: Path, text: str) -> None:
-    """As `write_text`, but of all who write `path` at once only the first does. Raises FileExistsError for others."""
+    """As `write_text`, but of all who write `path` at once only the first does. Raises FileExistsError for others.
+
+    Where the file system has no hard links, `path` is empty for a moment.
+    """
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = _aside(path)
     try:
         temporary.write_text(text, encoding="utf-8")
-        os.link(temporary, path)
+        try:
+            os.link(temporary, path)
+        except FileExistsError:
+            raise
+        except OSError:
+            path.touch(exist_ok=False)
+            temporary.replace(path)
     finally:
         _delete(temporary)
 

@@ -1,9 +1,12 @@
 """Files are there whole or not at all."""
 
+import errno
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from threading import Barrier
 
 import pytest
-from branchgrpo.proto.atomic_files import PARTIAL_PREFIX, must_be_new, remove, sweep, whole, write_text
+from branchgrpo.proto.atomic_files import PARTIAL_PREFIX, must_be_new, remove, sweep, whole, write_new, write_text
 from branchgrpo.proto.errors import InputError
 
 
@@ -15,6 +18,30 @@ def test_a_failed_write_leaves_what_was_there(tmp_path: Path) -> None:
         raise RuntimeError
     assert path.read_text() == "old"
     assert [found.name for found in path.parent.iterdir()] == ["file"]
+
+
+@pytest.mark.parametrize("links", [True, False])
+def test_only_the_first_of_several_writers_writes(links: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def without_links(*paths: Path) -> None:
+        raise PermissionError(errno.EPERM, "a file system without hard links")
+
+    if not links:
+        monkeypatch.setattr("os.link", without_links)
+    together = Barrier(8)
+
+    def write(number: int) -> bool:
+        together.wait()
+        try:
+            write_new(tmp_path / "a" / "file", str(number))
+        except FileExistsError:
+            return False
+        return True
+
+    with ThreadPoolExecutor(8) as threads:
+        wrote = list(threads.map(write, range(8)))
+    assert sum(wrote) == 1
+    assert (tmp_path / "a" / "file").read_text() == str(wrote.index(True))
+    assert [found.name for found in (tmp_path / "a").iterdir()] == ["file"]
 
 
 def test_sweep_removes_only_what_a_killed_process_left(tmp_path: Path) -> None:
