@@ -38,7 +38,7 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
     `null` for none where there may be none; any other value is read as YAML. A recipe with a `base` starts from that
     recipe: its sections replace what they name in the base's, and `schedule` and `rewards` the whole section, with
     `pools.rewards` of rewards that are gone; keys may be dotted. Relative prompt files are looked up from the folder
-    of the recipe that names them.
+    of the recipe that names them, and those of overrides from the current one.
 
     Raises InputError with one line per mistake.
     """
@@ -49,7 +49,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         _forget_pools(recipe, given["rewards",])
     for keys, value in given.items():
         _put(recipe, keys, value)
-    return _settings(recipe, path)
+    _locate_prompts(recipe, Path.cwd())
+    return _settings(recipe)
 
 
 def load_variant(path: Path, base: str, layers: Sequence[Mapping[str, Any]]) -> RunSettings:
@@ -61,11 +62,12 @@ def load_variant(path: Path, base: str, layers: Sequence[Mapping[str, Any]]) -> 
     recipe = _base(path, base, ())
     for layer in layers:
         _lay(recipe, layer, path)
-    return _settings(recipe, path)
+    _locate_prompts(recipe, path.resolve().parent)
+    return _settings(recipe)
 
 
-def _settings(recipe: dict[str, Any], path: Path) -> RunSettings:
-    """The settings in the content of the recipe at `path`, with absolute paths."""
+def _settings(recipe: dict[str, Any]) -> RunSettings:
+    """The settings in a recipe's content, with absolute paths."""
     settings = parse_settings(recipe)
     policy = _resolved(settings.policy, "pretrained")
     if policy.start_from:
@@ -73,7 +75,7 @@ def _settings(recipe: dict[str, Any], path: Path) -> RunSettings:
     rewards = {
         name: _resolved(reward, "pretrained", "tokenizer", "backbone") for name, reward in settings.rewards.items()
     }
-    return _located(settings.model_copy(update={"policy": policy, "rewards": rewards}), path)
+    return settings.model_copy(update={"policy": policy, "rewards": rewards})
 
 
 def _resolved(section: Section, *names: str) -> Section:
@@ -120,7 +122,20 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     base = content.pop("base", None)
     recipe = {} if base is None else _base(path, base, above)
     _lay(recipe, content, path)
+    _locate_prompts(recipe, path.resolve().parent)
     return recipe
+
+
+def _locate_prompts(recipe: dict[str, Any], folder: Path) -> None:
+    """Have prompt files that are relative, of which no recipe below has located any, start in `folder`."""
+    if isinstance(prompts := recipe.get("prompts"), dict):
+        given = {name: prompts.get(name) for name in ("train", "held_out")}
+        located = {
+            name: str(folder / os.path.expanduser(source))
+            for name, source in given.items()
+            if isinstance(source, str) and source and not source.startswith(HUB)
+        }
+        recipe["prompts"] = prompts | located
 
 
 def _lay(recipe: dict[str, Any], content: Mapping[str, Any], path: Path) -> None:
@@ -136,19 +151,14 @@ def _lay(recipe: dict[str, Any], content: Mapping[str, Any], path: Path) -> None
 
 
 def _base(path: Path, base: Any, above: tuple[Path, ...]) -> dict[str, Any]:
-    """The settings of the base of the recipe `path`, with its prompt files relative to the base."""
+    """The settings of the base of the recipe `path`."""
     if not isinstance(base, str):
         raise InputError(f"base is {base!r} in recipe {path}; it must be another recipe's path or name")
     try:
         file = _found(Path(base), path.parent)
     except InputError as error:
         raise InputError(f"{error} (the base of {path})") from error
-    recipe = _recipe(file, (*above, path.resolve()))
-    if isinstance(prompts := recipe.get("prompts"), dict):
-        for name in {"train", "held_out"} & prompts.keys():
-            if isinstance(source := prompts[name], str) and not source.startswith(HUB):
-                prompts[name] = str(file.resolve().parent / os.path.expanduser(source))
-    return recipe
+    return _recipe(file, (*above, path.resolve()))
 
 
 def _parsed(override: str) -> tuple[Keys, Any]:
@@ -226,14 +236,6 @@ def _leaves(keys: Keys, value: Any) -> Iterator[Keys]:
 
 def _dotted(keys: Keys) -> str:
     return ".".join(map(str, keys))
-
-
-def _located(settings: RunSettings, path: Path) -> RunSettings:
-    """The settings with prompt files relative to the recipe's folder."""
-    folder, prompts = path.resolve().parent, settings.prompts
-    sources = {name: getattr(prompts, name) for name in ("train", "held_out")}
-    located = {name: folder / path for name, path in sources.items() if path and not str(path).startswith(HUB)}
-    return settings.model_copy(update={"prompts": prompts.model_copy(update=located)})
 
 
 def imported(name: str, setting: str) -> Any:

@@ -29,6 +29,18 @@ def test_prompt_files_lie_beside_the_recipe() -> None:
     assert load_recipe(GLYPHS).prompts.train == RECIPES / "glyphs_train.txt"
 
 
+@pytest.mark.parametrize(
+    "given",
+    [["prompts.train=mine.txt", "prompts.held_out=hf:a/b@test"], ["prompts={train: mine.txt, held_out: hf:a/b@test}"]],
+)
+def test_prompt_files_of_overrides_lie_in_the_current_folder(
+    given: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    prompts = load_recipe(GLYPHS, given).prompts
+    assert (prompts.train, str(prompts.held_out)) == (tmp_path / "mine.txt", "hf:a/b@test")
+
+
 def test_an_override_replaces_its_setting_wholly() -> None:
     settings = load_recipe(GLYPHS, ["schedule.splits={1: 3}", "learner.clip_range=1e-3", "rewards.ocr.weight=2"])
     assert settings.schedule.splits == {1: 3}
