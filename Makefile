@@ -13,11 +13,11 @@ PARTS := __init__.py __main__.py benchmarks cluster learner proto reward_service
 
 setup: .venv/ready
 
-# torch comes first and by version: looser requests may bring gigabytes of CUDA packages to a machine without a GPU.
+# torch comes first and by version. TORCH_INDEX names where it is taken from: PyPI's brings gigabytes of CUDA packages.
 .venv/ready: pyproject.toml
 	@test -n "$(PYTHON)" || { echo "there is no python3.11, 3.12 or 3.13 here; name one: make PYTHON=..." >&2; exit 1; }
 	$(PYTHON) -m venv .venv
-	$(RUN)/pip install --quiet torch==2.13.0
+	$(RUN)/pip install --quiet torch==2.13.0 $(if $(TORCH_INDEX),--index-url $(TORCH_INDEX))
 	$(RUN)/pip install --quiet --editable '.[dev]'
 	touch $@
 

@@ -261,7 +261,7 @@ def pretrain(
     out: Annotated[Path, typer.Argument(help="New folder for the pipeline.")],
     seed: Annotated[int, typer.Option(help="Seed of weights, pictures and batches.")] = 0,
 ) -> None:
-    """Train an embedded policy from scratch (20 to 40 minutes on two cores).
+    """Train an embedded policy from scratch (10 to 40 minutes on two cores).
 
     Example: [bold]branchgrpo pretrain shapes mine && branchgrpo train shapes policy.pretrained=mine[/bold]
     """

@@ -263,7 +263,8 @@ class PromptSettings(Settings):
     with a byte order mark. A .csv or .tsv begins with a header."""
 
     train: HomePath
-    """Source of the prompts to train on. A relative path starts in the recipe's folder."""
+    """Source of the prompts to train on. A relative path starts in the recipe's folder, one on the command line in the
+    current folder."""
     held_out: HomePath | None = None
     """Source of the prompts to evaluate on. They are never trained on."""
     held_out_count: NonNegativeInt = 0

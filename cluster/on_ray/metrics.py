@@ -52,7 +52,7 @@ QUEUE_LENGTH = gauge(
 )
 REWARD = gauge(
     "branchgrpo_reward",
-    "Rewards of the last iteration's leaves: mean, std, min, max. kind: trained, or held_out (weight 0).",
+    "Rewards of the last iteration's leaves: mean, std, min, max. kind: trained, or watched (weight 0).",
     ["reward", "kind", "statistic"],
 )
 DIVERSITY = gauge(
@@ -62,7 +62,7 @@ DIVERSITY = gauge(
 DIVERSITY.set(math.nan)  # 0 would be a value
 EVALUATION_REWARD = gauge(
     "branchgrpo_evaluation_reward",
-    "Mean reward of the last evaluation's pictures. kind: trained, or held_out (weight 0).",
+    "Mean reward of the last evaluation's pictures. kind: trained, or watched (weight 0).",
     ["reward", "kind"],
 )
 EVALUATION_DIVERSITY = gauge(
@@ -104,8 +104,8 @@ RESTARTS = counter("branchgrpo_worker_restarts", "Processes that died and were r
 
 
 def kind(reward: RewardSettings) -> str:
-    """Whether a reward is trained on, or held out to tell whether training on the others misleads."""
-    return "trained" if reward.weight else "held_out"
+    """Whether a reward is trained on, or watched to tell whether training on the others misleads."""
+    return "trained" if reward.weight else "watched"
 
 
 def note_evaluation(means: Mapping[str, float], rewards: Mapping[str, RewardSettings]) -> None:
