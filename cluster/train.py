@@ -26,10 +26,10 @@ from .run.checkpoints import size
 from .run.console import RunDisplay
 from .run.continuation import after_divergence, after_stop
 from .run.evaluation import MADE_WITH, made_with, sampled_prompts
-from .run.falls import find_fall, undo_fall
+from .run.falls import find_fall, note_fall, undo_fall
 from .run.folder import RunFolder
 from .run.leaves import played
-from .run.log import RunLog
+from .run.log import RunLog, iteration_line
 from .run.loop import IterationReport, Loop
 from .run.new_folder import has_begun, with_kept_pictures
 from .run.oldest_files import drop_oldest
@@ -135,7 +135,7 @@ def _salvage(folder: RunFolder, settings: RunSettings, display: RunDisplay, erro
 
 
 def _loop(settings: RunSettings, folder: RunFolder, prompts: Sequence[str], address: str | None) -> Loop:
-    settings = without_start(settings) if folder.done else settings
+    settings = settings if folder.begins else without_start(settings)
     if settings.execution == "in_process":
         from .run.in_process import InProcessLoop
 
@@ -218,7 +218,8 @@ class _Run:
         if settings.execution == "in_process":  # on Ray the controller has done it
             self._flops = self._flops or PhaseFlops(settings, count_kinds(settings))
             self._flops.complete(report)
-        self._write(lambda: self.log.iteration(report, seconds))
+        line = iteration_line(report, seconds)
+        self._write(lambda: self.log.iteration(line))
         self.display.iteration(report, seconds)
         if not self._told and (lines := outweighed(settings, reward_shares(report.updates))):
             self.display.advise(lines)
@@ -231,7 +232,9 @@ class _Run:
         if not last:  # that has an evaluation to come
             self._write(lambda: self.log.complete(iteration))
         if fall:
-            self.display.fell(fall, self._write(partial(undo_fall, self.folder, settings, fall)))
+            pace = self._write(partial(undo_fall, self.folder, settings, fall))
+            self._write(partial(note_fall, self.folder, fall, pace))
+            self.display.fell(fall, pace)
             self.folder.drop_old_checkpoints(settings.checkpoint)
         elif last or report.learner_draining or settings.checkpoint_due(iteration):
             self._save(iteration)
@@ -313,12 +316,12 @@ class _Run:
             with self.display.waiting(f"evaluating on {len(held_out)} held-out prompts"):
                 evaluation = self.loop.evaluate(held_out)
             # First what may be told twice, should the disk be full.
-            self._write(lambda: self.log.evaluation(iteration, evaluation.means()))
+            self._write(lambda: self.log.evaluation(iteration, evaluation.means))
             way = made_with(self.settings, evaluation.prompts)
             self._write(lambda: self.folder.add_evaluation(iteration, evaluation, way))
             if self._write(lambda: draw_before_after(self.folder, self.settings)):
                 self._show(iteration, lambda: {"before_after": (self.folder.path / BEFORE_AFTER).read_bytes()})
-            self.display.evaluation(iteration, evaluation.means())
+            self.display.evaluation(iteration, evaluation.means)
 
     def _show(self, iteration: int, draw: Callable[[], Mapping[str, bytes]]) -> None:
         """Log pictures by name, drawn only if a log shows them."""

@@ -3,21 +3,22 @@
 import codecs
 import errno
 import io
+import json
 import os
 import shutil
 import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import tenacity
 
 from .errors import InputError
 
 Result = TypeVar("Result")
-FULL_DISK_ERRORS = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
-"""The system's error numbers for a full disk and for a used-up quota."""
+FULL_DISK_MESSAGES = tuple(os.strerror(number) for number in (errno.ENOSPC, errno.EDQUOT))
+"""The system's messages for a full disk and for a used-up quota."""
 MARKS = {
     codecs.BOM_UTF8: "utf-8",
     codecs.BOM_UTF32_LE: "utf-32-le",
@@ -84,6 +85,11 @@ def write_text(path: Path, text: str) -> None:
     """`text` as the whole content of `path`, in one rename."""
     with whole(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
+
+
+def json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
+    """The text of a `.jsonl` file with these lines."""
+    return "".join(json.dumps(line) + "\n" for line in lines)
 
 
 def write_new(path: Path, text: str) -> None:
@@ -177,7 +183,7 @@ def _telling_full_disk(folder: Path) -> Iterator[None]:
         yield
     except Exception as error:
         if not is_full(error) and (
-            any(told in str(error) for told in FULL_DISK_ERRORS) or shutil.disk_usage(folder).free < 2**16
+            any(told in str(error) for told in FULL_DISK_MESSAGES) or shutil.disk_usage(folder).free < 2**16
         ):
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(folder)) from error
         raise

@@ -120,7 +120,7 @@ def until(reached: Callable[[], object], seconds: float = 300, told: Callable[[]
 def weights(run: Path, iteration: int | None = None, file: str = "weights") -> Weights:
     """Weights in a run's checkpoint: the newest one, unless an iteration is given."""
     folder = RunFolder(run)
-    checkpoint = folder.newest_checkpoint() if iteration is None else folder.checkpoint(iteration)
+    checkpoint = folder.checkpoint(folder.done if iteration is None else iteration)
     return safetensors.torch.load_file(checkpoint / f"{file}.safetensors")
 
 

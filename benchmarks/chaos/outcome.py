@@ -31,7 +31,7 @@ def figures(folder: Path) -> tuple[list[dict[str, Any]], dict[str, torch.Tensor]
     """The figures of every iteration except its times, and the last weights."""
     run = RunFolder(folder)
     lines = [{key: value for key, value in line.items() if key not in TIMES} for line in run.lines("metrics")]
-    return lines, safetensors.torch.load_file(run.newest_checkpoint() / "weights.safetensors")
+    return lines, safetensors.torch.load_file(run.checkpoint(run.done) / "weights.safetensors")
 
 
 def check_same(run: Run, expected: Path, iterations: int) -> None:

@@ -171,7 +171,7 @@ def learn(settings: RunSettings, pruning: Pruning, iterations: int, console: Con
             rows += sum(update.rows for update in loop.iterate(number).updates)
             seconds += time.process_time() - start
             if number % settings.evaluation.every == 0 or number == iterations:
-                evaluations[number] = loop.evaluate(held_out).means()
+                evaluations[number] = loop.evaluate(held_out).means
                 console.print(f"{pruning.choice}, seed {settings.seed}, iteration {number}:", evaluations[number])
     return {"rows": rows / iterations, "cpu_seconds": seconds / iterations, "evaluations": evaluations}
 

@@ -162,10 +162,10 @@ def _threads(settings: RunSettings) -> tuple[int | None, int | None]:
 
 def show(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console: Console) -> None:
     """The means as a table: a line for each policy."""
-    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.means()))
+    names = list(dict.fromkeys(name for evaluation in evaluations for name in evaluation.means))
     table = Table("policy", *names, title=f"means over {len(set(evaluations[0].prompts))} held-out prompts")
     for subject, evaluation in zip(subjects, evaluations, strict=True):
-        means = evaluation.means()
+        means = evaluation.means
         table.add_row(subject.label, *(f"{means[name]:.4f}" if name in means else "" for name in names))
     console.print(table)
 

@@ -31,7 +31,7 @@ from ...proto.usage import Usage
 from ..plan.utilisation import PhaseFlops
 from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
-from ..run.evaluation import evaluation_tasks, means_of
+from ..run.evaluation import evaluation_tasks, means_of, repeats
 from ..run.loop import IterationReport
 from ..run.planner import Planner
 from . import metrics
@@ -76,13 +76,14 @@ class Controller:
         Returns the report, without samples, and of each tree whose pictures are kept its number, its prompt, its
         rewards, and references to the pictures of its parts.
         """
-        start, cpu = time.perf_counter(), time.process_time()
+        start, cpu, workers = time.perf_counter(), time.process_time(), len(self.pools.workers.workers)
         with span("iteration", iteration=number, processes=self.exporters.processes()):
             iteration, updates = await self._iterate(number)
         seconds = time.perf_counter() - start
         await self._counting
         iteration.spent("controller", Usage(seconds, time.process_time() - cpu))
-        self.pools.adapt(iteration.observed(len(self.pools.workers.workers), seconds))
+        if workers:  # with none, as while new ones start after a node has gone, nothing follows from the seconds
+            self.pools.adapt(iteration.observed(workers, seconds))
         self.profiling.iteration_ended(number)
         return self._report(iteration, updates, seconds), iteration.samples()
 
@@ -287,8 +288,8 @@ class Controller:
         references = [media for media, _ in done]
         rewards = {name: np.concatenate([scores[name] for _, scores in done]) for name in names}
         # Read where they lie, in this node's store, from which the driver reads them too.
-        looks = [look for media in references for look in (await media).looks()]
-        metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, looks, rewards), self.settings.rewards)
+        media = [await reference for reference in references] if repeats(prompts) else []
+        metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, media, rewards), self.settings.rewards)
         return rewards, references
 
     async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:

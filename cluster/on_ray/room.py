@@ -10,12 +10,13 @@ class Room:
 
     def __init__(self, places: int) -> None:
         self._places, self.taken = places, 0
-        self._freed = asyncio.Condition()
+        self._turn, self._freed = asyncio.Lock(), asyncio.Condition()
 
     async def take(self, trees: int) -> None:
-        """Take places as soon as there are enough."""
+        """Take places as soon as there are enough, in the order of calls: a small task that overtook a larger one could
+        take the places that the learner's next window needs."""
         with metrics.QUEUE_LENGTH.labels("tasks").track_inprogress():
-            async with self._freed:
+            async with self._turn, self._freed:
                 await self._freed.wait_for(lambda: self.taken + trees <= self._places)
                 self.taken += trees
 

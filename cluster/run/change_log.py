@@ -2,7 +2,8 @@
 to.
 """
 
-import json
+import filecmp
+import shutil
 import time
 from collections.abc import Sequence
 from dataclasses import asdict
@@ -10,7 +11,7 @@ from itertools import chain, count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from ...proto.atomic_files import write_text
+from ...proto.atomic_files import json_lines, whole, write_text
 from .changes import Change
 from .wandb_log import FILE as WANDB
 from .wandb_log import last_step
@@ -25,13 +26,13 @@ def write_changes(folder: "RunFolder", changes: Sequence[Change], done: int, wen
     """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict."""
     if changes and any(line["iteration"] > done for line in folder.lines("metrics")):
         set_aside_after(folder, done)  # what is done again will differ
-    about = from_now(done)
-    if went_back_from is not None:
-        folder.append("changes", {**about, "went_back_from": went_back_from, "to": done})
     for change in changes:
         if change.setting in ("prompts.train", "prompts.held_out"):
             _keep_prompts(folder.path, change.setting.removeprefix("prompts."), done)
-        folder.append("changes", {**about, **asdict(change)})
+    about = from_now(done)
+    returned = [] if went_back_from is None else [{**about, "went_back_from": went_back_from, "to": done}]
+    if lines := [*returned, *({**about, **asdict(change)} for change in changes)]:
+        folder.append("changes", *lines)
 
 
 def from_now(done: int) -> dict[str, Any]:
@@ -44,7 +45,7 @@ def set_aside_after(folder: "RunFolder", iteration: int) -> None:
     aside = _free_name(folder.path / "set-aside" / f"after-{iteration:06d}")
     for name in ("metrics", "evaluations"):
         if later := [line for line in folder.lines(name) if line["iteration"] > iteration]:
-            write_text(aside / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in later))
+            write_text(aside / f"{name}.jsonl", json_lines(later))
     for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*", "trees/*-*"):
         for path in sorted(folder.path.glob(pattern), reverse=True):
             number = path.stem.removeprefix("iteration-").partition("-")[0]
@@ -66,9 +67,22 @@ def set_aside_wandb(folder: "RunFolder", iteration: int) -> None:
 
 
 def _keep_prompts(run: Path, name: str, done: int) -> None:
-    """Rename the prompts that were used up to an iteration, before others take their name."""
+    """Copy the prompts that were used up to an iteration, before others replace them: until then a run that is killed
+    needs them where they are."""
     for path in (run / "prompts").glob(f"{name}.*"):
-        path.rename(_free_name(path.with_name(f"{name}-until-{done:06d}{path.suffix}")))
+        kept = path.with_name(f"{name}-until-{done:06d}{path.suffix}")
+        if not (kept.exists() and filecmp.cmp(path, kept, shallow=False)):
+            with whole(_free_name(kept)) as temporary:
+                shutil.copyfile(path, temporary)
+
+
+def drop_replaced_prompts(folder: "RunFolder") -> None:
+    """Remove prompts that the recipe no longer names; `write_changes` has kept a copy."""
+    prompts = folder.settings.prompts
+    for name in ("train", "held_out"):
+        for path in (folder.path / "prompts").glob(f"{name}.*"):
+            if path.resolve() != getattr(prompts, name):
+                path.unlink()
 
 
 def _free_name(path: Path) -> Path:

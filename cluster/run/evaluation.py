@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
-from collections import defaultdict
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import cached_property
 from hashlib import sha256
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -47,20 +49,36 @@ class Evaluation:
     rewards: dict[str, FloatArray]
     """Reward -> its scores, float64 [n]."""
 
+    @cached_property
     def means(self) -> dict[str, float]:
         """Mean of each reward; where prompts have several samples, the mean of their `diversity` too."""
-        return means_of(self.prompts, self.media.looks(), self.rewards)
+        return means_of(self.prompts, [self.media], self.rewards)
 
 
-def means_of(prompts: Sequence[str], looks: Iterable[Pictures], rewards: Mapping[str, FloatArray]) -> dict[str, float]:
-    """`Evaluation.means`, of what is seen of each leaf (`Media.looks`)."""
+def means_of(prompts: Sequence[str], media: Iterable[Media], rewards: Mapping[str, FloatArray]) -> dict[str, float]:
+    """`Evaluation.means`, of leaves that come in several parts. They are looked at only if a prompt is there twice."""
     means = {name: float(values.mean()) for name, values in rewards.items()}
-    samples: dict[str, Diversity] = defaultdict(Diversity)
-    for prompt, look in zip(prompts, looks, strict=True):
-        samples[prompt].add(look[None])
-    if several := [own.value() for own in samples.values() if own.pictures > 1]:
-        means["diversity"] = float(np.mean(several))
+    if repeats(prompts):
+        looks = chain.from_iterable(part.looks() for part in media)
+        means["diversity"] = float(np.mean(list(_diversities(prompts, looks))))
     return means
+
+
+def repeats(prompts: Sequence[str]) -> bool:
+    """Whether a prompt is there more than once."""
+    return len(set(prompts)) < len(prompts)
+
+
+def _diversities(prompts: Sequence[str], looks: Iterable[Pictures]) -> Iterator[float]:
+    """The diversity of every prompt with several pictures. Sums of pictures are kept until a prompt's last one: samples
+    of a prompt follow each other, so those of one prompt at a time."""
+    counts, begun = Counter(prompts), dict[str, Diversity]()
+    for prompt, look in zip(prompts, looks, strict=True):
+        if counts[prompt] > 1:
+            own = begun.setdefault(prompt, Diversity())
+            own.add(look[None])
+            if own.pictures == counts[prompt]:
+                yield begun.pop(prompt).value()
 
 
 def sampled_prompts(prompts: Sequence[str], settings: RunSettings) -> list[str]:
@@ -73,7 +91,7 @@ def evaluation_steps(settings: RunSettings) -> int:
     return settings.evaluation.steps or settings.schedule.build().grid_steps
 
 
-def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int = 0) -> list[Task]:
+def evaluation_tasks(settings: RunSettings, prompts: Sequence[str], version: int) -> list[Task]:
     """The tasks of an evaluation, each with as many pictures as a training task has leaves.
 
     `prompts` has one for every picture. The start of picture i depends on `evaluation.seed` and i alone.

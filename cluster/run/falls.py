@@ -55,13 +55,15 @@ def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
 def undo_fall(folder: RunFolder, settings: RunSettings, fall: Fall) -> float:
     """Make the checkpoint of the fall's iteration one of the best weights, with a lower pace, and return that.
 
-    The run continues from it once its processes are set up again. changes.jsonl tells of it. Raises OSError if there is
-    no room.
+    The run continues from it once its processes are set up again. Raises OSError if there is no room.
     """
     wanted = settings.evaluation.undo_falls
     assert wanted
     best, back = (folder.checkpoint(iteration) for iteration in (fall.best, fall.iteration))
-    pace = copy_slowed(best, back, fall.iteration, wanted.pace)
+    return copy_slowed(best, back, fall.iteration, wanted.pace)
+
+
+def note_fall(folder: RunFolder, fall: Fall, pace: float) -> None:
+    """Tell of an undone fall in changes.jsonl."""
     line = {"fell_from": fall.before, "to": fall.now, "best": fall.best, "pace": pace}
     folder.append("changes", {**from_now(fall.iteration), **line})
-    return pace

@@ -32,12 +32,12 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ...proto.atomic_files import remove, sweep, write_text
+from ...proto.atomic_files import json_lines, remove, sweep, write_text
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe, save_recipe
 from ...proto.settings import CheckpointSettings, RunSettings
 from . import evaluation_storage
-from .change_log import set_aside_after, write_changes
+from .change_log import drop_replaced_prompts, set_aside_after, write_changes
 from .changes import Change, find_changes
 from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, set_aside
 from .driver_lock import driver_lock
@@ -59,6 +59,9 @@ class RunFolder:
         self._recipe: RunSettings | None = None
         """The recipe with these changes."""
         self._back_to: int | None = None
+        self._went_back_from: int | None = None
+        """The newest checkpoint, if the run goes back from it."""
+        self._changes_written = False
 
     @classmethod
     @contextmanager
@@ -124,6 +127,7 @@ class RunFolder:
                 "goes back to an earlier checkpoint)"
             )
         self._recipe, self._back_to = settings, back_to
+        self._went_back_from = self.done if back_to is not None else None
         sweep(self.path)
 
     def go_on(self, damaged: Callable[[Path, str], None]) -> int:
@@ -132,13 +136,15 @@ class RunFolder:
         The first time, later checkpoints are set aside if the run goes back, and changes are written down; each time
         lines of iterations that are to be done again are dropped. `damaged` is called as by `newest_whole_checkpoint`.
         """
-        newest = self.done
         if self._back_to is not None:
             set_aside_after(self, self._back_to)
         done = self.newest_whole_checkpoint(damaged)
         if self._recipe is not None:
-            write_changes(self, self.changes, done, newest if self._back_to is not None else None)
+            if not self._changes_written:
+                write_changes(self, self.changes, done, self._went_back_from)
+            self._changes_written = True  # also if the disk is full now, and all this is tried again
             save_recipe(self._recipe, self.path)
+            drop_replaced_prompts(self)
             self._recipe = self._back_to = None
         self.forget_after(done or -1)
         return done
@@ -174,11 +180,10 @@ class RunFolder:
         """Iteration of the newest checkpoint; 0 if there is none."""
         return max(self.checkpoints(), default=0)
 
-    def newest_checkpoint(self) -> Path:
-        """Raises InputError if there is none."""
-        if not (found := self.checkpoints()):
-            raise InputError(f"{self.path} holds no checkpoint yet")
-        return self.checkpoint(found[-1])
+    @property
+    def begins(self) -> bool:
+        """Whether the run begins with its first iteration: it has no checkpoint, or `go_on` will set all aside."""
+        return not self.done or self._back_to == 0
 
     def best_checkpoints(self) -> list[int]:
         """Iterations of the checkpoints that were evaluated, the best first.
@@ -266,11 +271,11 @@ class RunFolder:
 
     # Lines ------------------------------------------------------------------------------------------------------
 
-    def append(self, name: str, line: Mapping[str, Any]) -> None:
-        """Add a JSON line to `name`.jsonl, by replacing the file with a longer one."""
+    def append(self, name: str, *lines: Mapping[str, Any]) -> None:
+        """Add JSON lines to `name`.jsonl, by replacing the file with a longer one."""
         path = self.path / f"{name}.jsonl"
         before = path.read_text() if path.exists() else ""
-        write_text(path, before + json.dumps(line) + "\n")
+        write_text(path, before + json_lines(lines))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of `name`.jsonl; none if there is no file."""
@@ -281,7 +286,7 @@ class RunFolder:
         """Drop lines of iterations that a resumed run will repeat."""
         for name in ("metrics", "evaluations"):
             if kept := [line for line in self.lines(name) if line["iteration"] <= iteration]:
-                write_text(self.path / f"{name}.jsonl", "".join(json.dumps(line) + "\n" for line in kept))
+                write_text(self.path / f"{name}.jsonl", json_lines(kept))
             else:
                 (self.path / f"{name}.jsonl").unlink(missing_ok=True)
 
@@ -292,7 +297,7 @@ class RunFolder:
 
         With what it was `made_with` it can be told from others, also of the same iteration.
         """
-        line = {"iteration": iteration, **evaluation.means(), MADE_WITH: dict(made_with)}
+        line = {"iteration": iteration, **evaluation.means, MADE_WITH: dict(made_with)}
         evaluation_storage.write(self.path / evaluation_file(line), evaluation)
         self.append("evaluations", line)
 

@@ -4,6 +4,7 @@ Rollout worker and learner share one policy: publishing sends nothing, the worke
 parameters.
 """
 
+import gc
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -44,6 +45,7 @@ class InProcessLoop:
     def restart(self, *, lost: bool = True) -> None:
         settings = self.settings
         self._profiling.drop()
+        self._let_go()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.planner = Planner(settings, self._prompts)
@@ -55,6 +57,13 @@ class InProcessLoop:
         old = self.learner.old
         sampler = old.sampler() if old else self.policy
         self.worker = RolloutWorker(sampler, settings.rollout, self.learner.version, self.learner.kept_forwards)
+
+    def _let_go(self) -> None:
+        """Give up what is loaded, before it is loaded again: there may be no room for two of everything."""
+        for name in ("worker", "learner", "policy", "scorers"):
+            self.__dict__.pop(name, None)
+        gc.collect()
+        torch.cuda.empty_cache()
 
     def iterate(self, number: int, progress: Progress = lambda phase, share: None) -> IterationReport:
         with self._profiling.iteration(number) as timeline:

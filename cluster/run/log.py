@@ -44,11 +44,10 @@ class RunLog:
         """Whether pictures go anywhere."""
         return self._tensorboard is not None or self._wandb is not None
 
-    def iteration(self, report: IterationReport, seconds: float) -> None:
-        """Log a finished iteration that took `seconds` in all."""
-        line = iteration_line(report, seconds)
+    def iteration(self, line: Mapping[str, Any]) -> None:
+        """Log the figures of a finished iteration (`iteration_line`)."""
         # First what may be told twice, should the disk be full and this be called again.
-        self._scalars(report.iteration, _iteration_scalars(line))
+        self._scalars(line["iteration"], _iteration_scalars(line))
         self._folder.append("metrics", line)
 
     def evaluation(self, iteration: int, means: dict[str, float]) -> None:
@@ -151,7 +150,7 @@ def _audio(data: bytes) -> Summary.Audio:
 
 
 def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
-    """An iteration's figures as nested plain data."""
+    """The figures of an iteration that has just ended and took `seconds` in all, as nested plain data."""
     return {
         "iteration": report.iteration,
         "started": time.time() - seconds,

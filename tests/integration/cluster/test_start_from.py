@@ -13,7 +13,7 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.rollout_workers.policies.load import load_policy
 from families import saved
 from start_from import LORA, SMALL, begin_where_another_ended, run, train_lora_further
-from support import Settings, trained_policy
+from support import Settings, assert_bit_equal, trained_policy, weights
 
 
 @pytest.mark.parametrize(
@@ -38,11 +38,16 @@ def test_a_run_that_is_resumed_has_started_where_it_did(lora: Any, run_settings:
     run(one.model_copy(update={"iterations": 2}), resume=True)
     run(two.model_copy(update={"iterations": 2}), resume=True)
     assert after.settings.policy.start_from.path == start
+    whole = weights(after.path)
+    run(two.model_copy(update={"iterations": 2}), resume=True, back_to=0)
+    assert_bit_equal(weights(after.path), whole)
     shutil.rmtree(before.path)
     again = two.model_copy(update={"iterations": 3})
     if lora is None:  # a checkpoint of all weights stands for itself
         run(again, resume=True)
         trained_policy(after)
+        with pytest.raises(InputError, match="isn't there"):
+            run(again, resume=True, back_to=0)
         return
     gone = r"policy\.start_from\.path is '.*iteration-000001': it isn't there"
     for needs_it in (lambda: run(again, resume=True), lambda: trained_policy(after)):

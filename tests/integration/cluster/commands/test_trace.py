@@ -28,6 +28,6 @@ def test_a_run_in_one_process_is_traced_unless_told_not_to(run_settings: Setting
     assert list(first.prompts) == [prompt for prompt in ("000", "003", "006") for _ in range(2)]
     pairs = (first.media.pictures / 255).reshape(3, 2, *first.media.pictures.shape[1:])
     expected = np.sqrt(pairs.var(axis=1, ddof=1).reshape(3, -1).mean(axis=1)).mean()
-    assert first.means()["diversity"] == pytest.approx(expected, rel=1e-9)
+    assert first.means["diversity"] == pytest.approx(expected, rel=1e-9)
     silent = train(settings.model_copy(update={"name": "silent", "logging": LoggingSettings(trace=False)}), display)
     assert not (silent / "trace").exists()

@@ -61,7 +61,7 @@ def test_only_what_compares_is_compared_after_a_change(
     folder, told = trained(settings, resume=True)
     evaluations = folder.lines("evaluations")
     assert [line["iteration"] for line in evaluations] == lines
-    assert all(folder.evaluation(line).means() == {k: v for k, v in line.items() if k in BOTH} for line in evaluations)
+    assert all(folder.evaluation(line).means == {k: v for k, v in line.items() if k in BOTH} for line in evaluations)
     summary = json.loads((folder.path / "summary.json").read_text())
     assert (summary["before_iteration"], summary["after_iteration"]) == (first, 2)
     assert summary["before"].keys() == summary["after"].keys() == settings.rewards.keys()

@@ -144,7 +144,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
             loop.iterate(number)
         everyone = f"count(branchgrpo_tasks_total > 0 and timestamp(branchgrpo_tasks_total) > {end})"
         until(lambda: prometheus.now(everyone) == [3])
-        assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means()["diversity"])]
+        assert prometheus.now("branchgrpo_evaluation_diversity") == [pytest.approx(evaluation.means["diversity"])]
         assert_queries_find_data(prometheus, start, time.time())
         assert_alert_rules_are_evaluated(prometheus)
         pictures = draw(draw_dashboards.Prometheus(prometheus.url), "run", start, time.time(), tmp_path / "pictures")

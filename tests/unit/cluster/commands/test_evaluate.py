@@ -90,7 +90,7 @@ def test_an_opponent_is_evaluated_as_the_first_is(run_settings: Settings, tmp_pa
     with RunFolder.create(other) as folder:
         folder.append("metrics", {"iteration": 1})
         same = opponent(folder.path / "recipe.yaml", settings)
-    (task,), (own,) = (evaluation_tasks(given, ["1", "2"]) for given in (same.settings, settings))
+    (task,), (own,) = (evaluation_tasks(given, ["1", "2"], version=0) for given in (same.settings, settings))
     assert (task.seed, task.schedule) == (own.seed, own.schedule)
     assert same.settings.policy.height == settings.policy.height
     assert same.label == "other, untrained"
@@ -141,6 +141,6 @@ def test_labels_stand_below_their_pictures(tmp_path: Path) -> None:
 def test_evaluations_have_a_guidance_of_their_own(run_settings: Settings) -> None:
     prompts = ["1", "2"]
     own, policys = run_settings({"evaluation.guidance_scale": 2.0}), run_settings({"policy.guidance_scale": 2.0})
-    assert {task.guidance_scale for task in evaluation_tasks(own, prompts)} == {2.0}
-    assert {task.guidance_scale for task in evaluation_tasks(policys, prompts)} == {None}
+    assert {task.guidance_scale for task in evaluation_tasks(own, prompts, version=0)} == {2.0}
+    assert {task.guidance_scale for task in evaluation_tasks(policys, prompts, version=0)} == {None}
     assert made_with(own, prompts) == made_with(policys, prompts)

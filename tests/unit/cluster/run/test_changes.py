@@ -1,5 +1,6 @@
 """Runs that go on with other settings, or go back."""
 
+import errno
 import json
 import shlex
 import shutil
@@ -8,11 +9,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.run import pictures
+from branchgrpo.cluster.run import folder, pictures
 from branchgrpo.cluster.run.changes import find_changes
 from branchgrpo.cluster.run.checkpoints import written
 from branchgrpo.cluster.run.evaluation import MADE_WITH
 from branchgrpo.cluster.run.folder import RunFolder, load_settings
+from branchgrpo.proto import atomic_files, recipe
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from support import RECIPES, ROOT, Settings
@@ -148,6 +150,37 @@ def test_changes_are_kept_with_their_first_iteration(run_settings: Settings, tmp
     assert [json.loads(line) for line in aside.read_text().splitlines()] == [{"iteration": 3}]  # it will differ now
 
 
+@pytest.mark.parametrize("file", ["changes.jsonl", "prompts/train.jsonl", "recipe.yaml"])
+def test_a_continuation_is_cut_off_and_tried_again(
+    file: str, run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """By a full disk, after which the same driver tries again, or for good: then another one resumes the run."""
+    settings = run_settings({"iterations": 9})
+    made(settings, 4)
+    (tmp_path / "other.jsonl").write_text('{"prompt": "777", "text": "7"}\n')
+    changed = run_settings({"iterations": 9, "learner.clip_range": 0.5, "prompts.train": str(tmp_path / "other.jsonl")})
+
+    def write(path: Path, text: str) -> None:
+        if str(path).endswith(file):
+            monkeypatch.undo()
+            raise OSError(errno.ENOSPC, "no room")
+        atomic_files.write_text(path, text)
+
+    for module in (folder, recipe):
+        monkeypatch.setattr(module, "write_text", write)
+    with RunFolder.resume(changed, 2) as run:
+        with pytest.raises(OSError, match="no room"):
+            run.go_on(nobody)
+        assert RunFolder.open(run.path).settings.prompts.train.is_file(), "whoever resumes the run now finds them"
+        assert run.go_on(nobody) == 2
+    assert [path.name for path in sorted((run.path / "prompts").glob("train*"))] == [
+        "train-until-000002.txt",
+        "train.jsonl",
+    ]
+    told = [line.get("setting", line.get("went_back_from")) for line in run.lines("changes")]
+    assert (told[0], sorted(told[1:])) == (4, ["learner.clip_range", "prompts.train"])
+
+
 def test_a_run_goes_back_and_loses_nothing(run_settings: Settings) -> None:
     settings = run_settings({"iterations": 4})
     run = made(settings, 4)
@@ -204,7 +237,9 @@ def overrides_in_docs() -> list[Sequence[str]]:
     return found
 
 
-def test_the_remedies_of_the_docs_are_taken(run_settings: Settings) -> None:
+def test_the_remedies_of_the_docs_are_taken(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    Path("harder.txt").write_text("777\n888\n")
     before = load_settings(RECIPES / "glyphs.yaml")
     remedies = [overrides for overrides in overrides_in_docs() if overrides]
     assert len(remedies) > 5

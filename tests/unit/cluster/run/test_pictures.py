@@ -25,7 +25,7 @@ def test_one_picture_of_each_prompt_is_read(tmp_path: Path) -> None:
     whole = evaluation_storage.read(tmp_path / "one.safetensors")
     assert whole.prompts == prompts
     np.testing.assert_array_equal(whole.media.pictures, media)
-    assert whole.means() == written.means()
+    assert whole.means == written.means
 
 
 @pytest.mark.parametrize(("side", "logged_as"), [(32, (64, 96)), (1000, (1365, MAXIMUM_LOGGED))])
