@@ -178,6 +178,7 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
         (not learner.keep_graph, "learner.keep_graph is on"),
         (not run.pruning.depth and not run.pruning.width, "pruning is on"),
         (learner.zero_stage < 3, f"learner.zero_stage is {learner.zero_stage}"),
+        (run.staleness == 0, f"staleness is {run.staleness}"),
         (
             not learner.nft.old_decay or run.execution == "in_process" or run.placement == "separate",
             f"placement is '{run.placement}' with learner.nft.old_decay {learner.nft.old_decay}",
@@ -187,7 +188,7 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
         if not fits:
             yield (
                 "learner.objective 'nft' needs kl_weight 0, trust_region 'clip', no kept graphs, no pruning, ZeRO "
-                f"below 3 and, with old_decay on Ray, placement 'separate'; {misfit}"
+                f"below 3, staleness 0 and, with old_decay on Ray, placement 'separate'; {misfit}"
             )
 
 

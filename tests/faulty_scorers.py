@@ -61,3 +61,8 @@ def cannot_read_666(threads: int | None) -> Score:
         return scorer(media, prompts)
 
     return score
+
+
+def dies_as_it_loads(threads: int | None) -> Score:
+    """One whose process ends while it loads, as one without memory does."""
+    os._exit(1)

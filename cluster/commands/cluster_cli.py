@@ -115,7 +115,7 @@ def scale(
     where, counts = RunAddress.find(run, address), scale.replica_counts(reward or [])
     with Console().status("scaling"):
         starting = scale.scale(where, rollout_workers, counts)
-    typer.echo(f"{starting} workers have no room yet; they start when there is some" if starting else "scaled")
+    typer.echo(f"{starting} of them have no room yet; they start when there is some" if starting else "scaled")
 
 
 MAX_SECONDS = 1e6

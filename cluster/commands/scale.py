@@ -18,8 +18,8 @@ def replica_counts(options: Sequence[str]) -> dict[str, int]:
 
 
 def scale(where: RunAddress, workers: int | None, replicas: dict[str, int]) -> int:
-    """Give a run so many rollout workers, and so many replicas of each named reward; returns how many workers have no
-    room yet. Raises InputError for a run that isn't there, or sizes that its pools can't have."""
+    """Give a run so many rollout workers, and so many replicas of each named reward; returns how many processes
+    have no room yet. Raises InputError for a run that isn't there, or sizes that its pools can't have."""
     if workers is None and not replicas:
         raise InputError("nothing to change; give --rollout-workers or --reward")
     address = where.found()

@@ -20,10 +20,10 @@ def statuses(address: str, run: str | None) -> dict[str, dict[str, Any] | None]:
     address = find_ray(address)  # before Ray is imported
     import ray
 
-    from .connect import named_controller, run_names, visiting
+    from .connect import named_controller, run_controllers, visiting
 
     with visiting(address):
-        controllers = {name: named_controller(name) for name in ([run] if run else run_names())}
+        controllers = {run: named_controller(run)} if run else run_controllers()
         asked = {name: controller.status.remote() for name, controller in controllers.items()}
         answered, _ = (
             ray.wait(list(asked.values()), num_returns=len(asked), timeout=ANSWER_SECONDS) if asked else ([], [])

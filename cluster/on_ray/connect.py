@@ -4,7 +4,7 @@ import logging
 import os
 import signal
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -109,11 +109,16 @@ def named_controller(run: str) -> Any:
     try:
         return ray.get_actor(controller_name(run), NAMESPACE)
     except ValueError as error:
-        running = ", ".join(run_names()) or "none"
+        running = ", ".join(run_controllers()) or "none"
         raise InputError(f"no run '{run}' runs there; there is {running}") from error
 
 
-def run_names() -> list[str]:
-    """Names of the runs on the Ray that this process is connected to."""
-    names = [actor["name"] for actor in ray.util.list_named_actors(all_namespaces=True)]
-    return sorted(run for run in map(run_of, names) if run is not None)
+def run_controllers() -> dict[str, Any]:
+    """Run -> its controller, of all runs on the Ray that this process is connected to. A long name is cut, with its
+    digest."""
+    found = {}
+    for actor in ray.util.list_named_actors(all_namespaces=True):
+        if (run := run_of(actor["name"])) is not None:
+            with suppress(ValueError):  # it has just ended
+                found[run] = ray.get_actor(actor["name"], actor["namespace"])
+    return dict(sorted(found.items()))

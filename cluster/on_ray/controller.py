@@ -319,7 +319,7 @@ class Controller:
         await self.pools.learner.export(folder)
 
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
-        """Change the size of pools; returns how many workers wait for room. Raises InputError for one that can't be
+        """Change the size of pools; returns how many processes wait for room. Raises InputError for one that can't be
         changed."""
         return await self.pools.scale(rollout_workers, rewards)
 

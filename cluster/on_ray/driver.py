@@ -203,7 +203,7 @@ class RayLoop:
         return status
 
     def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
-        """Change the size of pools; returns how many workers wait for room. Raises InputError for one that can't be
+        """Change the size of pools; returns how many processes wait for room. Raises InputError for one that can't be
         changed."""
         return int(self._call(self._controller.scale.remote(rollout_workers, rewards)))
 

@@ -1,6 +1,7 @@
 """Private parts of Ray that this project uses for want of public ones. `pyproject.toml` bounds its version."""
 
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any
 
@@ -32,6 +33,12 @@ def draining_nodes() -> set[str]:
 def living_actors() -> list[dict[str, Any]]:
     """The actors of all jobs that are alive."""
     return [actor for actor in ray._private.state.actors().values() if actor["State"] == "ALIVE"]
+
+
+def dead_among(actors: Sequence[Any]) -> list[Any]:
+    """Those of some actors that Ray knows to be dead."""
+    known = ray._private.state.actors()
+    return [actor for actor in actors if known.get(actor._actor_id.hex(), {}).get("State") == "DEAD"]
 
 
 def drain_node(node: str, seconds: float) -> str | None:

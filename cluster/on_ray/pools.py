@@ -97,8 +97,8 @@ class Pools:
     async def scale(self, rollout_workers: int | None, rewards: dict[str, int]) -> int:
         """Change the number of rollout workers and of replicas, which then stay as they are.
 
-        Returns how many workers haven't come up in a minute, for lack of room. Raises InputError for what can't be
-        changed.
+        Returns how many workers and replicas haven't come up in a minute, for lack of room. Raises InputError for what
+        can't be changed.
         """
         names = {reward: model for model, given in self._deployment.models.items() for reward in given}
         for reward, count in rewards.items():
@@ -119,7 +119,8 @@ class Pools:
         if rewards:
             await self._deploy()
         await self.workers.up(rollout_workers or 0, SCALING_SECONDS)
-        return self.workers.starting
+        up = {model: await asyncio.to_thread(self._deployment.running, model) for model in scaled}
+        return self.workers.starting + sum(max(0, count - up[model]) for model, count in scaled.items())
 
     def adapt(self, observed: IterationTiming) -> None:
         """Have as many rollout workers as the run is best off with, by what an iteration was like."""

@@ -16,10 +16,11 @@ import ray
 import tenacity
 from ray import serve
 from ray.exceptions import ActorAlreadyExistsError, RayError
+from ray.serve.schema import ApplicationStatus, DeploymentStatusOverview
 
 from ... import __version__
 from ...proto.atomic_files import leave_lost_directory
-from ...proto.errors import InputError
+from ...proto.errors import InputError, RunFailed
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
 from ...proto.media import Media
@@ -47,6 +48,9 @@ DRAIN_SECONDS = 0.1
 LEASE_SECONDS = 60
 """Seconds that an application outlives its run. A run that restarts reclaims it sooner."""
 LOOK_SECONDS = 5
+PATIENCE_SECONDS = 60
+"""Seconds after which a run goes on with one replica of each model."""
+POLL_SECONDS = 0.1
 LAST_LINES = 12
 """Lines of an installer's output that say why it failed."""
 
@@ -132,10 +136,12 @@ class RewardDeployment:
         return reward_models(self.settings.rewards)
 
     def start(self, replicas: Mapping[str, int] = MappingProxyType({})) -> None:
-        """Deploy the models, or bring them to other sizes, and wait until they are up.
+        """Deploy the models, or bring them to other sizes, and wait until all replicas are up; or, after
+        `PATIENCE_SECONDS`, until each model has one, and others still load or wait for room.
 
         `replicas` has the sizes that aren't the settings'. Processes get the caller's environment: packages, variables;
-        and what a pool adds to it. Raises InputError if the environment of a pool can't be built.
+        and what a pool adds to it. Raises InputError if the environment of a pool can't be built, RunFailed if replicas
+        don't come up for another reason.
         """
         start_serve()
         # Serve's controller, which starts them, may be another user's and have another environment.
@@ -154,22 +160,35 @@ class RewardDeployment:
             ray_actor_options={"num_cpus": 0, "runtime_env": runtime_env},
         )
         application = root.bind(deployments, self.name, self._directory)
-        try:
-            serve.run(application, name=self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
-        except RuntimeError as error:
-            self._check_environments(error)
-            raise
+        target = serve.RunTarget(application, self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
+        serve.run_many(
+            [target], wait_for_applications_running=False
+        )  # that would be without end, and look every second
+        begun = time.monotonic()
+        while (found := serve.status().applications[self.name]).status != ApplicationStatus.RUNNING:
+            if found.status == ApplicationStatus.DEPLOY_FAILED:
+                raise self._failed(found.deployments)
+            patient = time.monotonic() < begun + PATIENCE_SECONDS
+            if not patient and all(self.running(model) for model in self.models):
+                break
+            time.sleep(POLL_SECONDS)
 
-    def _check_environments(self, error: Exception) -> None:
-        """Raises InputError if a deployment failed over an environment that can't be built."""
-        found = serve.status().applications.get(self.name)
-        for model, deployment in (found.deployments if found else {}).items():
-            if "runtime_env" in deployment.message and model in self.models:
-                lines = [line for line in deployment.message.splitlines() if line.strip()][-LAST_LINES:]
+    def _failed(self, deployments: Mapping[str, DeploymentStatusOverview]) -> InputError | RunFailed:
+        """Why replicas of the models can't start, by the messages of their deployments."""
+        reasons = []
+        for model in self.models:
+            lines = [line for line in deployments[model].message.splitlines() if line.strip()][-LAST_LINES:]
+            if "runtime_env" in deployments[model].message:
                 self.delete()
-                raise InputError(
+                return InputError(
                     "\n".join([f"pools.rewards.{model}.runtime_env can't be built on the cluster:", *lines])
-                ) from error
+                )
+            reasons += [f"reward model '{model}' doesn't start:", *lines] if lines else []
+        return RunFailed("\n".join(reasons) or "the reward models don't start")
+
+    def running(self, model: str) -> int:
+        """Number of a model's replicas that are up."""
+        return self.replicas().get(model, {}).get("RUNNING", 0)
 
     def client(self, retried: Callable[[str], None] = lambda model: None) -> RewardClient:
         """A client of the models. `retried` is called with the model at each retry."""

@@ -16,6 +16,7 @@ from ray.exceptions import RayActorError
 
 from ...proto.errors import ProcessLost, RunFailed, brief
 from . import metrics
+from .internals import dead_among
 from .messages import ProcessInfo
 
 Result = TypeVar("Result")
@@ -132,6 +133,7 @@ class WorkerPool:
                 logging.getLogger(__name__).warning("%s: process %d died, its task runs again: %s", self.name, pid, why)
                 metrics.RESTARTS.labels(self.name).inc()
                 self._dismiss(worker)
+                await self._dismiss_dead()
                 self._fill()
             finally:
                 self._release(worker)
@@ -226,6 +228,14 @@ class WorkerPool:
         worker.draining = True
         if not worker.busy:
             self._dismiss(worker)
+
+    async def _dismiss_dead(self) -> None:
+        """Let go idle workers that have died too, as with their node: a task would meet one after the other."""
+        dead = await asyncio.to_thread(dead_among, [worker.actor for worker in self.workers])
+        for worker in list(self.workers):
+            if worker.actor in dead and not worker.busy:
+                metrics.RESTARTS.labels(self.name).inc()
+                self._dismiss(worker)
 
     def _dismiss(self, worker: Worker) -> None:
         self.workers.remove(worker)

@@ -84,7 +84,7 @@ class RunFolder:
                 yield folder
             except BaseException:
                 if not folder.started:
-                    shutil.rmtree(path)
+                    shutil.rmtree(path, ignore_errors=True)  # NFS keeps the lock's file until it is closed
                     with suppress(OSError):  # another run may have begun in one of them
                         for parent in missing:
                             parent.rmdir()

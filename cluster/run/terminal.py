@@ -5,6 +5,7 @@ import io
 import os
 import select
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import TextIO
@@ -57,13 +58,15 @@ def lasting_output() -> Iterator[None]:
 
 
 class LineStream(io.TextIOBase):
-    """A text stream that calls `line` with every line that is written to it.
+    """A text stream that calls `line` with every line that any thread writes to it, as a terminal would show it: of a
+    progress bar, what it wrote last.
 
     Who asks for a file of the system, to write to it directly, gets that of `instead_of`.
     """
 
     def __init__(self, line: Callable[[str], None], instead_of: TextIO) -> None:
         self._line, self._begun, self._instead_of = line, "", instead_of
+        self._lock = threading.Lock()
 
     def fileno(self) -> int:
         return self._instead_of.fileno()
@@ -72,7 +75,14 @@ class LineStream(io.TextIOBase):
         return True
 
     def write(self, text: str) -> int:
-        *lines, self._begun = (self._begun + text).split("\n")
+        with self._lock:
+            *lines, begun = (self._begun + text).split("\n")
+            self._begun = begun[begun.rstrip("\r").rfind("\r") + 1 :]
         for line in lines:
-            self._line(line.rpartition("\r")[2])
+            self._line(line.rstrip("\r").rpartition("\r")[2])
         return len(text)
+
+    def finish(self) -> None:
+        """End the last line, if it hasn't been."""
+        if self._begun:
+            self.write("\n")

@@ -55,6 +55,8 @@ def logged_output(log: TextLog, show: Show) -> Iterator[None]:
         with contextlib.redirect_stdout(printed), contextlib.redirect_stderr(warned):
             yield
     finally:
+        printed.finish()
+        warned.finish()
         root.removeHandler(handler)
 
 

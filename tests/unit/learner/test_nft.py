@@ -163,6 +163,7 @@ def test_rollouts_sample_with_a_running_average(run_settings: Settings, sample: 
         ({"learner.kl_weight": 0.1}, "learner.kl_weight is 0.1"),
         ({"learner.trust_region": "guard"}, "learner.trust_region is 'guard'"),
         ({"learner.zero_stage": 3}, "learner.zero_stage is 3"),
+        ({"staleness": 1, "execution": "ray"}, "staleness is 1"),
         ({"pruning": {"width": {"mode": "parent_top1"}}}, "pruning is on"),
         ({"learner.nft": {"old_decay": 0.5}, "execution": "ray", "placement": "colocated"}, "old_decay 0.5"),
         ({"learner.objective": "ratio"}, "schedule trains no step"),

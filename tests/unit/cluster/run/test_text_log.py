@@ -10,6 +10,7 @@ import pytest
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.run.stop import Stopped
+from branchgrpo.cluster.run.terminal import LineStream
 from branchgrpo.proto.errors import ProcessLost
 from rich.console import Console
 from support import Settings
@@ -84,3 +85,23 @@ def test_how_a_run_ends_is_kept(
     found = read_state(tmp_path)
     assert (found["state"], found["error"], found["drivers"]) == (state, told, 2)
     assert not error or str(error) in (tmp_path / "log.txt").read_text()
+
+
+@pytest.mark.parametrize(
+    ("written", "lines"),
+    [
+        (["one\ntw", "o\n", "three"], ["one", "two", "three"]),
+        (["\r10%", "\r20%", "\r30%", "\nnext\n"], ["30%", "next"]),
+        (["\r10%\r", "20%\r", "\r"], ["20%"]),
+        (["one\r\n", "two\r", "\n"], ["one", "two"]),
+        ([], []),
+    ],
+)
+def test_lines_are_those_that_a_terminal_would_show(written: list[str], lines: list[str]) -> None:
+    seen: list[str] = []
+    stream = LineStream(seen.append, sys.stdout)
+    for text in written:
+        assert stream.write(text) == len(text)
+    stream.finish()
+    stream.finish()
+    assert seen == lines
