@@ -70,7 +70,7 @@ def train(
         opened = RunFolder.resume(settings, back_to) if resume else RunFolder.create(settings)
         with opened as folder, display.recording(folder.path, settings):
             display.advise(advice(settings))
-            display.sized(settings, automatic)
+            display.tell_sizes(settings, automatic)
             train_prompts, held_out = (with_kept_pictures(own, folder.path) for own in (train_prompts, held_out))
             try:
                 _go(folder, settings, display, stop, address, train_prompts, held_out)
@@ -108,7 +108,7 @@ def _go(
                 reached, fruitless = folder.done, 1 if folder.done > reached else fruitless + 1
                 if fruitless > MAX_FRUITLESS_RESTARTS:
                     raise
-                display.lost(error, reached)
+                display.tell_loss(error, reached)
                 if stop.signum is not None:
                     raise Stopped(stop.signum, after_stop(folder)) from error
     except Diverged as error:
@@ -165,11 +165,11 @@ class _Run:
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
         changes = folder.changes
-        self.done = self._write(lambda: folder.go_on(display.damaged))
-        display.changed(changes, self.done + 1)
+        self.done = self._write(lambda: folder.go_on(display.warn_damage))
+        display.tell_changes(changes, self.done + 1)
         folder.changes = []
         if self.done:
-            display.resumed(folder.checkpoint(self.done), self.done)
+            display.tell_resumption(folder.checkpoint(self.done), self.done)
             with display.waiting("loading the checkpoint"):
                 loop.load(folder.checkpoint(self.done))
         self._evaluates_again = bool(self.done) and not self._evaluated_alike(held_out)
@@ -234,7 +234,7 @@ class _Run:
         if fall:
             pace = self._write(partial(undo_fall, self.folder, settings, fall))
             self._write(partial(note_fall, self.folder, fall, pace))
-            self.display.fell(fall, pace)
+            self.display.tell_fall(fall, pace)
             self.folder.drop_old_checkpoints(settings.checkpoint)
         elif last or report.learner_draining or settings.checkpoint_due(iteration):
             self._save(iteration)
@@ -287,7 +287,7 @@ class _Run:
         def wait(error: BaseException) -> None:
             nonlocal waits
             if not waits:
-                self.display.full(error)
+                self.display.warn_full_disk(error)
             waits = True
 
         try:
@@ -302,7 +302,7 @@ class _Run:
                 raise Stopped(self.stop.signum, f"the disk is full; {after_stop(self.folder)}") from error
             raise
         if waits:
-            self.display.room()
+            self.display.tell_room()
         return written
 
     def _answer(self) -> None:

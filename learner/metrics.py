@@ -15,7 +15,7 @@ MICRO_BATCH_ROWS = Histogram(
     "Rows in one forward and backward pass.",
     buckets=(1, 2, 4, 8, 16, 32, 64, 128, 256, 512),
 )
-UPDATES = Counter("branchgrpo_updates", "Optimizer steps.")
+UPDATES = Counter("branchgrpo_updates", "Updates, also those without an edge, which make no step.")
 LEARNING_SECONDS = Counter(
     "branchgrpo_learning_seconds", "Seconds of this rank in forward and backward passes and steps."
 )

@@ -25,7 +25,7 @@ READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that it can't read."""
 
 
-class Unreadable(Exception):
+class PictureError(Exception):
     """There is no picture in a row, or none that can be read. Its text goes on from "the row has"."""
 
 
@@ -74,10 +74,10 @@ class Picture:
 
 def find_pictures(value: Any, column: str, folder: Path) -> list[Picture]:
     """The pictures that a row's `column` holds: a path that starts in `folder`, a file's bytes, an object with `bytes`
-    or `path`, or a list of these. Raises Unreadable if there is none, or one can't be read."""
+    or `path`, or a list of these. Raises PictureError if there is none, or one can't be read."""
     given = value if isinstance(value, list) else [value]
     if not given or not all(given):
-        raise Unreadable(f"no picture in '{column}', of prompts.picture_column")
+        raise PictureError(f"no picture in '{column}', of prompts.picture_column")
     return [_find(one, column, folder) for one in given]
 
 
@@ -88,16 +88,16 @@ def _find(value: Any, column: str, folder: Path) -> Picture:
         try:
             return Picture(_name(value), value)
         except READ_ERRORS as error:
-            raise Unreadable(f"bytes in '{column}' that are no picture: {error}") from error
+            raise PictureError(f"bytes in '{column}' that are no picture: {error}") from error
     if not isinstance(value, str) or "\0" in value:
-        raise Unreadable(f"neither a path nor bytes in '{column}', of prompts.picture_column")
+        raise PictureError(f"neither a path nor bytes in '{column}', of prompts.picture_column")
     path = folder / Path(value).expanduser()
     try:
         facts = path.stat()
         return Picture(_name_of_file(path.resolve(), facts.st_size, facts.st_mtime_ns), path.resolve())
     except (*READ_ERRORS, RuntimeError) as error:
         reason = getattr(error, "strerror", None) or "it is no picture in a format that Pillow reads"
-        raise Unreadable(f"in '{column}' the picture '{path}', which can't be read: {reason}") from error
+        raise PictureError(f"in '{column}' the picture '{path}', which can't be read: {reason}") from error
 
 
 @cache

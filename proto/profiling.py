@@ -75,7 +75,7 @@ class ProfileOrder:
         return replace(self, components=(component,))
 
 
-class Profiled:
+class ProfilerScope:
     """Torch's profiler, on inside the block if there is an order that this process hasn't fulfilled."""
 
     def __init__(self, order: ProfileOrder | None) -> None:

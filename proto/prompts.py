@@ -20,7 +20,7 @@ from pydantic_core import PydanticSerializationError, to_jsonable_python
 from .atomic_files import decoded
 from .errors import InputError
 from .pictures import FOLDER as PICTURES
-from .pictures import Picture, Unreadable, find_pictures
+from .pictures import Picture, PictureError, find_pictures
 
 if TYPE_CHECKING:
     from .settings import PromptSettings
@@ -33,8 +33,8 @@ OFFLINE = "HF_HUB_OFFLINE"
 """Variable that keeps the hub's libraries from the network. The command line sets it where it isn't."""
 SAVED_DATASET = ("dataset_info.json", "dataset_dict.json")
 """One of them is in a folder that `datasets` has saved, and not in one that it would load files from."""
-NAMED_SUFFIXES = 5
-"""Bad rows that are named one by one."""
+MAX_NAMED_ROWS = 5
+"""Maximum number of bad rows that a warning names."""
 PACKED = ".gz"
 SHOWN = 300
 """Characters of what is wrong with a row."""
@@ -117,12 +117,12 @@ def read_prompts(
     for place, row in _rows(source, setting, column):
         try:
             prompts.append(_prompt(row, column, picture_column, folder))
-        except Unreadable as error:
+        except PictureError as error:
             raise InputError(f"{setting} is '{source}': {place} has {error}") from error
         except ValueError as error:
             bad.append(f"{place} has {' '.join(str(error).split())[:SHOWN]}")
     if bad and not quiet:
-        named = "; ".join([*bad[:NAMED_SUFFIXES], *(["..."] if len(bad) > NAMED_SUFFIXES else [])])
+        named = "; ".join([*bad[:MAX_NAMED_ROWS], *(["..."] if len(bad) > MAX_NAMED_ROWS else [])])
         total = len(bad) + len(prompts)
         logging.getLogger(__name__).warning("%s: %d of %d rows are left out: %s", setting, len(bad), total, named)
     if not prompts:
@@ -131,7 +131,7 @@ def read_prompts(
 
 
 def _prompt(row: Any, column: str, picture_column: str | None, folder: Path) -> Prompt:
-    """The prompt of a row. Raises ValueError that says what the row has instead, Unreadable for its picture."""
+    """The prompt of a row. Raises ValueError that says what the row has instead, PictureError for its picture."""
     if isinstance(row, ValueError):
         raise row
     text, fields = row, {}

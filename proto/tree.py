@@ -44,7 +44,7 @@ class Task:
     recorded: int = 0
     """Trees with a lower number are recorded: thumbnails of their leaves come with them."""
     sampled: int = 0
-    """Trees with a lower number are kept as samples, which play: their thumbnails don't."""
+    """Trees with a lower number are kept as samples. These have their sound, so their thumbnails have none."""
     previews: bool = False
     """Whether thumbnails of their splits come too."""
     latents: bool = False

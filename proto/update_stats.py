@@ -40,7 +40,7 @@ class UpdateStats:
     recorded: tuple[LearnedTree, ...] = ()
     """Recorded trees of the update, without those that were left out, as its last pass had them."""
     passes: int = 1
-    """Optimizer steps over its trees that these figures are of; or 1 that had no edge."""
+    """Passes over its trees that these figures cover. An update without edges counts as one pass, and makes no step."""
 
     def note_pulls(self, others: Iterable[Mapping[str, float]]) -> None:
         """Add the pulls of other trees."""

@@ -11,7 +11,7 @@ Reply = TypeVar("Reply")
 
 
 @dataclass(frozen=True)
-class _Waiting(Generic[Request, Reply]):
+class _QueuedRequest(Generic[Request, Reply]):
     request: Request
     size: int
     reply: asyncio.Future[Reply]
@@ -31,13 +31,13 @@ class Batches(Generic[Request, Reply]):
     ) -> None:
         """`answer` gives a batch's replies; `max_size` is of all requests of a batch. A larger one is a batch alone."""
         self._answer, self._max_size, self._wait_seconds = answer, max_size, wait_seconds
-        self._waiting: deque[_Waiting[Request, Reply]] = deque()
+        self._waiting: deque[_QueuedRequest[Request, Reply]] = deque()
         self._full = asyncio.Event()
         self._work: asyncio.Task[None] | None = None
 
     async def reply(self, request: Request, size: int) -> Reply:
         """The reply to a request of so many items. What `answer` raises is raised for every request of the batch."""
-        own: _Waiting[Request, Reply] = _Waiting(request, size, asyncio.get_running_loop().create_future())
+        own: _QueuedRequest[Request, Reply] = _QueuedRequest(request, size, asyncio.get_running_loop().create_future())
         self._waiting.append(own)
         if sum(waiting.size for waiting in self._waiting) >= self._max_size:
             self._full.set()
@@ -52,12 +52,12 @@ class Batches(Generic[Request, Reply]):
                     await self._full.wait()
             except TimeoutError:
                 pass
-            if batch := self._taken():
-                await self._answered(batch)
+            if batch := self._take_batch():
+                await self._answer_batch(batch)
 
-    def _taken(self) -> list[_Waiting[Request, Reply]]:
+    def _take_batch(self) -> list[_QueuedRequest[Request, Reply]]:
         """The next batch, without the requests that were given up."""
-        batch: list[_Waiting[Request, Reply]] = []
+        batch: list[_QueuedRequest[Request, Reply]] = []
         size = 0
         while self._waiting and (not batch or size + self._waiting[0].size <= self._max_size):
             first = self._waiting.popleft()
@@ -68,7 +68,7 @@ class Batches(Generic[Request, Reply]):
             self._full.clear()
         return batch
 
-    async def _answered(self, batch: Sequence[_Waiting[Request, Reply]]) -> None:
+    async def _answer_batch(self, batch: Sequence[_QueuedRequest[Request, Reply]]) -> None:
         try:
             replies = await self._answer([waiting.request for waiting in batch])
             for waiting, reply in zip(batch, replies, strict=True):

@@ -54,7 +54,7 @@ class RemoteReward:
         self._retrying = tenacity.Retrying(
             stop=tenacity.stop_after_attempt(REQUEST_ATTEMPTS),
             wait=tenacity.wait_exponential_jitter(initial=1, max=MAX_WAIT),
-            retry=tenacity.retry_if_exception_type((requests.RequestException, _Passing)),
+            retry=tenacity.retry_if_exception_type((requests.RequestException, _TransientFailure)),
             reraise=True,
         )
 
@@ -68,7 +68,7 @@ class RemoteReward:
         body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
         try:
             reply = self._retrying(self._ask, body)
-        except (requests.RequestException, _Passing) as error:
+        except (requests.RequestException, _TransientFailure) as error:
             reason = f"reward '{self._reward}' had no score from {self._url}: {error}"
             raise NotAnswered(reason, final=True) from error
         try:
@@ -79,7 +79,7 @@ class RemoteReward:
     def _ask(self, body: bytes) -> ScoreReply:
         answer = self._session.post(self._url, data=body, timeout=(CONNECT_SECONDS, self._timeout))
         if answer.status_code in PASSING_STATUSES:
-            raise _Passing(f"{answer.status_code} {answer.text[:200]}")
+            raise _TransientFailure(f"{answer.status_code} {answer.text[:200]}")
         if answer.status_code != 200:
             raise NotScored(
                 f"reward '{self._reward}' was refused by {self._url}: {answer.status_code} {answer.text[:200]}",
@@ -88,7 +88,7 @@ class RemoteReward:
         try:
             return ScoreReply.from_bytes(answer.content)
         except ValueError as error:  # such as the page of a proxy
-            raise _Passing(f"an answer that can't be read: {error}") from error
+            raise _TransientFailure(f"an answer that can't be read: {error}") from error
 
 
 def per_request(media: Media, pictures: int = 0) -> int:
@@ -104,5 +104,5 @@ def longest(timeout: float) -> float:
     return REQUEST_ATTEMPTS * (CONNECT_SECONDS + timeout + MAX_WAIT)
 
 
-class _Passing(Exception):
+class _TransientFailure(Exception):
     """An answer that tells of trouble that may pass."""

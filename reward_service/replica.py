@@ -12,7 +12,7 @@ import numpy as np
 
 from ..proto.errors import InputError
 from ..proto.media import Media, joined
-from ..proto.profiling import Profiled, ProfileOrder
+from ..proto.profiling import ProfileOrder, ProfilerScope
 from ..proto.scoring import NotAnswered, NotScored, ScoreReply, ScoreRequest
 from ..proto.settings import RewardPoolSettings, RewardSettings
 from ..proto.tracing import span
@@ -80,7 +80,7 @@ class Replica:
 
     def _one(self, request: _Request) -> Scored:
         try:
-            with Profiled(request.order):
+            with ProfilerScope(request.order):
                 return self._score(request.media, request.prompts, request.id)
         except Exception as error:
             metrics.FAILURES.labels(self.model).inc()
@@ -91,7 +91,7 @@ class Replica:
     def _together(self, requests: Sequence[_Request]) -> list[Scored]:
         """Requests as one, and its scores dealt out again."""
         media = joined([request.media for request in requests])
-        with Profiled(next((request.order for request in requests if request.order), None)):
+        with ProfilerScope(next((request.order for request in requests if request.order), None)):
             every = self._score(media, [prompt for request in requests for prompt in request.prompts], "")
         ends = np.cumsum([len(request.media) for request in requests])[:-1]
         dealt = {name: np.split(values, ends) for name, values in every.scores.items()}

@@ -32,7 +32,7 @@ TOKEN = "<|Reward|>"
 
 
 @dataclass(frozen=True)
-class Trained:
+class ChatModel:
     """How a published model was trained to be asked."""
 
     backbone: Any
@@ -48,13 +48,13 @@ class Trained:
 
 
 TRAINED = {
-    "hps_v3": Trained(
+    "hps_v3": ChatModel(
         backbone=Qwen2VLModel,
         questions=(("INSTRUCTION", "prompt_with_special_token"),),
         heads=("rm_head.",),
         files=("data_collator_qwen.py",),
     ),
-    "edit_reward": Trained(
+    "edit_reward": ChatModel(
         backbone=Qwen2_5_VLModel,
         questions=(
             ("INSTRUCTION_EDIT_FOLLOWING", "prompt_with_special_token"),

@@ -66,7 +66,7 @@ class _Frontier:
 
 
 @dataclass
-class _Pending:
+class _UnsentNodes:
     """Nodes of one tree that have been computed and not yet handed out."""
 
     nodes: list[IntArray] = field(default_factory=list)
@@ -93,7 +93,7 @@ class _Growth:
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
         self.batched_conditioning = collate(conditionings)
-        self.pending = [_Pending() for _ in task.trees]
+        self.pending = [_UnsentNodes() for _ in task.trees]
         self.first_part = [True] * len(task.trees)
         self.diversity = [Diversity() for _ in task.trees]
 
@@ -248,7 +248,7 @@ class _Growth:
         media = self._media(leaves)
         numbers = self.schedule.first_node[-2] + leaves.index
         for tree, begin, end in _runs(leaves.tree):
-            pending, self.pending[tree] = self.pending[tree], _Pending()
+            pending, self.pending[tree] = self.pending[tree], _UnsentNodes()
             diversity = self.diversity[tree]
             if media[tree].kind != "latent":
                 diversity.add(media[tree].looks())

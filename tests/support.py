@@ -20,6 +20,7 @@ import uvicorn
 from branchgrpo.benchmarks.support.local_cluster import end, free_port, node_is_up, reachable, started
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
+from branchgrpo.cluster.run.prompt_order import places_of
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import pictures_of
@@ -107,6 +108,11 @@ def ray_head(
         yield f"127.0.0.1:{port}"
     finally:
         end(process)
+
+
+def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
+    """The prompts of an iteration of a run without focus."""
+    return [prompts[place] for place in places_of(iteration, len(prompts), per_iteration, seed)]
 
 
 def until(reached: Callable[[], object], seconds: float = 300, told: Callable[[], str] = lambda: "") -> None:

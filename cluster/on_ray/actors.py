@@ -14,7 +14,7 @@ import ray
 from ...proto.atomic_files import leave_lost_directory
 from ...proto.exporter import start_exporter
 from ...proto.logs import mark_warnings
-from ...proto.profiling import Profiled, ProfileOrder
+from ...proto.profiling import ProfileOrder, ProfilerScope
 from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import start_tracing
 from ...proto.tree import Task, Window
@@ -65,7 +65,7 @@ class RolloutActor(_Shell):
         return self._ready("rollout")
 
     def sample(self, task: Task, weights: WeightsRef, newest: int, order: ProfileOrder | None = None) -> Iterator[Any]:
-        with Profiled(order) as profiled:
+        with ProfilerScope(order) as profiled:
             yield from self.sampler.sample(task, weights, newest, profiled)
 
     def pass_on(self, copies: Sequence[Any]) -> Weights:
@@ -103,7 +103,7 @@ class LearnerActor(_Shell):
     def accumulate(
         self, window: Window[RemoteTree[Any]], order: ProfileOrder | None = None
     ) -> tuple[UpdateStats | None, Usage]:
-        with Profiled(order):
+        with ProfilerScope(order):
             return self.process.accumulate(window)
 
     def publish(self) -> Iterator[Any]:

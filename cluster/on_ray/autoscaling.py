@@ -30,7 +30,7 @@ class IterationTiming:
         return self.seconds - min(saved, self.waited)
 
 
-def workers_wanted(observed: IterationTiming, least: int, most: int) -> int:
-    """The fewest workers, from `least` to `most`, with which an iteration takes hardly longer than with `most`."""
-    limit = (1 + SLOWDOWN_RATIO) * observed.predicted(most)
-    return next((count for count in range(least, most) if observed.predicted(count) <= limit), most)
+def workers_wanted(observed: IterationTiming, minimum: int, maximum: int) -> int:
+    """The fewest workers with which an iteration takes hardly longer than with `maximum`; at least `minimum`."""
+    limit = (1 + SLOWDOWN_RATIO) * observed.predicted(maximum)
+    return next((count for count in range(minimum, maximum) if observed.predicted(count) <= limit), maximum)

@@ -13,7 +13,7 @@ from ray.exceptions import RayError
 
 from ...proto.packed_tensor import PackedTensor
 from ..run.cuts import PIECE_BYTES
-from .messages import Published, WeightsRef
+from .messages import PublishedWeights, WeightsRef
 
 Weights = dict[str, PackedTensor]
 RELAY_GROUP = "passing on"
@@ -52,11 +52,11 @@ class Chain:
             copy = relay.pass_on.options(concurrency_group=RELAY_GROUP).remote([copy, piece])
             self._copies[node].append([copy, piece])
 
-    def published(self) -> Published:
+    def published(self) -> PublishedWeights:
         """The version, when all of its pieces are on their way."""
         # Tasks carry one reference, not those of all pieces.
         own, *others = (WeightsRef(self._version, ray.put(ways)) for ways in (self._own, *self._copies.values()))
-        return Published(self._version, own, dict(zip(self._copies, others, strict=True)))
+        return PublishedWeights(self._version, own, dict(zip(self._copies, others, strict=True)))
 
 
 def fetch(copies: Sequence[Any]) -> Weights:

@@ -36,7 +36,7 @@ from ..run.loop import IterationReport
 from ..run.planner import Planner
 from . import metrics
 from .iteration import GrowingTree, Iteration, task_group
-from .messages import ControllerState, Published, Sizes
+from .messages import ControllerState, PublishedWeights, Sizes
 from .part_reader import ArrivedPart, read_parts
 from .pools import Pools
 from .profiling import AwaitedProfiling
@@ -58,7 +58,7 @@ class Controller:
         self.exporters = ExporterDirectory(settings.name)
         self.planner = Planner(settings, prompts)
         self.pools = Pools(settings, (name, namespace), self.exporters, sizes)
-        self.published: deque[Published] = deque(maxlen=2)
+        self.published: deque[PublishedWeights] = deque(maxlen=2)
         self.watch = Watch(settings, self.pools, self.exporters)
         self.profiling = AwaitedProfiling(settings)
         self.flops = PhaseFlops(settings, {})
@@ -104,7 +104,7 @@ class Controller:
             iteration.spent("publishing", usage)
         return iteration, updates
 
-    def _sample(self, number: int, weights: Published) -> Iteration:
+    def _sample(self, number: int, weights: PublishedWeights) -> Iteration:
         """Start all tasks of an iteration. They wait for the learner, for a free worker and for their turn."""
         iteration = Iteration(self.planner.plan(number), self.settings, weights, self._sample_task)
         self.watch.iterations.append(iteration)
@@ -292,7 +292,7 @@ class Controller:
         metrics.note_evaluation(await asyncio.to_thread(means_of, prompts, media, rewards), self.settings.rewards)
         return rewards, references
 
-    async def _draw(self, task: Task, weights: Published, worker: Worker) -> Any:
+    async def _draw(self, task: Task, weights: PublishedWeights, worker: Worker) -> Any:
         """A reference to the pictures of an evaluation's task."""
         stream = worker.actor.draw.options(num_returns="streaming").remote(task, weights.at(worker.info.node_id))
         objects = [reference async for reference in stream]

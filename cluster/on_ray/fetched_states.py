@@ -50,8 +50,8 @@ class FetchedStates:
         except BaseException as error:
             fetched.set_exception(error)
 
-    def trees(self, window: Window[RemoteTree[Any]]) -> Window[Tree]:
-        """The trees of a window, with the states that the rank needs. Others are fetched when they are asked for."""
+    def take(self, window: Window[RemoteTree[Any]]) -> Window[Tree]:
+        """Take the trees of a window, with the states that the rank needs. Others are fetched when asked for."""
         with span("fetch"):
             self.fetch(window)
             with self._lock:

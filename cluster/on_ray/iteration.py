@@ -29,7 +29,7 @@ from ..run.planner import Plan
 from ..run.tree_record import TreeRecord, tree_record
 from . import metrics
 from .autoscaling import IterationTiming
-from .messages import Published
+from .messages import PublishedWeights
 from .part_reader import ArrivedPart
 
 
@@ -88,7 +88,7 @@ class Iteration:
         self,
         plan: Plan,
         settings: RunSettings,
-        weights: Published,
+        weights: PublishedWeights,
         sample: Callable[["Iteration", Task], Coroutine[Any, Any, None]],
     ) -> None:
         """`sample` is started for all tasks at once."""

@@ -14,7 +14,7 @@ from ...proto.update_stats import UpdateStats
 from ...proto.usage import NOTHING, Usage
 from .actors import FETCHING
 from .broadcast import Chain
-from .messages import NewVersion, ProcessInfo, Published, WeightsRef
+from .messages import NewVersion, ProcessInfo, PublishedWeights, WeightsRef
 from .streams import unfetched
 
 
@@ -59,16 +59,16 @@ class LearnerGroup:
                 first.recorded = tuple(own.joined(more) for own, more in pairs)
         return first, sum((usage for _, usage in done), NOTHING)
 
-    async def publish(self, relays: Mapping[str, Any]) -> tuple[Published, Usage]:
+    async def publish(self, relays: Mapping[str, Any]) -> tuple[PublishedWeights, Usage]:
         """Make a new version of the weights, which `relays`, a process on each node of workers, pass on. Returns it,
         and what all ranks have spent."""
         return await self._version(lambda rank: rank.publish, relays)
 
-    async def weights(self, relays: Mapping[str, Any]) -> Published:
+    async def weights(self, relays: Mapping[str, Any]) -> PublishedWeights:
         """The current version of the weights."""
         return (await self._version(lambda rank: rank.weights, relays))[0]
 
-    async def previous(self, relays: Mapping[str, Any], folder: Path) -> Published:
+    async def previous(self, relays: Mapping[str, Any], folder: Path) -> PublishedWeights:
         """The version before a checkpoint's, whose weights are stored beside it."""
         return (await self._version(lambda rank: rank.previous, relays, folder))[0]
 
@@ -100,7 +100,7 @@ class LearnerGroup:
 
     async def _version(
         self, method: Callable[[Any], Any], relays: Mapping[str, Any], *arguments: Any
-    ) -> tuple[Published, Usage]:
+    ) -> tuple[PublishedWeights, Usage]:
         """A version whose pieces rank 0 gives, and what all ranks have spent."""
         streams = [method(actor).options(num_returns="streaming").remote(*arguments) for actor in self.actors]
         said = await asyncio.gather(*map(_first, streams))

@@ -66,7 +66,7 @@ class LearnerProcess:
         watch = Stopwatch("learning")
         with span("learn", **_attributes(window)):
             start = time.perf_counter()
-            trees = self._states.trees(window)
+            trees = self._states.take(window)
             metrics.FETCHING_SECONDS.inc(time.perf_counter() - start)
             self.learner.accumulate(trees)
             stats = self.learner.step() if window.closes_update else None

@@ -18,7 +18,7 @@ class WeightsRef:
 
 
 @dataclass(frozen=True)
-class Published:
+class PublishedWeights:
     """A version of the weights, for processes of any node."""
 
     version: int

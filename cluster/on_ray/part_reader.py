@@ -8,7 +8,7 @@ from ...proto.remote_tree import PartHeader
 from ...proto.tree import Task
 from ..run.cuts import MAX_UNREAD_PARTS
 from .internals import streaming
-from .messages import Published
+from .messages import PublishedWeights
 from .streams import unfetched
 from .worker_pool import Worker
 
@@ -22,7 +22,7 @@ class ArrivedPart(NamedTuple):
 
 
 async def read_parts(
-    worker: Worker, task: Task, weights: Published, newest: int, order: ProfileOrder | None = None
+    worker: Worker, task: Task, weights: PublishedWeights, newest: int, order: ProfileOrder | None = None
 ) -> AsyncIterator[ArrivedPart]:
     """Have `worker` sample a task with `weights`, and read its parts; unread ones make it pause.
 

@@ -17,7 +17,7 @@ from .actors import FETCHING, ColocatedActor, LearnerActor, RolloutActor
 from .autoscaling import IterationTiming, workers_wanted
 from .broadcast import PASSED_AT_ONCE, RELAY_GROUP
 from .learner_group import LearnerGroup
-from .messages import Launch, Published, Sizes
+from .messages import Launch, PublishedWeights, Sizes
 from .names import application_name
 from .placement import threads_of
 from .reward_deployment import RewardDeployment
@@ -65,7 +65,7 @@ class Pools:
             "rollout_workers",
             launch=lambda: actor.remote(launch),
             setup=lambda worker: worker.setup.remote(),
-            may_be_replaced=not self._colocated,
+            replaceable=not self._colocated,
         )
 
     async def start(self) -> None:
@@ -86,7 +86,7 @@ class Pools:
         self.rewards = self._deployment.client(retried=lambda model: metrics.RETRIES.labels(model).inc())
         await self.rewards.check()
 
-    async def run(self, task: Task, weights: Published, work: Callable[[Worker], Awaitable[Result]]) -> Result:
+    async def run(self, task: Task, weights: PublishedWeights, work: Callable[[Worker], Awaitable[Result]]) -> Result:
         """The result of `work`, which has a task sampled with some weights, on a free worker."""
         return await self.workers.run(work, beside=lambda idle: idle.actor.accompany.remote(task, weights.own))
 

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 import torch
 
 from ...proto.media import Media, joined
-from ...proto.profiling import Profiled
+from ...proto.profiling import ProfilerScope
 from ...proto.remote_tree import PartHeader, States, part_id, states_of
 from ...proto.tracing import span
 from ...proto.tree import Task
@@ -26,7 +26,7 @@ class Sampler:
     worker: RolloutWorker
 
     def sample(
-        self, task: Task, weights: WeightsRef, newest: int, profiled: Profiled
+        self, task: Task, weights: WeightsRef, newest: int, profiled: ProfilerScope
     ) -> Iterator[str | Media | States | PartHeader]:
         """The parts of a task, each as four objects: its id, which announces the others, then media, states, header.
 

@@ -20,7 +20,7 @@ class StepPool(WorkerPool):
     """Runs pieces of work in rounds, first come first served: as many at once as there are ranks."""
 
     def __init__(self, name: str) -> None:
-        super().__init__(name, launch=_never, setup=_never, may_be_replaced=False)
+        super().__init__(name, launch=_never, setup=_never, replaceable=False)
         self._waiting: deque[asyncio.Future[list[Worker]]] = deque()
         """The pieces of work that wait: each gets its worker, and after it those that accompany it."""
 
@@ -40,10 +40,10 @@ class StepPool(WorkerPool):
             worker, *others = await piece
         async with task_group() as group:  # an error of one ends the wait for the others
             for other in others:
-                group.create_task(self._done(beside, other))
-            return await self._done(work, worker)
+                group.create_task(self._work_on(beside, other))
+            return await self._work_on(work, worker)
 
-    async def _done(self, work: Callable[[Worker], Awaitable[Result]], worker: Worker) -> Result:
+    async def _work_on(self, work: Callable[[Worker], Awaitable[Result]], worker: Worker) -> Result:
         try:
             return await work(worker)
         except RayActorError as error:

@@ -45,11 +45,11 @@ class WorkerPool:
         name: str,
         launch: Callable[[], Any],
         setup: Callable[[Any], Awaitable[ProcessInfo]],
-        may_be_replaced: bool = True,
+        replaceable: bool = True,
     ) -> None:
-        """`launch` starts an actor, `setup` waits until it is ready. Workers that hold more than they can be given
-        again may not be replaced. They have other work too, so what time they are idle isn't counted here."""
-        self.name, self._launch, self._setup, self._may_be_replaced = name, launch, setup, may_be_replaced
+        """`launch` starts an actor, `setup` waits until it is ready. `replaceable`: whether others take the place of
+        dead workers. Learner ranks aren't: states would be lost. Their idle time is counted as the learner's."""
+        self.name, self._launch, self._setup, self._replaceable = name, launch, setup, replaceable
         self.workers: list[Worker] = []
         self.wanted = 0
         """Number of workers that the pool should have."""
@@ -76,7 +76,7 @@ class WorkerPool:
         self.workers.append(worker)
         self._free.put_nowait(worker)
         metrics.PROCESSES.labels(self.name).set(len(self.workers))
-        if not self._may_be_replaced:  # it is another pool that wants them
+        if not self._replaceable:  # it is another pool that wants them
             metrics.WANTED.labels(self.name).set(len(self.workers))
         self._changed.set()
 
@@ -111,7 +111,7 @@ class WorkerPool:
     def drain(self, nodes: Collection[str]) -> None:
         """Have the workers on some nodes end as soon as they have finished their current task, and start others."""
         for worker in self._staying():
-            if worker.info.node_id in nodes and self._may_be_replaced:
+            if worker.info.node_id in nodes and self._replaceable:
                 self._drain(worker)
         self._fill()
 
@@ -127,7 +127,7 @@ class WorkerPool:
             try:
                 return await work(worker)
             except RayActorError as error:
-                if not self._may_be_replaced:
+                if not self._replaceable:
                     raise self.lost(worker, error) from error
                 pid, why = worker.info.pid, brief(error)
                 logging.getLogger(__name__).warning("%s: process %d died, its task runs again: %s", self.name, pid, why)
@@ -211,7 +211,7 @@ class WorkerPool:
 
     def _count_idle(self, worker: Worker) -> None:
         now = time.monotonic()
-        if self._may_be_replaced:
+        if self._replaceable:
             metrics.IDLE_SECONDS.labels(self.name).inc(now - worker.idle_since)
         worker.idle_since = now
 

@@ -63,6 +63,12 @@ def copy_slowed(folder: Path, to: Path, version: int, pace: float) -> float:
     return float(facts["pace"])
 
 
+def numbered(run: Path) -> list[int]:
+    """Iterations of which a run's folder has a whole checkpoint, ascending."""
+    names = (folder.name.removeprefix("iteration-") for folder in (run / "checkpoints").glob("iteration-*"))
+    return sorted(int(name) for name in names if name.isdecimal())
+
+
 def size(folder: Path) -> int:
     """Bytes of a checkpoint's files."""
     return sum(_sizes(folder).values())

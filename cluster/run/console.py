@@ -134,24 +134,24 @@ class RunDisplay:
         rewards = "  ".join(f"{name} {mean:.3f}" for name, mean in means.items())
         self._say(f"evaluation after iteration {iteration}: {rewards}", style="bold")
 
-    def resumed(self, checkpoint: Path, iteration: int) -> None:
-        """The run continues from the checkpoint of an iteration. After a fault, `lost` has reported it already."""
+    def tell_resumption(self, checkpoint: Path, iteration: int) -> None:
+        """The run continues from the checkpoint of an iteration. After a fault, `tell_loss` has reported it already."""
         if self._state and self._state.state == "recovering":
             return
         self._say(f"continues after iteration {iteration}, from {checkpoint}")
 
-    def changed(self, changes: Sequence[Change], iteration: int) -> None:
+    def tell_changes(self, changes: Sequence[Change], iteration: int) -> None:
         """Settings have other values from an iteration on."""
         for change in changes:
             self._say(f"from iteration {iteration} on, {change}")
 
-    def lost(self, error: Exception, done: int) -> None:
+    def tell_loss(self, error: Exception, done: int) -> None:
         """A process was lost, and the run continues from the checkpoint of iteration `done`."""
         self._become("recovering", error=brief(error))
         where = f"iteration {done}" if done else "the beginning"
         self._warn(f"{brief(error)}; restarting all processes from {where}")
 
-    def fell(self, fall: Fall, pace: float) -> None:
+    def tell_fall(self, fall: Fall, pace: float) -> None:
         """The held-out reward has fallen, and the run continues from its best weights."""
         self._warn(
             f"the held-out reward fell from {fall.before:.3f} (iteration {fall.best}) to {fall.now:.3f}; continuing "
@@ -164,14 +164,14 @@ class RunDisplay:
         about = "" if seconds is None else f" (in about {seconds:.0f} s)"
         self._warn(f"stopping after iteration {iteration}{about}, with a checkpoint; ask again to stop at once")
 
-    def damaged(self, aside: Path, why: str) -> None:
+    def warn_damage(self, aside: Path, why: str) -> None:
         """A checkpoint can't be used, and was set aside."""
         self._warn(
             f"checkpoint {aside.name.removeprefix(DAMAGED_PREFIX)} is damaged ({why}), and is now {aside}; taking the "
             "one before"
         )
 
-    def full(self, error: BaseException) -> None:
+    def warn_full_disk(self, error: BaseException) -> None:
         """The disk is full, and the run waits."""
         self._does("waiting for room on the disk")
         self._warn(f"the disk is full, waiting for room: {error}")
@@ -181,13 +181,13 @@ class RunDisplay:
         for line in lines:
             self._warn(f"warning: {line}")
 
-    def sized(self, settings: RunSettings, names: Sequence[str]) -> None:
+    def tell_sizes(self, settings: RunSettings, names: Sequence[str]) -> None:
         """Print the numbers that settings have which were `auto`."""
         if names:
             numbers = named_settings(settings, names)
             self._say("auto: " + " ".join(f"{name}={number}" for name, number in numbers.items()))
 
-    def room(self) -> None:
+    def tell_room(self) -> None:
         """The disk has room again, and the write has succeeded."""
         self._does("")
         self._say("there is room on the disk again")

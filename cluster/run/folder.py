@@ -39,7 +39,7 @@ from ...proto.settings import CheckpointSettings, RunSettings
 from . import evaluation_storage
 from .change_log import drop_replaced_prompts, set_aside_after, write_changes
 from .changes import Change, find_changes
-from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, set_aside
+from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, numbered, set_aside
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file, weights_of_best
 from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
@@ -172,8 +172,7 @@ class RunFolder:
 
     def checkpoints(self) -> list[int]:
         """Iterations that have a whole checkpoint, ascending."""
-        names = (folder.name.removeprefix("iteration-") for folder in (self.path / "checkpoints").glob("iteration-*"))
-        return sorted(int(name) for name in names if name.isdecimal())
+        return numbered(self.path)
 
     @property
     def done(self) -> int:

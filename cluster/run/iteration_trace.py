@@ -312,7 +312,7 @@ def _cpu_within(span: Span, trace: IterationTrace) -> float:
 
 
 def lanes(spans: Sequence[Span]) -> list[list[Span]]:
-    """Spans of one process on lines in each of which any two are apart or one within the other."""
+    """Spans of one process, arranged in lines. Within a line any two are disjoint, or one holds the other."""
     lines: list[tuple[list[Span], list[float]]] = []  # each with the ends of the spans that a next one is in
     for span in sorted(spans, key=lambda span: (span.start, -span.end)):
         for _, ends in lines:

@@ -199,7 +199,7 @@ def _logged_rows(folder: RunFolder) -> dict[int, dict[str, float]]:
     return dict(sorted(rows.items()))
 
 
-def _iteration_scalars(line: dict[str, Any]) -> dict[str, float]:
+def _iteration_scalars(line: Mapping[str, Any]) -> dict[str, float]:
     return {key: value for key, value in _flat(line).items() if key not in ("iteration", "started")}
 
 
@@ -207,7 +207,7 @@ def _evaluation_scalars(means: Mapping[str, float]) -> dict[str, float]:
     return {f"evaluation/{name}": value for name, value in means.items()}
 
 
-def _flat(values: dict[str, Any], prefix: str = "") -> dict[str, float]:
+def _flat(values: Mapping[str, Any], prefix: str = "") -> dict[str, float]:
     flat: dict[str, float] = {}
     for name, value in values.items():
         if isinstance(value, dict):

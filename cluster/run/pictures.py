@@ -18,19 +18,19 @@ from .leaves import FRAMES, drawn
 
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
 """Minimum width of a picture with a label, and the height of its letters."""
-MAXIMUM_SHOWN, GAP, TITLE_PIXELS = 256, 24, 26
-"""Before and after: maximum side of a picture, pixels between the halves, and above them."""
+MAXIMUM_SHOWN, COMPARED_COLUMNS, GAP, TITLE_PIXELS = 256, 4, 24, 26
+"""Before and after: maximum side of a picture, columns of a half, pixels between the halves, and above them."""
 MAXIMUM_LOGGED = 2048
 """Maximum side of a picture for TensorBoard and W&B, which keep many."""
 
 
-def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: str, *, columns: int = 4) -> None:
+def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: str) -> None:
     """Evaluations side by side below their titles, each picture with its prompt and its score by `reward`."""
     sheets = []
     for title, evaluation in halves:
         scored = zip(evaluation.prompts, evaluation.rewards[reward], strict=True)
         labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
-        sheets.append((title, _labelled(evaluation.media, labels, columns, MAXIMUM_SHOWN)))
+        sheets.append((title, _labelled(evaluation.media, labels, COMPARED_COLUMNS, MAXIMUM_SHOWN)))
     font = ImageFont.load_default(TITLE_PIXELS - 10)
     widths = [max(sheet.width, math.ceil(font.getlength(title)) + 2) for title, sheet in sheets]
     width = sum(widths) + GAP * (len(sheets) - 1)

@@ -40,6 +40,8 @@ class Planner:
 
         Trees that were left out aren't among them.
         """
+        if not self._settings.prompts.focused:  # nobody asks what a tree has taught
+            return
         totals = {plan.places[tree]: training_reward(self._settings, scores) for tree, scores in rewards.items()}
         self._focus.record(plan.number, {place: reward_spread(leaves) for place, leaves in totals.items()})
 

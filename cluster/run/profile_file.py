@@ -17,7 +17,7 @@ from pydantic import TypeAdapter
 
 from ...proto.atomic_files import PARTIAL_PREFIX, write_new, write_text
 from ...proto.errors import InputError, RunFailed
-from ...proto.profiling import Component, Profiled, ProfileOrder, ProfileRequest
+from ...proto.profiling import Component, ProfileOrder, ProfileRequest, ProfilerScope
 from ...proto.settings import RunSettings
 from .driver_lock import driver_of
 from .phases import OwnTimeline
@@ -33,7 +33,7 @@ COMPONENTS = {"rollout": Component.ROLLOUT, "scoring": Component.REWARD, "learni
 
 
 @dataclass(frozen=True)
-class Asked:
+class RequestFile:
     """The content of the file that asks."""
 
     folder: str
@@ -41,7 +41,7 @@ class Asked:
     request: ProfileRequest
 
 
-ASKED, ORDER = TypeAdapter(Asked), TypeAdapter(ProfileOrder)
+ASKED, ORDER = TypeAdapter(RequestFile), TypeAdapter(ProfileOrder)
 
 
 class ProfiledTimeline(OwnTimeline):
@@ -54,7 +54,7 @@ class ProfiledTimeline(OwnTimeline):
     @contextmanager
     def phase(self, name: str, **attributes: Any) -> Iterator[None]:
         order = self._order(COMPONENTS[name]) if name in COMPONENTS else None
-        with Profiled(order), super().phase(name, **attributes):
+        with ProfilerScope(order), super().phase(name, **attributes):
             yield
 
 
@@ -64,7 +64,7 @@ class FileProfiling(Profiling):
     def __init__(self, settings: RunSettings) -> None:
         self._file = settings.trace_folder / FILE if settings.trace_folder else None
         self._iterations = settings.iterations
-        self._asked: Asked | None = None
+        self._asked: RequestFile | None = None
 
     @contextmanager
     def iteration(self, number: int) -> Iterator[ProfiledTimeline]:
@@ -106,7 +106,7 @@ def profile_in_one_process(run: Path, request: ProfileRequest) -> ProfileOrder:
     if status.state == "running" and status.iterations is not None:
         begun = status.iteration if status.doing else status.iteration + 1
         must_go_on(min(begun, status.iterations), status.iterations)
-    file, asked = run / "trace" / FILE, Asked(new_name(), request)
+    file, asked = run / "trace" / FILE, RequestFile(new_name(), request)
     traces = file.with_name(asked.folder)
     try:
         write_new(file, ASKED.dump_json(asked).decode())
@@ -127,7 +127,7 @@ def profile_in_one_process(run: Path, request: ProfileRequest) -> ProfileOrder:
         raise
 
 
-def _read(file: Path) -> Asked | None:
+def _read(file: Path) -> RequestFile | None:
     """What is asked for; None if nothing is, or nothing that can be read."""
     try:
         return ASKED.validate_json(file.read_bytes())
@@ -135,7 +135,7 @@ def _read(file: Path) -> Asked | None:
         return None
 
 
-def _remove(file: Path, asked: Asked) -> None:
+def _remove(file: Path, asked: RequestFile) -> None:
     """Remove the file, unless it is another request's."""
     if _read(file) == asked:
         file.unlink(missing_ok=True)

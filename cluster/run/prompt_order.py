@@ -62,16 +62,12 @@ def training_and_held_out(settings: RunSettings) -> tuple[list[Prompt], list[Pro
     return train, held_out[: settings.evaluation.prompts]
 
 
-def prompts_of(iteration: int, prompts: Sequence[str], per_iteration: int, seed: int) -> list[str]:
-    """The prompts of one iteration, counted from 1: consecutive prompts of an order that is reshuffled in every pass.
+def places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
+    """The places of an iteration's prompts in the list of all: consecutive ones of an order that is reshuffled in every
+    pass. Iterations count from 1.
 
     A pure function of its arguments, so that a resumed run continues in the same order.
     """
-    return [prompts[place] for place in places_of(iteration, len(prompts), per_iteration, seed)]
-
-
-def places_of(iteration: int, prompts: int, per_iteration: int, seed: int) -> list[int]:
-    """The places of an iteration's prompts (`prompts_of`) in the list of all."""
     first = (iteration - 1) * per_iteration
     return [_place(number, prompts, seed) for number in range(first, first + per_iteration)]
 

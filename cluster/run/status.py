@@ -9,6 +9,7 @@ from pathlib import Path
 from statistics import median
 from typing import Any
 
+from .checkpoints import numbered
 from .driver_lock import driver_of
 from .state import END_STATES, read_state, resume_command
 
@@ -87,8 +88,7 @@ def status_of(folder: Path) -> RunStatus:
     with suppress(OSError):
         run.disk_free = shutil.disk_usage(folder).free
     run.changes = _last_lines(folder / "changes.jsonl", MAX_CHANGES)
-    checkpoints = [path.name.removeprefix("iteration-") for path in (folder / "checkpoints").glob("iteration-*")]
-    run.checkpoint = max((int(number) for number in checkpoints if number.isdecimal()), default=None)
+    run.checkpoint = max(numbered(folder), default=None)
     metrics, evaluations = _last_lines(folder / "metrics.jsonl", WINDOW), _last_lines(folder / "evaluations.jsonl", 1)
     _add_figures(run, metrics, evaluations)
     if run.state in ("stopped", "failed", "lost"):

@@ -34,7 +34,7 @@ def test_states_are_those_that_were_sampled_fetched_ahead_or_not(
     fetched = FetchedStates(settings, rank=0, ranks=1)
 
     def arrive(window: Window[RemoteTree[Any]]) -> bool:
-        (tree,) = fetched.trees(window).trees
+        (tree,) = fetched.take(window).trees
         return all(torch.equal(tree.state(node), state) for node, state in sampled.items())
 
     with connected(head):

@@ -17,11 +17,10 @@ import torch
 from branchgrpo.cluster.on_ray.driver import RayLoop
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.prompt_focus import FILE
-from branchgrpo.cluster.run.prompt_order import prompts_of
 from branchgrpo.cluster.run.tree_record import read, recorded_trees
 from branchgrpo.proto.errors import InputError, RunFailed
 from ray_runs import BASE, ITERATIONS, assert_as_plain, on_ray, stand_in, trained
-from support import SMALL, Settings, Weights, assert_bit_equal
+from support import SMALL, Settings, Weights, assert_bit_equal, prompts_of
 
 LITTLE_ROOM = {"rollout.max_trees_in_flight": 8, "rollout.max_parts_in_scoring": 2}
 

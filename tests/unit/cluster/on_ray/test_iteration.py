@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 import pytest
 from branchgrpo.cluster.on_ray.iteration import GrowingTree, Iteration
-from branchgrpo.cluster.on_ray.messages import Published, WeightsRef
+from branchgrpo.cluster.on_ray.messages import PublishedWeights, WeightsRef
 from branchgrpo.cluster.on_ray.part_reader import ArrivedPart
 from branchgrpo.cluster.run.planner import Plan
 from branchgrpo.proto.errors import RunFailed
@@ -26,7 +26,7 @@ async def nothing(iteration: Iteration, task: Task) -> None:
 def begun(settings: RunSettings, sample: Callable[[Iteration, Task], Any] = nothing) -> Iteration:
     """An iteration of two tasks with two trees each."""
     plan = Plan(1, settings.schedule.build(), ["a", "b", "c", "d"], [0, 1, 2, 3])
-    return Iteration(plan, settings, Published(0, WeightsRef(0, None)), sample)
+    return Iteration(plan, settings, PublishedWeights(0, WeightsRef(0, None)), sample)
 
 
 def whole(tree: GrowingTree) -> GrowingTree:

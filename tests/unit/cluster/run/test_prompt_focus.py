@@ -9,10 +9,10 @@ import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.planner import Plan, Planner
 from branchgrpo.cluster.run.prompt_focus import reward_spread
-from branchgrpo.cluster.run.prompt_order import places_of, prompts_of, training_and_held_out
+from branchgrpo.cluster.run.prompt_order import places_of, training_and_held_out
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
-from support import Settings
+from support import Settings, prompts_of
 
 PROMPTS = [f"{number:02d}" for number in range(40)]
 TEACHING = {"03": 1.0, "17": 3.0, "31": 1.0}

@@ -12,14 +12,14 @@ import datasets
 import numpy as np
 import PIL.Image
 import pytest
-from branchgrpo.cluster.run.prompt_order import prompts_of, training_and_held_out
+from branchgrpo.cluster.run.prompt_order import training_and_held_out
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
-from support import Settings
+from support import Settings, prompts_of
 
 PROMPTS = list("abcdefg")
 

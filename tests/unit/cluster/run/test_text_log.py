@@ -43,7 +43,7 @@ def test_noise_is_in_the_log_and_faults_in_the_terminal_too(
         except ValueError:
             logging.getLogger("some.library").warning("it went wrong", exc_info=True)
         display.evaluation(2, {"[red]ocr": 0.5})
-        display.lost(ProcessLost("process 9 died\nThe actor is dead because of many things"), 2)
+        display.tell_loss(ProcessLost("process 9 died\nThe actor is dead because of many things"), 2)
     shown, error = capsys.readouterr()
     assert error == ""
     assert shown.splitlines() == [
