@@ -1,26 +1,20 @@
-"""`branchgrpo plan` and `branchgrpo calibrate`, from the command line."""
+"""`branchgrpo plan`, from the command line."""
 
-import json
-import os
 from dataclasses import replace
 from io import StringIO
 from pathlib import Path
 
 import pytest
-import torch
 from branchgrpo.benchmarks.support.model_sizes import flux_dev
 from branchgrpo.cluster.cli import app
 from branchgrpo.cluster.commands import plan as planning
 from branchgrpo.cluster.commands.check import check
-from branchgrpo.cluster.plan.calibration import Calibration, calibration_file, load_calibration
+from branchgrpo.cluster.plan.calibration import Calibration
 from branchgrpo.cluster.plan.gpus import GPUS
-from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import load_recipe, save_recipe
+from branchgrpo.proto.recipe import load_recipe
 from rich.console import Console
 from typer.testing import CliRunner
-
-SMALL = ["rollout.max_batch_rows=4", "rollout.decode_batch=2", "learner.rows_per_micro_batch=2"]
 
 
 @pytest.fixture(autouse=True)
@@ -73,38 +67,9 @@ def test_reasons_are_told_where_no_layout_fits() -> None:
     assert "It doesn't fit a GPU l40s, whatever is changed" in output
 
 
-@pytest.fixture
-def run(tmp_path: Path) -> Path:
-    """The folder of a run of the demo, of whose rows half had an advantage."""
-    settings = load_recipe(Path("glyphs"))
-    save_recipe(settings, tmp_path / "run")
-    rows = settings.prompts.per_iteration * settings.schedule.build().rows // 2
-    (tmp_path / "run" / "metrics.jsonl").write_text(json.dumps({"iteration": 1, "rows": rows}) + "\n")
-    return tmp_path / "run"
-
-
-def test_a_core_of_this_machine_is_calibrated_and_planned_with(cache: Path, run: Path, tmp_path: Path) -> None:
+def test_mistakes_are_named_before_anything_is_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"--gpu cpu: nothing is known of CPU .*run `branchgrpo calibrate`"):
         command("plan", "glyphs", "--gpu", "cpu")
-    output = command("calibrate", "glyphs", *SMALL)
-    file = calibration_file(device_name(torch.device("cpu")))
-    assert f"wrote {file}" in output
-    assert all(kind in output for kind in ("forward", "trained", "decode", "ocr"))
-    kept = load_calibration(file)
-    assert kept.cores == max((os.cpu_count() or 1) // torch.get_num_threads(), 1)
-    assert kept.slowdown >= 1
-    given, written = ("rollout.max_batch_rows=auto", "learner.window_trees=auto"), tmp_path / "written.yaml"
-    planned = command("plan", "glyphs", *given, "--gpus", "2", "--gpu", "cpu", "--from", run, "--write", written)
-    assert "as measured on CPU" in planned
-    assert "Rows with an advantage, of those that pruning leaves: 50%" in planned
-    assert "colocated, 2 ranks" in planned
-    assert "auto, in layout 1: rollout.max_batch_rows=" in planned
-    assert not load_recipe(written).automatic
-    with pytest.raises(InputError, match=r"is of CPU .*and --gpu a100 is NVIDIA A100"):
-        command("plan", "glyphs", "--gpu", "a100", "--calibration", file)
-
-
-def test_mistakes_are_named_before_anything_is_counted(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="--gpu h101: the GPUs that are known are h100"):
         command("plan", "glyphs", "--gpu", "h101")
     (tmp_path / "there.yaml").touch()
