@@ -11,6 +11,7 @@ import safetensors
 import safetensors.torch
 import torch
 
+from ..proto.checkpoint_files import EMA, LEARNER, OLD, WEIGHTS
 from ..proto.errors import Diverged, InputError
 from ..proto.packed_tensor import ForwardCache
 from ..proto.schedule import Schedule
@@ -244,13 +245,13 @@ class Learner:
         self.engine.save(folder)
         weights = self.weights()
         if self.engine.rank == 0:
-            save_weights(folder / "weights.safetensors", weights)
+            save_weights(folder / WEIGHTS, weights)
             if self.old:
-                save_weights(folder / "old.safetensors", self.old.average.weights)
+                save_weights(folder / OLD, self.old.average.weights)
             if self.average:
-                save_weights(folder / "ema.safetensors", self.average.weights)
+                save_weights(folder / EMA, self.average.weights)
             facts = {"version": self.version, "pace": self.pace, "ranks": self.engine.ranks}
-            (folder / "learner.json").write_text(json.dumps(facts))
+            (folder / LEARNER).write_text(json.dumps(facts))
 
     def load(self, folder: Path) -> None:
         """Load what `save` wrote, with any number of ranks and at any ZeRO stage, and continue as the settings say.
@@ -258,15 +259,15 @@ class Learner:
         An average that the checkpoint doesn't have begins with its weights. Raises InputError if it holds other weights
         than this learner trains.
         """
-        facts = json.loads((folder / "learner.json").read_text())
-        self._check_weights(folder / "weights.safetensors")
+        facts = json.loads((folder / LEARNER).read_text())
+        self._check_weights(folder / WEIGHTS)
         self.pace = facts.get("pace", 1.0)
         self.engine.load(folder, facts["ranks"], self.pace)
         if self.average:
-            file = folder / "ema.safetensors"
+            file = folder / EMA
             self.average.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.master_weights())
         if self.old:
-            file = folder / "old.safetensors"
+            file = folder / OLD
             self.old.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.weights())
         self.version = facts["version"]
         metrics.WEIGHTS_VERSION.set(self.version)

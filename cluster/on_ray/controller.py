@@ -18,6 +18,7 @@ import numpy as np
 import ray
 from ray.exceptions import ObjectLostError
 
+from ...proto.checkpoint_files import PREVIOUS
 from ...proto.errors import ProcessLost, brief
 from ...proto.exporter import ExporterDirectory
 from ...proto.logs import mark_warnings
@@ -29,7 +30,6 @@ from ...proto.tree import FloatArray, Task, Window
 from ...proto.update_stats import UpdateStats
 from ...proto.usage import Usage
 from ..plan.utilisation import PhaseFlops
-from ..run.checkpoints import PREVIOUS
 from ..run.cuts import windows
 from ..run.evaluation import evaluation_tasks, means_of, repeats
 from ..run.loop import IterationReport

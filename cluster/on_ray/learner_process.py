@@ -15,6 +15,7 @@ from ...learner.deepspeed_setup import join_ranks
 from ...learner.export import save_weights
 from ...learner.learner import Learner
 from ...learner.partitioned import builder
+from ...proto.checkpoint_files import PREVIOUS
 from ...proto.packed_tensor import PackedTensor
 from ...proto.remote_tree import RemoteTree
 from ...proto.tracing import span
@@ -24,7 +25,6 @@ from ...proto.usage import NOTHING, Stopwatch, Usage, export
 from ...rollout_workers.policies.base import cut_prompts
 from ...rollout_workers.policies.load import find_device, load_policy
 from ..plan.utilisation import note_device
-from ..run.checkpoints import PREVIOUS
 from .broadcast import Weights, cut, read
 from .fetched_states import FetchedStates
 from .messages import Launch, NewVersion, WeightsRef

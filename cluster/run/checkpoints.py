@@ -12,14 +12,10 @@ from pathlib import Path
 import xxhash
 
 from ...proto.atomic_files import remove, whole
+from ...proto.checkpoint_files import LEARNER
 
 MANIFEST = "manifest.json"
 """Size in bytes and digest of every other file of a checkpoint, by name. Those of earlier versions hold sizes alone."""
-PREVIOUS = "previous.safetensors"
-"""File with the weights of the version before, which a run with `staleness: 1` samples with."""
-LEARNER = "learner.json"
-"""File with the version of the weights (`version`), the share of the settings' learning rate that the learner takes
-(`pace`), and its number of ranks (`ranks`)."""
 DAMAGED_PREFIX = "damaged-"
 """Prefix of a damaged checkpoint's name. It is kept for inspection, and never loaded."""
 

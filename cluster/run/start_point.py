@@ -4,9 +4,9 @@ recorded.
 
 from pathlib import Path
 
+from ...proto.checkpoint_files import EMA, LEARNER, WEIGHTS
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings, StartSettings
-from .checkpoints import LEARNER
 from .folder import RunFolder
 
 
@@ -53,7 +53,7 @@ def _found(start: StartSettings) -> StartSettings:
             raise InputError(f"{told}, which is no run and no checkpoint; policy.start_from.ema is of these")
         return start.model_copy(update={"path": str(path)})
     folder = RunFolder.open(path)
-    names = ["ema.safetensors" if start.ema else "weights.safetensors"]
+    names = [EMA if start.ema else WEIGHTS]
     try:
         iteration = folder.find_checkpoint(start.iteration, names, _refuse)
     except InputError as error:

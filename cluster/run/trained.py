@@ -5,6 +5,7 @@ from pathlib import Path
 import safetensors.torch
 from rich.console import Console
 
+from ...proto.checkpoint_files import EMA, WEIGHTS
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...rollout_workers.policies.base import Policy, load_weights
@@ -18,7 +19,7 @@ def trained_weights(folder: RunFolder, which: WhichCheckpoint = "newest", *, ema
     Says so on standard error if the newest is damaged and the one before is taken. Raises InputError for a checkpoint
     that isn't there, isn't whole, or holds no average.
     """
-    name = "ema.safetensors" if ema else "weights.safetensors"
+    name = EMA if ema else WEIGHTS
     iteration = folder.find_checkpoint(which, [name], _tell_damage)
     weights = folder.checkpoint(iteration) / name
     if not weights.is_file():

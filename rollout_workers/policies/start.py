@@ -19,6 +19,7 @@ from diffusers.utils import logging
 from peft import LoraConfig, set_peft_model_state_dict
 from peft.tuners.tuners_utils import BaseTunerLayer
 
+from ...proto.checkpoint_files import EMA, LEARNER, WEIGHTS
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe
 from ...proto.settings import LoraSettings, StartSettings
@@ -125,7 +126,7 @@ class Starts:
         start = Start()
         if is_checkpoint(path):
             recipe = load_recipe(path.parents[1] / "recipe.yaml")
-            file = path / ("ema.safetensors" if settings.ema else "weights.safetensors")
+            file = path / (EMA if settings.ema else WEIGHTS)
             if not file.is_file():
                 raise InputError("it holds no averaged weights; leave out ema" if settings.ema else f"no {file.name}")
             if recipe.learner.lora is None:
@@ -280,7 +281,7 @@ def lora_files(networks: int) -> tuple[str, ...]:
 
 def is_checkpoint(path: Path) -> bool:
     """Whether `path` is a checkpoint of a run."""
-    return (path / "learner.json").is_file()
+    return (path / LEARNER).is_file()
 
 
 def hollow(part: Part) -> Any:

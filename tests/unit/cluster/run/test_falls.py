@@ -4,10 +4,11 @@ from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.run.checkpoints import LEARNER, check, copy_slowed, written
+from branchgrpo.cluster.run.checkpoints import check, copy_slowed, written
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.falls import Fall, find_fall
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.proto.checkpoint_files import LEARNER
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.settings import RunSettings
