@@ -1,7 +1,6 @@
 """The files of reward models: weights as they are published, and tokenizers."""
 
 import json
-import pickle
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -9,6 +8,7 @@ from typing import Any
 
 import safetensors.torch
 import torch
+from safetensors import SafetensorError
 from transformers import AutoTokenizer
 
 from ..proto.errors import InputError
@@ -50,7 +50,7 @@ def published(reward: str, path: Path) -> Iterator[None]:
     """Within the block, errors with weights are raised as InputError."""
     try:
         yield
-    except (KeyError, IndexError, RuntimeError, ValueError, pickle.UnpicklingError) as error:
+    except (KeyError, IndexError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(
             f"rewards.{reward}.pretrained is '{path}', which doesn't hold the weights of {PUBLISHED[reward]}: {reason}"
@@ -58,11 +58,21 @@ def published(reward: str, path: Path) -> Iterator[None]:
 
 
 def read_weights(path: Path) -> dict[str, torch.Tensor]:
-    """Weights of a safetensors file, or of a PyTorch one, of which no code is run."""
-    if path.suffix == ".safetensors":
-        return safetensors.torch.load_file(path)
-    content = torch.load(path, map_location="cpu", weights_only=True)
-    return dict(content.get("state_dict", content))
+    """Weights of a safetensors file, or of a PyTorch one, of which no code is run.
+
+    Raises ValueError for a file that is damaged, or holds anything else.
+    """
+    try:
+        if path.suffix == ".safetensors":
+            return safetensors.torch.load_file(path)
+        content = torch.load(path, map_location="cpu", weights_only=True)
+    except Exception as error:  # on damaged files readers raise anything, from EOFError to struct.error
+        raise ValueError(f"it can't be read ({type(error).__name__}: {error})") from error
+    weights = content.get("state_dict", content) if isinstance(content, dict) else content
+    named = isinstance(weights, dict) and all(isinstance(name, str) for name in weights)
+    if not (named and all(isinstance(weight, torch.Tensor) for weight in weights.values())):
+        raise ValueError(f"it holds a {type(weights).__name__}; it must hold tensors by name, and nothing else")
+    return weights
 
 
 SAMPLE = "a photo of a cat"
@@ -125,13 +135,15 @@ def model_type(config: Path) -> object:
 
 
 def load_whole(model_class: Any, reward: str, folder: Path, setting: str, kind: str) -> Any:
-    """The model in a folder. Raises InputError if its weights can't be read, or some are missing."""
+    """The model in a folder. Raises InputError if its weights are damaged, or some are missing."""
     try:
         model, found = model_class.from_pretrained(
             folder, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         if absent := sorted(found["missing_keys"]):
             raise ValueError(f"{len(absent)} weights are missing, such as {absent[0]}")
+    except SafetensorError as error:
+        raise InputError(f"rewards.{reward}.{setting} is '{folder}', whose safetensors are damaged: {error}") from error
     except (OSError, ValueError, RuntimeError) as error:
         reason = " ".join(str(error).split())
         raise InputError(

@@ -2,6 +2,7 @@
 
 import io
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -297,6 +298,43 @@ def test_other_weights_under_the_right_name_are_refused(reward: str, tmp_path: P
     settings = RewardSettings(pretrained=str(tmp_path), tokenizer=folder, backbone=folder)
     with pytest.raises(InputError, match=f"rewards.{reward}.pretrained is '.*', which doesn't hold the weights of"):
         Scorers({reward: settings})
+
+
+def first_part(content: object, keep: float) -> bytes:
+    """The first part of a PyTorch file with `content`."""
+    torch.save(content, file := io.BytesIO())
+    return file.getvalue()[: int(keep * len(file.getvalue()))]
+
+
+@pytest.mark.parametrize(
+    ("content", "why"),
+    [
+        (b"", "it can't be read .EOFError"),
+        (first_part({"x": torch.zeros(99)}, 0.5), "it can't be read"),
+        (b"version https://git-lfs.github.com/spec/v1", "it can't be read"),
+        (first_part([torch.zeros(2)], 1), "it holds a list"),
+        (first_part({"state_dict": [torch.zeros(2)]}, 1), "it holds a list"),
+        (first_part({0: torch.zeros(2)}, 1), "it holds a dict; it must hold tensors by name"),
+        (first_part({"x": 3}, 1), "it holds a dict; it must hold tensors by name"),
+    ],
+    ids=["empty", "cut", "a pointer", "a list", "a list within", "a place", "a number"],
+)
+def test_damaged_weights_are_told_with_their_file(content: bytes, why: str, tmp_path: Path, clip_folder: Path) -> None:
+    file = tmp_path / clip.PUBLISHED["hps"]
+    file.write_bytes(content)
+    with pytest.raises(InputError, match=f"rewards.hps.pretrained is '{file}', which doesn't hold .*: {why}"):
+        Scorers({"hps": RewardSettings(pretrained=str(file), tokenizer=str(clip_folder))})
+
+
+@pytest.mark.parametrize("keep", [0, 4, 100, -1])
+def test_damaged_safetensors_are_told(keep: int, tmp_path: Path, clip_folder: Path) -> None:
+    folder = shutil.copytree(clip_folder, tmp_path / "clip")
+    file = folder / "model.safetensors"
+    file.write_bytes(file.read_bytes()[:keep])
+    with pytest.raises(InputError, match=f"rewards.clip_score.pretrained is '{folder}', whose safetensors are damaged"):
+        Scorers({"clip_score": RewardSettings(pretrained=str(folder))})
+    with pytest.raises(InputError, match="it can't be read .SafetensorError"), clip.published("hps_v3", file):
+        clip.read_weights(file)
 
 
 def test_a_folder_of_another_model_is_no_clip(tmp_path: Path, clip_folder: Path) -> None:
