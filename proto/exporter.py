@@ -13,6 +13,8 @@ from dataclasses import dataclass, field
 
 import prometheus_client
 
+from .addresses import written
+
 HEARTBEAT_SECONDS = 5.0
 FORGET_SECONDS = 3 * HEARTBEAT_SECONDS
 """An exporter that hasn't been heard of for so long is gone."""
@@ -34,7 +36,7 @@ def start_exporter(metrics_host: str | None, node: str, register: Callable[[str]
     """
     host, reached_at = listening(metrics_host, node)
     server, _ = prometheus_client.start_http_server(0, addr=host)
-    address = f"{reached_at}:{server.server_port}"
+    address = written(reached_at, server.server_port)
 
     def announce() -> None:
         while True:

@@ -5,14 +5,15 @@ Ray Serve's proxy has no such limits: a header of 200 MB from any client kept it
 
 import asyncio
 import socket
-from collections.abc import Callable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from ipaddress import ip_address
 
 import uvicorn
 from fastapi import FastAPI
 from uvicorn.protocols.http.h11_impl import H11Protocol
 
+from ..proto.addresses import bound, written
 from ..proto.errors import InputError
 
 HEAD_BYTES = 32 * 2**10
@@ -54,8 +55,7 @@ def check_reach(host: str, token: str | None) -> None:
 def listen(host: str, port: int) -> socket.socket:
     """A socket that listens; port 0 takes a free one. Raises InputError if it can't be had."""
     try:
-        family = socket.AF_INET6 if ":" in host else socket.AF_INET
-        listener = socket.create_server((host, port), family=family, backlog=2048)
+        listener = bound(host, port, listening=True)
     except (OSError, OverflowError, UnicodeError) as error:
         reason = getattr(error, "strerror", None) or str(error)
         raise InputError(f"--port is {port}, which can't be used on --host '{host}': {reason}") from error
@@ -66,13 +66,12 @@ def listen(host: str, port: int) -> socket.socket:
 
 def url_of(host: str, listener: socket.socket) -> str:
     """The address of what listens on a host."""
-    return f"http://{f'[{host}]' if ':' in host else host}:{listener.getsockname()[1]}"
+    return f"http://{written(host, listener.getsockname()[1])}"
 
 
 async def answer(app: FastAPI, listener: socket.socket, stopped: Callable[[], bool]) -> None:
     """Answer HTTP with `app` until `stopped` is true, which the caller's handlers of signals see to."""
     answering = server(app)
-    answering.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are the caller's
     serving = asyncio.create_task(answering.serve(sockets=[listener]))
     while not stopped() and not serving.done():
         await asyncio.sleep(0.2)
@@ -80,9 +79,17 @@ async def answer(app: FastAPI, listener: socket.socket, stopped: Callable[[], bo
     await serving
 
 
+class Server(uvicorn.Server):
+    """A server that leaves signals to the process in which it runs."""
+
+    @contextmanager
+    def capture_signals(self) -> Iterator[None]:
+        yield
+
+
 def server(app: FastAPI) -> uvicorn.Server:
     """A server that answers HTTP with `app`, on the sockets that its `serve` is given."""
-    return uvicorn.Server(
+    return Server(
         uvicorn.Config(
             app,
             http=Connection,

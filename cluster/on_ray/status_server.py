@@ -5,15 +5,15 @@ import errno
 import socket
 import time
 from collections.abc import Awaitable, Callable
-from contextlib import nullcontext
 from typing import Any
 
 import prometheus_client
-import uvicorn
 from fastapi import FastAPI
 
+from ...proto.addresses import bound, written
 from ...proto.errors import InputError
 from ...proto.exporter import ExporterDirectory, listening
+from ...reward_service.http_server import server
 
 
 async def serve_http(
@@ -45,14 +45,12 @@ async def serve_http(
 
     app.mount("/metrics", prometheus_client.make_asgi_app(registry))
     try:
-        listener = socket.create_server((host, port))
+        listener = bound(host, port, listening=True)
     except OSError as error:
         raise _port_refused(host, port, error) from error
-    server = uvicorn.Server(uvicorn.Config(app, log_level="warning", lifespan="off"))
-    server.capture_signals = nullcontext  # type: ignore[assignment,method-assign]  # they are Ray's in an actor
-    address = f"{reached_at}:{listener.getsockname()[1]}"
+    address = written(reached_at, listener.getsockname()[1])
     exporters.keep(address, "controller")
-    return address, asyncio.create_task(server.serve(sockets=[listener]))
+    return address, asyncio.create_task(server(app).serve(sockets=[listener]))
 
 
 def reserve_port(host: str, port: int, seconds: float) -> socket.socket:
@@ -63,17 +61,12 @@ def reserve_port(host: str, port: int, seconds: float) -> socket.socket:
     """
     limit = time.monotonic() + seconds
     while True:
-        held = socket.socket()
-        held.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            held.bind((host, port))
+            return bound(host, port)
         except OSError as error:
-            held.close()
             if error.errno != errno.EADDRINUSE or time.monotonic() > limit:
                 raise _port_refused(host, port, error) from error
             time.sleep(0.2)
-        else:
-            return held
 
 
 def _port_refused(host: str, port: int, error: OSError) -> InputError:
