@@ -1,8 +1,9 @@
 """Private parts of DeepSpeed that this project uses or changes. `pyproject.toml` bounds its version."""
 
 import os
+from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +59,52 @@ def universal_form(engine: Any, universal: bool) -> Iterator[None]:
         yield
     finally:
         engine._config.load_universal_checkpoint = False
+
+
+def make_universal(saved: str, made: str) -> None:
+    """Make DeepSpeed's universal form of the checkpoint in the folder `saved`, in the folder `made`.
+
+    Their paths must be of plain characters.
+    """
+    from deepspeed.checkpoint.ds_to_universal import main
+
+    with redirect_stdout(None), data_only():
+        main(
+            Namespace(
+                input_folder=saved,
+                output_folder=made,
+                num_extract_workers=1,
+                num_merge_workers=1,
+                keep_temp_folder=False,
+                strict=False,
+                inject_missing_state=True,
+            )
+        )
+
+
+def whole_shape(parameter: torch.nn.Parameter) -> torch.Size:
+    """Shape of a parameter, with ZeRO 3 of the whole one, of which a rank holds a share alone."""
+    return getattr(parameter, "ds_shape", parameter.shape)
+
+
+def held(parameter: torch.nn.Parameter) -> torch.Tensor:
+    """What this rank holds of a parameter: all of it, or with ZeRO 3 its share."""
+    return getattr(parameter, "ds_tensor", parameter).detach()
+
+
+def set_clipping(engine: Any, limit: float) -> None:
+    """Have an engine's optimizer, from ZeRO 1 on, clip gradients to the norm `limit` (0: don't)."""
+    engine.optimizer.clip_grad = limit
+
+
+def compile_no_collective() -> None:
+    """Have ranks on CPUs speak by gloo alone.
+
+    DeepSpeed would compile a collective in shared memory at the first start: half a minute, and it takes a compiler.
+    """
+    import deepspeed
+
+    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
 
 
 def use_exact_linear() -> None:

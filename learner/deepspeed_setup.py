@@ -6,7 +6,7 @@ from typing import Any
 import torch
 
 from ..proto.settings import LearnerSettings, OffloadSettings, Precision
-from .deepspeed_patches import use_exact_linear
+from .deepspeed_patches import compile_no_collective, use_exact_linear
 
 BUCKET = 500_000_000
 """Maximum numbers in the buffer in which DeepSpeed collects gradients from ZeRO 1 on: its default. It would reserve all
@@ -29,8 +29,7 @@ def start_deepspeed(device: torch.device) -> None:
         join_ranks(torch.distributed.HashStore(), device, rank=0, ranks=1)  # type: ignore[attr-defined]
     os.environ.setdefault("LOCAL_RANK", str(device.index or 0))
     use_exact_linear()
-    # The shared-memory collective would be compiled at the first start (half a minute, and a compiler); gloo serves.
-    deepspeed.ops.__compatible_ops__["deepspeed_shm_comm"] = False
+    compile_no_collective()
     if not deepspeed.comm.is_initialized():
         backend = torch.distributed.get_backend()
         deepspeed.init_distributed(backend, verbose=False, auto_mpi_discovery=False)

@@ -8,9 +8,8 @@ Two of its defaults lose gradients without a word, and are avoided here:
 
 import math
 import warnings
-from argparse import Namespace
 from collections.abc import Iterator
-from contextlib import contextmanager, redirect_stdout
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,7 +18,16 @@ import transformers
 from ..proto.atomic_files import whole
 from ..proto.settings import LearnerSettings, Precision
 from ..rollout_workers.policies.base import trainable
-from .deepspeed_patches import data_only, plain_path, same_buffers, universal_form
+from .deepspeed_patches import (
+    data_only,
+    held,
+    make_universal,
+    plain_path,
+    same_buffers,
+    set_clipping,
+    universal_form,
+    whole_shape,
+)
 from .deepspeed_setup import deepspeed_config, start_deepspeed
 
 ENGINE, UNIVERSAL = "engine", "universal"
@@ -34,7 +42,7 @@ class Engine:
     ) -> None:
         self._parameters = trainable(network)
         # A rank that shares its weights with others (ZeRO 3) holds none of them here, and knows how many there are.
-        self._trained = sum(getattr(own, "ds_numel", own.numel()) for own in self._parameters.values())
+        self._trained = sum(whole_shape(own).numel() for own in self._parameters.values())
         start_deepspeed(next(iter(self._parameters.values())).device)
         import deepspeed
 
@@ -99,8 +107,7 @@ class Engine:
         """
         self.module.step()
         norm = self._norm if self._stage == 0 else _finite(float(self.module.get_global_grad_norm()))
-        # Of each rank its own share, where ranks share the weights.
-        weights = [getattr(parameter, "ds_tensor", parameter).detach() for parameter in self._parameters.values()]
+        weights = [held(parameter) for parameter in self._parameters.values()]
         largest = torch.nn.utils.get_total_norm(weights, math.inf).to(self.module.device)
         if not torch.isfinite(self.largest(largest)):
             raise FloatingPointError("a weight isn't finite after the optimizer's step")
@@ -131,7 +138,7 @@ class Engine:
 
     def shapes(self) -> dict[str, tuple[int, ...]]:
         """Shape of every trained weight, by name; with ZeRO 3 of the whole one."""
-        return {name: tuple(getattr(p, "ds_shape", p.shape)) for name, p in self._parameters.items()}
+        return {name: tuple(whole_shape(parameter)) for name, parameter in self._parameters.items()}
 
     def weights(self) -> dict[str, torch.Tensor]:
         """The trained weights in the network's dtype, by name. Collective.
@@ -184,7 +191,7 @@ class Engine:
         for group in self.module.optimizer.param_groups:
             group.update(betas=settings.betas, weight_decay=settings.weight_decay)
         if self._stage:
-            self.module.optimizer.clip_grad = settings.gradient_clipping
+            set_clipping(self.module, settings.gradient_clipping)
         self._scheduler.base_lrs = [pace * settings.learning_rate] * len(self._scheduler.base_lrs)
         self._scheduler.last_epoch -= 1  # a step back and forth gives the next update its rate
         with warnings.catch_warnings():  # that no update was made before
@@ -194,25 +201,8 @@ class Engine:
     def _universal(self, folder: Path) -> str:
         """Make DeepSpeed's universal form of a checkpoint beside it, unless it is there, and return its tag."""
         if self.rank == 0 and not (folder / UNIVERSAL).exists():
-            from deepspeed.checkpoint.ds_to_universal import main
-
-            with (
-                whole(folder / UNIVERSAL) as temporary,
-                plain_path(folder) as path,
-                redirect_stdout(None),
-                data_only(),
-            ):
-                main(
-                    Namespace(
-                        input_folder=f"{path}/{ENGINE}",
-                        output_folder=f"{path}/{temporary.name}",
-                        num_extract_workers=1,
-                        num_merge_workers=1,
-                        keep_temp_folder=False,
-                        strict=False,
-                        inject_missing_state=True,
-                    )
-                )
+            with whole(folder / UNIVERSAL) as temporary, plain_path(folder) as path:
+                make_universal(f"{path}/{ENGINE}", f"{path}/{temporary.name}")
         torch.distributed.barrier()
         return UNIVERSAL
 
