@@ -97,6 +97,7 @@ async def read_form(body: Request, max_files: int, max_fields: int) -> FormData:
     try:
         return await body.form(max_files=max_files, max_fields=max_fields)
     except HTTPException as error:
+        # Starlette has a 400 for all that it refuses, and tells by its texts alone what was too large.
         too_large = error.detail.startswith(("Too many", "Part exceeded"))
         raise HTTPException(413 if too_large else error.status_code, error.detail) from error
     except UnicodeError as error:  # of the charset that the Content-Type names

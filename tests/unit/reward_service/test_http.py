@@ -143,8 +143,8 @@ NOISE = np.random.default_rng(0).integers(0, 256, (32, 32, 3), np.uint8)
         ([png_header(128, 128)], ["p"], 413, ["128 x 128", "4096 pixels"]),
         ([png_header(2**15, 2**15)], ["p"], 413, ["media[0]", "pixels"]),
         ([npy((5, 8, 8, 3), data=bytes(960))], ["p"] * 4, 413, ["5 pictures", "4"]),
-        ([PNG] * 5, ["p"], 413, ["files", "4"]),
-        ([PNG], ["p"] * 9, 413, ["fields", "6"]),
+        ([PNG] * 5, ["p"], 413, ["Too many files", "4"]),
+        ([PNG], ["p"] * 9, 413, ["Too many fields", "6"]),
         ([png_header(64, 64)], ["p"], 422, ["media[0]"]),
         ([stored(np.zeros((4, 65, 65, 3), np.uint8), "npy")], ["p"] * 4, 413, ["bytes", "50000"]),
     ],
@@ -208,6 +208,12 @@ PART = b'--b\r\nContent-Disposition: form-data; name="id"\r\n\r\n%s\r\n--b--\r\n
 )
 def test_malformed_bodies_are_refused(small: TestClient, kind: str, body: bytes, status: int, named: list[str]) -> None:
     refused(post_bytes(small, body, kind), status, *named)
+
+
+def test_a_long_text_in_a_form_is_too_large() -> None:
+    client = TestClient(create_app(mean, ["mean"]))
+    refused(post_bytes(client, PART % bytes(2**20 + 1), f"{FORM}; boundary=b"), 413, "Part exceeded", "1024KB")
+    refused(post_bytes(client, PART % bytes(2**20), f"{FORM}; boundary=b"), 422, "id")
 
 
 ONE = np.zeros((1, 8, 8, 3), np.uint8)
