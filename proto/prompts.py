@@ -113,14 +113,11 @@ def read_prompts(
     is left, or for a row whose picture is missing or can't be read.
     """
     prompts, bad = [], []
-    folder = source if source.is_dir() else source.parent
-    for place, row in _rows(source, setting, column):
-        try:
-            prompts.append(_prompt(row, column, picture_column, folder))
-        except PictureError as error:
-            raise InputError(f"{setting} is '{source}': {place} has {error}") from error
-        except ValueError as error:
-            bad.append(f"{place} has {' '.join(str(error).split())[:SHOWN]}")
+    for place, found in _found(source, setting, column, picture_column):
+        if isinstance(found, Prompt):
+            prompts.append(found)
+        else:
+            bad.append(f"{place} has {' '.join(str(found).split())[:SHOWN]}")
     if bad and not quiet:
         named = "; ".join([*bad[:MAX_NAMED_ROWS], *(["..."] if len(bad) > MAX_NAMED_ROWS else [])])
         total = len(bad) + len(prompts)
@@ -128,6 +125,29 @@ def read_prompts(
     if not prompts:
         raise InputError(f"{setting} is '{source}', which holds no prompt{f': {bad[0]}' if bad else ''}")
     return prompts
+
+
+def first_prompt(settings: "PromptSettings") -> Prompt:
+    """The first prompt to train on; of the rows after it nothing is looked at. Raises InputError as `read_prompts`."""
+    found = _found(settings.train, "prompts.train", settings.column, settings.picture_column)
+    prompts = (prompt for _, prompt in found if isinstance(prompt, Prompt))
+    if (first := next(prompts, None)) is None:
+        raise InputError(f"prompts.train is '{settings.train}', which holds no prompt")
+    return first
+
+
+def _found(
+    source: Path, setting: str, column: str, picture_column: str | None
+) -> Iterator[tuple[str, Prompt | ValueError]]:
+    """Place and prompt of every row, or what the row has instead."""
+    folder = source if source.is_dir() else source.parent
+    for place, row in _rows(source, setting, column):
+        try:
+            yield place, _prompt(row, column, picture_column, folder)
+        except PictureError as error:
+            raise InputError(f"{setting} is '{source}': {place} has {error}") from error
+        except ValueError as error:
+            yield place, error
 
 
 def _prompt(row: Any, column: str, picture_column: str | None, folder: Path) -> Prompt:

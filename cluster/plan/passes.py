@@ -84,15 +84,15 @@ def measure(settings: RunSettings, policy: Any = None, *, memory: bool = True) -
     Without `memory`, FLOPs alone are found, in half the time. The settings' `policy_shapes` may be given. Raises
     InputError as that does, and for a network or own code that can't be called on shapes.
     """
-    learner, pictures = settings.learner, pictures_per_prompt(settings.prompts)
+    learner, prompts = settings.learner, settings.prompts
     adapted = learner.lora, learner.gradient_checkpointing, learner.keep_graph
-    decisive = settings.policy, adapted, settings.rewards, pictures
+    decisive = settings.policy, adapted, settings.rewards, prompts.train, prompts.column, prompts.picture_column
     for known, has_memory, passes in _measured:
         if known == decisive and has_memory >= memory:
             return passes
     policy = policy or policy_shapes(settings)
     try:
-        passes = _measure(settings, policy, pictures, memory)
+        passes = _measure(settings, policy, pictures_per_prompt(prompts), memory)
     except Exception as error:  # of a library or of own code, which expects numbers
         name = type(policy).__name__
         raise InputError(f"the passes of a {name} can't be measured on shapes: {one_line(error)}") from error

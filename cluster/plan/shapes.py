@@ -12,7 +12,7 @@ import transformers
 
 from ...proto.errors import InputError
 from ...proto.pictures import Picture
-from ...proto.prompts import Prompt, prompts_in
+from ...proto.prompts import Prompt, first_prompt
 from ...proto.settings import PromptSettings, RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention
@@ -81,7 +81,7 @@ def pictures_per_prompt(prompts: PromptSettings) -> int:
     if prompts.picture_column is None:
         return 0
     try:
-        return len(prompts_in(prompts, "train", quiet=True)[0].pictures)
+        return len(first_prompt(prompts).pictures)
     except InputError:
         return 1
 

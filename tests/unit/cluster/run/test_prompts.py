@@ -15,7 +15,7 @@ import pytest
 from branchgrpo.cluster.run.prompt_order import training_and_held_out
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt, fields_of, read_prompts, write_lines
+from branchgrpo.proto.prompts import Prompt, fields_of, first_prompt, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
@@ -344,3 +344,22 @@ def test_any_file_gives_prompts_that_can_be_sent_or_one_error(
     assert [(prompt, prompt.fields) for prompt in again] == [(prompt, prompt.fields) for prompt in prompts]
     request = ScoreRequest(Media(np.zeros((len(prompts), 1, 1, 3), np.uint8)), prompts, ["ocr"]).to_bytes()
     assert [str(prompt) for prompt in ScoreRequest.from_bytes(request).prompts] == [str(prompt) for prompt in prompts]
+
+
+def test_the_first_prompt_is_that_of_the_file(run_settings: Settings, tmp_path: Path) -> None:
+    """Without the rows behind it, such as the pictures in them, and of rows that are left out the next."""
+    rows = [{"text": "no prompt"}, {"prompt": " 472 ", "seed": 3}, {"prompt": "5", "image": "missing.png"}]
+    (tmp_path / "rows.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    PIL.Image.new("RGB", (3, 2)).save(tmp_path / "one.png")
+    given = run_settings({"prompts.train": str(tmp_path / "rows.jsonl")}).prompts
+    first = first_prompt(given)
+    assert (first, fields_of(first)) == ("472", {"seed": 3})
+    assert first == read_prompts(given.train, "prompts.train")[0]
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"prompt": "5", "image": "one.png"}) + "\n" + json.dumps(rows[2]))
+    shown = run_settings({"prompts.train": str(tmp_path / "rows.jsonl"), "prompts.picture_column": "image"}).prompts
+    assert len(first_prompt(shown).pictures) == 1
+    with pytest.raises(InputError, match=r"line 2 has in 'image' the picture '.*missing\.png'"):
+        read_prompts(shown.train, "prompts.train", picture_column="image")
+    (tmp_path / "rows.jsonl").write_text(json.dumps(rows[0]))
+    with pytest.raises(InputError, match="which holds no prompt"):
+        first_prompt(given)
