@@ -27,6 +27,8 @@ from .run.terminal import lasting_output
 if TYPE_CHECKING:
     from .run.folder import WhichCheckpoint
 
+LOOPBACK, PAGES_PORT = "127.0.0.1", 8080
+"""Where the web pages are served."""
 app = typer.Typer(
     help="BranchGRPO aligns diffusion and flow models with reward models by branching rollouts.",
     no_args_is_help=True,
@@ -231,8 +233,8 @@ def status(
 @app.command()
 def view(
     runs: Annotated[Path, typer.Argument(help="Folder of runs, or of one run.", metavar="[RUNS]")] = Path("runs"),
-    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = "127.0.0.1",
-    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = 8080,
+    host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOOPBACK,
+    port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = PAGES_PORT,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,
     token_file: TokenFile = None,
     out: Annotated[Path | None, typer.Option("--export", help="New HTML file to write about one run.")] = None,
@@ -250,8 +252,12 @@ def view(
     from .commands.view import view as serve
 
     if out:
+        if host != LOOPBACK or port != PAGES_PORT or open_ or token_file:
+            raise InputError("--export writes a file and serves no pages; omit --host, --port, --open and --token-file")
         export(runs, out, iteration, Console())
         return
+    if iteration is not None:
+        raise InputError("--iteration is of --export; choose among iterations in the pages")
     serve(runs, Console(), host=host, port=port, token=token_of(token_file), open_browser=open_)
 
 

@@ -69,12 +69,11 @@ def load_variant(path: Path, base: str, layers: Sequence[Mapping[str, Any]]) -> 
 def _settings(recipe: dict[str, Any]) -> RunSettings:
     """The settings in a recipe's content, with absolute paths."""
     settings = parse_settings(recipe)
-    policy = _resolved(settings.policy, "pretrained")
+    policy = _resolved(settings.policy, "pretrained", "config")
     if policy.start_from:
         policy = policy.model_copy(update={"start_from": _resolved(policy.start_from, "path")})
-    rewards = {
-        name: _resolved(reward, "pretrained", "tokenizer", "backbone") for name, reward in settings.rewards.items()
-    }
+    files = "pretrained", "tokenizer", "backbone", "instruction"
+    rewards = {name: _resolved(reward, *files) for name, reward in settings.rewards.items()}
     return settings.model_copy(update={"policy": policy, "rewards": rewards})
 
 

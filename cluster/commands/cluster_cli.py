@@ -251,7 +251,8 @@ def draw_dashboards(
     from .draw_dashboards import Prometheus, draw
 
     must_be_new(out)
-
+    if not minutes:
+        raise InputError("--minutes is 0; it must be more")
     end, server = time.time(), Prometheus(prometheus)
     with Console().status("drawing"):
         paths = draw(server, Path(run).name, end - 60 * minutes, end, out)

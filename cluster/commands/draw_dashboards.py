@@ -71,14 +71,12 @@ def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) 
     }
     if prometheus.first("component", run) == NOTHING:
         raise InputError(f"the Prometheus at {prometheus.url} knows no run '{run}'")
-    out.mkdir(parents=True, exist_ok=True)
-    paths = []
-    for file in sorted(DASHBOARDS.glob("*.json")):
-        board = json.loads(file.read_text())
-        path = out / f"{file.stem}.png"
-        _draw_board(board, prometheus, variables, start, end, path)
-        paths.append(path)
-    return paths
+    boards = {f"{file.stem}.png": json.loads(file.read_text()) for file in sorted(DASHBOARDS.glob("*.json"))}
+    with whole(out) as temporary:
+        temporary.mkdir()
+        for name, board in boards.items():
+            _draw_board(board, prometheus, variables, start, end, temporary / name)
+    return [out / name for name in boards]
 
 
 def _draw_board(
@@ -107,8 +105,7 @@ def _draw_board(
             _draw_figure(figure.add_axes(box), panel, found)
         else:
             _draw_curves(figure.add_axes(box), panel, found, (start, end))
-    with whole(path) as temporary:
-        figure.savefig(temporary, dpi=80, format="png")
+    figure.savefig(path, dpi=80)
     plt.close(figure)
 
 

@@ -96,7 +96,7 @@ def find_subjects(
         return [Subject("untrained", settings, None)]
     folder = RunFolder.open(target)
     if which is not None:
-        found = [trained_weights(folder, one, ema=ema) for one in which]
+        found = list(dict.fromkeys(trained_weights(folder, one, ema=ema) for one in which))
     else:
         if not (every := folder.checkpoints()):
             raise InputError(f"{folder.path} holds no checkpoint yet")

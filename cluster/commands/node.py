@@ -11,6 +11,7 @@ import subprocess
 import sys
 import time
 import uuid
+from argparse import ArgumentError, ArgumentParser
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -49,12 +50,12 @@ def join(address: str, seconds: float, options: Sequence[str]) -> int:
 
     `find_ray` has found it. `options` are passed on to `ray start`. Returns its exit status, 0 if it was asked to end.
     """
-    name = f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
+    name = given_name(options) or f"{os.uname().nodename}-{uuid.uuid4().hex[:8]}"
     ray_command = str(Path(sys.executable).with_name("ray"))
     with StopRequest().listening() as stop:
         # In a session of its own: a signal to the whole group is for us, who pass it on when the node is empty.
         node = subprocess.Popen(
-            [ray_command, "start", f"--address={address}", f"--node-name={name}", "--block", *options],
+            [ray_command, "start", f"--address={address}", "--block", *options, f"--node-name={name}"],
             start_new_session=True,
         )
         try:
@@ -65,6 +66,16 @@ def join(address: str, seconds: float, options: Sequence[str]) -> int:
         finally:
             _end(node)
     return 0 if stop.signum is not None else node.returncode
+
+
+def given_name(options: Sequence[str]) -> str | None:
+    """The node's name among the options of `ray start`, as `--node-name=NAME` or `--node-name NAME`."""
+    parser = ArgumentParser(add_help=False, allow_abbrev=False, exit_on_error=False)
+    parser.add_argument("--node-name")
+    try:
+        return parser.parse_known_args(options)[0].node_name
+    except ArgumentError as error:
+        raise InputError(str(error)) from error
 
 
 def _node(address: str, name: str | None) -> dict[str, Any]:

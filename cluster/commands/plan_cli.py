@@ -31,7 +31,9 @@ def plan(
     write: Annotated[
         Path | None, typer.Option(help="New recipe to write, with a layout's settings and RECIPE as its base.")
     ] = None,
-    layout: Annotated[int, typer.Option(min=1, max=5, help="With --write: the table's row to write.")] = 1,
+    layout: Annotated[
+        int | None, typer.Option(min=1, max=5, help="With --write: the table's row to write. Default: the first.")
+    ] = None,
 ) -> None:
     """Show what a run would take: the five fastest layouts that fit, with their seconds, GPU-hours and limits.
 
@@ -45,6 +47,8 @@ def plan(
 
     if write:
         must_be_new(write)
+    elif layout:
+        raise InputError("--layout says what --write writes; give both, or neither")
     settings, console = load_settings(recipe, overrides or []), Console()
     with console.status("starting"):
         from ..plan.device import find_device
@@ -56,9 +60,10 @@ def plan(
     if not made.best:
         raise typer.Exit(1)
     if write:
-        if layout > len(made.best):
-            raise InputError(f"--layout {layout}: the table has {len(made.best)} rows")
-        planning.write_layout(made.best[layout - 1], prices, gpus, recipe, overrides or [], write)
+        row = layout or 1
+        if row > len(made.best):
+            raise InputError(f"--layout {row}: the table has {len(made.best)} rows")
+        planning.write_layout(made.best[row - 1], prices, gpus, recipe, overrides or [], write)
         console.print(f"next: branchgrpo check {write}", markup=False, highlight=False, soft_wrap=True)
 
 

@@ -11,6 +11,7 @@ import threading
 import time
 from collections.abc import Callable, Sequence
 from dataclasses import asdict
+from http.client import HTTPException
 from pathlib import Path
 from typing import Any, TypeVar
 from urllib.request import ProxyHandler, build_opener
@@ -42,7 +43,7 @@ def look(folder: Path) -> RunStatus:
         return run
     try:
         run.controller = within(HTTP_SECONDS, lambda: _asked(f"{url}/status"))
-    except (OSError, ValueError) as error:
+    except (OSError, ValueError, HTTPException) as error:  # another program's port by now, or one that just ends
         run.unreachable = f"its controller at {url} can't be asked ({getattr(error, 'reason', None) or error})"
     return run
 

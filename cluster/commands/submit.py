@@ -80,10 +80,15 @@ def check(settings: RunSettings) -> None:
             f"policy.pretrained is '{policy.pretrained}'; it must be one of {sorted(EMBEDDED)} or an absolute path to "
             "a pipeline folder that the cluster sees"
         )
-    if (start := policy.start_from) and not Path(start.path).is_absolute():
-        raise InputError(
-            f"policy.start_from.path is '{start.path}', which isn't there; name an absolute path that the cluster sees"
-        )
+    start = policy.start_from
+    for setting, path in {
+        "policy.start_from.path": start and start.path,
+        "policy.config": policy.config,
+        "rollout.embeddings": settings.rollout.embeddings,
+        **{f"rewards.{name}.instruction": reward.instruction for name, reward in settings.rewards.items()},
+    }.items():
+        if path and not Path(path).is_absolute():  # what is there has become absolute when the recipe was loaded
+            raise InputError(f"{setting} is '{path}', which isn't there; name an absolute path that the cluster sees")
     check_recipe(settings)
     training_and_held_out(settings)
 

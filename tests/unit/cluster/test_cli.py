@@ -87,6 +87,22 @@ def test_every_command_has_help_with_an_example(name: str) -> None:
     assert "Example: branchgrpo" in CliRunner().invoke(cli.app, [name, "--help"]).output
 
 
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["view", "--iteration", "5"], "--iteration is of --export"),
+        (["view", "--export", "x.html", "--port", "9"], "--export writes a file and serves no pages; omit --host"),
+        (["plan", "glyphs", "--layout", "3"], "--layout says what --write writes; give both, or neither"),
+        (["draw-dashboards", "run", "--minutes", "0"], "--minutes is 0; it must be more"),
+    ],
+)
+def test_options_that_would_have_no_effect_are_refused(
+    arguments: list[str], message: str, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    status, error = call(*arguments, capsys=capsys, monkeypatch=monkeypatch)
+    assert (status, message in error) == (2, True), error
+
+
 def test_evaluate_writes_pictures_and_scores(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

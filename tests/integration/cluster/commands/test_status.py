@@ -12,6 +12,7 @@ from collections.abc import Iterator
 from contextlib import ExitStack
 from http.server import BaseHTTPRequestHandler, HTTPServer
 from pathlib import Path
+from socketserver import StreamRequestHandler, TCPServer
 
 import psutil
 import pytest
@@ -162,6 +163,18 @@ def test_a_controller_is_asked_and_a_silent_one_not_waited_for(
     assert (found.state, found.controller, found.iteration) == ("starting", None, 3)
     assert found.unreachable
     assert "can't be asked" in found.unreachable
+
+
+def test_another_program_at_a_controller_s_port_is_told(folder: RunFolder) -> None:
+    class Other(StreamRequestHandler):
+        def handle(self) -> None:
+            self.wfile.write(b"220 mail.example ESMTP\r\n")
+
+    with TCPServer(("127.0.0.1", 0), Other) as server:
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        RunAddress("run", None, f"http://127.0.0.1:{server.server_address[1]}").write(folder.path)
+        assert "can't be asked" in (look(folder.path).unreachable or "")
+        server.shutdown()
 
 
 def test_a_cluster_that_is_silent_is_told_when_the_time_is_over(unreachable: str, folder: RunFolder) -> None:

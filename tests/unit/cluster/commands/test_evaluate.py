@@ -118,6 +118,11 @@ def test_threads_are_those_of_the_run(
     assert evaluating._threads(run_settings(changes)) == threads
 
 
+def test_a_checkpoint_that_is_named_twice_is_one_policy(run: RunFolder) -> None:
+    named = [run.done, "newest", run.done]
+    assert [one.label for one in find_subjects(run.path, run.settings, named, False)] == [f"iteration {run.done}"]
+
+
 def test_a_recipe_has_no_checkpoints(run_settings: Settings, tmp_path: Path) -> None:
     for which, ema in ((None, False), (["best"], False), ([3], False), (["newest"], True)):
         with pytest.raises(InputError, match="is a recipe, which has no checkpoints"):

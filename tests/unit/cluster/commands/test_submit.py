@@ -47,6 +47,11 @@ def test_a_saved_recipe_brings_its_prompts(run_settings: Settings, tmp_path: Pat
     [
         ({"runs": "runs"}, "runs is 'runs'; name an absolute folder that all nodes of the cluster share"),
         ({"policy.pretrained": "models/flux"}, "policy.pretrained is 'models/flux'; it must be .* an absolute path"),
+        ({"policy.config": "models/flux"}, "policy.config is 'models/flux', which isn't there; name an absolute path"),
+        (
+            {"rollout.embeddings": "embeddings"},
+            "rollout.embeddings is 'embeddings', which isn't there; name an absolute",
+        ),
         ({"policy.device": "abacus"}, "policy.device is 'abacus'"),
         ({"execution": "in_process"}, "execution is 'in_process'; a run on a cluster needs execution 'ray'"),
         ({"rewards": {"beauty": {}}}, "unknown reward 'beauty'"),
