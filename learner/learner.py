@@ -265,7 +265,10 @@ class Learner:
         self.engine.load(folder, facts["ranks"], self.pace)
         if self.average:
             file = folder / EMA
-            self.average.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.master_weights())
+            if not file.is_file():
+                self.average.load(self.engine.master_weights())
+            elif self.engine.rank == 0:  # which alone holds the average
+                self.average.load(safetensors.torch.load_file(file))
         if self.old:
             file = folder / OLD
             self.old.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.weights())

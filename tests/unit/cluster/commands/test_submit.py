@@ -47,7 +47,10 @@ def test_a_saved_recipe_brings_its_prompts(run_settings: Settings, tmp_path: Pat
     [
         ({"runs": "runs"}, "runs is 'runs'; name an absolute folder that all nodes of the cluster share"),
         ({"policy.pretrained": "models/flux"}, "policy.pretrained is 'models/flux'; it must be .* an absolute path"),
-        ({"policy.config": "models/flux"}, "policy.config is 'models/flux', which isn't there; name an absolute path"),
+        (
+            {"policy.pretrained": "/tuned.safetensors", "policy.config": "models/flux"},
+            "policy.config is 'models/flux', which isn't there; name an absolute path",
+        ),
         (
             {"rollout.embeddings": "embeddings"},
             "rollout.embeddings is 'embeddings', which isn't there; name an absolute",
