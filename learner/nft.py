@@ -96,7 +96,7 @@ def noised_batches(
 def noised(rows: Sequence[LeafRow], seed: int, iteration: int, levels: int) -> NoisedLeaves:
     """Rows as one batch. Noise and level of a row depend on seed, iteration, tree, leaf, pass and number of the level.
 
-    Level i of n is drawn evenly from (i / n, (i + 1) / n).
+    Level i of n is drawn evenly from the inner 98 % of (i / n, (i + 1) / n).
     """
     leaves = torch.stack([row.tree.state(row.leaf).float() for row in rows])
     noise, sigmas = [], []

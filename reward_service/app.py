@@ -42,7 +42,8 @@ def create_app(
 
     `rewards` are those that `score` gives. A request that is larger than `limits` allow gets a 413, one whose body is
     late a 408, one for which there is no room a 429. What `score` raises, or a reply of its that is not whole and
-    finite, or late, is answered by a 503. With a `token` all but the health check require it.
+    finite, or late, is answered by a 503. With a `token` all but the health check and the documentation
+    require it.
     """
     app = FastAPIOffline(
         redoc_url=None,

@@ -50,6 +50,8 @@ def published(reward: str, path: Path) -> Iterator[None]:
     """Within the block, errors with weights are raised as InputError."""
     try:
         yield
+    except InputError:  # which says what is wrong, such as no tokenizer, and is a ValueError too
+        raise
     except (KeyError, IndexError, RuntimeError, ValueError) as error:
         reason = " ".join(str(error).split())[:300]
         raise InputError(

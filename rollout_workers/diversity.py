@@ -25,7 +25,7 @@ class Diversity:
         """Take in what is seen of leaves (`Media.looks`), uint8 [n, height, width, 3], or of clips."""
         self.pictures += len(looks)
         self._sums = self._sums + looks.sum(axis=0, dtype=np.int64)
-        self._squares += int(np.square(looks, dtype=np.int64).sum())
+        self._squares += int(np.square(looks, dtype=np.uint16).sum(dtype=np.int64))  # 255 squared fits
 
     def value(self) -> float:
         """0 for fewer than two pictures."""

@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from ...proto.errors import InputError
 from .charts import Chart
-from .figures import NO_REWARDS, Line, column, courses
+from .figures import NO_REWARDS, Line, column, courses, thinned
 from .pages import Asked, render
 from .recipe_page import flat
 from .runs import Run
@@ -78,8 +78,7 @@ def _add(
         if line["iteration"] in at and value is not None
     ]
     if points:
-        points = points[:: -(-len(points) // POINTS)]
-        x, y = zip(*points, strict=True)
+        x, y = zip(*thinned(points, POINTS), strict=True)
         chart.line(run.name, y, index, x=x, dots=dots)
 
 

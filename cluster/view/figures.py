@@ -3,12 +3,13 @@
 import math
 from collections.abc import Mapping, Sequence
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from ..run.evaluation import MADE_WITH, comparable
 from .runs import Run
 
 Line = Mapping[str, Any]
+Value = TypeVar("Value")
 NO_REWARDS = ("iteration", MADE_WITH, "diversity")
 """Keys of a line of evaluations.jsonl beside the rewards."""
 
@@ -43,6 +44,13 @@ def main_reward(weighted: Mapping[str, float], lines: Sequence[Line]) -> str | N
     seen = {name for line in lines for name in line if name not in NO_REWARDS}
     names = [name for name in weighted if name in seen] or [*weighted] or sorted(seen)
     return max(names, key=lambda name: abs(weighted.get(name, 0.0)), default=None)
+
+
+def thinned(values: Sequence[Value], count: int) -> list[Value]:
+    """At most `count` of some values (2 or more), at equal distances, with the first and the last."""
+    if len(values) <= count:
+        return list(values)
+    return [values[round(i * (len(values) - 1) / (count - 1))] for i in range(count)]
 
 
 def alike(evaluations: Sequence[Line]) -> list[Line]:

@@ -51,9 +51,11 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
 
 
 def clip_range(run: Run) -> float | None:
-    """The setting `learner.clip_range`."""
+    """The setting `learner.clip_range`, where it bounds ratios."""
     learner = run.recipe.get("learner")
-    return number(learner.get("clip_range")) if isinstance(learner, Mapping) else None
+    if not isinstance(learner, Mapping) or learner.get("trust_region", "clip") != "clip":
+        return None
+    return number(learner.get("clip_range"))
 
 
 def reward_charts(

@@ -7,7 +7,7 @@ from markupsafe import Markup
 
 from ...proto.errors import InputError
 from .evaluations import Evaluated, evaluated
-from .figures import weights
+from .figures import thinned, weights
 from .pages import Asked, Links, asked_number, figure, render, shown
 from .runs import Run
 from .samples import by_prompt, iterations, samples_of
@@ -45,7 +45,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     reward = _choice(asked, "reward", rewards, _main(run, rewards))
     order = _choice(asked, "order", list(ORDERS), "gain")
     if (limit := asked.get("evaluations", "")).isdecimal():
-        found = _thinned(found, max(2, int(limit)))
+        found = thinned(found, max(2, int(limit)))
     show = asked.get("show", str(SHOWN_PICTURES))
     count = int(show) if show.isdecimal() else None
     pairs = _pairs(found, reward, order, count, links)
@@ -99,13 +99,6 @@ def _pairs(found: Sequence[Evaluated], reward: str, order: str, count: int | Non
         )
         for index in indices[:count]
     ]
-
-
-def _thinned(found: Sequence[Evaluated], count: int) -> list[Evaluated]:
-    """At most `count` of these evaluations at equal distances, with the first and the last."""
-    if len(found) <= count:
-        return list(found)
-    return [found[round(i * (len(found) - 1) / (count - 1))] for i in range(count)]
 
 
 def _choice(asked: Asked, name: str, known: Sequence[str], default: str) -> str:

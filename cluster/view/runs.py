@@ -12,6 +12,7 @@ from ...proto.yaml12 import read_yaml
 from ..run.driver_lock import driver_of
 from ..run.status import RunStatus, status_of
 from .files import FileCache, json_lines, json_object
+from .static_files import version
 
 Parsed = TypeVar("Parsed")
 RUN_FILES = ("recipe.yaml", "metrics.jsonl")
@@ -108,6 +109,7 @@ class Run:
         return sha256(repr(list(self._stamps())).encode()).hexdigest()[:16]
 
     def _stamps(self) -> Iterator[object]:
+        yield version()
         for name in CHANGING_FILES:
             try:
                 stat = (self.folder / name).stat()

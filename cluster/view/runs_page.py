@@ -10,7 +10,7 @@ import yaml
 from markupsafe import Markup
 
 from ..run.status import RunStatus
-from .figures import alike, column, main_reward, number
+from .figures import alike, column, main_reward, number, thinned
 from .files import json_lines
 from .pages import render
 from .runs import Run, Runs
@@ -82,7 +82,7 @@ def summary(run: Run) -> Summary:
         curve = [value for value in column(lines, "rewards", reward, "mean") if value is not None]
     before, now = (held_out[0], held_out[-1]) if held_out else (None, None)
     method = schedule.get("method", "") if isinstance(schedule, dict) else ""
-    return Summary(run.name, run.status, str(method), reward, before, now, _thinned(curve), run.problems)
+    return Summary(run.name, run.status, str(method), reward, before, now, thinned(curve, SPARK_POINTS), run.problems)
 
 
 def runs_page(runs: Runs, summaries: Summaries) -> Markup:
@@ -109,9 +109,3 @@ def _some_lines(data: bytes) -> list[dict[str, Any]]:
     lines = data.splitlines()
     step = max(1, len(lines) // SPARK_POINTS)
     return json_lines(b"\n".join(lines[::step]))[0]
-
-
-def _thinned(values: Sequence[float]) -> list[float]:
-    """At most as many of these values as a small curve has points, among them the last."""
-    step = -(-len(values) // SPARK_POINTS) or 1
-    return list(values[::-1][::step][::-1])

@@ -5,7 +5,7 @@ from hashlib import sha256
 
 from plotly.offline import get_plotlyjs
 
-from .pages import STATIC
+from .pages import HERE, STATIC
 
 SCRIPTS = {
     "view.css": "text/css",
@@ -21,6 +21,13 @@ SCRIPTS = {
 def static_file(name: str) -> bytes:
     """The content of one of `SCRIPTS`."""
     return get_plotlyjs().encode() if name == "plotly.js" else (STATIC / name).read_bytes()
+
+
+@cache
+def version() -> str:
+    """A text that changes with the pages themselves: browsers keep no page of an earlier version."""
+    own = (file.read_bytes() for file in sorted(HERE.rglob("*")) if file.suffix in (".py", ".html", ".svg"))
+    return sha256(repr([*map(address, SCRIPTS), *own]).encode()).hexdigest()
 
 
 @cache

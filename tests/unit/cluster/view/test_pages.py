@@ -224,3 +224,33 @@ def test_kept_files_are_bounded_and_never_stale(tmp_path: Path) -> None:
     assert len(reads) == 11, "the oldest had to go"
     (tmp_path / "9").write_bytes(b"other")
     assert cache.read(tmp_path / "9", parse) == b"other"
+
+
+def test_an_alarm_of_another_trust_region_has_its_own_limit(make_run: Make, client: TestClient) -> None:
+    """What `guard` clips isn't a ratio, and its range says nothing of log-probabilities."""
+    folder = make_run("one", logprob_abs_diff=5e-7)
+    recipe = (folder / "recipe.yaml").read_text()
+    for region, raised in (("clip", True), ("guard", False)):
+        learner = f"learner: {{clip_range: 2.e-6, trust_region: {region}}}"
+        (folder / "recipe.yaml").write_text(recipe.replace("learner: {clip_range: 0.01}", learner))
+        assert ("Log-probabilities are apart" in client.get("/overview/one").text) == raised
+
+
+def test_a_compared_curve_ends_with_the_newest_iteration(make_run: Make, client: TestClient) -> None:
+    for name in ("one", "two"):
+        make_run(name, iterations=1499)
+    page = client.get("/compare", params={"run": ["one", "two"], "over": "iterations"}).text
+    curves = [one["x"] for figure in charts(page).values() for one in figure["traces"] if len(one.get("x", ())) > 2]
+    assert curves
+    assert all((x[0], x[-1]) == (1, 1499) and len(x) <= 500 for x in curves)
+
+
+def test_pages_of_an_earlier_version_are_not_kept(
+    make_run: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    make_run("one")
+    (run,) = Runs(tmp_path / "runs").all()
+    before = run.stamp()
+    assert run.stamp() == before
+    monkeypatch.setattr("branchgrpo.cluster.view.runs.version", lambda: "another")
+    assert run.stamp() != before
