@@ -92,7 +92,7 @@ class _Growth:
         self.transitions = CoefficientTable.of(task.schedule, policy.sigmas(task.schedule.grid_steps))
         self.storage = getattr(torch, settings.latents_precision)
         self.conditionings = conditionings
-        self.batched_conditioning = collate(conditionings)
+        self.batched_conditioning = collate(conditionings, policy.device)
         self.pending = [_UnsentNodes() for _ in task.trees]
         self.first_part = [True] * len(task.trees)
         self.diversity = [Diversity() for _ in task.trees]

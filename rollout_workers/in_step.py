@@ -69,5 +69,5 @@ class WorkerInStep(RolloutWorker):
         `task`."""
         policy, conditionings = self.prompted(task)
         states = torch.zeros(1, *policy.latent_shape, device=policy.device)
-        sigma, conditioning = torch.ones(1, device=policy.device), collate(conditionings[:1])
+        sigma, conditioning = torch.ones(1, device=policy.device), collate(conditionings[:1], policy.device)
         self._shared.accompany(lambda: policy.velocity(states, sigma, conditioning, self._shared))

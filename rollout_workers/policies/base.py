@@ -87,9 +87,9 @@ def with_guidance(policy: Policy, scale: float) -> Policy:
     return own
 
 
-def collate(conditionings: Sequence[Conditioning]) -> dict[str, torch.Tensor]:
-    """Conditionings of several prompts as one, with a leading row dimension."""
-    return {name: torch.stack([c[name] for c in conditionings]) for name in conditionings[0]}
+def collate(conditionings: Sequence[Conditioning], device: torch.device | None = None) -> dict[str, torch.Tensor]:
+    """Conditionings of several prompts as one, with a leading row dimension, on a device if one is given."""
+    return {name: torch.stack([c[name] for c in conditionings]).to(device) for name in conditionings[0]}
 
 
 def trainable(network: torch.nn.Module) -> dict[str, torch.nn.Parameter]:

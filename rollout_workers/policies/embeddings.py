@@ -16,12 +16,14 @@ from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Policy
 
-IN_MEMORY = 256
-"""Prompts whose embeddings are kept in memory; FLUX.1-dev's take 4 MB each."""
+IN_MEMORY, IN_MEMORY_BYTES = 256, 2 * 2**30
+"""Prompts whose embeddings the host's memory keeps, and their bytes: FLUX.1-dev's take 4 MB each, Wan's of pictures
+up to 25."""
 
 
 class Embeddings:
-    """A policy's conditionings by prompt. Text encoders are on the device only while new prompts are encoded.
+    """A policy's conditionings by prompt, in the host's memory: the device's is for the networks. Text encoders are on
+    the device only while new prompts are encoded.
 
     On disk they lie in a folder that is named after what they depend on; several processes may share it.
     """
@@ -37,7 +39,8 @@ class Embeddings:
         if missing := [prompt for prompt, known in found.items() if known is None]:
             try:
                 for prompt in missing:
-                    found[prompt] = encoded = self._policy.encode(prompt)
+                    encoded = {name: value.cpu() for name, value in self._policy.encode(prompt).items()}
+                    found[prompt] = encoded
                     self._write(prompt, encoded)
             finally:
                 self._policy.release_encoders()
@@ -45,8 +48,9 @@ class Embeddings:
         for prompt, known in every.items():
             self._recent[prompt] = known
             self._recent.move_to_end(prompt)
-        while len(self._recent) > IN_MEMORY:
-            self._recent.popitem(last=False)
+        held = sum(map(_bytes, self._recent.values()))
+        while len(self._recent) > IN_MEMORY or held > IN_MEMORY_BYTES:
+            held -= _bytes(self._recent.popitem(last=False)[1])
         return [every[prompt] for prompt in prompts]
 
     def _known(self, prompt: str) -> Conditioning | None:
@@ -56,14 +60,14 @@ class Embeddings:
         if path is None or not path.is_file():
             return None
         try:
-            return safetensors.torch.load_file(path, device=str(self._policy.device))
+            return safetensors.torch.load_file(path)
         except (OSError, SafetensorError) as error:  # such as a file of somebody else's
             logging.getLogger(__name__).warning("an embedding is computed again: %s can't be read: %s", path, error)
             return None
 
     def _write(self, prompt: str, conditioning: Conditioning) -> None:
         if path := self._path(prompt):
-            tensors = {name: value.cpu().contiguous() for name, value in conditioning.items()}
+            tensors = {name: value.contiguous() for name, value in conditioning.items()}
             try:
                 with whole(path) as temporary:
                     safetensors.torch.save_file(tensors, temporary)
@@ -74,6 +78,10 @@ class Embeddings:
         whole = "\0".join([prompt, *(picture.name for picture in pictures_of(prompt))])
         name = hashlib.sha256(whole.encode()).hexdigest()
         return self._folder / name[:2] / f"{name}.safetensors" if self._folder else None
+
+
+def _bytes(conditioning: Conditioning) -> int:
+    return sum(value.nbytes for value in conditioning.values())
 
 
 def fingerprint(parts: Sequence[Path], *facts: object) -> str:

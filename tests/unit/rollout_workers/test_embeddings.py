@@ -45,6 +45,12 @@ def test_the_oldest_leave_the_memory(tiny_policy: Policy, encoded: list[str], mo
     for prompts in (["1", "2"], ["1"], ["3"], ["1"], ["2"]):
         known.of(prompts)
     assert encoded == ["1", "2", "-", "3", "-", "2", "-"]
+    size = sum(value.nbytes for value in known.of(["2"])[0].values())
+    monkeypatch.setattr(embeddings, "IN_MEMORY", 256)
+    monkeypatch.setattr(embeddings, "IN_MEMORY_BYTES", 2 * size)
+    for prompts in (["5", "6", "7"], ["6", "7"], ["5"]):
+        known.of(prompts)
+    assert encoded[7:] == ["5", "6", "7", "-", "5", "-"]
 
 
 @pytest.mark.parametrize(
