@@ -6,8 +6,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import torch
-from transformers import BlipTextConfig, BlipVisionConfig, BlipVisionModel
-from transformers.models.blip.modeling_blip_text import BlipTextModel
+from transformers import BlipTextConfig, BlipTextModel, BlipVisionConfig, BlipVisionModel
 
 from ..proto.settings import RewardSettings
 from ..proto.usage import on_gpu

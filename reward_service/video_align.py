@@ -13,8 +13,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 from PIL import Image
-from transformers import Qwen2VLModel
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+from transformers import Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from ..proto.errors import InputError
 from ..proto.media import Media, Pictures
