@@ -1,9 +1,10 @@
 """The measured seconds per iteration of a study's variants: `timing.jsonl` in its folder, one line per measurement."""
 
 import json
-import statistics
 from collections.abc import Mapping, Sequence
 from typing import Any
+
+from scipy import stats
 
 from ...proto.settings import RunSettings
 from ..run.evaluation import short_name
@@ -86,6 +87,4 @@ def measurements(study: Study, settings: RunSettings) -> list[dict[str, Any]]:
 
 def typical(seconds: Sequence[float]) -> float | None:
     """The mean without the fastest and the slowest fifth; None without measurements."""
-    cut = len(seconds) // 5
-    kept = sorted(seconds)[cut : len(seconds) - cut]
-    return statistics.fmean(kept) if kept else None
+    return float(stats.trim_mean(seconds, 0.2)) if len(seconds) else None
