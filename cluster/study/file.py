@@ -3,7 +3,7 @@
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from itertools import product
+from itertools import chain, product
 from pathlib import Path
 from typing import Annotated, Any, Self
 
@@ -148,11 +148,11 @@ def _candidates(path: Path, file: StudyFile, name: str) -> Iterator[Candidate]:
     tuned: Any = {}
     for layer in layers:
         tuned = layer.pop(TUNE, tuned)
-        for key in layer:
-            if key in OF_THE_STUDY:
-                raise InputError(f"'{key}' is decided by {OF_THE_STUDY[key]}; leave it out")
     if not isinstance(tuned, dict) or not all(isinstance(values, list) and values for values in tuned.values()):
         raise InputError(f"tune is {tuned!r}; it must give settings with lists of values")
+    for key in chain(*layers, tuned):
+        if key in OF_THE_STUDY:
+            raise InputError(f"'{key}' is decided by {OF_THE_STUDY[key]}; leave it out")
     if tuned and not file.tuning:
         raise InputError("tune chooses values by prompts of its own; name them: tuning: {prompts: FILE}")
     first = {"name": name, "seed": file.seeds[0]}

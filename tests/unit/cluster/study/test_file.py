@@ -53,6 +53,11 @@ def test_a_tuned_variant_has_a_candidate_per_value(study_in: Load) -> None:
         ({"variants": {"flat": {}, "tree": {"schedule.spltis": {}}}}, "variants.tree: unknown setting"),
         ({"variants": {"flat": {}, "tree": TUNED}}, "variants.tree: tune chooses values by prompts of its own"),
         ({"variants": {"flat": {}, "tree": {"tune": {"seed": 3}}}}, "variants.tree: tune is {'seed': 3}"),
+        ({"variants": {"flat": {}, "tree": {"tune": {"seed": [3, 4]}}}}, "variants.tree: 'seed' is decided by seeds"),
+        (
+            {"common": {**IN_PROCESS, "tune": {"iterations": [9]}}},
+            "variants.flat,tree: 'iterations' is decided by budget",
+        ),
         ({"variants": {"flat": {}, "a/b": {}}}, "variants.a/b"),
         (
             {"variants": {"flat": {}, "tree": {"schedule.steps": 12}}},
