@@ -34,7 +34,8 @@ class Budget(Settings):
     forward_passes: PositiveInt | None = None
     """Maximum number of the rollouts' forward passes."""
     seconds: PositiveFloat | None = None
-    """Maximum seconds of its iterations, by the measured seconds per iteration of its variant."""
+    """Maximum seconds of its iterations, by the measured seconds per iteration of its variant. Not with execution
+    `ray`, where nothing is measured before the runs."""
 
     @model_validator(mode="after")
     def _one(self) -> Self:
@@ -191,6 +192,13 @@ def _must_be_measurable(file: StudyFile, settings: RunSettings) -> None:
         raise InputError("evaluation.every is 0; curves need evaluations, such as common: {evaluation.every: 5}")
     if not settings.prompts.held_out:
         raise InputError("prompts.held_out is missing; all seeds must be evaluated on the same prompts")
+    budgets = {"budget": file.budget, "tuning.budget": file.tuning.budget if file.tuning else None}
+    for name, budget in budgets.items():
+        if budget and budget.seconds and settings.execution == "ray":
+            raise InputError(
+                f"{name} is of seconds, which on Ray are known from finished runs alone; give iterations or "
+                "forward_passes, or execution: in_process"
+            )
 
 
 def _must_be_apart(settings: RunSettings, validation: RunSettings) -> None:

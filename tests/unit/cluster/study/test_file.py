@@ -12,6 +12,7 @@ from branchgrpo.proto.recipe import SHIPPED
 Load = Callable[..., Study]
 TUNED: dict[str, Any] = {"tune": {"learner.optimizer.learning_rate": [1e-4, 2e-4]}}
 IN_PROCESS = {"execution": "in_process", "evaluation.every": 1}
+ON_RAY = {**IN_PROCESS, "execution": "ray"}
 
 
 def test_variants_are_recipes_on_the_base(study_in: Load) -> None:
@@ -43,6 +44,11 @@ def test_a_tuned_variant_has_a_candidate_per_value(study_in: Load) -> None:
         ({"budgett": 3}, "unknown setting 'budgett'; did you mean 'budget'"),
         ({"budget": {}}, "budget: give one of iterations, forward_passes, seconds"),
         ({"budget": {"iterations": 3, "seconds": 2.0}}, "budget: give one of"),
+        ({"common": ON_RAY, "budget": {"seconds": 9.0}}, "variants.flat,tree: budget is of seconds, which on Ray"),
+        (
+            {"common": {**ON_RAY, **TUNED}, "tuning": {"prompts": "validation.txt", "budget": {"seconds": 9.0}}},
+            "variants.flat,tree: tuning.budget is of seconds",
+        ),
         ({"baseline": "flatt"}, "baseline is 'flatt'; it must be one of flat, tree"),
         ({"seeds": [1, 1]}, "seeds is [1, 1]; a seed is given twice"),
         ({"tuning": {"prompts": "v.txt", "seeds": [5, 1]}}, "tuning.seeds has 1, one of seeds"),
