@@ -21,7 +21,6 @@ OF_NO_INFLUENCE: dict[str, Any] = {
     "evaluation": True,
     "checkpoint": True,
     "logging": True,
-    "pools": True,
     "prompts": {"train", "held_out", "held_out_count", "column"},
     "learner": {"optimizer": True, "nft": {"strength"}},
 }
@@ -33,7 +32,9 @@ def timing_name(settings: RunSettings) -> str:
 
     Those with their default value are left out, so that measurements outlive settings that are new.
     """
-    return short_name(_filled(settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE, exclude_defaults=True)))
+    unused = {"pools": True} if settings.execution == "in_process" else {}
+    content = settings.model_dump(mode="json", exclude=OF_NO_INFLUENCE | unused, exclude_defaults=True)
+    return short_name(_filled(content))
 
 
 def _filled(section: Mapping[str, Any]) -> dict[str, Any]:

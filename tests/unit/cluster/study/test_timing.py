@@ -2,8 +2,9 @@
 
 from collections.abc import Callable
 
+import pytest
 from branchgrpo.cluster.study.file import Study
-from branchgrpo.cluster.study.timing import seconds_per_iteration, to_measure
+from branchgrpo.cluster.study.timing import seconds_per_iteration, timing_name, to_measure
 
 Load = Callable[..., Study]
 VARIANTS = {
@@ -29,3 +30,11 @@ def test_what_costs_nothing_shares_its_measurement(study_in: Load) -> None:
     bold = {**nft, "learner.nft.strength": 0.25, "learner.optimizer.learning_rate": 1e-4}
     study = study_in(variants={"flat": nft, "bold": bold}, timing_rounds=1)
     assert len(to_measure(study)) == 1
+
+
+@pytest.mark.parametrize(("execution", "shared"), [("in_process", True), ("ray", False)])
+def test_pools_cost_seconds_on_ray_alone(study_in: Load, execution: str, shared: bool) -> None:
+    wide = {"pools.rollout_workers.count": 3}
+    study = study_in(common={"execution": execution, "evaluation.every": 1}, variants={"flat": {}, "wide": wide})
+    names = {timing_name(study.variants[name][0].settings) for name in ("flat", "wide")}
+    assert (len(names) == 1) is shared
