@@ -164,7 +164,8 @@ def _candidates(path: Path, file: StudyFile, name: str) -> Iterator[Candidate]:
         validation = None
         if tuned and file.tuning:
             prompts = {"prompts.held_out": str(file.tuning.prompts)}
-            validation = _with_threads(load_variant(path, file.base, [*layers, point, first, prompts]))
+            others = load_variant(path, file.base, [*layers, point, first, prompts]).prompts
+            validation = settings.model_copy(update={"prompts": others})
             _must_be_apart(settings, validation)
         yield Candidate(point, settings, validation)
 
@@ -183,6 +184,15 @@ def _with_sizes(settings: RunSettings) -> RunSettings:
     from ..plan.sizes import sizes_here  # and torch with it
 
     return sizes_here(settings)
+
+
+def sized_as(settings: RunSettings, run: Path) -> RunSettings:
+    """The settings with the numbers that the run in a folder has chosen in place of `auto`."""
+    if not settings.automatic:
+        return settings
+    from ..plan.sizes import same_sizes  # and torch with it
+
+    return same_sizes(settings, run)
 
 
 def _must_be_measurable(file: StudyFile, settings: RunSettings) -> None:

@@ -10,6 +10,7 @@ from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
 from ..run.new_folder import FINGERPRINTS, VERSIONS, policy_fingerprint, versions
+from .file import sized_as
 from .trials import OF_NO_CONSEQUENCE, Trial
 
 
@@ -39,7 +40,7 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
         if not there.finished or json.loads((run.path / VERSIONS).read_text()) != versions():
             return False
         made = run.settings
-        changed = [change.setting for change in find_changes(made, trial.settings)]
+        changed = [change.setting for change in find_changes(made, sized_as(trial.settings, run.path))]
     except (OSError, ValueError):  # unreadable, or so different that no run could change to it
         return False
     if not made.evaluation.every or trial.settings.evaluation.every % made.evaluation.every:

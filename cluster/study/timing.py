@@ -9,7 +9,7 @@ from scipy import stats
 from ...proto.settings import RunSettings
 from ..run.evaluation import short_name
 from ..run.folder import RunFolder
-from .file import Study
+from .file import Study, sized_as
 
 FILE = "timing.jsonl"
 OF_NO_INFLUENCE: dict[str, Any] = {
@@ -82,8 +82,17 @@ def measurements(study: Study, settings: RunSettings) -> list[dict[str, Any]]:
     if settings.execution == "in_process":
         return measured(study, settings)
     name = timing_name(settings)
-    folders = [RunFolder(path.parent) for path in sorted(study.folder.glob("runs/*/recipe.yaml"))]
-    return [line for run in folders if timing_name(run.settings) == name for line in run.lines("metrics")]
+    # By the file first: in the folders `auto` is a number, which another variant may have been given.
+    alike = [v for v, own in study.variants.items() if name in [timing_name(each.settings) for each in own]]
+    folders = [RunFolder(study.folder / "runs" / f"{v}-seed{seed}") for v in alike for seed in study.file.seeds]
+    return [line for run in folders if _has_these(run, settings) for line in run.lines("metrics")]
+
+
+def _has_these(run: RunFolder, settings: RunSettings) -> bool:
+    """Whether the run in a folder, if there is one, takes the seconds of these settings."""
+    if not (run.path / "recipe.yaml").is_file():
+        return False
+    return timing_name(run.settings) == timing_name(sized_as(settings, run.path))
 
 
 def typical(seconds: Sequence[float]) -> float | None:

@@ -15,7 +15,7 @@ from ..run.driver_lock import driver_of
 from ..run.evaluation import comparable, short_name
 from ..run.folder import RunFolder
 from ..run.state import END_STATES, read_state
-from .file import Budget, Candidate, Study
+from .file import Budget, Candidate, Study, sized_as
 from .timing import seconds_per_iteration
 
 OF_NO_CONSEQUENCE = re.compile(r"(iterations|checkpoint|logging|pools|evaluation\.(rewards|every))\b")
@@ -54,7 +54,7 @@ class Trial:
         """Raises InputError if the run's folder holds one with other settings."""
         if not (self.folder.path / "recipe.yaml").is_file():
             return
-        for change in find_changes(self.folder.settings, self.settings):
+        for change in find_changes(self.folder.settings, sized_as(self.settings, self.folder.path)):
             if not OF_NO_CONSEQUENCE.match(change.setting):
                 raise InputError(
                     f"the study has other settings than {self.folder.path} ({change}); remove that folder, or give the "

@@ -87,6 +87,14 @@ def test_planned_rates_depend_on_the_number_of_iterations(
     assert bool(take_over(first(study_in(**same, budget={"iterations": 2})), tmp_path)) is taken
 
 
+def test_sizes_that_a_run_chose_are_taken_over(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
+    automatic = {"execution": "ray", "evaluation.every": 1, "rollout.max_batch_rows": "auto"}
+    path = made(common={**automatic, "rollout.max_batch_rows": 64})
+    trial = first(study_in(common=automatic))
+    assert take_over(trial, tmp_path) == path
+    trial.must_continue()
+
+
 def test_run_of_another_policy_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     (made() / FINGERPRINTS).write_text(json.dumps({"policy": "another"}))
     assert take_over(first(study_in()), tmp_path) is None

@@ -1,10 +1,14 @@
 """The seconds of a study: variants are compared by what was measured of all of them in turns."""
 
+import json
 from collections.abc import Callable
 
 import pytest
 from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.timing import seconds_per_iteration, timing_name, to_measure
+from branchgrpo.cluster.study.trials import trials
+from branchgrpo.proto.recipe import save_recipe
+from branchgrpo.proto.settings_errors import changed_settings
 
 Load = Callable[..., Study]
 VARIANTS = {
@@ -38,3 +42,15 @@ def test_pools_cost_seconds_on_ray_alone(study_in: Load, execution: str, shared:
     study = study_in(common={"execution": execution, "evaluation.every": 1}, variants={"flat": {}, "wide": wide})
     names = {timing_name(study.variants[name][0].settings) for name in ("flat", "wide")}
     assert (len(names) == 1) is shared
+
+
+def test_runs_that_chose_sizes_have_seconds_of_their_own(study_in: Load, made_up: Callable[..., None]) -> None:
+    rows, seconds = "rollout.max_batch_rows", {"flat": 2.0, "fixed": 3.0}
+    common = {"execution": "ray", "evaluation.every": 1, rows: "auto"}
+    study = study_in(common=common, variants={"flat": {}, "fixed": {rows: 64}})
+    for trial in trials(study):
+        made_up(trial, [0.1, 0.2])
+        save_recipe(changed_settings(trial.settings, {rows: 64}), trial.folder.path)
+        line = {"iteration": 1, "seconds": seconds[trial.variant]}
+        (trial.folder.path / "metrics.jsonl").write_text(json.dumps(line) + "\n")
+    assert {t.variant: seconds_per_iteration(study, t.settings) for t in trials(study)} == seconds

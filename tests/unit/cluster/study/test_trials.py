@@ -7,7 +7,9 @@ from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.trials import Trial, chosen, trials, tuning_trials
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import save_recipe
+from branchgrpo.proto.settings_errors import changed_settings, named_settings
 
+SIZES = ("rollout.max_batch_rows", "learner.rows_per_micro_batch")
 Load = Callable[..., Study]
 RATES = [1e-4, 2e-4, 4e-4]
 TUNED = {
@@ -65,3 +67,18 @@ def test_folder_with_other_settings_is_refused(study_in: Load) -> None:
     other = trials(study_in(variants={"flat": {}, "tree": {"learner.clip_range": 0.3}}))[2]
     with pytest.raises(InputError, match=r"other settings than .*tree-seed0 \(learner.clip_range: 0.01 -> 0.3\)"):
         other.must_continue()
+
+
+def test_a_run_continues_with_the_sizes_that_it_chose(study_in: Load) -> None:
+    study = study_in(common={"execution": "ray", "evaluation.every": 1, **dict.fromkeys(SIZES, "auto")})
+    trial = trials(study)[0]
+    trial.must_continue()
+    save_recipe(changed_settings(trial.settings, {SIZES[0]: 64, SIZES[1]: 8}), trial.folder.path)
+    trial.must_continue()
+
+
+def test_runs_that_are_tuned_have_the_sizes_that_are_timed(study_in: Load) -> None:
+    study = study_in(**TUNED, common={"execution": "in_process", "evaluation.every": 1, SIZES[0]: "auto"})
+    for candidate, runs in tuning_trials(study, "tree"):
+        sizes = named_settings(candidate.settings, SIZES)
+        assert all(named_settings(run.settings, SIZES) == sizes and not run.settings.automatic for run in runs)
