@@ -9,7 +9,7 @@ from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
-from ..run.new_folder import FINGERPRINTS, VERSIONS, policy_fingerprint, versions
+from ..run.new_folder import FINGERPRINTS, VERSIONS, has_begun, policy_fingerprint, versions
 from .file import sized_as
 from .trials import OF_NO_CONSEQUENCE, Trial
 
@@ -18,14 +18,15 @@ def take_over(trial: Trial, studies: Path) -> Path | None:
     """Copy the run of another study that is what a trial would be, and return the folder that it was in.
 
     It has the trial's settings and policy, was made with the versions that are here, and has finished all the
-    iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun.
+    iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun. What a
+    driver has left of the trial that was killed before it had begun is replaced.
     """
-    if trial.state != "not started":
+    if trial.state != "not started" or has_begun(trial.folder.path):
         return None
     for path in sorted(studies.glob("*/runs/*/recipe.yaml")):
         run = RunFolder(path.parent)
         if _is_that_of(run, trial):
-            with whole(trial.folder.path) as copy:
+            with whole(trial.folder.path, replace_folder=True) as copy:
                 shutil.copytree(run.path, copy)
                 own = {name: getattr(trial.settings, name) for name in ("name", "runs", "schedule")}
                 save_recipe(run.settings.model_copy(update=own), copy)
@@ -39,9 +40,9 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
     try:
         if not there.finished or json.loads((run.path / VERSIONS).read_text()) != versions():
             return False
-        made = run.settings
+        made, fingerprint = run.settings, json.loads((run.path / FINGERPRINTS).read_text())["policy"]
         changed = [change.setting for change in find_changes(made, sized_as(trial.settings, run.path))]
-    except (OSError, ValueError):  # unreadable, or so different that no run could change to it
+    except (OSError, ValueError, LookupError, TypeError):  # unreadable, or so different that no run could change to it
         return False
     if not made.evaluation.every or trial.settings.evaluation.every % made.evaluation.every:
         return False  # it wasn't evaluated when the trial would be
@@ -51,7 +52,6 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
         changed = [name for name in changed if not name.startswith("schedule.")]
     if not all(map(OF_NO_CONSEQUENCE.match, changed)):
         return False
-    fingerprint = json.loads((run.path / FINGERPRINTS).read_text())["policy"]
     return bool(fingerprint == policy_fingerprint(trial.settings))
 
 

@@ -6,7 +6,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.run.new_folder import FINGERPRINTS, VERSIONS, policy_fingerprint, versions
+from branchgrpo.cluster.run.driver_lock import driver_lock
+from branchgrpo.cluster.run.new_folder import FINGERPRINTS, VERSIONS, begin, policy_fingerprint, versions
 from branchgrpo.cluster.study.curves import read_curve
 from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.shared_runs import take_over
@@ -98,6 +99,33 @@ def test_sizes_that_a_run_chose_are_taken_over(study_in: Load, made: Callable[..
 def test_run_of_another_policy_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     (made() / FINGERPRINTS).write_text(json.dumps({"policy": "another"}))
     assert take_over(first(study_in()), tmp_path) is None
+
+
+@pytest.mark.parametrize("content", [None, "", "[]", "{}"])
+@pytest.mark.parametrize("name", [FINGERPRINTS, VERSIONS, "recipe.yaml", "metrics.jsonl"])
+def test_unreadable_folder_is_passed_over(
+    study_in: Load, made: Callable[..., Path], name: str, content: str | None, tmp_path: Path
+) -> None:
+    file = made() / name
+    file.unlink()
+    if content is not None:
+        file.write_text(content)
+    assert take_over(first(study_in()), tmp_path) is None
+
+
+@pytest.mark.parametrize("begun", [False, True])
+def test_what_a_killed_driver_left_is_replaced_or_continued(
+    study_in: Load, made: Callable[..., Path], begun: bool, tmp_path: Path
+) -> None:
+    path, trial = made(), first(study_in())
+    folder = trial.folder.path
+    folder.mkdir(parents=True)
+    with driver_lock(folder):
+        begin(folder, trial.settings)
+    if not begun:
+        (folder / "recipe.yaml").unlink()
+    assert take_over(trial, tmp_path) == (None if begun else path)
+    assert trial.finished is not begun
 
 
 def test_run_of_other_versions_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
