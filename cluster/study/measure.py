@@ -13,6 +13,7 @@ from ..run.in_process import InProcessLoop
 from ..run.prompt_order import training_and_held_out
 from .file import Study
 from .timing import FILE, measured, timed_together, timing_name
+from .trials import counted_iterations
 
 MIN_LEARNING_RATE = 1e-30
 
@@ -30,7 +31,8 @@ def measure(study: Study, todo: Sequence[RunSettings]) -> None:
             if number >= 0 and len(measured(study, settings)) > number:
                 continue
             torch.set_num_threads(settings.threads or 1)
-            iteration = 1 + max(number, 0) * (study.file.budget.iterations or settings.iterations) // rounds
+            iterations = counted_iterations(settings, study.file.budget) or settings.iterations
+            iteration = 1 + max(number, 0) * iterations // rounds
             gc.collect()
             start = time.perf_counter()
             report = loop.iterate(iteration)

@@ -124,8 +124,16 @@ def _label(values: Mapping[str, Any]) -> str:
 
 def _iterations(study: Study, settings: RunSettings, budget: Budget) -> int:
     """The iterations within a budget, at least one. Raises InputError for seconds that were not measured yet."""
-    if budget.iterations:
-        return budget.iterations
+    if counted := counted_iterations(settings, budget):
+        return counted
+    seconds = seconds_per_iteration(study, settings)
+    if seconds is None:
+        raise InputError("budget.seconds needs the measured seconds per iteration; run the study without --report")
+    return max(1, int((budget.seconds or 0.0) / seconds))
+
+
+def counted_iterations(settings: RunSettings, budget: Budget) -> int | None:
+    """The iterations within a budget, at least one; None for a budget of seconds."""
     if budget.forward_passes:
         if not settings.schedule.varies:
             passes = settings.prompts.per_iteration * settings.schedule.build(1, settings.seed).forward_passes
@@ -136,7 +144,4 @@ def _iterations(study: Study, settings: RunSettings, budget: Budget) -> int:
             spent += settings.prompts.per_iteration * schedule.forward_passes
             if spent > budget.forward_passes:
                 return max(1, iteration - 1)
-    seconds = seconds_per_iteration(study, settings)
-    if seconds is None:
-        raise InputError("budget.seconds needs the measured seconds per iteration; run the study without --report")
-    return max(1, int((budget.seconds or 0.0) / seconds))
+    return budget.iterations
