@@ -8,7 +8,7 @@ import socket
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -82,7 +82,7 @@ def _measure(study: Study, console: Console) -> None:
     todo = to_measure(study)
     if not todo:
         return
-    needed = [_resources(study, settings) for settings in todo]
+    needed = [resources_of(settings, study.file.resources, ray.cluster_resources()) for settings in todo]
     most = {name: max(each.get(name, 0.0) for each in needed) for each in needed for name in each}
     task = ray.remote(_measured).options(num_cpus=most.pop("CPU", 0), num_gpus=most.pop("GPU", 0), resources=most)
     result = task.remote(study, todo)
@@ -150,19 +150,22 @@ def _config(study: Study, trial: Trial) -> dict[str, Any]:
         "folder": str(trial.folder.path),
         "address": ray.get_runtime_context().gcs_address if settings.execution == "ray" else None,
         "cwd": os.getcwd(),
-        "resources": _resources(study, settings),
+        "resources": resources_of(settings, study.file.resources, ray.cluster_resources()),
     }
 
 
-def _resources(study: Study, settings: RunSettings) -> dict[str, float]:
-    """What Ray reserves for the process of a run."""
+def resources_of(
+    settings: RunSettings, given: Mapping[str, float] | None, cluster: Mapping[str, float]
+) -> dict[str, float]:
+    """What Ray reserves for the process of a run: what the study's file has `given`, or what the run needs of all that
+    the cluster has. A resource that no node has yet is missing there."""
     if settings.execution == "ray":
         return {"CPU": LIGHT_CPUS}
-    if study.file.resources is not None:
-        return dict(study.file.resources)
-    cluster = ray.cluster_resources()
+    if given is not None:
+        return dict(given)
+    threads = settings.threads or 1
     gpu = settings.policy.device != "cpu" and cluster.get("GPU")
-    return {"CPU": min(settings.threads or 1, cluster["CPU"])} | ({"GPU": 1} if gpu else {})
+    return {"CPU": min(threads, cluster.get("CPU", threads))} | ({"GPU": 1} if gpu else {})
 
 
 def _most_at_once(todo: Sequence[Trial]) -> int | None:
