@@ -59,7 +59,8 @@ def remedies(settings: RunSettings, gpu: float) -> Changes | None:
         for setting, most in largest_rows(memory, gpu).items() if memory.gpus else ():
             if most < memory.phases[setting].rows:
                 made[setting] = most
-    return None if 0 in made.values() else made
+    changed = _changed(settings, made)  # None where not a single row fits
+    return made if changed and _surplus(changed, gpu) <= 0 else None
 
 
 def _changes(settings: RunSettings) -> Iterator[Changes]:

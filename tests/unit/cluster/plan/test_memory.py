@@ -110,3 +110,15 @@ def test_remedies_come_in_their_order_and_make_it_fit(run_settings: Settings) ->
     order = ["gradient_checkpointing", "lora", "zero_stage", "offload.optimizer", "rows_per_micro_batch"]
     assert made == [[f"learner.{name}" for name in order[:count]] for count in (0, 1, 2, 5)]
     assert remedies(settings, UNUSABLE_BYTES) is None
+
+
+def test_fewer_rows_leave_encoders_as_they_are(run_settings: Settings) -> None:
+    rollout = {"trees_per_task": 4, "max_batch_rows": 16, "decode_batch": 16}
+    settings = run_settings({**ON_RAY, "pools.learner.gpus": 0, "rollout": rollout})
+    memory = count_memory(settings)["1 x rollout worker"]
+    assert 0 < memory.encoders < memory.activations
+    gpu = UNUSABLE_BYTES + memory.held + memory.encoders
+    changes = remedies(settings, gpu)
+    assert changes
+    assert misfit(changed_settings(settings, changes), gpu) is None
+    assert remedies(settings, gpu - 1) is None
