@@ -1,12 +1,12 @@
 """Which share of its peak a device reaches: as it was measured there and kept in a file, or assumed."""
 
-import json
 import os
 import re
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+
+from pydantic import ConfigDict, TypeAdapter
 
 from ...proto.atomic_files import write_text
 from ...proto.errors import InputError
@@ -14,6 +14,8 @@ from .gpus import Gpu, gpu_of_device
 
 FORWARD, TRAINED, DECODE = "forward", "trained", "decode"
 """Kinds of work beside scoring, which goes by the name of the reward model."""
+ONLY_FIELDS = ConfigDict(extra="forbid")
+"""For what is read from a file: names that aren't known are mistakes."""
 
 
 @dataclass(frozen=True)
@@ -28,6 +30,7 @@ class Pace:
     """Seconds of a call, however many it gets."""
     calls: Mapping[int, float] = field(default_factory=dict)
     """Items in a call -> its seconds, as measured; between them it isn't always a straight line."""
+    __pydantic_config__ = ONLY_FIELDS
 
     def of(self, item: float) -> dict[int, float]:
         """The seconds of calls of another recipe, whose items take `item` seconds."""
@@ -52,6 +55,7 @@ class Calibration:
     """Number of processes that a processor has cores for; 0 for a GPU."""
     slowdown: float = 1.0
     """How many times as long work takes while all cores are busy."""
+    __pydantic_config__ = ONLY_FIELDS
 
     def pace(self, work: str) -> Pace:
         """The pace of a kind of work: measured, or of another model of its kind, or assumed."""
@@ -62,26 +66,24 @@ class Calibration:
     def save(self, file: Path) -> None:
         """Write it as JSON."""
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_text(file, json.dumps(asdict(self), indent=1) + "\n")
+        write_text(file, FILE.dump_json(self, indent=1).decode() + "\n")
 
 
 ASSUMED = {FORWARD: Pace(0.4), TRAINED: Pace(0.4), DECODE: Pace(0.2)}
 ASSUMED_SCORING = Pace(0.2)
+FILE = TypeAdapter(Calibration)
 
 
 def load_calibration(file: Path) -> Calibration:
     """The calibration in a file. Raises InputError if it can't be read."""
     try:
-        content = json.loads(file.read_text())
-        paces = {name: _pace(**pace) for name, pace in content.pop("paces").items()}
-        return Calibration(**content, paces=paces)
-    except (OSError, ValueError, TypeError, KeyError) as error:
+        calibration = FILE.validate_json(file.read_bytes())
+        if not calibration.paces:
+            raise ValueError("nothing was measured")
+    except (OSError, ValueError) as error:
         reason = getattr(error, "strerror", None) or "it isn't what `branchgrpo calibrate` writes"
         raise InputError(f"calibration {file} can't be read: {reason}") from error
-
-
-def _pace(calls: Mapping[str, float] | None = None, **content: Any) -> Pace:
-    return Pace(**content, calls={int(count): seconds for count, seconds in (calls or {}).items()})
+    return calibration
 
 
 def calibration_file(device: str) -> Path:

@@ -19,7 +19,7 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.rollout_workers.policies.load import load_policy
 from plain_diffusers import policy_of
-from support import Settings
+from support import ROOT, Settings
 
 
 def test_a_calibration_is_found_by_its_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -37,11 +37,29 @@ def test_a_calibration_is_found_by_its_device(tmp_path: Path, monkeypatch: pytes
     assert own.pace("hps").utilisation == 0.2
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"paces": {"forward": {"speed": 1}}}', '{"device": "x"}'])
+@pytest.mark.parametrize(
+    "content",
+    [
+        *("", "[]", "\xff", '{"device": "x"}', '{"paces": []}', '{"paces": null}'),
+        *('{"paces": {"forward": {"speed": 1}}}', '{"paces": {"forward": {"utilisation": 0.4, "speed": 1}}}'),
+        *('{"paces": {"forward": {"utilisation": "fast"}}}', '{"paces": {"forward": 0.4}}'),
+        *('{"paces": {"forward": {"utilisation": 0.4}}, "cores": 1.5}', '{"paces": {"f": {"calls": {"one": 1}}}}'),
+    ],
+)
 def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
-    (tmp_path / "own.json").write_text(content)
+    (tmp_path / "own.json").write_text(content, encoding="latin-1")
     with pytest.raises(InputError, match=r"own\.json can't be read: it isn't what `branchgrpo calibrate` writes"):
         load_calibration(tmp_path / "own.json")
+
+
+def test_files_keep_all_that_was_measured(tmp_path: Path) -> None:
+    """Those of earlier versions, without seconds of single calls, are read as well."""
+    kept = load_calibration(ROOT / "docs" / "h100" / "calibration.json")
+    assert (kept.device, kept.cores, kept.pace("hps").calls) == ("NVIDIA H100 80GB HBM3", 0, {})
+    paces = {"forward": Pace(0.5, 1.0, 0.1, {1: 1.1, 16: 16.5}), "own": Pace(None, 0.25)}
+    own = Calibration("CPU x", 1e11, "measured", "float32", "flux", paces, cores=4, slowdown=1.5)
+    own.save(tmp_path / "own.json")
+    assert load_calibration(tmp_path / "own.json") == own
 
 
 @pytest.mark.parametrize("family", ["FLUX.1-dev", "FLUX.1 Kontext"])
