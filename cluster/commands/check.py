@@ -165,21 +165,26 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
 
 
 def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
-    schedule, trees = settings.schedule.build(1, settings.seed), settings.prompts.per_iteration
+    """Counts of a tree and of an iteration; rows are those of all `learner.passes`."""
+    schedule, trees, passes = (
+        settings.schedule.build(1, settings.seed),
+        settings.prompts.per_iteration,
+        settings.learner.passes,
+    )
     own = {
         "leaves": schedule.leaves,
         "forward passes of the rollout": schedule.forward_passes,
         "edges": schedule.nodes - schedule.roots,
     }
     if settings.learner.objective == "nft":
-        rows = schedule.leaves * settings.learner.nft.noise_levels
+        rows = passes * schedule.leaves * settings.learner.nft.noise_levels
         own |= {"rows of the learner": rows, "rows of the old policy": rows}
     else:
-        own |= {"trained edges": schedule.trained_edges, "rows of the learner": schedule.rows}
+        own |= {"trained edges": schedule.trained_edges, "rows of the learner": passes * schedule.rows}
     if settings.pruning.width or settings.pruning.depth:
         kept = trained_edges(settings, schedule)
         own["edges that pruning keeps"] = int(kept.sum())
-        own["rows of the learner that it keeps"] = len(np.unique(schedule.parent[kept]))
+        own["rows of the learner that it keeps"] = passes * len(np.unique(schedule.parent[kept]))
     if settings.learner.kl_weight:
         own["rows of the KL term's reference"] = [*own.values()][-1]
     return {name: (count, count * trees) for name, count in own.items()}

@@ -257,7 +257,7 @@ class Simulation:
         costs, ranks = self.costs, self.cluster.ranks
         rows = math.ceil(self.rows * len(window.trees) / ranks)  # of the largest share
         seconds = costs.learn_seconds(rows, self.settings.learner.rows_per_micro_batch)
-        seconds += window.closes_update * costs.update
+        seconds += window.closes_update * self.settings.learner.passes * costs.update
         since = self.env.now
         yield self.cores.work(seconds, ranks)
         self.spent["learner"] += self.env.now - since

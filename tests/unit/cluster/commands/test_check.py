@@ -115,6 +115,19 @@ def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
     assert counts["rows of the KL term's reference"] == counts["rows of the learner that it keeps"]
 
 
+NFT = {"learner.objective": "nft", "advantage.normaliser": "group", "schedule": {"method": "nft", "group": 4}}
+
+
+@pytest.mark.parametrize("changes", [{"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1}, NFT])
+def test_every_pass_takes_the_rows_again(changes: dict[str, Any], run_settings: Settings) -> None:
+    once, thrice = (check(run_settings({**changes, "learner.passes": passes})).counts for passes in (1, 3))
+    rows = [name for name in once if name.startswith("rows of")]
+    assert len(rows) >= 2
+    for name, (tree, iteration) in once.items():
+        factor = 3 if name in rows else 1
+        assert thrice[name] == (factor * tree, factor * iteration), name
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [

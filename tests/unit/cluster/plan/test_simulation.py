@@ -128,6 +128,13 @@ def test_a_slow_learner_takes_the_sum_of_its_windows() -> None:
     counted(slow, shared)
 
 
+def test_every_pass_takes_its_rows_and_its_step() -> None:
+    costs = Costs(learn_row=0.25, update=2.0)
+    for passes in (1, 3):
+        outcome = simulate(recipe(learner__passes=passes), costs)
+        assert steady(outcome) == pytest.approx(passes * (8 * SCHEDULE.rows * 0.25 + 2), abs=0.05)
+
+
 def test_sampling_ahead_takes_the_longer_of_two() -> None:
     for row in (0.01, 0.1, 0.2):
         costs = Costs(forward=1.0, learn_row=row)
