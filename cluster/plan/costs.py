@@ -7,7 +7,8 @@ from typing import TypeVar
 
 import numpy as np
 
-from ...proto.settings import RunSettings
+from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
+from ...reward_service.scorers import reward_models
 
 Key = TypeVar("Key", int, str)
 
@@ -127,8 +128,8 @@ class Cluster:
 
     workers: int
     ranks: int
-    replicas: int
-    """Number of replicas of each reward model."""
+    replicas: int | None = None
+    """Number of replicas of every reward model, in place of those of its pool."""
     per_node: int = 8
     """Workers and ranks on a node; replicas lie on the nodes one by one."""
 
@@ -136,10 +137,9 @@ class Cluster:
     def of(cls, settings: RunSettings, per_node: int = 8) -> "Cluster":
         """The pools of a recipe."""
         pools = settings.pools
-        replicas = max((pool.replicas for pool in pools.rewards.values()), default=1)
         colocated = settings.placement == "colocated"
         workers = pools.learner.count if colocated else pools.rollout_workers.count
-        return cls(workers, pools.learner.count, replicas, per_node)
+        return cls(workers, pools.learner.count, per_node=per_node)
 
     def worker_node(self, worker: int) -> int:
         """Number of the node that a rollout worker is on."""
@@ -152,3 +152,17 @@ class Cluster:
     def nodes(self, colocated: bool) -> int:
         """Number of nodes with workers or ranks."""
         return self.rank_node(self.ranks - 1, colocated) + 1
+
+
+def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
+    """Reward model -> its pool, as the recipe has it or by default."""
+    pools = settings.pools.rewards
+    return {model: pools.get(model, RewardPoolSettings()) for model in reward_models(settings.rewards)}
+
+
+def training_models(settings: RunSettings) -> dict[str, dict[str, RewardSettings]]:
+    """Reward model -> the rewards that it gives; without models that score in evaluations only."""
+    training = settings.training_rewards
+    return {
+        name: given for name, given in reward_models(settings.rewards).items() if not training.keys().isdisjoint(given)
+    }

@@ -6,9 +6,8 @@ from statistics import fmean
 from typing import Any
 
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import reward_models
-from .costs import Cluster, Costs
-from .layouts import ITERATIONS, Layout, Planned, predict, with_pools
+from .costs import Cluster, Costs, training_models
+from .layouts import ITERATIONS, Layout, Planned, predict
 from .prices import Prices
 from .simulation import simulate
 
@@ -19,11 +18,10 @@ NO_MESSAGES: dict[str, Any] = {"put": math.inf, "network": math.inf} | dict.from
 
 def forecast(settings: RunSettings, prices: Prices) -> Planned:
     """The seconds of an iteration, with those of its phases."""
-    settings = with_pools(settings)
     if settings.execution == "in_process":
-        return _in_process(settings, prices.costs(Cluster(1, 1, 1)))
+        return _in_process(settings, prices.costs(Cluster(1, 1)))
     cluster = Cluster.of(settings)
-    layout = Layout(settings.placement, cluster.workers, cluster.ranks, settings.staleness, cluster.replicas)
+    layout = Layout(settings.placement, cluster.workers, cluster.ranks, settings.staleness)
     colocated = settings.placement == "colocated"
     return predict(layout, settings, prices.costs(cluster, colocated=colocated))
 
@@ -36,7 +34,6 @@ def _in_process(settings: RunSettings, costs: Costs) -> Planned:
     outcome = simulate(alone, silent, layout.cluster, ITERATIONS)
     parts = outcome.counts["parts"] / ITERATIONS
     leaves = settings.prompts.per_iteration * settings.schedule.build().leaves
-    models = reward_models(settings.training_rewards)
-    scoring = sum(parts * costs.score_batch + leaves * costs.scoring(model) for model in models)
+    scoring = sum(parts * costs.score_batch + leaves * costs.scoring(model) for model in training_models(settings))
     phases = {"sampling": outcome.worked["rollout"], "scoring": scoring, "learning": outcome.worked["learner"]}
     return Planned(layout, settings, fmean(outcome.seconds[1:-1]) + scoring, phases)

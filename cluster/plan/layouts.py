@@ -10,8 +10,7 @@ from typing import Any
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import changed_settings
-from ...reward_service.scorers import reward_models
-from .costs import Cluster, Costs
+from .costs import Cluster, Costs, reward_pools
 from .simulation import Outcome, simulate
 
 ITERATIONS = 4
@@ -39,7 +38,7 @@ class Layout:
     ranks: int
     staleness: int = 0
     replicas: int = 1
-    """Replicas of each reward model."""
+    """Replicas of each reward model that has GPUs."""
     share: float = 0.0
     """GPUs of a replica; 0 where reward models have none."""
     beside: bool = False
@@ -47,8 +46,8 @@ class Layout:
 
     @property
     def cluster(self) -> Cluster:
-        """The numbers of processes that are simulated."""
-        return Cluster(self.workers, self.ranks, self.replicas)
+        """The workers and ranks that are simulated; replicas are those of the settings' pools."""
+        return Cluster(self.workers, self.ranks)
 
     @property
     def text(self) -> str:
@@ -80,16 +79,7 @@ class Layout:
 
     def apply(self, settings: RunSettings, resource: str | None = "gpus") -> RunSettings:
         """The settings of a run with this layout. Raises InputError for one that a run can't have."""
-        return changed_settings(with_pools(settings), self.changes(settings, resource))
-
-
-def with_pools(settings: RunSettings) -> RunSettings:
-    """The settings with a pool for each reward model, which a simulation needs."""
-    named = settings.pools.rewards
-    missing: dict[str, Any] = {
-        f"pools.rewards.{model}": {} for model in reward_models(settings.rewards) if model not in named
-    }
-    return changed_settings(settings, missing) if missing else settings
+        return changed_settings(settings, self.changes(settings, resource))
 
 
 def _number(count: int, noun: str) -> str:
@@ -98,8 +88,7 @@ def _number(count: int, noun: str) -> str:
 
 def gpu_rewards(settings: RunSettings) -> list[str]:
     """Reward models to which the recipe gives a GPU or a share of one."""
-    pools = settings.pools.rewards
-    return [model for model in reward_models(settings.rewards) if model in pools and pools[model].gpus]
+    return [model for model, pool in reward_pools(settings).items() if pool.gpus]
 
 
 def layouts(settings: RunSettings, gpus: int, balance: float, part: float = SHARED_GPU) -> Iterator[Layout]:
@@ -119,7 +108,7 @@ def layouts(settings: RunSettings, gpus: int, balance: float, part: float = SHAR
 def _reward_places(settings: RunSettings, gpus: int, part: float) -> Iterator[tuple[int, float, bool]]:
     """Replicas of each reward model, GPUs of each replica, and whether they share GPUs with what samples."""
     if not (models := len(gpu_rewards(settings))):
-        yield max((pool.replicas for pool in settings.pools.rewards.values()), default=1), 0.0, False
+        yield 1, 0.0, False
         return
     for replicas in (count for count in REPLICAS if count <= gpus):
         if models * part < 1:

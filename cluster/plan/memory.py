@@ -8,8 +8,8 @@ from typing import Any
 import torch
 
 from ...learner.deepspeed_setup import BUCKET
-from ...proto.settings import PoolSettings, RewardPoolSettings, RunSettings
-from ...reward_service.scorers import reward_models
+from ...proto.settings import PoolSettings, RunSettings
+from .costs import reward_pools
 from .passes import Pass, Passes, measure
 
 MASTER_AND_MOMENTS = 12
@@ -97,7 +97,7 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
         yield process, both if on_ray else reduce(_together, rewards.values(), both)
     if on_ray:
         for model, memory in rewards.items():
-            yield f"{pools.rewards.get(model, RewardPoolSettings()).replicas} x reward {model}", memory
+            yield f"{reward_pools(settings)[model].replicas} x reward {model}", memory
 
 
 def _together(one: Memory, other: Memory) -> Memory:
@@ -168,9 +168,8 @@ def _has_old_policy(settings: RunSettings) -> bool:
 
 def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Memory]]:
     """Model -> the memory of one that is known."""
-    for model in reward_models(settings.rewards):
+    for model, pool in reward_pools(settings).items():
         if taken := passes.score.get(model):
-            pool = settings.pools.rewards.get(model, RewardPoolSettings())
             own = passes.rewards[model]
             memory = Memory(
                 weights=own.weights,

@@ -3,10 +3,9 @@
 from dataclasses import dataclass
 
 from ...proto.settings import RunSettings
-from ...reward_service.scorers import reward_models
 from ...rollout_workers.policies.decoded import MEDIA_BYTES
 from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
-from .costs import Cluster, Costs
+from .costs import Cluster, Costs, training_models
 from .device import Device
 from .flops import Work, count_work
 from .gpus import OBJECT_STORE, Gpu
@@ -113,18 +112,17 @@ class Prices:
         )
 
     def scores(self) -> dict[str, float]:
-        """Model -> its seconds per picture. What isn't known is nothing."""
-        models = reward_models(self.settings.rewards)
+        """Model that scores in every iteration -> its seconds per picture. What isn't known is nothing."""
         return {
             model: max(
                 self._seconds(self.work.score_leaf.get(reward), self.calibration.pace(model)) for reward in given
             )
-            for model, given in models.items()
+            for model, given in training_models(self.settings).items()
         }
 
     def unknown(self) -> list[str]:
         """Reward models whose seconds are neither measured nor counted."""
-        models, paces = reward_models(self.settings.rewards), self.calibration.paces
+        models, paces = training_models(self.settings), self.calibration.paces
         return [
             model
             for model, given in models.items()

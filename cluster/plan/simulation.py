@@ -19,7 +19,7 @@ from ...proto.tree import Window
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
 from .broadcast import passed_on
 from .cores import Cores
-from .costs import Cluster, Costs, Transport
+from .costs import Cluster, Costs, Transport, reward_pools, training_models
 from .queues import Line, Network, Replica, Steps
 from .rows import learner_rows
 from .stretches import Part, Stretch, nodes_of_rows, stretches
@@ -73,7 +73,7 @@ def simulate(
     iterations: int = 3,
     transport: Transport | None = None,
 ) -> Outcome:
-    """The outcome of so many iterations of a recipe. Every reward model must be named in `pools.rewards`.
+    """The outcome of so many iterations of a recipe.
 
     Of the edges that pruning leaves, `costs.trained_share` have an advantage.
     """
@@ -101,12 +101,13 @@ class Simulation:
         self.free.items.extend(range(cluster.workers))
         self.in_scoring = simpy.Resource(env, settings.rollout.max_parts_in_scoring)
         self.room = simpy.Container(env, settings.max_trees_ahead, settings.max_trees_ahead)
+        pools = reward_pools(settings)
         self.models = [
             [
-                Replica(env, n % nodes, pool, self.cores, costs.score_batch, costs.scoring(model))
-                for n in range(cluster.replicas)
+                Replica(env, n % nodes, pools[model], self.cores, costs.score_batch, costs.scoring(model))
+                for n in range(cluster.replicas or pools[model].replicas)
             ]
-            for model, pool in settings.pools.rewards.items()
+            for model in training_models(settings)
         ]
         self.held = [0] * cluster.workers
         """Version of each worker's weights."""

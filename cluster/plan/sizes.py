@@ -15,7 +15,7 @@ from ...proto.settings_errors import changed_settings, named_settings
 from ..run.folder import RunFolder
 from .calibration import DECODE as DECODING
 from .calibration import FORWARD, TRAINED
-from .costs import Cluster
+from .costs import Cluster, reward_pools
 from .device import Device, device_here, host_share
 from .fit import remedies, room
 from .forecast import forecast
@@ -111,9 +111,10 @@ def _fitting(settings: RunSettings, name: str, prices: Prices) -> int:
 def _room(memory: Memory, memories: Mapping[str, Memory], settings: RunSettings, prices: Prices) -> float:
     if memory.gpus and prices.gpu.name != "cpu":
         return room(memory, prices.gpu.memory)
-    cluster = Cluster.of(settings)
-    alone = settings.execution == "in_process"
-    return host_share(1 if alone else cluster.workers + cluster.ranks + cluster.replicas * len(settings.rewards))
+    if settings.execution == "in_process":
+        return host_share(1)
+    cluster, pools = Cluster.of(settings), reward_pools(settings).values()
+    return host_share(cluster.workers + cluster.ranks + sum(pool.replicas for pool in pools))
 
 
 def _fastest(most: int, calls: Mapping[int, float]) -> int:

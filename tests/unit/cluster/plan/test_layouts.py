@@ -104,4 +104,30 @@ def test_one_gpu_samples_and_learns_in_turns() -> None:
 def test_rewards_without_a_gpu_stay_without() -> None:
     assert gpu_rewards(recipe()) == []
     for layout in layouts(recipe(), 4, 0.5):
-        assert layout.apply(recipe()).pools.rewards["ocr"].gpus == 0
+        assert layout.apply(recipe()).pools.rewards == recipe().pools.rewards
+
+
+def test_the_replicas_of_a_recipe_are_simulated() -> None:
+    """Those of models without GPUs, which a layout doesn't change: of OCR one, whatever JPEG has."""
+    rewards = {"ocr": {}, "jpeg_compressibility": {}}
+    costs = Costs(score_pictures={"ocr": 1.0})
+    seconds = {}
+    for ocr, jpeg in ((1, 1), (1, 4), (4, 1)):
+        pools = {"rewards": {"ocr": {"replicas": ocr}, "jpeg_compressibility": {"replicas": jpeg}}}
+        made = plan(recipe(rewards=rewards, pools=pools), [Layout("colocated", 4, 4)], lambda layout: costs)
+        seconds[ocr, jpeg] = made.best[0].seconds
+    assert seconds[1, 1] == pytest.approx(32 * 8, rel=0.01)
+    assert seconds[1, 4] == pytest.approx(seconds[1, 1])
+    assert seconds[4, 1] == pytest.approx(seconds[1, 1] / 4, rel=0.05)
+
+
+def test_models_on_gpus_have_the_replicas_of_a_layout() -> None:
+    pools = {"rewards": {"hps": {"gpus": 1}, "ocr": {"replicas": 2}}}
+    settings = recipe(rewards={"hps": {}, "ocr": {}}, pools=pools)
+    costs = Costs(score_pictures={"hps": 1.0, "ocr": 0.1})
+    for replicas in (1, 4):
+        layout = Layout("separate", 2, 2, 0, replicas, 0.5)
+        (planned,) = plan(settings, [layout], lambda layout: costs).best
+        assert planned.seconds == pytest.approx(32 * 8 / replicas, rel=0.05)
+        assert planned.settings.pools.rewards["hps"].replicas == replicas
+        assert planned.settings.pools.rewards["ocr"].replicas == 2

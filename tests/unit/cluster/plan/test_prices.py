@@ -1,5 +1,6 @@
 """Seconds and sizes of a recipe, against closed forms and against what a loaded policy holds."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -7,6 +8,7 @@ import torch
 from branchgrpo.cluster.plan.calibration import Calibration, Pace
 from branchgrpo.cluster.plan.costs import Cluster
 from branchgrpo.cluster.plan.flops import Work
+from branchgrpo.cluster.plan.forecast import forecast
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.prices import Prices, Sizes, count_sizes
 from branchgrpo.cluster.plan.simulation import simulate
@@ -78,6 +80,21 @@ def test_a_run_in_one_process_takes_the_sum_of_its_work() -> None:
     settings = own.settings.model_copy(update={"placement": "colocated"})
     seconds = simulate(settings, costs, Cluster(1, 1, 1)).seconds[1]
     assert seconds == pytest.approx(24 * tree + costs.update, rel=0.01)
+
+
+@pytest.mark.parametrize("execution", ["ray", "in_process"])
+def test_models_of_evaluations_alone_cost_nothing(execution: str, run_settings: Settings) -> None:
+    """A model goes by its first reward, also where that is for evaluations and another one trains."""
+    rewards = {"ocr_exact": {"weight": 0}, "ocr": {}, "aesthetic": {"weight": 0}}
+    only = {"execution": execution, "rewards": rewards, "evaluation.rewards": ["ocr_exact", "aesthetic"]}
+    settings = run_settings(only)
+    work = replace(WORK, score_leaf={"ocr_exact": None, "ocr": None, "aesthetic": 1e12})
+    paces = {"ocr_exact": Pace(None, item=2.0), "aesthetic": Pace(None, item=99.0)}
+    own = Prices(settings, work, SIZES, GPUS["h100"], Calibration(paces=paces))
+    assert own.scores() == {"ocr_exact": 2.0}
+    assert replace(own, calibration=Calibration()).unknown() == ["ocr_exact"]
+    leaves = settings.prompts.per_iteration * settings.schedule.build().leaves
+    assert forecast(settings, own).phases["scoring"] == pytest.approx(leaves * 2.0)
 
 
 @pytest.mark.parametrize(
