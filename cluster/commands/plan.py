@@ -1,11 +1,11 @@
 """`branchgrpo plan`: the layouts of a run on given GPUs, from the fastest: seconds, GPU-hours, and what limits them."""
 
 import math
+import operator
 import os
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from functools import reduce
 from pathlib import Path
-from typing import Any
 
 from rich import box
 from rich.console import Console
@@ -13,7 +13,7 @@ from rich.progress import Progress
 from rich.table import Table
 
 from ...proto.atomic_files import write_text
-from ...proto.recipe import SHIPPED
+from ...proto.recipe import SHIPPED, WHOLE_RECIPE
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import named_settings
 from ...proto.yaml12 import write_yaml
@@ -132,27 +132,27 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
     """Write a recipe that has `recipe` as its base, with the overrides of the command line and a layout."""
     settings, gpu = prices.settings, prices.gpu
     content = own.settings.model_dump()
-    given = {override.partition("=")[0] for override in overrides}
-    layout = [name for name in own.layout.changes(settings, resource(gpu)) if not _within(name, given)]
-    sizes = settings.automatic
-    names = [*sorted(name for name in given if not _within(name, [*layout, *sizes])), *layout, *sizes]
-    changes = {name: reduce(_inside, name.split("."), content) for name in names}
+    given = sorted(override.partition("=")[0] for override in overrides)
+    wanted = [*given, *own.layout.changes(settings, resource(gpu)), *settings.automatic]
+    names = dict.fromkeys(_written_as(name) for name in wanted)
+    outermost = [name for name in names if not any(name.startswith(f"{section}.") for section in names)]
+    changes = {name: reduce(operator.getitem, name.split("."), content) for name in outermost}
     written = (
         f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"
         f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} GPU-hours; "
-        f"{own.limit.partition(' ')[0]} limits it.\n" + write_yaml({"base": _base(recipe, file), **changes})
+        f"{own.limit.rpartition(' ')[0]} limits it.\n" + write_yaml({"base": _base(recipe, file), **changes})
     )
     file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, written)
 
 
-def _within(name: str, sections: Collection[str]) -> bool:
-    """Whether a setting is one of `sections`, or in one of them."""
-    return any(f"{name}.".startswith(f"{section}.") for section in sections)
+def _written_as(name: str) -> str:
+    """A setting's dotted name; of one in a section that a recipe doesn't share with its base, the section's.
 
-
-def _inside(section: Any, key: str) -> Any:
-    return section[key if key in section else int(key)]
+    An override such as `schedule.splits.0=4` has no dotted name in a recipe, where its last part would be a text.
+    """
+    section = name.partition(".")[0]
+    return section if section in WHOLE_RECIPE else name
 
 
 def _base(recipe: Path, file: Path) -> str:

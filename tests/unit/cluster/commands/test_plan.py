@@ -11,9 +11,13 @@ from branchgrpo.cluster.commands import plan as planning
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.plan.calibration import Calibration
 from branchgrpo.cluster.plan.gpus import GPUS
+from branchgrpo.cluster.plan.layouts import Layout, Planned
+from branchgrpo.cluster.plan.prices import Prices
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
+from branchgrpo.proto.settings_errors import changed_settings
 from rich.console import Console
+from support import Settings, recipe_in
 from typer.testing import CliRunner
 
 
@@ -54,6 +58,26 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
     assert 7 <= sum(gpus.values()) <= 8
     assert "mine.yaml" in output
     assert "peak on the device" in output
+
+
+OVERRIDES = {
+    "a section with a size": ["rollout={max_batch_rows: auto, decode_batch: 4}", "learner.window_trees=auto"],
+    "a step's children": ["schedule.splits.0=4"],
+    "other splits": ["schedule.splits={1: 3}"],
+    "other rewards": ["rewards={ocr: {}}", "rewards.ocr.weight=2", "pools.rewards.ocr.replicas=2"],
+}
+
+
+@pytest.mark.parametrize("case", OVERRIDES)
+def test_a_written_recipe_has_what_was_overridden(case: str, run_settings: Settings, tmp_path: Path) -> None:
+    base, file = recipe_in(tmp_path, run_settings({"pools.rewards.ocr_exact": {}})), tmp_path / "mine.yaml"
+    plain = load_recipe(base, OVERRIDES[case])
+    prices = Prices.of(plain, (GPUS["h100"], Calibration()))
+    settings = changed_settings(plain, dict.fromkeys(plain.automatic, 2))
+    own = Planned(Layout("colocated", 2, 2), Layout("colocated", 2, 2).apply(settings), 1.0, {}, {"object store": 1.1})
+    planning.write_layout(own, prices, 2, base, OVERRIDES[case], file)
+    assert load_recipe(file) == own.settings
+    assert "object store limits it" in file.read_text()
 
 
 def test_reasons_are_told_where_no_layout_fits() -> None:
