@@ -1,5 +1,6 @@
 """`branchgrpo calibrate`: what this device does in a second, kept for plans."""
 
+from collections.abc import Iterable
 from pathlib import Path
 
 import torch
@@ -7,23 +8,29 @@ from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
 from rich.table import Table
 
+from ...proto.atomic_files import must_be_new
 from ...proto.errors import InputError
+from ...proto.prompts import Prompt, first_prompt
 from ...proto.settings import RunSettings
+from ...proto.settings_errors import changed_settings
 from ...reward_service.interface import reading
 from ...reward_service.scorers import load_scorer, reward_models
-from ..plan.calibration import Calibration, calibration_file
+from ..plan.calibration import FORWARD, TRAINED, Calibration, calibration_file
 from ..plan.crowding import measure_slowdown
 from ..plan.flops import Work, count_work
-from ..plan.measuring import Batches, Measured, device_name, device_peak, learning_policy, measure
+from ..plan.measuring import Batches, Measured, device_name, device_peak, learning_policy, measure, out_of_memory
 from ..plan.shapes import pictures_per_prompt
 from ..plan.sizes import sizes_here
 
 
 def calibrate(settings: RunSettings, console: Console, file: Path | None = None) -> Path:
-    """Measure with what the recipe names, print it, and write it to `file` or to the device's place, which is returned.
+    """Measure with what the recipe names, print it, and write it to the new `file`, or to the device's place, where it
+    replaces an earlier one. Returns the file.
 
-    Raises InputError for what can't be loaded, or doesn't fit the device's memory.
+    Raises InputError for what can't be loaded, or doesn't fit the device's memory, and for a file that exists.
     """
+    if file:
+        must_be_new(file)
     settings = sizes_here(settings)
     from ..on_ray.placement import threads_of  # and Ray with it, which benchmarks that print such tables do without
 
@@ -43,15 +50,18 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
             peak, source = device_peak(policy.device, precision)
             progress.update(task, description="measuring the rollout's rows")
             batches, pictures = calibration_batches(settings), pictures_per_prompt(settings.prompts)
-            for measured in measure(policy, batches, work, peak, scorers, pictures=pictures):
+            prompt = _prompt(settings)
+            for measured in measure(policy, batches, work, peak, scorers, pictures=pictures, prompt=prompt):
                 found.append(measured)
                 progress.update(task, description=f"measured: {', '.join(own.work for own in found)}")
             name, cores, slowdown = device_name(policy.device), 0, 1.0
             if policy.device.type == "cpu":
                 del policy, scorers
                 progress.update(task, description="measuring while all cores work")
-                cores, slowdown = measure_slowdown(settings, threads)
-        except torch.OutOfMemoryError as error:
+                cores, slowdown = measure_slowdown(_with_room(settings, found), threads)
+        except Exception as error:
+            if not out_of_memory(error):
+                raise
             raise InputError(
                 f"the device has no room for a single row, after measuring {[own.work for own in found] or 'nothing'}; "
                 "calibrate with a smaller picture, a LoRA, or learner.gradient_checkpointing"
@@ -90,6 +100,21 @@ def _counted(settings: RunSettings, console: Console) -> Work | None:
     except InputError as error:
         console.print(f"seconds alone: {error}", markup=False, highlight=False)
         return None
+
+
+def _prompt(settings: RunSettings) -> Prompt | None:
+    """The first prompt to train on, with the fields and pictures that rewards read; None for one that can't be read."""
+    try:
+        return first_prompt(settings.prompts)
+    except InputError:
+        return None
+
+
+def _with_room(settings: RunSettings, found: Iterable[Measured]) -> RunSettings:
+    """The settings with the largest numbers of rows that were measured: for the recipe's there may be no memory."""
+    rows = {own.work: max(own.seconds) for own in found}
+    sizes = {"rollout.max_batch_rows": rows[FORWARD], "learner.rows_per_micro_batch": rows[TRAINED]}
+    return changed_settings(settings, sizes)
 
 
 def calibration_batches(settings: RunSettings) -> Batches:

@@ -14,6 +14,7 @@ import numpy as np
 import torch
 
 from ...proto.media import Media
+from ...proto.prompts import Prompt
 from ...proto.schedule import ode_schedule
 from ...proto.settings import RolloutSettings, RunSettings
 from ...proto.tree import Task
@@ -69,14 +70,17 @@ def measure(
     clock: Clock = time.perf_counter,
     *,
     pictures: int = 0,
+    prompt: Prompt | None = None,
 ) -> Iterator[Measured]:
     """Measure the rollout's rows, the learner's, decoding, and each of `scorers` (model -> scorer), one after another.
 
     The policy is as the learner prepares it: with adapters and checkpoints if it has them. Its prompts come
-    with so many `pictures`. Without `work`, the FLOPs, only seconds are found. Raises torch.OutOfMemoryError if a
-    single row has no room.
+    with so many `pictures`. Scorers get a leaf that was drawn for `prompt`, which may be one of the run's. Without
+    `work`, the FLOPs, only seconds are found. Batches for which there is no memory are left out; if a single row is
+    one, what torch or the scorer raises for it is raised (`out_of_memory`).
     """
-    leaf = _drawn(policy, pictures) if scorers else None
+    prompt = prompt or needed_prompt(policy, "a prompt", pictures)
+    leaf = _drawn(policy, prompt) if scorers else None
     flops = {} if work is None else {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODE: work.decode_leaf}
 
     calls = calls_of(policy, pictures)
@@ -91,14 +95,23 @@ def measure(
 
         def score(leaves: int, scorer: Scorer = scorer) -> None:
             assert leaf
-            scorer(leaf[np.zeros(leaves, np.int64)], ["a prompt"] * leaves)
+            scorer(leaf[np.zeros(leaves, np.int64)], [prompt] * leaves)
 
         yield _measured(model, score, batches.score, policy.device, known, peak, clock)
 
 
-def _drawn(policy: Policy, pictures: int) -> Media:
+def out_of_memory(error: BaseException) -> bool:
+    """Whether an error tells that there is no memory left, on the device or on the host.
+
+    On a CPU torch raises a RuntimeError for it, and scorers of the user's own tell it in an error of ours.
+    """
+    told = "out of memory", "can't allocate memory"
+    return isinstance(error, MemoryError) or any(text in str(error) for text in told)
+
+
+def _drawn(policy: Policy, prompt: Prompt) -> Media:
     """A leaf as the policy draws it, with its latents: reward models of code take longer where there is more to see."""
-    task = Task(0, (0,), (needed_prompt(policy, "a prompt", pictures),), ode_schedule(STEPS), seed=0)
+    task = Task(0, (0,), (prompt,), ode_schedule(STEPS), seed=0)
     part = next(RolloutWorker(policy, RolloutSettings()).sample(task))
     return part.media.with_latents(part.latents[-1][None].float().cpu().numpy())
 
@@ -134,15 +147,21 @@ def _measured(
     seconds: dict[int, float] = {}
     peaks: dict[int, int] = {}
     begin = clock()
-    for count in _growing(largest):
-        if device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(device)
-        call(count)  # kernels are chosen, memory is found
-        if device.type == "cuda":
-            peaks[count] = torch.cuda.max_memory_allocated(device)
-        seconds[count] = _median(partial(call, count), device, clock)
+    for rows in _growing(largest):
+        try:
+            if device.type == "cuda":
+                torch.cuda.reset_peak_memory_stats(device)
+            call(rows)  # kernels are chosen, memory is found
+            if device.type == "cuda":
+                peaks[rows] = torch.cuda.max_memory_allocated(device)
+            seconds[rows] = _median(partial(call, rows), device, clock)
+        except Exception as error:
+            if not (seconds and out_of_memory(error)):
+                raise
+            break
         if clock() - begin > SECONDS:
             break
+    count = max(seconds)
     item = seconds[count] / count
     if count > 1:  # what a call takes by itself, and each item beside it
         item = min(item, (seconds[count] - seconds[1]) / (count - 1))

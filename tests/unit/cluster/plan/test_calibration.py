@@ -14,7 +14,7 @@ from branchgrpo.cluster.plan.calibration import (
     load_calibration,
 )
 from branchgrpo.cluster.plan.flops import count_work
-from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure
+from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure, out_of_memory
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -85,6 +85,26 @@ def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp
     assert found["own"].pace.utilisation is None
     assert found["trained"].pace.utilisation * found["trained"].pace.item * peak == pytest.approx(work.trained_row)
     assert all(parameter.grad is None for parameter in policy.network.parameters())
+
+
+def test_batches_without_memory_end_a_measurement(run_settings: Settings) -> None:
+    """On a CPU torch raises no OutOfMemoryError for what it can't allocate."""
+
+    def scorer(media: Media, prompts: list[str]) -> dict[str, np.ndarray]:
+        if len(media) > room:
+            torch.empty(2**60)
+        return {"own": np.zeros(len(media))}
+
+    policy = load_policy(run_settings().policy)
+    for room in (1, 16):
+        *_, own = measure(policy, Batches(1, 1, 1, 64), None, 1e9, {"own": scorer})
+        assert max(own.seconds) == room
+        assert own.pace.call + room * own.pace.item == pytest.approx(own.seconds[room])
+    room = 0
+    with pytest.raises(RuntimeError) as raised:
+        list(measure(policy, Batches(1, 1, 1, 64), None, 1e9, {"own": scorer}))
+    assert out_of_memory(raised.value)
+    assert not out_of_memory(RuntimeError("shapes differ"))
 
 
 def test_this_machine_has_a_name_and_a_peak() -> None:
