@@ -2,7 +2,6 @@
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from ...proto.settings import RunSettings
 from .meter import metered
@@ -24,12 +23,12 @@ class Work:
     """Reward -> a leaf through its model; None if that isn't known, such as of a service or own code."""
 
 
-def count_work(settings: RunSettings, policy: Any = None) -> Work:
-    """The work of a run with these settings, whose `policy_shapes` may be given.
+def count_work(settings: RunSettings) -> Work:
+    """The work of a run with these settings.
 
     Raises InputError as the policy itself would, and for one that is over no diffusers pipeline.
     """
-    passes, learner = measure(settings, policy, memory=False), settings.learner
+    passes, learner = measure(settings, memory=False), settings.learner
     further_passes = bool(learner.kl_weight) - learner.keep_graph
     return Work(
         forward_row=passes.forward.flops,

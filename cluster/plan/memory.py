@@ -5,12 +5,10 @@ from dataclasses import dataclass, field, replace
 from functools import reduce
 from typing import Any
 
-import torch
-
 from ...learner.deepspeed_setup import BUCKET
 from ...proto.settings import PoolSettings, RunSettings
 from .costs import reward_pools
-from .passes import Pass, Passes, measure
+from .passes import Pass, Passes, measure, number_bytes
 
 MASTER_AND_MOMENTS = 12
 """Bytes for each trained parameter: AdamW's two moments, and with bfloat16 the float32 weights, of which float32 has no
@@ -90,8 +88,8 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
         yield f"{ranks} x learner rank", learner
     else:  # with one network for both, unless an average samples
         decays = _has_old_policy(settings) and settings.learner.nft.old_decay
-        weights = learner.weights + passes.around + (passes.parameters * _size(settings) if decays else 0)
-        both = replace(rollout, weights=weights, host=learner.host, gpus=learner.gpus)
+        network = passes.parameters * number_bytes(settings.policy.precision) if decays else 0
+        both = replace(rollout, weights=learner.weights + passes.around + network, host=learner.host, gpus=learner.gpus)
         both = _together(both, replace(learner, weights=0, host=0))
         process = f"{ranks} x samples and learns" + " in step" * settings.samples_in_step
         yield process, both if on_ray else reduce(_together, rewards.values(), both)
@@ -117,13 +115,13 @@ def _together(one: Memory, other: Memory) -> Memory:
 def _rollout(settings: RunSettings, passes: Passes) -> Memory:
     rollout, schedule = settings.rollout, settings.schedule.build(1, settings.seed)
     trees = min(rollout.trees_per_task, settings.prompts.per_iteration)
-    state = passes.state * getattr(torch, rollout.latents_precision).itemsize
+    state = passes.state * number_bytes(rollout.latents_precision)
     kept = passes.keep.bytes(settings.prompts.per_iteration * schedule.rows) if passes.keep else 0
     leaves = min(rollout.max_batch_rows, trees * schedule.leaves)
     waiting = leaves * 4 * sum(passes.leaf.values())  # decoded, until the chunk is whole
     decode = Pass(passes.decode.flops, passes.decode.fixed + waiting, passes.decode.each)
     return Memory(
-        weights=passes.parameters * _size(settings) + passes.around,
+        weights=passes.parameters * number_bytes(settings.policy.precision) + passes.around,
         buffers=trees * (schedule.nodes * state + passes.conditioning) + kept,
         phases={
             ROLLOUT: Phase(passes.forward, min(rollout.max_batch_rows, trees * schedule.leaves)),
@@ -135,7 +133,7 @@ def _rollout(settings: RunSettings, passes: Passes) -> Memory:
 
 
 def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
-    learner, size, trained = settings.learner, _size(settings), passes.trained
+    learner, size, trained = settings.learner, number_bytes(settings.policy.precision), passes.trained
     stage, offload = learner.zero_stage, learner.offload
     share = passes.parameters * size / (ranks if stage == 3 else 1)
     states = trained * MASTER_AND_MOMENTS / (ranks if stage >= 1 else 1)
@@ -182,8 +180,3 @@ def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str,
 def _gpus(settings: RunSettings, pool: PoolSettings) -> float:
     """The part of a GPU that a process of a pool reserves; in one process there is one if it is used."""
     return min(pool.gpus, 1.0) if settings.execution == "ray" else float(settings.policy.device != "cpu")
-
-
-def _size(settings: RunSettings) -> int:
-    size: int = getattr(torch, settings.policy.precision).itemsize
-    return size

@@ -15,7 +15,7 @@ from ...rollout_workers.policies.base import collate, trainable
 from ...rollout_workers.policies.decoded import Decoded
 from ...rollout_workers.policies.weights import one_line
 from .meter import Meter, metered
-from .reward_shapes import LeafShape, Model, reward_shapes
+from .reward_shapes import LeafShape, Model, reward_shapes, weight_bytes
 from .shapes import conditioning_shapes, pictures_per_prompt, policy_shapes
 
 
@@ -138,6 +138,12 @@ class Calls:
         return torch.zeros(rows, *self._policy.latent_shape, device=self._device)
 
 
+def number_bytes(precision: str) -> int:
+    """Bytes of a number in a precision, such as bfloat16."""
+    size: int = getattr(torch, precision).itemsize
+    return size
+
+
 def _clear(weight: torch.Tensor) -> None:
     weight.grad = None
 
@@ -167,16 +173,12 @@ def _measure(settings: RunSettings, policy: Any, pictures: int, memory: bool) ->
         decode=decoding,
         score={name: model and taken(torch.no_grad()(model.call)) for name, model in rewards.items()},
         rewards={name: model for name, model in rewards.items() if model},
-        around=sum(_bytes(decoder) for decoder in policy.decoders),
-        encoders=sum(_bytes(encoder) for encoder in policy.encoders.values()),
+        around=sum(weight_bytes(decoder) for decoder in policy.decoders),
+        encoders=sum(weight_bytes(encoder) for encoder in policy.encoders.values()),
         state=math.prod(policy.latent_shape),
         leaf=leaf,
         conditioning=sum(value.nbytes for value in conditioning.values()),
     )
-
-
-def _bytes(module: torch.nn.Module) -> float:
-    return sum(parameter.nbytes for parameter in module.parameters())
 
 
 def measure_pass(

@@ -9,7 +9,7 @@ from .costs import Cluster, Costs, training_models
 from .device import Device
 from .flops import Work, count_work
 from .gpus import OBJECT_STORE, Gpu
-from .passes import measure
+from .passes import measure, number_bytes
 
 PUT_SPEED = 17.5e9
 """Bytes per second into the object store; measured (docs/scaling.md), as all that follows."""
@@ -19,7 +19,6 @@ RAY_CORES = 0.1
 LATENCY = 0.002
 STATES = 3
 """Numbers in float32 that an optimizer step reads and writes for a parameter: weight and two moments."""
-BYTES = {"float32": 4, "bfloat16": 2}
 
 
 @dataclass(frozen=True)
@@ -41,10 +40,10 @@ class Sizes:
 def count_sizes(settings: RunSettings) -> Sizes:
     """Sizes of a recipe, from shapes alone. Raises InputError as `measure` does."""
     passes, own = measure(settings), settings.policy
-    size = BYTES[own.precision]
+    size = number_bytes(own.precision)
     return Sizes(
         picture=sum(MEDIA_BYTES[name] * numbers for name, numbers in passes.leaf.items()),
-        state=passes.state * BYTES[settings.rollout.latents_precision],
+        state=passes.state * number_bytes(settings.rollout.latents_precision),
         conditioning=passes.conditioning,
         network=passes.parameters * size,
         trained=passes.trained * size,

@@ -155,7 +155,7 @@ def _clip(config: CLIPConfig, leaf: LeafShape) -> Model:
     def call(pictures: int) -> object:
         return clip.vision_model(pixel_values=_pixels(pictures, side))
 
-    return Model(_bytes(clip), call, leaf.frames)
+    return Model(weight_bytes(clip), call, leaf.frames)
 
 
 def _image_reward(leaf: LeafShape) -> Model:
@@ -171,7 +171,7 @@ def _image_reward(leaf: LeafShape) -> Model:
         tokens = torch.ones(pictures, LENGTH, dtype=torch.long, device="meta")
         return reads(input_ids=tokens, attention_mask=tokens, encoder_hidden_states=seen)
 
-    return Model(_bytes(sees) + _bytes(reads), call, leaf.frames)
+    return Model(weight_bytes(sees) + weight_bytes(reads), call, leaf.frames)
 
 
 def _clap(settings: RewardSettings, leaf: LeafShape) -> Model:
@@ -189,7 +189,7 @@ def _clap(settings: RewardSettings, leaf: LeafShape) -> Model:
         return model.get_audio_features(heard)
 
     length = ears.nb_max_samples / ears.sampling_rate
-    return Model(_bytes(model), call, clap.count_windows(leaf.seconds, length))
+    return Model(weight_bytes(model), call, clap.count_windows(leaf.seconds, length))
 
 
 def _scored_chat(name: str, settings: RewardSettings, leaf: LeafShape, precision: torch.dtype) -> Model:
@@ -202,7 +202,7 @@ def _scored_chat(name: str, settings: RewardSettings, leaf: LeafShape, precision
         for _ in trained.questions:
             _ask(model, pictures, torch.tensor([[1, side, side]] * (pictures * shown)))
 
-    return Model(_bytes(model), call, leaf.frames)
+    return Model(weight_bytes(model), call, leaf.frames)
 
 
 def _video_align(settings: RewardSettings, leaf: LeafShape, precision: torch.dtype) -> Model:
@@ -215,7 +215,7 @@ def _video_align(settings: RewardSettings, leaf: LeafShape, precision: torch.dty
     def call(clips: int) -> None:
         _ask(model, clips, torch.tensor([[max(shown // video_align.PAIR, 1), side, side]] * clips))
 
-    return Model(_bytes(model), call, 1, at_once=1)
+    return Model(weight_bytes(model), call, 1, at_once=1)
 
 
 def _chat(kind: Any, settings: RewardSettings, published: Mapping[str, Any], precision: torch.dtype) -> Any:
@@ -247,7 +247,8 @@ def _ask(model: Any, questions: int, grids: torch.Tensor) -> None:
     )
 
 
-def _bytes(module: torch.nn.Module) -> float:
+def weight_bytes(module: torch.nn.Module) -> float:
+    """Bytes of a module's parameters."""
     return sum(parameter.nbytes for parameter in module.parameters())
 
 
