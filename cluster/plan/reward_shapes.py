@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 from transformers import (
     BlipTextConfig,
+    BlipTextModel,
     BlipVisionConfig,
     BlipVisionModel,
     ClapConfig,
@@ -18,7 +19,6 @@ from transformers import (
     CLIPVisionConfig,
     Qwen2VLModel,
 )
-from transformers.models.blip.modeling_blip_text import BlipTextModel
 
 from ...proto.settings import RewardSettings
 from ...reward_service import clap, video_align
