@@ -93,7 +93,9 @@ def all_of_theirs(
     elif hasattr(pipeline, "unet"):
         pipeline.scheduler = DDIMScheduler.from_config(config, clip_sample=False)
     elif "flow_shift" in config:
-        pipeline.scheduler = FlowMatchEulerDiscreteScheduler(shift=settings.shift or config.flow_shift)
+        first_order = {"solver_order": 1, "disable_corrector": [*range(STEPS)]}
+        shift = settings.shift or config.flow_shift
+        pipeline.scheduler = type(published).from_config(config, flow_shift=shift, **first_order)
     elif settings.sigmas:
         pipeline.scheduler = FlowMatchEulerDiscreteScheduler()
     elif settings.shift:

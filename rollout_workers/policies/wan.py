@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler, WanImageToVideoPipeline, WanPipeline
+from diffusers import UniPCMultistepScheduler, WanImageToVideoPipeline, WanPipeline
 from PIL import Image
 from torch import distributed
 
@@ -20,8 +20,7 @@ TOKENS_BESIDE_CLIP = 512
 class WanPolicy(ClipPolicy):
     """`WanPipeline`. A state is the latents of one clip, [channels, frames, rows, columns].
 
-    The published scheduler is a multistep solver; noise levels are taken from Euler's with the same shift. Wan 2.2 5B
-    may get a picture, the first frame of the clip.
+    Noise levels are those of the published scheduler, UniPC. Wan 2.2 5B may get a picture, the first frame of the clip.
     """
 
     pipeline_class = WanPipeline
@@ -49,17 +48,26 @@ class WanPolicy(ClipPolicy):
         first, second = self.settings.guidance_scale, self.settings.guidance_scale_2
         if second is None:
             return first
-        return torch.where(sigma * self._timesteps >= self._boundary, first, second).reshape(-1, 1, 1, 1, 1)
+        return torch.where(self._timestep(sigma) >= self._boundary, first, second).reshape(-1, 1, 1, 1, 1)
 
     def scheduler(self, published: Any) -> Any:
-        """Euler's scheduler, with the recipe's shift or the published one."""
+        """UniPC of the first order, whose steps are Euler's, with the recipe's shift or the published one."""
         own = published.config.get("flow_shift", published.config.get("shift", 1.0))
-        shift = own if self.settings.shift is None else self.settings.shift
-        return FlowMatchEulerDiscreteScheduler(shift=shift)
+        return UniPCMultistepScheduler(
+            prediction_type="flow_prediction",
+            use_flow_sigmas=True,
+            flow_shift=own if self.settings.shift is None else self.settings.shift,
+            solver_order=1,
+            disable_corrector=[*range(published.config.num_train_timesteps)],  # after any step
+        )
 
     @property
     def _timesteps(self) -> int:
         return int(self.pipeline.scheduler.config.num_train_timesteps)
+
+    def _timestep(self, sigma: torch.Tensor) -> torch.Tensor:
+        """Noise levels as the published scheduler counts them, whole and below the number of training steps."""
+        return (sigma * self._timesteps).floor().clamp(max=self._timesteps - 1)
 
     @property
     def scale(self) -> int:
@@ -97,7 +105,7 @@ class WanPolicy(ClipPolicy):
 
         A first frame has no noise in the network's input. Its velocity leads from where it is straight to the picture.
         """
-        timestep, first, states = sigma * self._timesteps, conditioning.get("first_frame"), latents
+        timestep, first, states = self._timestep(sigma), conditioning.get("first_frame"), latents
         if self.pipeline.config.expand_timesteps:
             frames, rows, columns = latents.shape[2:]
             timestep = timestep[:, None, None].repeat(1, frames, rows * columns // self._patch**2)
