@@ -115,7 +115,7 @@ def all_of_theirs(
         "true_cfg_scale" if "Qwen" in name else "guidance_scale": settings.guidance_scale,
         "guidance_scale_2": settings.guidance_scale_2,
         "negative_prompt": settings.negative_prompt,
-        "max_sequence_length": settings.max_sequence_length,
+        "max_sequence_length": min(settings.max_sequence_length, 1024),  # where it is more, nothing is cut
         "max_area": settings.height * settings.width,
         "_auto_resize": False,
         "output_resolution": qwen_image_21.READ_SIDE,

@@ -172,7 +172,8 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         **NO_OTHER_GUIDANCE,
         "use_cross_timestep": getattr(policy.network, "config", {}).get("cross_attn_mod"),  # of LTX-2
         "negative_prompt": settings.negative_prompt if qwen and guidance > 1 else settings.negative_prompt or None,
-        "max_sequence_length": settings.max_sequence_length,
+        # diffusers doesn't cut what Qwen-Image-Edit reads, and refuses the length that pictures need.
+        "max_sequence_length": None if "Edit" in policy.pipeline_class.__name__ else settings.max_sequence_length,
     }
     arguments = [f"{key}={value!r}" for key, value in given.items() if key in accepted and value is not None]
     variant = f", variant={settings.variant!r}" if settings.variant else ""

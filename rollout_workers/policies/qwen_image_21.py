@@ -17,7 +17,7 @@ from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy
-from .qwen_image_edit import WithoutClips
+from .qwen_image_edit import WithoutClips, check_room
 
 SLOT = 2
 """Tokens along the side of what the network counts as one place of a picture."""
@@ -102,19 +102,14 @@ class QwenImage21Policy(PipelinePolicy):
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The state of every token before the encoder's last norm, padded and masked; and which are of pictures.
 
-        Raises InputError if not all tokens of the pictures are among those that are kept.
+        Raises InputError as `check_room` does.
         """
         most, pictures = self.settings.max_sequence_length, self.pictures_of(prompt)
         embeds, _, slots = self.pipeline.encode_prompt(str(prompt), image=pictures or None, device=self.device)
         kept = self.padded(embeds[0, :most])
         if not pictures:
             return kept
-        if slots[0, most:].any():
-            last = int(slots[0].nonzero().max()) + 1
-            raise InputError(
-                f"policy.max_sequence_length is {most}; this prompt's pictures alone take {last} tokens in the "
-                f"policy's ratio ({self.settings.height} x {self.settings.width})"
-            )
+        check_room(self.settings, int(slots[0].nonzero().max()) + 1)
         return {**kept, "picture_slots": _to_length(slots[0], most)}
 
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:

@@ -10,7 +10,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as publis
 from PIL import Image
 from transformers import ProcessorMixin, Qwen2VLProcessor
 
+from ...proto.errors import InputError
 from ...proto.prompts import pictures_of
+from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .base import Network
 from .packing import packed
@@ -64,7 +66,13 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
         return super().as_encoded("".join(seen) + prompt)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
-        """The embedding of every token of the pictures and the prompt, padded and masked."""
+        """The embedding of every token of the pictures and the prompt, padded and masked.
+
+        Raises InputError as `check_room` does.
+        """
+        before, end, _ = self.as_encoded(prompt).rpartition("<|vision_end|>")
+        read = len(self.pipeline.tokenizer(before + end, verbose=False).input_ids)
+        check_room(self.settings, read - self.pipeline.prompt_template_encode_start_idx)
         seen = [self.pipeline.image_processor.resize(own, *self.seen_size) for own in self.pictures_of(prompt)]
         embeds, _ = self.pipeline.encode_prompt(str(prompt), image=seen or None, device=self.device)
         return self.padded(embeds[0, : self.settings.max_sequence_length])
@@ -97,6 +105,15 @@ class QwenImageEditPlusPolicy(QwenImagePolicy):
         """Tokens of a picture that the encoder sees."""
         processor = self.pipeline.processor.image_processor
         return int(processor.get_number_of_image_patches(*self.seen_size) // processor.merge_size**2)
+
+
+def check_room(settings: PolicySettings, tokens: int) -> None:
+    """Raises InputError if a prompt's pictures, which are its first `tokens`, leave no room for its text."""
+    if tokens >= settings.max_sequence_length:
+        raise InputError(
+            f"policy.max_sequence_length is {settings.max_sequence_length}; this prompt's pictures alone take {tokens} "
+            f"tokens in the policy's ratio ({settings.height} x {settings.width}), and its text comes after them"
+        )
 
 
 class QwenImageEditPolicy(QwenImageEditPlusPolicy):
