@@ -41,6 +41,8 @@ class Family(NamedTuple):
     """Empty where the model has no other."""
 
 
+STATISTICS = {"latents_mean": [0.1, -0.2, 0.0, 0.3], "latents_std": [1.0, 2.0, 1.5, 0.5]}
+"""Of an autoencoder's channels."""
 FAMILIES = {
     "Chroma": Family(chroma),
     "FLUX.1-dev": Family(lambda: flux(dev=True), negative_prompt=""),
@@ -68,7 +70,7 @@ FAMILIES = {
     "SD1.5": Family(lambda: stable_diffusion(prediction="epsilon")),
     "SD2.1 (v)": Family(lambda: stable_diffusion(prediction="v_prediction")),
     "SDXL": Family(lambda: stable_diffusion_xl(prediction="epsilon")),
-    "SDXL (v)": Family(lambda: stable_diffusion_xl(prediction="v_prediction")),
+    "SDXL (v)": Family(lambda: stable_diffusion_xl(prediction="v_prediction", **STATISTICS)),
     "Wan 2.1": Family(wan, frames=5),
     "Wan 2.2 14B": Family(lambda: wan(experts=True), frames=5),
     "Wan 2.2 5B": Family(lambda: wan(expand_timesteps=True), frames=5),

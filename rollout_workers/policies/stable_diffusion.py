@@ -28,9 +28,15 @@ class StableDiffusionPolicy(PipelinePolicy):
     _patch = 1
 
     def scheduler(self, published: Any) -> Any:
-        """DDIM over the published noise levels. Raises InputError for a shift, and for a model of other predictions."""
+        """DDIM over the published noise levels. Raises InputError for a shift, and for a model of other noise levels or
+        predictions."""
         if self.settings.shift is not None:
             raise InputError(f"policy.shift is {self.settings.shift}; this model has fixed noise levels: use null")
+        if "sigma_data" in published.config:
+            raise InputError(
+                f"policy.pretrained is '{self.folder}', whose scheduler has sigma_data: its noise levels are EDM's, "
+                "which aren't supported"
+            )
         scheduler = DDIMScheduler.from_config(published.config, clip_sample=False)
         if scheduler.config.prediction_type not in ("epsilon", "v_prediction"):
             raise InputError(
@@ -38,6 +44,15 @@ class StableDiffusionPolicy(PipelinePolicy):
                 "v_prediction"
             )
         return scheduler
+
+    def check_size(self) -> None:
+        """Raises InputError for a size that the model can't draw, and for a network that wants guidance as an input."""
+        if (width := self.network.config.time_cond_proj_dim) is not None:
+            raise InputError(
+                f"policy.pretrained is '{self.folder}', whose network was distilled to a few steps (time_cond_proj_dim "
+                f"is {width}): that isn't supported; take the model that it was distilled from"
+            )
+        super().check_size()
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
@@ -105,7 +120,11 @@ class StableDiffusionPolicy(PipelinePolicy):
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Pictures of leaves, which are taken back to diffusers' coordinates."""
         s = self._last_level.to(latents)
-        return self.draw(latents / _state_std(s) / self.vae.config.scaling_factor)
+        return self.draw(self.unscaled(latents / _state_std(s)))
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's own latents of diffusers' states."""
+        return latents / self.vae.config.scaling_factor
 
 
 class StableDiffusionXLPolicy(StableDiffusionPolicy):
@@ -135,6 +154,12 @@ class StableDiffusionXLPolicy(StableDiffusionPolicy):
         pooled, size = conditioning["pooled_prompt_embeds"], (self.settings.height, self.settings.width)
         sizes = torch.tensor([*size, 0, 0, *size], device=pooled.device, dtype=pooled.dtype)
         return {"text_embeds": pooled, "time_ids": sizes.expand(len(pooled), -1)}
+
+    def unscaled(self, latents: torch.Tensor) -> torch.Tensor:
+        """The autoencoder's own latents of diffusers' states, which are normalised where it has statistics."""
+        config, own = self.vae.config, super().unscaled(latents)
+        normalised = config.get("latents_mean") is not None and config.get("latents_std") is not None
+        return self.denormalised(own[:, :, None])[:, :, 0] if normalised else own
 
 
 def _state_std(s: torch.Tensor) -> torch.Tensor:

@@ -43,7 +43,7 @@ def stable_diffusion(*, prediction: str) -> DiffusionPipeline:
     )
 
 
-def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
+def stable_diffusion_xl(*, prediction: str, **statistics: Any) -> DiffusionPipeline:
     return StableDiffusionXLPipeline(
         unet=unet(
             down_block_types=("DownBlock2D", "CrossAttnDownBlock2D"),
@@ -61,7 +61,7 @@ def stable_diffusion_xl(*, prediction: str) -> DiffusionPipeline:
             timestep_spacing="leading",
             prediction_type=prediction,
         ),
-        vae=vae(4, scaling_factor=0.13025, force_upcast=True),
+        vae=vae(4, scaling_factor=0.13025, force_upcast=True, **statistics),
         text_encoder=CLIPTextModel(clip(16)),
         tokenizer=character_tokenizer(),
         text_encoder_2=CLIPTextModelWithProjection(clip(24)),  # in a single file they are told apart by their widths
