@@ -5,7 +5,9 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, ClassVar
 
+import diffusers
 import torch
+import transformers
 from PIL import Image
 
 from ...proto.prompts import Prompt, pictures_of
@@ -104,12 +106,14 @@ class PromptEncoding:
 
     @cached_property
     def encoding(self) -> str:
-        """Names what `encode` depends on beside the prompt: encoders, length, precision, negative prompt."""
+        """Names what `encode` depends on beside the prompt: encoders, libraries, length, precision, negative prompt."""
         settings, own = self.settings, self.encoding_parts
         parts = sorted(path for path in self.folder.iterdir() if path.name.startswith(own))
         return fingerprint(
             parts,
             type(self).__name__,
+            diffusers.__version__,
+            transformers.__version__,
             settings.max_sequence_length,
             settings.precision,
             settings.negative_prompt if self.guided else None,

@@ -63,6 +63,16 @@ def test_what_depends_on_something_else_lies_elsewhere(
     assert load_policy(policy_settings.model_copy(update=changes)).encoding != tiny_policy.encoding
 
 
+@pytest.mark.parametrize("library", ["diffusers", "transformers"])
+def test_embeddings_of_another_library_lie_elsewhere(
+    library: str, policy_settings: PolicySettings, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Of another version, which may encode otherwise."""
+    before = load_policy(policy_settings).encoding
+    monkeypatch.setattr(f"{library}.__version__", "0.0.1")
+    assert load_policy(policy_settings).encoding != before
+
+
 def test_a_folder_that_cannot_be_written_to_stops_nothing(
     tiny_policy: Policy, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
