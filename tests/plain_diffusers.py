@@ -136,6 +136,9 @@ def all_of_theirs(
             sound = starts[[number], tokens:] * pipeline.audio_vae.latents_std + pipeline.audio_vae.latents_mean
             start = {"latents": starts[[number], :tokens], "audio_latents": sound}
             if image:
+                (own,) = pictures_of(prompt)  # which it scales itself, after compressing it
+                scale = min(own.image().width / settings.width, own.image().height / settings.height)
+                image["image"] = own.fitted(round(settings.height * scale), round(settings.width * scale))
                 start["latents"] = with_first_frame(pipeline, settings, start["latents"], image["image"])
         found = call(prompt=str(prompt), **start, **image)
         for key, value in found.items():

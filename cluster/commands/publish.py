@@ -184,8 +184,11 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
         if "image" not in accepted:  # Wan 2.2 5B and LTX-2, whose folders name the pipeline from texts
             kind = policy.pipeline_class.__name__.replace("Pipeline", "ImageToVideoPipeline")
         imported = "from PIL import Image, ImageOps\n"
-        size = f"{policy.picture_size[::-1]}, Image.Resampling.LANCZOS"
-        read = f'picture = ImageOps.fit(Image.open("{PICTURE}").convert("RGB"), {size})\n'
+        (height, width), size, read = policy.picture_size, "", f'picture = Image.open("{PICTURE}").convert("RGB")\n'
+        if policy.scales_pictures:
+            read += f"scale = min(picture.width / {width}, picture.height / {height})\n"
+            size = f"(round({width} * scale), round({height} * scale))"
+        read += f"picture = ImageOps.fit(picture, {size or (width, height)}, Image.Resampling.LANCZOS)\n"
         arguments.insert(0, "image=picture")
     return (
         f"import torch\nfrom diffusers import {kind}\n{imported}\n{read}"

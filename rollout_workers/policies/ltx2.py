@@ -7,9 +7,10 @@ import numpy as np
 import torch
 from diffusers import LTX2ImageToVideoPipeline, LTX2Pipeline
 from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve_default_image_crf
-from PIL import Image
+from PIL import Image, ImageOps
 
 from ...proto.errors import InputError
+from ...proto.prompts import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
 from .clips import ClipPolicy
@@ -32,6 +33,7 @@ class LTX2Policy(ClipPolicy):
     encoding_parts = (*ClipPolicy.encoding_parts, "connectors", "vae")
     decoder_parts = (*ClipPolicy.decoder_parts, "audio_vae", "vocoder")
     scales_sound = True
+    scales_pictures = True
 
     @property
     def frame_scale(self) -> int:
@@ -106,11 +108,20 @@ class LTX2Policy(ClipPolicy):
         clip, sound, mask = self.pipeline.connectors(states, mask, padding_side=self.pipeline.tokenizer.padding_side)
         return {"clip_embeds": clip[0], "sound_embeds": sound[0], "prompt_mask": mask[0]}
 
+    def pictures_of(self, prompt: str) -> list[Image.Image]:
+        """The pictures of a prompt, cut to the ratio of `picture_size`, but as large as they are."""
+        (height, width), images = self.picture_size, [picture.image() for picture in pictures_of(prompt)]
+        scales = [min(image.width / width, image.height / height) for image in images]
+        sizes = [(round(width * scale), round(height * scale)) for scale in scales]
+        return [ImageOps.fit(*both, Image.Resampling.LANCZOS) for both in zip(images, sizes, strict=True)]
+
     def embed_pictures(self, pictures: Sequence[Image.Image]) -> dict[str, torch.Tensor]:
-        """Latents of the first frame, [tokens of a frame, channels], with H.264's losses as in the model's training."""
-        quality = resolve_default_image_crf(self.pipeline.text_encoder)
+        """Latents of the first frame, [tokens of a frame, channels], with H.264's losses as in the model's training,
+        which it has before it is scaled."""
+        quality, (height, width) = resolve_default_image_crf(self.pipeline.text_encoder), self.picture_size
         compressed = Image.fromarray(apply_image_conditioning_crf(np.asarray(pictures[0]), quality))
-        z, vae = self.encode_pictures([compressed], frames=1)[0].flatten(1).T, self.vae
+        scaled = compressed.resize((width, height), Image.Resampling.BILINEAR)  # as LTX2ImageToVideoPipeline does
+        z, vae = self.encode_pictures([scaled], frames=1)[0].flatten(1).T, self.vae
         return {"first_frame": (z - vae.latents_mean) * vae.config.scaling_factor / vae.latents_std}
 
     def predict(

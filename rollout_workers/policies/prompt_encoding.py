@@ -28,6 +28,8 @@ class PromptEncoding:
     """How the names begin of the pipeline's parts that encode; with "vae", pictures in the policy's size."""
     tokenizer: ClassVar[str] = "tokenizer"
     """The pipeline's tokenizer by whose tokens prompts are cut."""
+    scales_pictures: ClassVar[bool] = False
+    """Whether pictures have their full size until the pipeline scales them to `picture_size`, in its ratio."""
     pipeline: Any
     folder: Path
     settings: PolicySettings

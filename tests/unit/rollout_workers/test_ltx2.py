@@ -2,13 +2,18 @@
 
 import json
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.pictures import Picture
+from branchgrpo.proto.prompts import Prompt
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
-from plain_diffusers import policy_of, prompts_of
+from PIL import Image
+from plain_diffusers import plain, policy_of, prompts_of
 
 
 @torch.no_grad()
@@ -48,6 +53,28 @@ def test_a_folder_of_clips_from_texts_begins_with_pictures_too(tmp_path: Path) -
     assert not torch.allclose(velocity, policy.velocity(state, sigma, without))
     first = with_it["first_frame"].shape[1]
     assert torch.allclose(state[:, :first] - sigma * velocity[:, :first], with_it["first_frame"].float(), atol=1e-6)
+
+
+@torch.no_grad()
+def test_a_picture_is_compressed_before_it_is_scaled(tmp_path: Path) -> None:
+    """As diffusers does when it is given the original, and starts from noise of its own."""
+    settings, pipeline = policy_of("LTX-2, picture", tmp_path / "pipeline"), plain(str(tmp_path / "pipeline"))
+    pixels = np.random.default_rng(0).integers(0, 256, (5 * settings.height, 5 * settings.width, 3), np.uint8)
+    sizes = {"height": settings.height, "width": settings.width, "num_frames": settings.frames}
+    drawn, _ = pipeline(
+        image=Image.fromarray(pixels),
+        prompt="1",
+        **sizes,
+        num_inference_steps=2,
+        max_sequence_length=settings.max_sequence_length,
+        output_type="latent",
+        return_dict=False,
+    )
+    policy: Any = load_policy(settings)
+    first = policy.encode(Prompt("1", pictures=[Picture("own", pixels)]))["first_frame"]
+    vae = policy.vae
+    z = first * vae.latents_std / vae.config.scaling_factor + vae.latents_mean
+    torch.testing.assert_close(z.T.float(), drawn[0, :, 0].flatten(1))
 
 
 def test_what_is_not_supported_is_refused(tmp_path: Path) -> None:
