@@ -1,9 +1,7 @@
 """The Flux family: FLUX.1-dev, FLUX.1-schnell, FLUX.1 Kontext and the embedded policies."""
 
 from collections.abc import Sequence
-from typing import Any
 
-import numpy as np
 import torch
 from diffusers import FluxKontextPipeline, FluxPipeline
 from PIL import Image
@@ -18,6 +16,7 @@ class FluxPolicy(PipelinePolicy):
     """`FluxPipeline`. A state is the packed latents of one picture, [tokens, channels]. Guidance is embedded."""
 
     pipeline_class = FluxPipeline
+    spaces_levels = True
     classifier_free = False
     tokenizer = "tokenizer_2"
     _patch = PATCH  # its configuration says 1: latents are packed before they reach the network
@@ -27,10 +26,6 @@ class FluxPolicy(PipelinePolicy):
         """[tokens, channels]: a token is a patch of latents."""
         rows, columns = self.latent_size
         return rows * columns // self._patch**2, self.network.config.in_channels
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps, unless the scheduler spaces its own."""
-        return None if self.pipeline.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """T5's embedding of every token, and CLIP's of the whole prompt."""

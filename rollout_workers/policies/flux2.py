@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import Flux2KleinPipeline, Flux2Pipeline
 from diffusers.pipelines.flux2.pipeline_flux2 import compute_empirical_mu, format_input
@@ -13,7 +12,7 @@ from transformers import AutoTokenizer
 
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import PipelinePolicy
+from .pipeline import JOINT_ATTENTION, PipelinePolicy
 from .prompt_encoding import as_message
 
 REFERENCE_STEP = 10
@@ -28,12 +27,9 @@ class Flux2Policy(PipelinePolicy):
     """
 
     pipeline_class = Flux2Pipeline
+    spaces_levels = True
     classifier_free = False
-    lora_modules = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-        "attn.to_qkv_mlp_proj",
-    )
+    lora_modules = (*JOINT_ATTENTION, "attn.to_qkv_mlp_proj")
     encoding_parts = (*PipelinePolicy.encoding_parts, "vae")
     _patch = 2  # its configuration says 1: latents are patched before they reach the network
 
@@ -52,10 +48,6 @@ class Flux2Policy(PipelinePolicy):
     def latent_shape(self) -> tuple[int, ...]:
         """[channels, rows, columns] of patches."""
         return self.network.config.in_channels, *(size // self._patch for size in self.latent_size)
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps, unless the scheduler spaces its own."""
-        return None if self.pipeline.scheduler.config.get("use_flow_sigmas") else np.linspace(1.0, 1 / steps, steps)
 
     def dynamic_shift(self, steps: int) -> float:
         """A fit of the authors, by tokens and steps."""

@@ -1,9 +1,8 @@
 """HunyuanVideo 1.5, text to video and picture to video: a leaf is a clip."""
 
 from collections.abc import Sequence
-from typing import Any, ClassVar
+from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ClassifierFreeGuidance, HunyuanVideo15ImageToVideoPipeline, HunyuanVideo15Pipeline
 from diffusers.pipelines.hunyuan_video1_5.pipeline_hunyuan_video1_5 import format_text_input
@@ -15,6 +14,7 @@ from .base import Network
 from .clips import ClipPolicy
 from .decoded import Decoded
 from .folder import Part
+from .pipeline import JOINT_ATTENTION
 from .weights import without_numbers
 
 FRAME_RATE = 24.0
@@ -27,10 +27,8 @@ class HunyuanVideoPolicy(ClipPolicy):
     """
 
     pipeline_class = HunyuanVideo15Pipeline
-    lora_modules: ClassVar[tuple[str, ...]] = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    spaces_levels = True
+    lora_modules = JOINT_ATTENTION
 
     @classmethod
     def stand_in(cls, part: Part) -> Any:
@@ -74,10 +72,6 @@ class HunyuanVideoPolicy(ClipPolicy):
     def guided(self) -> bool:
         """Whether the guidance scale isn't 1, as diffusers' guider decides."""
         return self.settings.guidance_scale != 1
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps."""
-        return np.linspace(1.0, 1 / steps, steps)
 
     def as_encoded(self, prompt: str) -> str:
         """What the model is told of its task, and a prompt."""

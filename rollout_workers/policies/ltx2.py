@@ -29,6 +29,7 @@ class LTX2Policy(ClipPolicy):
     """
 
     pipeline_class = LTX2Pipeline
+    spaces_levels = True
     absent: ClassVar[dict[str, Any]] = dict.fromkeys(("processor", "prompt_enhancer", "duration_head"))
     encoding_parts = (*ClipPolicy.encoding_parts, "connectors", "vae")
     decoder_parts = (*ClipPolicy.decoder_parts, "audio_vae", "vocoder")
@@ -90,10 +91,6 @@ class LTX2Policy(ClipPolicy):
             return clip
         scales = [clip] * self.tokens + [sound] * self.sound_tokens
         return torch.tensor(scales, device=sigma.device).unsqueeze(1)
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps."""
-        return np.linspace(1.0, 1 / steps, steps)
 
     def as_encoded(self, prompt: str) -> str:
         """A prompt without spaces around it."""

@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar, Self
 
 import diffusers
+import numpy as np
 import torch
 from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
 from diffusers.pipelines.flux.pipeline_flux import calculate_shift
@@ -17,17 +18,24 @@ from ...proto.tree import Conditioning
 from .attention import choose_attention
 from .base import Builder, Network
 from .compiling import compile_network
+from .decoded import Decoded
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
 from .lora import add_adapters, merged, save_adapters
 from .prompt_encoding import NEGATIVE, PromptEncoding
 from .start import Start, Starts, lora_files
 from .weights import find_problems, one_line
 
+JOINT_ATTENTION = (
+    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
+    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
+)
+"""Layers of blocks in which a state and a prompt have layers of their own."""
+
 
 class PipelinePolicy(PromptEncoding):
     """A diffusers pipeline as a policy. A family says how its network is called, and what surrounds it.
 
-    It defines `latent_shape`, `embed`, `predict` and `decode`, and where it differs what stands here.
+    It defines `embed` and `predict`, and where it differs what stands here.
     """
 
     pipeline_class: ClassVar[type[DiffusionPipeline]]
@@ -46,6 +54,8 @@ class PipelinePolicy(PromptEncoding):
     """The pipeline's parts that decode."""
     takes_sigmas = True
     """Whether the pipeline takes noise levels of one's own."""
+    spaces_levels = False
+    """Whether the pipeline spaces noise levels, evenly, and the scheduler only shifts them."""
     scales_sound = False
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
@@ -195,6 +205,11 @@ class PipelinePolicy(PromptEncoding):
         return self.settings.height // self.scale, self.settings.width // self.scale
 
     @property
+    def latent_shape(self) -> tuple[int, ...]:
+        """[channels, rows, columns] of latents."""
+        return self.network.config.in_channels, *self.latent_size
+
+    @property
     def guided(self) -> bool:
         """Whether every state goes through the network twice: with the prompt, and with the negative one."""
         return self.classifier_free and self.settings.guidance_scale > 1
@@ -239,8 +254,9 @@ class PipelinePolicy(PromptEncoding):
         return (rows // self._patch) * (columns // self._patch)
 
     def even_levels(self, steps: int) -> Any:
-        """Noise levels before the shift, [steps], if they are not the scheduler's own."""
-        return None
+        """Noise levels before the shift, from 1 to 1 / steps, [steps]; None if they are the scheduler's own."""
+        own = not self.spaces_levels or self.pipeline.scheduler.config.get("use_flow_sigmas")
+        return None if own else np.linspace(1.0, 1 / steps, steps)
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
@@ -264,6 +280,11 @@ class PipelinePolicy(PromptEncoding):
     def guide(self, without: torch.Tensor, towards: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Classifier-free guidance, float32 [rows, *latent_shape]: from the negative prompt's velocity to the other."""
         return without + self.guidance(sigma) * (towards - without)
+
+    @torch.no_grad()
+    def decode(self, latents: torch.Tensor) -> torch.Tensor | Decoded:
+        """Pictures of latents that the autoencoder scales and shifts, float32 in [0, 1], [rows, height, width, 3]."""
+        return self.draw(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor)
 
     def draw(self, z: torch.Tensor) -> torch.Tensor:
         """Pictures in [0, 1] of the autoencoder's own latents, float32 [rows, height, width, 3], or clips

@@ -1,15 +1,12 @@
 """Qwen-Image: prompts of different lengths, and guidance that keeps the norm."""
 
-from typing import Any
-
-import numpy as np
 import torch
 from diffusers import QwenImagePipeline
 
 from ...proto.tree import Conditioning
 from .base import Network
 from .packing import unpacked
-from .pipeline import PipelinePolicy
+from .pipeline import JOINT_ATTENTION, PipelinePolicy
 
 
 class QwenImagePolicy(PipelinePolicy):
@@ -20,10 +17,8 @@ class QwenImagePolicy(PipelinePolicy):
     """
 
     pipeline_class = QwenImagePipeline
-    lora_modules = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    spaces_levels = True
+    lora_modules = JOINT_ATTENTION
 
     def as_encoded(self, prompt: str) -> str:
         """Qwen's instruction around a prompt."""
@@ -44,10 +39,6 @@ class QwenImagePolicy(PipelinePolicy):
         """[tokens, channels]: a token is a patch of latents."""
         rows, columns = self.latent_size
         return rows * columns // self._patch**2, self.network.config.in_channels
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps."""
-        return np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The embedding of every token, padded and masked."""

@@ -4,7 +4,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import QwenImage21Pipeline
 from diffusers.models.attention_dispatch import dispatch_attention_fn
@@ -40,6 +39,7 @@ class QwenImage21Policy(PipelinePolicy):
     """
 
     pipeline_class = QwenImage21Pipeline
+    spaces_levels = True
     encoding_parts = ("text_encoder", "processor", "vae")
     tokenizer = "processor"
 
@@ -91,7 +91,7 @@ class QwenImage21Policy(PipelinePolicy):
         """
         own = self.pipeline.config.sample_sigmas
         if own is None:
-            return np.linspace(1.0, 1 / steps, steps)
+            return super().even_levels(steps)
         if len(own) != steps:
             raise InputError(
                 f"schedule.steps (or evaluation.steps) is {steps}; this model was distilled to {len(own)} steps, whose "

@@ -6,17 +6,14 @@ from diffusers import StableDiffusion3Pipeline
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import PipelinePolicy
+from .pipeline import JOINT_ATTENTION, PipelinePolicy
 
 
 class StableDiffusion3Policy(PipelinePolicy):
     """`StableDiffusion3Pipeline`. A state is the latents of one picture, [channels, rows, columns]."""
 
     pipeline_class = StableDiffusion3Pipeline
-    lora_modules = (
-        *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-        *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-    )
+    lora_modules = JOINT_ATTENTION
 
     @property
     def prompt_tokens(self) -> tuple[str, int]:
@@ -24,11 +21,6 @@ class StableDiffusion3Policy(PipelinePolicy):
         if self.pipeline.tokenizer_3 is None:  # without T5 a prompt is what CLIP takes of it
             return "tokenizer", self.pipeline.tokenizer.model_max_length
         return "tokenizer_3", self.settings.max_sequence_length
-
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """[channels, rows, columns]."""
-        return self.network.config.in_channels, *self.latent_size
 
     def check_size(self) -> None:
         """Raises InputError also for a size beyond the network's table of positions."""
@@ -61,8 +53,3 @@ class StableDiffusion3Policy(PipelinePolicy):
             pooled_projections=conditioning["pooled_prompt_embeds"],
             return_dict=False,
         )[0]
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of latents that the autoencoder scales and shifts."""
-        return self.draw(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor)

@@ -59,11 +59,6 @@ class StableDiffusionPolicy(PipelinePolicy):
         """CLIP's tokenizer and its fixed length."""
         return "tokenizer", self.pipeline.tokenizer.model_max_length
 
-    @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """[channels, rows, columns]."""
-        return self.network.config.in_channels, *self.latent_size
-
     def sigmas(self, steps: int) -> list[float]:
         """Noise levels of DDIM's timesteps, as those of rectified flow. Raises InputError for too many steps."""
         scheduler, levels = self.pipeline.scheduler, self._levels

@@ -2,7 +2,6 @@
 
 from typing import Any
 
-import numpy as np
 import torch
 from diffusers import ZImagePipeline
 
@@ -19,6 +18,7 @@ class ZImagePolicy(PipelinePolicy):
     """
 
     pipeline_class = ZImagePipeline
+    spaces_levels = True
     _patch = 2  # its configuration lists all that it could have
 
     def as_encoded(self, prompt: str) -> str:
@@ -26,18 +26,9 @@ class ZImagePolicy(PipelinePolicy):
         return as_message(prompt, self.pipeline.tokenizer, thinking=True)
 
     @property
-    def latent_shape(self) -> tuple[int, ...]:
-        """[channels, rows, columns]."""
-        return self.network.config.in_channels, *self.latent_size
-
-    @property
     def guided(self) -> bool:
         """Whether the guidance scale is above 0: this pipeline of diffusers has the usual scale less 1."""
         return self.settings.guidance_scale > 0
-
-    def even_levels(self, steps: int) -> Any:
-        """Evenly spaced noise levels from 1 to 1 / steps."""
-        return np.linspace(1.0, 1 / steps, steps)
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The embedding of every token, padded to `max_sequence_length`, and a mask of what is no padding."""
@@ -63,8 +54,3 @@ class ZImagePolicy(PipelinePolicy):
     def guide(self, without: torch.Tensor, towards: torch.Tensor, sigma: torch.Tensor) -> torch.Tensor:
         """Guidance that adds to the prompt's own velocity."""
         return towards + self.guidance(sigma) * (towards - without)
-
-    @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Pictures of latents that the autoencoder scales and shifts."""
-        return self.draw(latents / self.vae.config.scaling_factor + self.vae.config.shift_factor)
