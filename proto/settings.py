@@ -226,8 +226,8 @@ class PolicySettings(Settings):
     the pipeline's."""
     max_sequence_length: Tokens = 512
     """Length to which prompts are padded or cut, tokens. Maximum 512 for Chroma, FLUX, SD3, Wan and Z-Image, 1000
-    for HunyuanVideo, 1024 for LTX-2 and Qwen-Image, 8191 for Qwen-Image 2.1; SD1.5 and SDXL have a fixed length. A
-    longer one takes more memory and time per forward pass."""
+    for HunyuanVideo, 1024 for LTX-2 and Qwen-Image, 4000 for Qwen-Image-Edit, 8191 for Qwen-Image 2.1; SD1.5 and SDXL
+    have a fixed length. A longer one takes more memory and time per forward pass."""
     precision: Precision = "bfloat16"
     """Number format of the network's weights and activations, in rollouts and in the learner."""
     device: Device = "auto"
