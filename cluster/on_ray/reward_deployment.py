@@ -161,9 +161,8 @@ class RewardDeployment:
         )
         application = root.bind(deployments, self.name, self._directory)
         target = serve.RunTarget(application, self.name, route_prefix=None, logging_config=QUIET_OPTIONS)
-        serve.run_many(
-            [target], wait_for_applications_running=False
-        )  # that would be without end, and look every second
+        # Serve itself would wait without end, and look every second.
+        serve.run_many([target], wait_for_applications_running=False)
         begun = time.monotonic()
         while (found := serve.status().applications[self.name]).status != ApplicationStatus.RUNNING:
             if found.status == ApplicationStatus.DEPLOY_FAILED:

@@ -45,7 +45,8 @@ class InProcessLoop:
     def restart(self, *, lost: bool = True) -> None:
         settings = self.settings
         self._profiling.drop()
-        self._let_go()
+        if hasattr(self, "learner"):
+            self._let_go()
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.planner = Planner(settings, self._prompts)
