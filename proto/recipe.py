@@ -81,7 +81,7 @@ def _resolved(section: Section, *names: str) -> Section:
     """The section with absolute paths for those of the settings `names` that are local files or folders, for processes
     elsewhere."""
     given = {name: getattr(section, name) for name in names}
-    there = {name: os.path.realpath(value) for name, value in given.items() if value and os.path.exists(value)}
+    there = {name: type(own)(os.path.realpath(own)) for name, own in given.items() if own and os.path.exists(own)}
     return section.model_copy(update=there)
 
 
