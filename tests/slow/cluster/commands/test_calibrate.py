@@ -4,13 +4,19 @@ import json
 import os
 from pathlib import Path
 
+import numpy as np
+import numpy.typing as npt
 import pytest
 import torch
 from branchgrpo.cluster.cli import app
+from branchgrpo.cluster.commands.calibrate import calibrate
 from branchgrpo.cluster.plan.calibration import calibration_file, load_calibration
 from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.prompts import fields_of
 from branchgrpo.proto.recipe import load_recipe, save_recipe
+from rich.console import Console
+from support import Settings
 from typer.testing import CliRunner
 
 SMALL = ["rollout.max_batch_rows=4", "rollout.decode_batch=2", "learner.rows_per_micro_batch=2"]
@@ -54,3 +60,36 @@ def test_a_core_of_this_machine_is_calibrated_and_planned_with(
     assert not load_recipe(written).automatic
     with pytest.raises(InputError, match=r"is of CPU .*and --gpu a100 is NVIDIA A100"):
         command("plan", "glyphs", "--gpu", "a100", "--calibration", file)
+
+
+ONE_BY_ONE = {"rollout.max_batch_rows": 1, "rollout.decode_batch": 1, "learner.rows_per_micro_batch": 1}
+
+
+def by_word(pictures: npt.NDArray[np.uint8], prompts: list[str]) -> list[float]:
+    """Reads a field of each prompt."""
+    return [float(len(fields_of(prompt)["word"])) for prompt in prompts]
+
+
+def greedy(pictures: npt.NDArray[np.uint8], prompts: list[str]) -> list[float]:
+    """Takes more memory than there is."""
+    return torch.empty(2**60).tolist()
+
+
+def test_rewards_get_a_prompt_of_the_run(run_settings: Settings, tmp_path: Path) -> None:
+    (tmp_path / "words.jsonl").write_text(json.dumps({"prompt": "a sign", "word": "seven"}) + "\n")
+    own = {
+        "prompts.train": str(tmp_path / "words.jsonl"),
+        "rewards": {"own": {"function": f"{__name__}:by_word"}},
+        "pools.rewards.own.batch_pictures": 1,
+    }
+    file = calibrate(run_settings({**ONE_BY_ONE, **own}), Console(), tmp_path / "new")
+    assert json.loads(file.read_text())["paces"]["own"]["item"] > 0
+
+
+def test_no_room_for_a_row_is_told(run_settings: Settings, tmp_path: Path) -> None:
+    settings = run_settings({**ONE_BY_ONE, "rewards": {"own": {"function": f"{__name__}:greedy"}}})
+    with pytest.raises(
+        InputError, match=r"no room for a single row, after measuring \['forward', 'trained', 'decode'\]"
+    ):
+        calibrate(settings, Console(), tmp_path / "new.json")
+    assert not (tmp_path / "new.json").exists()
