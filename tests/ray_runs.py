@@ -82,3 +82,10 @@ def assert_as_plain(changes: dict[str, Any], plain_run: Path, run_settings: Sett
     assert loop.cut_prompts(["123", "1234567890"]) == ["1234567890"]
     assert_bit_equal(trained(loop, settings, folder / "checkpoint"), weights(plain_run))
     assert_same_trees(folder, plain_run)
+
+
+def environment_of_its_own(run_settings: Settings, environment: dict[str, object]) -> RunSettings:
+    """Settings of a run with a reward `marked`, of the package `marker`, in this runtime environment."""
+    pools = {**BASE["pools"], "rewards": {"marked": {**SMALL, "runtime_env": environment}}}
+    rewards = {"marked": {"function": "marker:score"}}
+    return run_settings({**BASE, "execution": "ray", "rewards": rewards, "pools": pools, "prompts.per_iteration": 4})

@@ -8,10 +8,8 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.cluster.run.own_modules import check_modules
-from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.settings import RunSettings
-from ray_runs import BASE, on_ray
-from support import SMALL, Settings
+from ray_runs import environment_of_its_own, on_ray
+from support import Settings
 
 CODE = """
 import os
@@ -41,28 +39,13 @@ def wheel(tmp_path: Path) -> Path:
     return path
 
 
-def settings_with(run_settings: Settings, environment: dict[str, object]) -> RunSettings:
-    pools = {**BASE["pools"], "rewards": {"marked": {**SMALL, "runtime_env": environment}}}
-    rewards = {"marked": {"function": "marker:score"}}
-    return run_settings({**BASE, "execution": "ray", "rewards": rewards, "pools": pools, "prompts.per_iteration": 4})
-
-
 def test_a_reward_has_packages_and_variables_of_its_own(
     wheel: Path, run_settings: Settings, tmp_path: Path, head: str
 ) -> None:
-    settings = settings_with(run_settings, {"pip": [str(wheel)], "env_vars": {"MARK": "0.375"}})
+    settings = environment_of_its_own(run_settings, {"pip": [str(wheel)], "env_vars": {"MARK": "0.375"}})
     check_modules(settings)
     with closing(on_ray(settings, tmp_path / "run", head)) as loop:
         report = loop.iterate(1)
     assert (report.rewards["marked"] == 0.375).all()
     with pytest.raises(ImportError):
         __import__("marker")
-
-
-def test_packages_that_are_not_there_are_told(run_settings: Settings, tmp_path: Path, head: str) -> None:
-    settings = settings_with(run_settings, {"pip": [str(tmp_path / "nothing-1-py3-none-any.whl")]})
-    with (
-        pytest.raises(InputError, match=r"pools\.rewards\.marked\.runtime_env can't be built .*\n(.*\n)*.*nothing-1"),
-        closing(on_ray(settings, tmp_path / "run", head)),
-    ):
-        pass
