@@ -11,6 +11,7 @@ from ...proto.settings import PoolSettings, RewardPoolSettings, RewardSettings, 
 from ...reward_service.judge_limits import longest_request
 from ...reward_service.remote import longest
 from ...reward_service.scorers import reward_models
+from ..plan.costs import given_pools
 from .internals import free_resources
 
 LIGHT_CPUS = 0.1
@@ -40,9 +41,9 @@ class Node:
 def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
     """Model -> its pool, with the CPUs of each replica. No request ends before all attempts at asking another
     service."""
-    pools = {}
-    for model, rewards in reward_models(settings.rewards).items():
-        pool = settings.pools.rewards.get(model, RewardPoolSettings())
+    pools, models = {}, reward_models(settings.rewards)
+    for model, pool in given_pools(settings).items():
+        rewards = models[model]
         light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
         cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
         timeout = max(pool.timeout_seconds, *(_seconds_of_attempts(reward, pool) for reward in rewards.values()))

@@ -154,8 +154,8 @@ class Cluster:
         return self.rank_node(self.ranks - 1, colocated) + 1
 
 
-def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Reward model -> its pool, as the recipe has it or by default."""
+def given_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
+    """Reward model -> its pool, as the recipe gives it or by default."""
     pools = settings.pools.rewards
     return {model: pools.get(model, RewardPoolSettings()) for model in reward_models(settings.rewards)}
 

@@ -10,7 +10,7 @@ from typing import Any
 from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import changed_settings
-from .costs import Cluster, Costs, reward_pools
+from .costs import Cluster, Costs, given_pools
 from .simulation import Outcome, simulate
 
 ITERATIONS = 4
@@ -88,7 +88,7 @@ def _number(count: int, noun: str) -> str:
 
 def gpu_rewards(settings: RunSettings) -> list[str]:
     """Reward models to which the recipe gives a GPU or a share of one."""
-    return [model for model, pool in reward_pools(settings).items() if pool.gpus]
+    return [model for model, pool in given_pools(settings).items() if pool.gpus]
 
 
 def layouts(settings: RunSettings, gpus: int, balance: float, part: float = SHARED_GPU) -> Iterator[Layout]:

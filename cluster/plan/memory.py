@@ -7,7 +7,7 @@ from typing import Any
 
 from ...learner.deepspeed_setup import BUCKET
 from ...proto.settings import PoolSettings, RunSettings
-from .costs import reward_pools
+from .costs import given_pools
 from .passes import Pass, Passes, measure, number_bytes
 
 MASTER_AND_MOMENTS = 12
@@ -95,7 +95,7 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
         yield process, both if on_ray else reduce(_together, rewards.values(), both)
     if on_ray:
         for model, memory in rewards.items():
-            yield f"{reward_pools(settings)[model].replicas} x reward {model}", memory
+            yield f"{given_pools(settings)[model].replicas} x reward {model}", memory
 
 
 def _together(one: Memory, other: Memory) -> Memory:
@@ -166,7 +166,7 @@ def _has_old_policy(settings: RunSettings) -> bool:
 
 def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Memory]]:
     """Model -> the memory of one that is known."""
-    for model, pool in reward_pools(settings).items():
+    for model, pool in given_pools(settings).items():
         if taken := passes.score.get(model):
             own = passes.rewards[model]
             memory = Memory(

@@ -19,7 +19,7 @@ from ...proto.tree import Window
 from ..run.cuts import MAX_UNREAD_PARTS, groups, windows
 from .broadcast import passed_on
 from .cores import Cores
-from .costs import Cluster, Costs, Transport, reward_pools, training_models
+from .costs import Cluster, Costs, Transport, given_pools, training_models
 from .queues import Line, Network, Replica, Steps
 from .rows import learner_rows
 from .stretches import Part, Stretch, nodes_of_rows, stretches
@@ -101,7 +101,7 @@ class Simulation:
         self.free.items.extend(range(cluster.workers))
         self.in_scoring = simpy.Resource(env, settings.rollout.max_parts_in_scoring)
         self.room = simpy.Container(env, settings.max_trees_ahead, settings.max_trees_ahead)
-        pools = reward_pools(settings)
+        pools = given_pools(settings)
         self.models = [
             [
                 Replica(env, n % nodes, pools[model], self.cores, costs.score_batch, costs.scoring(model))

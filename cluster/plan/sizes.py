@@ -15,7 +15,7 @@ from ...proto.settings_errors import changed_settings, named_settings
 from ..run.folder import RunFolder
 from .calibration import DECODE as DECODING
 from .calibration import FORWARD, TRAINED
-from .costs import Cluster, reward_pools
+from .costs import Cluster, given_pools
 from .device import Device, device_here, host_share
 from .fit import remedies, room
 from .forecast import forecast
@@ -113,7 +113,7 @@ def _room(memory: Memory, memories: Mapping[str, Memory], settings: RunSettings,
         return room(memory, prices.gpu.memory)
     if settings.execution == "in_process":
         return host_share(1)
-    cluster, pools = Cluster.of(settings), reward_pools(settings).values()
+    cluster, pools = Cluster.of(settings), given_pools(settings).values()
     return host_share(cluster.workers + cluster.ranks + sum(pool.replicas for pool in pools))
 
 
