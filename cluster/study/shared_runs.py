@@ -1,7 +1,9 @@
 """Runs that studies share: what one has made, another takes over."""
 
 import json
+import re
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 
 from ...proto.atomic_files import whole
@@ -13,12 +15,15 @@ from ..run.new_folder import FINGERPRINTS, VERSIONS, has_begun, policy_fingerpri
 from .file import sized_as
 from .trials import OF_NO_CONSEQUENCE, Trial
 
+KERNEL = re.compile(r"^Linux-.+-(?=[^-]+-with-)")
+"""The kernel's release in the name of a platform, up to the processor and the C library: no result depends on it."""
+
 
 def take_over(trial: Trial, studies: Path) -> Path | None:
     """Copy the run of another study that is what a trial would be, and return the folder that it was in.
 
-    It has the trial's settings and policy, was made with the versions that are here, and has finished all the
-    iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun. What a
+    It has the trial's settings and policy, was made with the versions that are here (of all but the kernel), and
+    has finished all the iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun. What a
     driver has left of the trial that was killed before it had begun is replaced.
     """
     if trial.state != "not started" or has_begun(trial.folder.path):
@@ -38,7 +43,9 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
     place = {"name": run.path.name, "runs": run.path.parent}
     there = Trial(trial.variant, trial.values, trial.settings.model_copy(update=place))
     try:
-        if not there.finished or json.loads((run.path / VERSIONS).read_text()) != versions():
+        if not there.finished:
+            return False
+        if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != _kernel_aside(versions()):
             return False
         made, fingerprint = run.settings, json.loads((run.path / FINGERPRINTS).read_text())["policy"]
         changed = [change.setting for change in find_changes(made, sized_as(trial.settings, run.path))]
@@ -53,6 +60,10 @@ def _is_that_of(run: RunFolder, trial: Trial) -> bool:
     if not all(map(OF_NO_CONSEQUENCE.match, changed)):
         return False
     return bool(fingerprint == policy_fingerprint(trial.settings))
+
+
+def _kernel_aside(versions: Mapping[str, str]) -> dict[str, str]:
+    return {**versions, "platform": KERNEL.sub("Linux-", versions["platform"])}
 
 
 def _same_trees(one: RunSettings, other: RunSettings) -> bool:

@@ -131,3 +131,24 @@ def test_what_a_killed_driver_left_is_replaced_or_continued(
 def test_run_of_other_versions_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     (made() / VERSIONS).write_text(json.dumps({**versions(), "torch": "1.0"}))
     assert take_over(first(study_in()), tmp_path) is None
+
+
+LINUX = "Linux-6.1.0-13-amd64-x86_64-with-glibc2.36"
+
+
+@pytest.mark.parametrize(
+    ("here", "taken"),
+    [
+        ("Linux-6.12.4-x86_64-with-glibc2.36", True),
+        ("Linux-6.1.0-13-amd64-aarch64-with-glibc2.36", False),
+        ("Linux-6.1.0-13-amd64-x86_64-with-glibc2.31", False),
+        ("macOS-14.5-arm64-arm-64bit", False),
+    ],
+)
+def test_another_kernel_makes_no_other_run(
+    study_in: Load, made: Callable[..., Path], here: str, taken: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("platform.platform", lambda: LINUX)
+    path = made()
+    monkeypatch.setattr("platform.platform", lambda: here)
+    assert take_over(first(study_in()), tmp_path) == (path if taken else None)
