@@ -18,7 +18,6 @@ from .linear import LinearHead
 from .open_clip import clip_config, converted
 from .preprocessing import Fit, cropped, cropped_by_torchvision, padded, prepared
 from .weights import (
-    PUBLISHED,
     check_tokenizer,
     device,
     load_tokenizer,
@@ -164,14 +163,14 @@ def check_clip_tokenizer(reward: str, tokenizer: Any, config: CLIPConfig) -> Non
 
 
 def check_files(reward: str, settings: RewardSettings) -> None:
-    """Raises InputError if files that a built-in reward is made of aren't there. Weights are not read."""
-    if reward in PUBLISHED:
+    """Raises InputError if files that a reward of this module is made of aren't there. Weights are not read."""
+    if reward == "aesthetic":
+        weights_file(reward, settings)
+        model_folder(reward, settings.backbone, "backbone", "clip")
+    elif reward == "hps":
         path = weights_file(reward, settings)
-        if reward == "aesthetic":
-            model_folder(reward, settings.backbone, "backbone", "clip")
-        else:
-            load_tokenizer(reward, settings.tokenizer or str(path.parent))
-    elif reward in ("clip_score", "pick_score"):
+        load_tokenizer(reward, settings.tokenizer or str(path.parent))
+    else:
         folder = model_folder(reward, settings.pretrained, "pretrained", "clip")
         tokenizer = load_tokenizer(reward, settings.tokenizer or str(folder))
         check_clip_tokenizer(reward, tokenizer, CLIPConfig.from_pretrained(folder, local_files_only=True))

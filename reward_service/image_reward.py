@@ -83,6 +83,12 @@ def load_image_reward(settings: RewardSettings, threads: int | None = None) -> S
     return per_frame(model)
 
 
+def check_files(reward: str, settings: RewardSettings) -> None:
+    """Raises InputError if files of the reward aren't there. Weights are not read."""
+    path = weights_file(reward, settings)
+    load_tokenizer(reward, settings.tokenizer or str(path.parent), TOKENIZER)
+
+
 def vision_name(published: str) -> str:
     """The name that transformers' BlipVisionModel has for a weight of the published picture tower."""
     if published in VISION:

@@ -39,16 +39,8 @@ SCORERS = {
 }
 """Reward -> `module:loader` of the model that gives it. A model that gives several rewards is loaded once."""
 
-CHECKED_BY = {
-    "clap": "clap",
-    "edit_reward": "scored_chat",
-    "hps_v3": "scored_chat",
-    "video_align": "video_align",
-    "video_align_motion": "video_align",
-    "video_align_text": "video_align",
-    "video_align_visual": "video_align",
-}
-"""Reward -> module that checks its files; for all others `clip`."""
+WITHOUT_FILES = tuple(f"{__package__}.{module}" for module in ("jpeg", "ocr", "shapes"))
+"""Modules of rewards that are made of no files. The others have a function `check_files`."""
 OF_SOUNDS = ("clap",)
 """Rewards that score sounds."""
 
@@ -113,7 +105,9 @@ def check_source(name: str, settings: RewardSettings) -> None:
         if settings.url or settings.judge:
             load_scorer(name, settings, None)
         return
-    import_module(f".{CHECKED_BY.get(name, 'clip')}", __package__).check_files(name, settings)
+    module = SCORERS[name].partition(":")[0]
+    if module not in WITHOUT_FILES:
+        import_module(module).check_files(name, settings)
 
 
 def check_prompts(rewards: Mapping[str, RewardSettings], prompts: Iterable[str]) -> None:

@@ -13,6 +13,7 @@ from transformers import AutoTokenizer
 
 from ..proto.errors import InputError
 from ..proto.settings import RewardSettings
+from ..proto.tokenizer_files import missing_vocabulary
 
 
 def device(settings: RewardSettings) -> torch.device:
@@ -104,13 +105,14 @@ def check_tokenizer(reward: str, tokenizer: Any, entries: int, last: int | None,
 
 def load_tokenizer(reward: str, folder: str, whose: str = "CLIP's") -> Any:
     """Raises InputError for a folder that holds none."""
+    without = f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer"
     try:
-        return AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(
-            f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer: {reason}"
-        ) from error
+        raise InputError(f"{without}: {' '.join(str(error).split())}") from error
+    if Path(folder).is_dir() and (missing := missing_vocabulary(Path(folder), tokenizer.vocab_files_names)):
+        raise InputError(f"{without}: its vocabulary is missing ({missing})")
+    return tokenizer
 
 
 def model_folder(reward: str, folder: str | None, setting: str, kind: str) -> Path:

@@ -22,9 +22,9 @@ KERNEL = re.compile(r"^Linux-.+-(?=[^-]+-with-)")
 def take_over(trial: Trial, studies: Path) -> Path | None:
     """Copy the run of another study that is what a trial would be, and return the folder that it was in.
 
-    It has the trial's settings and policy, was made with the versions that are here (of all but the kernel), and
-    has finished all the iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has begun. What a
-    driver has left of the trial that was killed before it had begun is replaced.
+    It has the trial's settings and policy, was made with the versions that are here (on any Linux kernel), and has
+    finished all the iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has
+    begun. What a driver has left of the trial that was killed before it had begun is replaced.
     """
     if trial.state != "not started" or has_begun(trial.folder.path):
         return None

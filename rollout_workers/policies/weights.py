@@ -14,6 +14,7 @@ import transformers
 from diffusers.pipelines import ltx2
 
 from ...proto.errors import InputError
+from ...proto.tokenizer_files import missing_vocabulary
 from .diffusers_internals import ignored_weights, rename_old_weights
 from .folder import WEIGHTS, Part, StoredTensor, read_headers, read_json, weight_files
 
@@ -47,7 +48,7 @@ def check_part(part: Part) -> None:
     if not part.folder.is_dir():
         reason = "no folder" if part.folder.exists() else "missing"
         raise InputError(f"{part.folder}, a {part.class_name}: {reason}")
-    if part.name.startswith("tokenizer"):
+    if part.name.startswith(("tokenizer", "processor")):
         _check_vocabulary(part)
     if not part.has_weights:
         return
@@ -69,14 +70,13 @@ def check_part(part: Part) -> None:
 
 
 def _check_vocabulary(part: Part) -> None:
-    """Raises InputError for a tokenizer without its files, of which transformers would make one that knows no words."""
-    known = getattr(transformers, part.class_name, None) if "Tokenizer" in part.class_name else None  # no processor
-    needed = dict(getattr(known, "vocab_files_names", {}))
-    whole = needed.pop("tokenizer_file", "tokenizer.json")
-    there = [(part.folder / file).is_file() for file in needed.values()]
-    if needed and not all(there) and not (part.folder / whole).is_file():
-        wanted = f"{whole}, or {' and '.join(needed.values())}"
-        raise InputError(f"{part.folder}, a {part.class_name}: its vocabulary is missing ({wanted})")
+    """Raises InputError for a tokenizer, or a processor that has one, without its words."""
+    name = part.class_name
+    if "Tokenizer" not in name:
+        file = part.folder / "tokenizer_config.json"
+        name = str(read_json(file).get("tokenizer_class")) if file.is_file() else ""
+    if missing := missing_vocabulary(part.folder, getattr(getattr(transformers, name, None), "vocab_files_names", {})):
+        raise InputError(f"{part.folder}, a {part.class_name}: its vocabulary is missing ({missing})")
 
 
 UNQUANTIZED = "take the pipeline's weights in bfloat16, float16 or float32"

@@ -17,7 +17,8 @@ from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service import clip, image_reward
 from branchgrpo.reward_service import preprocessing as images
-from branchgrpo.reward_service.scorers import Scorers
+from branchgrpo.reward_service.scorers import SCORERS, Scorers, check_source
+from branchgrpo.reward_service.weights import PUBLISHED
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
 from PIL import Image
 from published import PROMPTS, pictures, tokens, weights
@@ -281,8 +282,34 @@ def test_compressibility_is_the_size_of_the_file() -> None:
     ],
 )
 def test_what_is_missing_is_named(reward: str, settings: dict[str, str], message: str) -> None:
+    """Before a run, and when it is loaded."""
+    with pytest.raises(InputError, match=message):
+        check_source(reward, RewardSettings(**settings))
     with pytest.raises(InputError, match=message):
         Scorers({reward: RewardSettings(**settings)})
+
+
+@pytest.mark.parametrize("reward", SCORERS)
+def test_files_are_checked_before_a_run(reward: str) -> None:
+    """Also those of weights whose tokenizer lies elsewhere."""
+    settings = RewardSettings(pretrained="/nowhere", tokenizer="/nowhere", backbone="/nowhere")
+    if reward.startswith(("jpeg", "ocr", "shapes")):
+        check_source(reward, settings)
+        return
+    with pytest.raises(InputError, match=f"rewards.{reward}.pretrained is '/nowhere'"):
+        check_source(reward, settings)
+
+
+@pytest.mark.parametrize(
+    ("reward", "whose"), [("clip_score", "CLIP's"), ("hps", "CLIP's"), ("image_reward", "bert-base-uncased's")]
+)
+def test_missing_tokenizer_is_told_with_its_model(reward: str, whose: str, tmp_path: Path, clip_folder: Path) -> None:
+    """Also where transformers would make one that knows no words."""
+    folder = shutil.copytree(clip_folder, tmp_path / "folder", ignore=shutil.ignore_patterns("tokenizer*"))
+    (folder / PUBLISHED.get(reward, "unused")).touch()
+    told = f"no tokenizer is in '{folder}'; name a folder that has {whose} with rewards.{reward}.tokenizer: its vocab"
+    with pytest.raises(InputError, match=told):
+        check_source(reward, RewardSettings(pretrained=str(folder)))
 
 
 def test_weights_that_hold_code_are_refused(tmp_path: Path, clip_folder: Path) -> None:
@@ -293,7 +320,7 @@ def test_weights_that_hold_code_are_refused(tmp_path: Path, clip_folder: Path) -
 
 @pytest.mark.parametrize("reward", ["hps", "image_reward", "aesthetic"])
 def test_other_weights_under_the_right_name_are_refused(reward: str, tmp_path: Path, clip_folder: Path) -> None:
-    torch.save({"x.weight": torch.zeros(2)}, tmp_path / clip.PUBLISHED[reward])
+    torch.save({"x.weight": torch.zeros(2)}, tmp_path / PUBLISHED[reward])
     folder = str(clip_folder)
     settings = RewardSettings(pretrained=str(tmp_path), tokenizer=folder, backbone=folder)
     with pytest.raises(InputError, match=f"rewards.{reward}.pretrained is '.*', which doesn't hold the weights of"):
@@ -320,7 +347,7 @@ def first_part(content: object, keep: float) -> bytes:
     ids=["empty", "cut", "a pointer", "a list", "a list within", "a place", "a number"],
 )
 def test_damaged_weights_are_told_with_their_file(content: bytes, why: str, tmp_path: Path, clip_folder: Path) -> None:
-    file = tmp_path / clip.PUBLISHED["hps"]
+    file = tmp_path / PUBLISHED["hps"]
     file.write_bytes(content)
     with pytest.raises(InputError, match=f"rewards.hps.pretrained is '{file}', which doesn't hold .*: {why}"):
         Scorers({"hps": RewardSettings(pretrained=str(file), tokenizer=str(clip_folder))})

@@ -13,7 +13,9 @@ import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.proto.errors import InputError
+from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import load_policy
+from families import saved
 from support import Settings
 
 Change = Callable[[Path], object]
@@ -225,6 +227,18 @@ def test_check_and_loading_refuse_a_broken_folder_alike(name: str, folder: Path,
     assert "\n" not in str(refused.value)
     assert str(folder) in str(refused.value)
     assert check(settings).missing == [str(refused.value)]
+
+
+@pytest.mark.parametrize(
+    ("family", "part"),
+    [("FLUX.2 dev", "tokenizer"), ("Qwen-Image-Edit", "processor"), ("Qwen-Image 2.1", "processor")],
+)
+def test_processor_without_words_is_refused(family: str, part: str, tmp_path: Path) -> None:
+    """transformers would make one that reads every prompt alike."""
+    folder = saved(family, tmp_path / "pipeline")
+    (folder / part / "tokenizer.json").unlink()
+    with pytest.raises(InputError, match=f"{part}, a .*Processor: its vocabulary is missing .tokenizer.json, or "):
+        load_policy(PolicySettings(pretrained=str(folder), height=32, width=64, max_sequence_length=500, device="cpu"))
 
 
 @pytest.mark.skipif(os.geteuid() == 0, reason="root may read everything")
