@@ -1033,6 +1033,10 @@ class RunSettings(Settings):
         """The rewards that are scored in every iteration, not in evaluations only."""
         return {name: reward for name, reward in self.rewards.items() if name not in self.evaluation.rewards}
 
+    def threads_of(self, pool: PoolSettings) -> int:
+        """CPU threads of each process of a pool."""
+        return pool.threads or self.threads or max(1, math.ceil(pool.cpus or 0))
+
     def decoded_trees(self, iteration: int) -> int:
         """Number of an iteration's first trees whose leaves are decoded: all, if a reward reads media, otherwise those
         that somebody looks at."""

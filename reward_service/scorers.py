@@ -41,6 +41,8 @@ SCORERS = {
 
 WITHOUT_FILES = tuple(f"{__package__}.{module}" for module in ("jpeg", "ocr", "shapes"))
 """Modules of rewards that are made of no files. The others have a function `check_files`."""
+OF_BFLOAT16 = tuple(f"{__package__}.{module}" for module in ("scored_chat", "video_align"))
+"""Modules of rewards whose models are in bfloat16 on a GPU. All others are in float32."""
 OF_SOUNDS = ("clap",)
 """Rewards that score sounds."""
 
@@ -54,6 +56,11 @@ def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, 
     for name, settings in rewards.items():
         models.setdefault(_model(name, settings), {})[name] = settings
     return {next(iter(given)): given for given in models.values()}
+
+
+def precision_on_gpu(reward: str) -> str:
+    """The precision in which the model of a reward works on a GPU, as `policy.precision` names it."""
+    return "bfloat16" if SCORERS.get(reward, "").partition(":")[0] in OF_BFLOAT16 else "float32"
 
 
 def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:

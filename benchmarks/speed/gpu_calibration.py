@@ -34,15 +34,15 @@ BATCHES = Batches(forward=16, trained=4, decode=4, score=16)
 
 
 class Tower:
-    """A picture tower with random weights; scores are made up."""
+    """A picture tower with random weights, in float32 as those of CLIP rewards; scores are made up."""
 
     def __init__(self, scale: Scale, device: torch.device) -> None:
         self.scale, self.device = scale, device
-        self.network = CLIPVisionModel(scale.tower).to(device, torch.bfloat16).requires_grad_(False).eval()
+        self.network = CLIPVisionModel(scale.tower).to(device).requires_grad_(False).eval()
 
     @torch.no_grad()
     def __call__(self, media: Media, prompts: Sequence[str]) -> Scores:
-        pixels = prepared(media.looks(), self.scale.tower.image_size, cropped, self.device).to(torch.bfloat16)
+        pixels = prepared(media.looks(), self.scale.tower.image_size, cropped, self.device)
         outputs = self.network(pixel_values=pixels).pooler_output[:, 0]
         return {"hps": outputs.float().cpu().numpy().astype(float)}
 

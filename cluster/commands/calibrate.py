@@ -3,6 +3,7 @@
 from collections.abc import Iterable
 from pathlib import Path
 
+import psutil
 import torch
 from rich.console import Console
 from rich.progress import Progress, SpinnerColumn, TextColumn, TimeElapsedColumn
@@ -22,6 +23,11 @@ from ..plan.measuring import Batches, Measured, device_name, device_peak, learni
 from ..plan.shapes import pictures_per_prompt
 from ..plan.sizes import sizes_here
 
+BUSY_SECONDS = 1.0
+"""Seconds for which other programs are looked at before anything is measured."""
+MAX_BUSY = 0.2
+"""Share of the cores that other programs may take without a warning."""
+
 
 def calibrate(settings: RunSettings, console: Console, file: Path | None = None) -> Path:
     """Measure with what the recipe names, print it, and write it to the new `file`, or to the device's place, where it
@@ -31,10 +37,8 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
     """
     if file:
         must_be_new(file)
-    settings = sizes_here(settings)
-    from ..on_ray.placement import threads_of  # and Ray with it, which benchmarks that print such tables do without
-
-    threads = threads_of(settings.pools.rollout_workers, settings)
+    settings, busy = sizes_here(settings), psutil.cpu_percent(interval=BUSY_SECONDS) / 100
+    threads = settings.threads_of(settings.pools.rollout_workers)
     torch.set_num_threads(threads)
     with Progress(SpinnerColumn(), TextColumn("{task.description}"), TimeElapsedColumn(), transient=True) as progress:
         task = progress.add_task("loading")
@@ -71,6 +75,13 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
     file = file or calibration_file(name)
     calibration.save(file)
     show(calibration, found, console)
+    if busy > MAX_BUSY:
+        console.print(
+            f"Other programs took {busy:.0%} of the cores: what was measured takes less time on a quiet machine. "
+            "Calibrate again when nothing else runs",
+            style="yellow",
+            highlight=False,
+        )
     return file
 
 

@@ -148,7 +148,7 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
         console.print(memory_table(found.memory, size))
         console.print(rows_table(found.memory, size))
     if gpu and found.changes != {}:
-        console.print(remedy_line(found.changes, gpu), style="yellow", markup=False, soft_wrap=True)
+        console.print(remedy_line(settings, found.changes, gpu), style="yellow", markup=False, soft_wrap=True)
     if found.parameters:
         everything, trained = (f"{found.parameters[kind] / 1e6:,.2f} million" for kind in ("all", "trained"))
         console.print(f"{everything} parameters, of which {trained} are trained")

@@ -20,7 +20,7 @@ from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import Policy
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
-from ..on_ray.placement import reward_pools, threads_of
+from ..on_ray.placement import reward_pools
 from ..plan.sizes import sizes_here
 from ..run import pictures
 from ..run.evaluation import Evaluation, evaluate, evaluation_steps
@@ -156,8 +156,8 @@ def _threads(settings: RunSettings) -> tuple[int | None, int | None]:
         return settings.threads, settings.threads
     pools, cores = settings.pools, psutil.cpu_count() or 1
     sampling = pools.learner if settings.placement == "colocated" else pools.rollout_workers
-    scoring = max(threads_of(pool, settings) for pool in reward_pools(settings).values())
-    return min(threads_of(sampling, settings), cores), min(scoring, cores)
+    scoring = max(settings.threads_of(pool) for pool in reward_pools(settings).values())
+    return min(settings.threads_of(sampling), cores), min(scoring, cores)
 
 
 def show(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console: Console) -> None:

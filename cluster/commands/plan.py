@@ -17,14 +17,15 @@ from ...proto.recipe import SHIPPED, WHOLE_RECIPE
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import named_settings
 from ...proto.yaml12 import write_yaml
-from ..plan.calibration import ASSUMED, DECODE, FORWARD, Calibration
+from ...reward_service.scorers import precision_on_gpu
+from ..plan.calibration import ASSUMED, ASSUMED_SCORING, DECODE, FORWARD, Calibration
 from ..plan.device import Device
 from ..plan.fit import UNUSABLE_BYTES, misfit, remedies
 from ..plan.gpus import Gpu
 from ..plan.layouts import SHARED_GPU, Layout, Plan, Planned, balance_of, gpu_rewards, layouts, plan
 from ..plan.memory import count_memory
 from ..plan.memory_tables import memory_table, remedy_line, rows_table
-from ..plan.prices import Prices
+from ..plan.prices import REWARD_CORE, Prices
 from ..plan.rows import learner_rows, share_of
 from ..plan.sizes import choose_sizes
 
@@ -35,7 +36,7 @@ REASONS = 3
 def make_plan(settings: RunSettings, gpus: int, device: Device, like: Path | None = None) -> tuple[Plan, Prices]:
     """The best layouts of a recipe on so many GPUs, and their prices. As large a share of rows has an advantage as in
     the run `like`, if there is one. Raises InputError for a policy whose network can't be counted."""
-    share = share_of(like) if like else 1.0
+    share = share_of(like, settings) if like else 1.0
     with Progress(transient=True) as progress:
         counting = progress.add_task("counting", total=None)
         gpu, prices = device[0], Prices.of(settings, device, share)
@@ -99,7 +100,7 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
         console.print("left out: ", end="", style="yellow")
         console.print(f"{such}: {reason}", markup=False, soft_wrap=True, highlight=False)
     if made.fastest and not made.best:
-        line = remedy_line(remedies(made.fastest, prices.gpu.memory), prices.gpu)
+        line = remedy_line(made.fastest, remedies(made.fastest, prices.gpu.memory), prices.gpu)
         console.print(line, style="yellow", markup=False, soft_wrap=True)
 
 
@@ -117,15 +118,26 @@ def _source(prices: Prices, calibration: Calibration) -> str:
         network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
         lines = (
             f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s "
-            f"({prices.gpu.source}) in the network, {decoder:.0%} in decoder and rewards; `branchgrpo calibrate` "
-            "measures them"
+            f"({prices.gpu.source}) in the network, {decoder:.0%} in the decoder{_rewards(prices)}; "
+            "`branchgrpo calibrate` measures them"
         )
+    if cores := [model for model in prices.scores() if prices.cores_of(model)]:
+        lines += f". On processor cores, {REWARD_CORE / 1e9:g} GFLOP/s each, assumed: {', '.join(cores)}"
     unknown, share = prices.unknown(), prices.trained_share
     learner = settings.learner
     if learner.objective == "ratio" and learner.skip_zero_advantage and not learner.kl_weight:
         lines += f". Rows with an advantage, of those that pruning leaves: {share:.0%}"
         lines += ", assumed; `--from RUN` takes a run's share" if share == 1 else ""
     return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
+
+
+def _rewards(prices: Prices) -> str:
+    """What is assumed of reward models on GPUs."""
+    used = {precision_on_gpu(model) for model in prices.scores() if not prices.cores_of(model)}
+    told = (
+        f"{ASSUMED_SCORING[name].utilisation or 0:.0%} of {prices.gpu.peak(name) / 1e12:g} TFLOP/s" for name in used
+    )
+    return "".join(f", {text} in rewards" for text in sorted(told))
 
 
 def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, overrides: Sequence[str], file: Path) -> None:

@@ -1,13 +1,12 @@
 """Which pools a run needs, and whether the cluster has room for them."""
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
 
 from ...proto.errors import InputError
-from ...proto.settings import PoolSettings, RewardPoolSettings, RewardSettings, RunSettings
+from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...reward_service.judge_limits import longest_request
 from ...reward_service.remote import longest
 from ...reward_service.scorers import reward_models
@@ -119,11 +118,6 @@ def wait_for_room(wanted: Sequence[Demand], seconds: float) -> bool:
         return bool(group.wait(seconds))
     finally:
         ray.util.remove_placement_group(group)
-
-
-def threads_of(pool: PoolSettings, settings: RunSettings) -> int:
-    """CPU threads of each process of a pool."""
-    return pool.threads or settings.threads or max(1, math.ceil(pool.cpus))
 
 
 def _seconds_of_attempts(reward: RewardSettings, pool: RewardPoolSettings) -> float:

@@ -19,7 +19,6 @@ from .broadcast import PASSED_AT_ONCE, RELAY_GROUP
 from .learner_group import LearnerGroup
 from .messages import Launch, PublishedWeights, Sizes
 from .names import application_name
-from .placement import threads_of
 from .reward_deployment import RewardDeployment
 from .step_pool import StepPool
 from .worker_pool import Result, Worker, WorkerPool
@@ -52,7 +51,7 @@ class Pools:
         actor = self._remote(
             ColocatedActor if self._colocated else LearnerActor, pool, concurrency_groups={FETCHING: 1}
         )
-        launch = Launch(self.settings, self._directory, "learner", threads_of(pool, self.settings), ranks=pool.count)
+        launch = Launch(self.settings, self._directory, "learner", self.settings.threads_of(pool), ranks=pool.count)
         return LearnerGroup([actor.remote(replace(launch, rank=rank)) for rank in range(pool.count)])
 
     def _worker_pool(self) -> WorkerPool:
@@ -60,7 +59,7 @@ class Pools:
             return StepPool("rollout_workers")
         pool = self.settings.pools.rollout_workers
         actor = self._remote(RolloutActor, pool, concurrency_groups={RELAY_GROUP: PASSED_AT_ONCE})
-        launch = Launch(self.settings, self._directory, "rollout_workers", threads_of(pool, self.settings))
+        launch = Launch(self.settings, self._directory, "rollout_workers", self.settings.threads_of(pool))
         return WorkerPool(
             "rollout_workers",
             launch=lambda: actor.remote(launch),

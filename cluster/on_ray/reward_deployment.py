@@ -31,10 +31,10 @@ from ...proto.tracing import start_tracing
 from ...proto.usage import export
 from ...reward_service import metrics
 from ...reward_service.replica import Replica, Scored
-from ...reward_service.scorers import reward_models
+from ...reward_service.scorers import precision_on_gpu, reward_models
 from ..plan.utilisation import note_device
 from .internals import versioned
-from .placement import reward_pools, threads_of
+from .placement import reward_pools
 from .reward_client import RewardClient
 
 SERVE_CONTROLLER = {"name": "SERVE_CONTROLLER_ACTOR", "namespace": "serve"}
@@ -99,7 +99,7 @@ class ServedReplica:
         if settings.gpus:
             import torch
 
-            note_device(torch.device("cuda"), "float32")
+            note_device(torch.device("cuda"), precision_on_gpu(model))
         metrics.export(model)
         export("scoring")
         self._waiting, self._seconds = metrics.REQUESTS_WAITING.labels(model), metrics.REQUEST_SECONDS.labels(model)
@@ -148,7 +148,7 @@ class RewardDeployment:
         runtime_env = dict(ray.get_runtime_context().runtime_env)
         models, deployments = self.models, []
         for model, pool in reward_pools(self.settings).items():
-            changes: dict[str, Any] = {"threads": threads_of(pool, self.settings)}
+            changes: dict[str, Any] = {"threads": self.settings.threads_of(pool)}
             if model in replicas:
                 changes |= {"replicas": replicas[model], "max_replicas": None}
             pool, host = pool.model_copy(update=changes), self.settings.logging.metrics_host

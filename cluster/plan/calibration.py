@@ -58,10 +58,12 @@ class Calibration:
     __pydantic_config__ = ONLY_FIELDS
 
     def pace(self, work: str) -> Pace:
-        """The pace of a kind of work: measured, or of another model of its kind, or assumed."""
-        if work in self.paces:
-            return self.paces[work]
-        return ASSUMED.get(work, ASSUMED_SCORING)
+        """The pace of the network or the decoder, measured or assumed."""
+        return self.paces[work] if work in self.paces else ASSUMED[work]
+
+    def scoring(self, model: str, precision: str) -> Pace:
+        """The pace of a reward model that works in this precision, measured or assumed."""
+        return self.paces.get(model, ASSUMED_SCORING[precision])
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
@@ -70,7 +72,8 @@ class Calibration:
 
 
 ASSUMED = {FORWARD: Pace(0.4), TRAINED: Pace(0.4), DECODE: Pace(0.2)}
-ASSUMED_SCORING = Pace(0.2)
+ASSUMED_SCORING = {"bfloat16": Pace(0.2), "float32": Pace(0.5)}
+"""By precision. Products in float32 without tensor cores come nearer to their peak."""
 FILE = TypeAdapter(Calibration)
 
 

@@ -39,14 +39,15 @@ def misfit(settings: RunSettings, gpu: float) -> str | None:
     return None
 
 
-def remedies(settings: RunSettings, gpu: float) -> Changes | None:
+def remedies(settings: RunSettings, gpu: float, *, lora: bool = True) -> Changes | None:
     """The changes with which a run fits GPUs with so many bytes; None if there are none.
 
-    In this order, as far as each helps: gradient checkpointing, a LoRA, ZeRO stages, offloading, fewer rows.
+    In this order, as far as each helps: gradient checkpointing, a LoRA (unless it is ruled out), ZeRO stages,
+    offloading, fewer rows.
     """
     made: Changes = {}
     left = _surplus(settings, gpu)
-    for change in _changes(settings):
+    for change in _changes(settings, lora):
         if left <= 0:
             return made
         changed = _changed(settings, {**made, **change})
@@ -63,10 +64,10 @@ def remedies(settings: RunSettings, gpu: float) -> Changes | None:
     return made if changed and _surplus(changed, gpu) <= 0 else None
 
 
-def _changes(settings: RunSettings) -> Iterator[Changes]:
+def _changes(settings: RunSettings, lora: bool) -> Iterator[Changes]:
     learner, ranks = settings.learner, settings.pools.learner.count
     yield {"learner.gradient_checkpointing": True}
-    if not learner.lora:
+    if lora and not learner.lora:
         yield {"learner.lora": {}}
     for stage in range(learner.zero_stage + 1, 4) if ranks > 1 else ():
         yield {"learner.zero_stage": stage}

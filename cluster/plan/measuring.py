@@ -19,6 +19,7 @@ from ...proto.schedule import ode_schedule
 from ...proto.settings import RolloutSettings, RunSettings
 from ...proto.tree import Task
 from ...reward_service.interface import Scorer
+from ...reward_service.scorers import precision_on_gpu
 from ...rollout_workers.policies.base import Policy, add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
@@ -92,12 +93,14 @@ def measure(
         yield _measured(kind, call, largest, policy.device, flops.get(kind), peak, clock)
     for model, scorer in scorers.items():
         known = work.score_leaf.get(model) if work else None
+        on_gpu = policy.device.type == "cuda"
+        own_peak = device_peak(policy.device, precision_on_gpu(model))[0] if on_gpu else peak
 
         def score(leaves: int, scorer: Scorer = scorer) -> None:
             assert leaf
             scorer(leaf[np.zeros(leaves, np.int64)], [prompt] * leaves)
 
-        yield _measured(model, score, batches.score, policy.device, known, peak, clock)
+        yield _measured(model, score, batches.score, policy.device, known, own_peak, clock)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -5,7 +5,8 @@ from collections.abc import Callable, Mapping
 
 from rich.table import Table
 
-from .fit import Changes, largest_rows, room
+from ...proto.settings import RunSettings
+from .fit import Changes, largest_rows, remedies, room
 from .gpus import Gpu
 from .memory import Memory
 
@@ -52,12 +53,18 @@ def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Tabl
     return table
 
 
-def remedy_line(changes: Changes | None, gpu: Gpu) -> str:
-    """What makes a run fit, as overrides of the command line."""
+def remedy_line(settings: RunSettings, changes: Changes | None, gpu: Gpu) -> str:
+    """What makes a run fit, as overrides of the command line. Where a LoRA does, also what does without one."""
     if changes is None:
         return f"It doesn't fit a GPU {gpu.name}, whatever is changed"
-    overrides = " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
-    return f"It fits a GPU {gpu.name} with: {overrides}"
+    line = f"It fits a GPU {gpu.name} with: {_overrides(changes)}"
+    if "learner.lora" in changes and (whole := remedies(settings, gpu.memory, lora=False)) is not None:
+        line += f"; trained in full, with: {_overrides(whole)}"
+    return line
+
+
+def _overrides(changes: Changes) -> str:
+    return " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
 
 
 def _unit(memories: Mapping[str, Memory]) -> str:

@@ -3,9 +3,10 @@
 from dataclasses import dataclass
 
 from ...proto.settings import RunSettings
+from ...reward_service.scorers import precision_on_gpu
 from ...rollout_workers.policies.decoded import MEDIA_BYTES
 from .calibration import DECODE, FORWARD, TRAINED, Calibration, Pace
-from .costs import Cluster, Costs, training_models
+from .costs import Cluster, Costs, given_pools, training_models
 from .device import Device
 from .flops import Work, count_work
 from .gpus import OBJECT_STORE, Gpu
@@ -16,6 +17,8 @@ PUT_SPEED = 17.5e9
 PART_MESSAGE, SCORE_REPLY, WINDOW_TREE, WINDOW_RANK = 1.31e-3, 1.11e-3, 0.05e-3, 0.19e-3
 RAY_CORES = 0.1
 """Cores that Ray's own processes take all the time."""
+REWARD_CORE = 50e9
+"""FLOP/s of a processor core in a reward model without a GPU; assumed. One of an EPYC reached 75e9 in CLIP's ViT-L."""
 LATENCY = 0.002
 STATES = 3
 """Numbers in float32 that an optimizer step reads and writes for a parameter: weight and two moments."""
@@ -75,6 +78,7 @@ class Prices:
         work, pace = self.work, self.calibration.pace
         nft = self.settings.learner.objective == "nft"  # whose old policy looks at every row, too
         scores, reduced = self.scores(), self._reduced(cluster.ranks)
+        beside = sum(seconds for model, seconds in scores.items() if not self.cores_of(model))
         decoded = any(reward.reads == "media" for reward in self.settings.training_rewards.values())
         gathered = colocated * self._gathered(cluster.ranks, 1)
         forward = self._seconds(work.forward_row, pace(FORWARD))
@@ -84,9 +88,8 @@ class Prices:
             forward=pace(FORWARD).call + gathered,
             forward_row=forward,
             forward_calls={rows: own + gathered for rows, own in pace(FORWARD).of(forward).items()},
-            decode_picture=decoded * self._seconds(work.decode_leaf, pace(DECODE))
-            + shared_rewards * sum(scores.values()),
-            score_batch=max(pace(model).call for model in scores),
+            decode_picture=decoded * self._seconds(work.decode_leaf, pace(DECODE)) + shared_rewards * beside,
+            score_batch=max(self._reward_pace(model).call for model in scores),
             score_pictures=scores,
             micro_batch=pace(TRAINED).call + reduced,
             learn_row=trained + nft * forward,
@@ -113,9 +116,7 @@ class Prices:
     def scores(self) -> dict[str, float]:
         """Model that scores in every iteration -> its seconds per picture. What isn't known is nothing."""
         return {
-            model: max(
-                self._seconds(self.work.score_leaf.get(reward), self.calibration.pace(model)) for reward in given
-            )
+            model: max(self._scoring(model, self.work.score_leaf.get(reward)) for reward in given)
             for model, given in training_models(self.settings).items()
         }
 
@@ -128,10 +129,27 @@ class Prices:
             if model not in paces and not any(self.work.score_leaf.get(reward) for reward in given)
         ]
 
-    def _seconds(self, flops: float | None, pace: Pace) -> float:
-        """Seconds of a row or picture."""
+    def _scoring(self, model: str, flops: float | None) -> float:
+        """Seconds of a picture in a reward model."""
+        if flops and (cores := self.cores_of(model)):
+            return flops / (REWARD_CORE * cores)
+        return self._seconds(flops, self._reward_pace(model), precision_on_gpu(model))
+
+    def _reward_pace(self, model: str) -> Pace:
+        return self.calibration.scoring(model, precision_on_gpu(model))
+
+    def cores_of(self, model: str) -> int:
+        """Number of processor cores of a reward model that has no GPU; 0 for others, and where nothing has one."""
+        if self.gpu.name == "cpu":
+            return 0
+        settings, pool = self.settings, given_pools(self.settings)[model]
+        sees = settings.execution == "in_process" or pool.gpus
+        return 0 if sees and settings.rewards[model].device != "cpu" else settings.threads_of(pool)
+
+    def _seconds(self, flops: float | None, pace: Pace, precision: str | None = None) -> float:
+        """Seconds of a row or picture; of a network in the policy's precision if no other is given."""
         if flops and pace.utilisation:
-            return flops / (self.gpu.peak(self.settings.policy.precision) * pace.utilisation)
+            return flops / (self.gpu.peak(precision or self.settings.policy.precision) * pace.utilisation)
         return pace.item or 0.0
 
     def _link(self, ranks: int) -> float:

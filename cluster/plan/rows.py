@@ -42,13 +42,17 @@ def rows_of(settings: RunSettings, iteration: int) -> float:
     return learner.passes * _expected_rows(schedule, settings.pruning, iteration)
 
 
-def share_of(run: Path) -> float:
+def share_of(run: Path, planned: RunSettings) -> float:
     """The share that a run has learned from of the rows that pruning left: the others had no advantage.
 
-    Raises InputError for a folder of no run, and for a run without an iteration.
+    Raises InputError for a folder of no run, for a run without an iteration, and for one with other rewards than what
+    is `planned`.
     """
     folder = RunFolder.open(run)
     settings, lines = folder.settings, folder.lines("metrics")
+    there, here = (sorted(name for name, own in each.rewards.items() if own.weight) for each in (settings, planned))
+    if there != here:
+        raise InputError(f"--from {run}: its rewards are {', '.join(there)}, and those of the recipe {', '.join(here)}")
     if not lines:
         raise InputError(f"--from {run}: the run has no finished iteration yet")
     trees = settings.prompts.per_iteration

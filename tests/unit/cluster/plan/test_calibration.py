@@ -34,7 +34,8 @@ def test_a_calibration_is_found_by_its_device(tmp_path: Path, monkeypatch: pytes
     assert device_of(own).name == "h100"
     assert own.pace("forward").utilisation == 0.5
     assert own.pace("trained").utilisation == 0.4  # assumed
-    assert own.pace("hps").utilisation == 0.2
+    assert own.scoring("hps", "bfloat16").utilisation == 0.2
+    assert own.scoring("hps", "float32").utilisation == 0.5
 
 
 @pytest.mark.parametrize(
@@ -55,7 +56,7 @@ def test_another_file_is_refused(tmp_path: Path, content: str) -> None:
 def test_files_keep_all_that_was_measured(tmp_path: Path) -> None:
     """Those of earlier versions, without seconds of single calls, are read as well."""
     kept = load_calibration(ROOT / "docs" / "h100" / "calibration.json")
-    assert (kept.device, kept.cores, kept.pace("hps").calls) == ("NVIDIA H100 80GB HBM3", 0, {})
+    assert (kept.device, kept.cores, kept.pace("decode").calls) == ("NVIDIA H100 80GB HBM3", 0, {})
     paces = {"forward": Pace(0.5, 1.0, 0.1, {1: 1.1, 16: 16.5}), "own": Pace(None, 0.25)}
     own = Calibration("CPU x", 1e11, "measured", "float32", "flux", paces, cores=4, slowdown=1.5)
     own.save(tmp_path / "own.json")

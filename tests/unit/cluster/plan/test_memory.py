@@ -1,5 +1,6 @@
 """What a run's processes hold, planned on shapes, beside what an allocator holds, and what fits."""
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -7,7 +8,9 @@ import pytest
 import torch
 from branchgrpo.benchmarks.support.allocated import peak_bytes
 from branchgrpo.cluster.plan.fit import UNUSABLE_BYTES, largest_rows, misfit, remedies
+from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.memory import count_memory
+from branchgrpo.cluster.plan.memory_tables import remedy_line
 from branchgrpo.cluster.plan.passes import Calls, measure
 from branchgrpo.proto.settings_errors import changed_settings
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -110,6 +113,19 @@ def test_remedies_come_in_their_order_and_make_it_fit(run_settings: Settings) ->
     order = ["gradient_checkpointing", "lora", "zero_stage", "offload.optimizer", "rows_per_micro_batch"]
     assert made == [[f"learner.{name}" for name in order[:count]] for count in (0, 1, 2, 5)]
     assert remedies(settings, UNUSABLE_BYTES) is None
+
+
+def test_training_in_full_has_remedies_of_its_own(run_settings: Settings) -> None:
+    settings = run_settings({**ON_RAY, "pools.rollout_workers.gpus": 0, "learner.rows_per_micro_batch": 99})
+    size = UNUSABLE_BYTES + 0.6 * count_memory(settings)["2 x learner rank"].peak
+    changes, whole = remedies(settings, size), remedies(settings, size, lora=False)
+    assert changes is not None
+    assert whole is not None
+    assert ("learner.lora" in changes, "learner.lora" in whole) == (True, False)
+    assert misfit(changed_settings(settings, whole), size) is None
+    line = remedy_line(settings, changes, replace(GPUS["h100"], memory=size))
+    assert "learner.lora={}" in line.partition("; trained in full, with: ")[0]
+    assert "learner.gradient_checkpointing=true" in line.partition("; trained in full, with: ")[2]
 
 
 def test_fewer_rows_leave_encoders_as_they_are(run_settings: Settings) -> None:

@@ -36,9 +36,40 @@ def test_seconds_are_flops_over_the_peak_and_its_share() -> None:
     assert costs.forward_row == pytest.approx(40 / (989 * 0.4))
     assert costs.learn_row == pytest.approx(160 / (989 * 0.4))
     assert costs.decode_picture == pytest.approx(5 / (989 * 0.2))
-    assert costs.score_pictures == {"hps": pytest.approx(1 / (989 * 0.2))}
+    assert costs.score_pictures == {"hps": pytest.approx(1 / (67 * 0.5))}  # in float32
     beside = prices().costs(Cluster(4, 1, 1), shared_rewards=True)
-    assert beside.decode_picture == pytest.approx(6 / (989 * 0.2))
+    assert beside.decode_picture == pytest.approx(5 / (989 * 0.2) + 1 / (67 * 0.5))
+
+
+@pytest.mark.parametrize(
+    ("reward", "pool", "device", "seconds"),
+    [
+        ("hps", {"gpus": 1}, "auto", 1 / (67 * 0.5)),
+        ("hps_v3", {"gpus": 1}, "auto", 1 / (989 * 0.2)),
+        ("hps", {"cpus": 4}, "auto", 1 / (4 * 0.05)),
+        ("hps", {"cpus": 4, "threads": 2}, "auto", 1 / (2 * 0.05)),
+        ("hps", {"gpus": 1, "cpus": 4}, "cpu", 1 / (4 * 0.05)),
+    ],
+)
+def test_a_reward_model_is_priced_where_it_runs(
+    reward: str, pool: dict[str, int], device: str, seconds: float, run_settings: Settings
+) -> None:
+    """In its own precision; without a GPU it takes no time from those that sample beside it."""
+    given = {"execution": "ray", "rewards": {reward: {"device": device}}, "pools.rewards": {reward: pool}}
+    work = replace(WORK, score_leaf={reward: 1e12})
+    own = Prices(run_settings(given), work, SIZES, GPUS["h100"], Calibration())
+    assert own.scores() == {reward: pytest.approx(seconds)}
+    decoded = 5 / (67 * 0.2)
+    beside = own.costs(Cluster(4, 1, 1), shared_rewards=True).decode_picture - decoded
+    assert beside == pytest.approx(seconds if seconds < 1 else 0)
+
+
+def test_a_process_of_its_own_scores_where_it_samples(run_settings: Settings) -> None:
+    work = replace(WORK, score_leaf={"hps": 1e12})
+    for device, seconds in (("auto", 1 / (67 * 0.5)), ("cpu", 1 / (3 * 0.05))):
+        given = {"execution": "in_process", "threads": 3, "rewards": {"hps": {"device": device}}}
+        own = Prices(run_settings(given), work, SIZES, GPUS["h100"], Calibration())
+        assert own.scores() == {"hps": pytest.approx(seconds)}
 
 
 def test_a_calibration_takes_the_place_of_what_is_assumed() -> None:

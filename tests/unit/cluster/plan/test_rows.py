@@ -44,7 +44,10 @@ def test_a_run_tells_its_share_of_rows(run_settings: Settings, tmp_path: Path) -
     settings = run_settings({**TREE, "pruning.width": EXTREME | {"first_iteration": 2}})
     save_recipe(settings, tmp_path)
     with pytest.raises(InputError, match="no finished iteration yet"):
-        share_of(tmp_path)
+        share_of(tmp_path, settings)
     lines = [{"iteration": 1, "rows": 5}, {"iteration": 2, "rows": 3}]
     (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert share_of(tmp_path) == 8 / (4 * rows_of(settings, 1) + 4 * rows_of(settings, 2))
+    assert share_of(tmp_path, settings) == 8 / (4 * rows_of(settings, 1) + 4 * rows_of(settings, 2))
+    other = run_settings({"rewards": {"ocr_exact": {}}})
+    with pytest.raises(InputError, match="its rewards are ocr, and those of the recipe ocr_exact"):
+        share_of(tmp_path, other)
