@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ...proto.atomic_files import whole
 from ...proto.settings import PolicySettings, RunSettings
 from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
+from ...rollout_workers.policies.ltx2 import FRAME_RATE
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ..run.evaluation import MADE_WITH, comparable, evaluation_steps
 from ..run.folder import RunFolder
@@ -29,6 +30,13 @@ NO_OTHER_GUIDANCE |= {f"audio_{name}": value for name, value in NO_OTHER_GUIDANC
 """Turns off what LTX-2's pipeline does beside classifier-free guidance."""
 PICTURE = "picture.png"
 """Stands there for the picture to start from."""
+
+CLIP = "clip.mp4"
+SAVING = (
+    f'encode_video(drawn, fps={FRAME_RATE:g}, output_path="{CLIP}", audio=sound, '
+    "audio_sample_rate=pipe.vocoder.config.output_sampling_rate)"
+)
+"""Saves a clip of LTX-2 with its sound there, which needs the package av."""
 
 
 def publish(folder: RunFolder, policy: PipelinePolicy, iteration: int, out: Path, *, ema: bool) -> None:
@@ -190,8 +198,12 @@ def usage(run: RunSettings, policy: PipelinePolicy) -> str:
             size = f"(round({width} * scale), round({height} * scale))"
         read += f"picture = ImageOps.fit(picture, {size or (width, height)}, Image.Resampling.LANCZOS)\n"
         arguments.insert(0, "image=picture")
+    call = f'pipe(prompt="a prompt", {", ".join(arguments)})'
+    drawn = f"drawn = {call}.{policy.result}[0]"
+    if policy.scales_sound:
+        imported = f"from diffusers.utils import encode_video\n{imported}"
+        drawn = f"made = {call}\ndrawn, sound = made.{policy.result}[0], made.audio[0].float().cpu()\n{SAVING}"
     return (
         f"import torch\nfrom diffusers import {kind}\n{imported}\n{read}"
-        f'pipe = {kind}.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n{guided}'
-        f'drawn = pipe(prompt="a prompt", {", ".join(arguments)}).{policy.result}[0]'
+        f'pipe = {kind}.from_pretrained("{PLACE}", dtype=torch.{settings.precision}{variant})\n{guided}{drawn}'
     )
