@@ -14,6 +14,7 @@ from huggingface_hub import ModelCard, ModelCardData
 from ...proto.atomic_files import whole
 from ...proto.settings import PolicySettings, RunSettings
 from ...rollout_workers.policies.folder import INDEX, Part, find_parts, read_json, weight_files
+from ...rollout_workers.policies.load import EMBEDDED
 from ...rollout_workers.policies.ltx2 import FRAME_RATE
 from ...rollout_workers.policies.pipeline import PipelinePolicy
 from ..run.evaluation import MADE_WITH, comparable, evaluation_steps
@@ -84,10 +85,10 @@ def _take_over(part: Part, to: Path) -> None:
 
 def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema: bool) -> str:
     """A model card for the Hugging Face Hub: what the model was made of and how, its rewards, and how it is loaded."""
-    settings, base = folder.settings, base_model(policy.folder)
+    settings, (base, is_on_hub) = folder.settings, base_model(policy.folder)
     made = RESULT_KINDS[policy.result]
     data = ModelCardData(
-        base_model=base,
+        base_model=base if is_on_hub else None,
         library_name="diffusers",
         pipeline_tag=f"{'image' if settings.prompts.picture_column else 'text'}-to-{made}",
         tags=["branchgrpo", "reinforcement-learning"],
@@ -131,10 +132,14 @@ def _extent(policy: PolicySettings, made: str) -> dict[str, str]:
     return {"height x width": f"{policy.height} x {policy.width}{frames}"}
 
 
-def base_model(folder: Path) -> str:
-    """The name of the model in a folder: that of its repository if it lies in the Hub's cache, or the folder's."""
+def base_model(folder: Path) -> tuple[str, bool]:
+    """The name of the model in a folder, and whether the Hub knows it by that: its repository's if it lies in the Hub's
+    cache, an embedded model's, or the folder's."""
     cached = [path.name for path in (folder, *folder.parents) if path.name.startswith("models--")]
-    return cached[0].removeprefix("models--").replace("--", "/") if cached else folder.resolve().name
+    if cached:
+        return cached[0].removeprefix("models--").replace("--", "/"), True
+    embedded = (name for name, own in EMBEDDED.items() if own == folder)
+    return next(embedded, folder.resolve().name), False
 
 
 def _licence(folder: Path) -> dict[str, Any]:

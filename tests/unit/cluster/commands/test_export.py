@@ -9,7 +9,16 @@ import pytest
 import safetensors.torch
 import torch
 from branchgrpo.cluster.commands.export import export
-from branchgrpo.cluster.commands.publish import CLIP, PICTURE, PLACE, base_model, publish, upload_command, usage
+from branchgrpo.cluster.commands.publish import (
+    CLIP,
+    PICTURE,
+    PLACE,
+    base_model,
+    model_card,
+    publish,
+    upload_command,
+    usage,
+)
 from branchgrpo.cluster.run.checkpoints import written
 from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder
@@ -19,7 +28,7 @@ from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.policies.base import trainable
-from branchgrpo.rollout_workers.policies.load import load_policy
+from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from diffusers import DiffusionPipeline
 from diffusers.utils import encode_video
@@ -98,7 +107,9 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
         base / "vae" / "diffusion_pytorch_model.safetensors"
     )
     card = ModelCard.load(out / "README.md")
-    assert card.data.to_dict().items() >= {"base_model": "base", "license": "other", "license_name": "mine"}.items()
+    assert card.data.to_dict().items() >= {"license": "other", "license_name": "mine"}.items()
+    assert "base_model" not in card.data.to_dict()  # which must be a repository
+    assert "`base`, aligned with" in card.content
     assert "| count | 0.2500 | 0.7500 |" in card.content
     assert (f"sigmas={settings.policy.sigmas}" in card.content) == ("sigmas" in levels)
     assert upload_command("mine", out) == f"hf upload mine {out} ."
@@ -158,7 +169,17 @@ def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -
 
 def test_the_base_model_is_named_by_its_repository() -> None:
     cache = Path("/home/me/.cache/huggingface/hub/models--black-forest-labs--FLUX.1-dev/snapshots/0123")
-    assert base_model(cache) == "black-forest-labs/FLUX.1-dev"
+    assert base_model(cache) == ("black-forest-labs/FLUX.1-dev", True)
+
+
+@pytest.mark.parametrize("name", EMBEDDED)
+def test_a_card_calls_embedded_models_as_recipes_do(name: str, run_settings: Settings) -> None:
+    settings = run_settings({"policy.pretrained": name, "policy.height": 32, "policy.width": 64})
+    with RunFolder.create(settings) as folder:
+        policy: Any = load_policy(settings.policy, network_only=True)
+        card = model_card(folder, policy, 1, ema=False)
+    assert f"`{name}`, aligned with" in card
+    assert "base_model" not in card
 
 
 def test_a_lora_for_comfyui_goes_by_the_runs_name(run_settings: Settings, tmp_path: Path) -> None:
