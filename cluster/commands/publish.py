@@ -109,7 +109,8 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             f"`{base}`, aligned with rewards by BranchGRPO: {rewards}; iteration {iteration}"
             f"{', running average of the weights' if ema else ''}. [recipe.yaml](recipe.yaml) has all settings.",
             "" if data.to_dict().get("license") else "\nThe base model's licence applies; its folder doesn't name it.",
-            *(() if ema else _rewards(folder, iteration)),
+            "\n## Rewards of held-out prompts\n",
+            *_rewards(folder, iteration, ema=ema),
             "\n## Sampling\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in sampling.items()),
             f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
@@ -150,19 +151,20 @@ def _licence(folder: Path) -> dict[str, Any]:
     return {}
 
 
-def _rewards(folder: RunFolder, iteration: int) -> list[str]:
-    """The rewards of held-out prompts before training and at an iteration, as a table."""
-    lines = {line["iteration"]: line for line in comparable(folder.lines("evaluations"))}
+def _rewards(folder: RunFolder, iteration: int, *, ema: bool) -> list[str]:
+    """The rewards of held-out prompts before training and at an iteration, as a table, or why there are none."""
+    every = folder.lines("evaluations")
+    lines = {line["iteration"]: line for line in comparable(every)}
+    if ema:
+        return ["None are known of the running average: the run's evaluations draw with the weights themselves."]
+    if iteration not in (line["iteration"] for line in every):
+        return [f"None are known of iteration {iteration}, which the run didn't evaluate."]
     if len(lines) < 2 or iteration not in lines:
-        return []
+        return [f"The run has no earlier evaluation that can be compared with that of iteration {iteration}."]
     first = min(lines)
     names = [name for name in lines[iteration] if name not in ("iteration", MADE_WITH)]
     rows = [f"| {name} | {lines[first][name]:.4f} | {lines[iteration][name]:.4f} |" for name in names]
-    return [
-        "\n## Rewards of held-out prompts\n",
-        f"| | iteration {first} | iteration {iteration} |\n|---|---|---|",
-        *rows,
-    ]
+    return [f"| | iteration {first} | iteration {iteration} |\n|---|---|---|", *rows]
 
 
 def usage(run: RunSettings, policy: PipelinePolicy) -> str:

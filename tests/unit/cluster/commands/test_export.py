@@ -156,6 +156,28 @@ def test_the_code_on_a_model_card_draws(
             assert sum(frame.samples for frame in clip.decode(audio=0)) >= found["sound"].shape[-1] > 0
 
 
+@pytest.mark.parametrize(
+    ("evaluated", "ema", "reason"),
+    [
+        ((0, 1), True, "of the running average: the run's evaluations draw with the weights themselves"),
+        ((0, 2), False, "of iteration 1, which the run didn't evaluate"),
+        ((1,), False, "no earlier evaluation that can be compared with that of iteration 1"),
+    ],
+    ids=["average", "not evaluated", "alone"],
+)
+def test_a_card_says_why_it_has_no_rewards(
+    evaluated: tuple[int, ...], ema: bool, reason: str, run_settings: Settings
+) -> None:
+    settings = run_settings({"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64})
+    with RunFolder.create(settings) as folder:
+        for iteration in evaluated:
+            folder.append("evaluations", {"iteration": iteration, "count": 0.25})
+        policy: Any = load_policy(settings.policy, network_only=True)
+        card = model_card(folder, policy, 1, ema=ema)
+    assert f"{reason}." in card.partition("## Rewards")[2]
+    assert "0.2500" not in card
+
+
 def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:
     base = tmp_path / "base"
     settings = run_settings({"policy": policy_of("SD1.5", base).model_dump(), "rewards": COUNTING})
