@@ -29,6 +29,8 @@ RESULT_KINDS = {"images": "image", "frames": "video", "audios": "audio"}
 NO_OTHER_GUIDANCE = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
 NO_OTHER_GUIDANCE |= {f"audio_{name}": value for name, value in NO_OTHER_GUIDANCE.items()}
 """Turns off what LTX-2's pipeline does beside classifier-free guidance."""
+NOISY = "\nThe published scheduler, which this pipeline has, adds noise at every step; evaluations took Euler's steps."
+"""Stands on the card of a pipeline that doesn't draw what evaluations drew."""
 PICTURE = "picture.png"
 """Stands there for the picture to start from."""
 
@@ -43,8 +45,8 @@ SAVING = (
 def publish(folder: RunFolder, policy: PipelinePolicy, iteration: int, out: Path, *, ema: bool) -> None:
     """Write the pipeline of a policy into the new folder `out`, with its trained networks, LoRAs merged.
 
-    The scheduler is the one that evaluations use. Weights of the other parts are hard links to the base model's files
-    where the file system allows it, and copies elsewhere.
+    The scheduler is the one that evaluations use, or with Stable Audio the published one. Weights of the other parts
+    are hard links to the base model's files where the file system allows it, and copies elsewhere.
     """
     with whole(out) as temporary:
         temporary.mkdir()
@@ -113,6 +115,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             *_rewards(folder, iteration, ema=ema),
             "\n## Sampling\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in sampling.items()),
+            *([NOISY] if policy.scheduler_adds_noise else []),
             f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
         ]
     )

@@ -56,6 +56,8 @@ class PipelinePolicy(PromptEncoding):
     """Whether the pipeline takes noise levels of one's own."""
     spaces_levels = False
     """Whether the pipeline spaces noise levels, evenly, and the scheduler only shifts them."""
+    scheduler_adds_noise = False
+    """Whether the pipeline's scheduler adds noise at every step, which evaluations don't."""
     scales_sound = False
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True

@@ -36,6 +36,7 @@ class StableAudioPolicy(PipelinePolicy):
 
     pipeline_class = StableAudioPipeline
     takes_sigmas = False
+    scheduler_adds_noise = True
     result = "audios"
     encoding_parts = ("text_encoder", "tokenizer", "projection_model")
 

@@ -156,6 +156,25 @@ def test_the_code_on_a_model_card_draws(
             assert sum(frame.samples for frame in clip.decode(audio=0)) >= found["sound"].shape[-1] > 0
 
 
+@pytest.mark.parametrize("family", ["SD1.5", "Stable Audio"])
+def test_a_card_names_a_scheduler_that_adds_noise(family: str, run_settings: Settings, tmp_path: Path) -> None:
+    """It does if two draws from one start differ."""
+    settings = run_settings({"policy": policy_of(family, tmp_path / "base").model_dump()})
+    policy: Any = load_policy(settings.policy, network_only=True)
+    scheduler, start = policy.pipeline.scheduler, torch.ones(1, *policy.latent_shape)
+    ends = []
+    for seed in (0, 1):
+        torch.manual_seed(seed)
+        scheduler.set_timesteps(3)
+        state = start
+        for step in scheduler.timesteps:
+            state = scheduler.step(torch.zeros_like(state), step, state).prev_sample
+        ends.append(state)
+    with RunFolder.create(settings) as folder:
+        card = model_card(folder, policy, 1, ema=False)
+    assert ("adds noise at every step" in card) == (not torch.equal(*ends)) == (family == "Stable Audio")
+
+
 @pytest.mark.parametrize(
     ("evaluated", "ema", "reason"),
     [
