@@ -880,9 +880,9 @@ class EnvironmentSettings(Settings):
     """A Python environment of a reward's own. Ray builds it on each node with a replica, over the packages of the
     run."""
 
-    pip: list[str] = []
+    pip: list[HomeText] = []
     """Packages that pip installs, such as `transformers==4.49.0`, local folders and wheels."""
-    uv: list[str] = []
+    uv: list[HomeText] = []
     """Packages that uv installs, in place of `pip`."""
     conda: str | None = None
     """Name of a conda environment that the nodes have, in place of `pip`. It must have this package, and the cluster's

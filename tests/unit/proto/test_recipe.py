@@ -251,6 +251,9 @@ def test_every_path_may_begin_with_the_home_folder(tmp_path: Path, monkeypatch: 
         str(tmp_path / "a"),
         str(tmp_path / "b"),
     )
+    for installer in ("pip", "uv"):
+        own = load_recipe(GLYPHS, [f"pools.rewards.ocr.runtime_env.{installer}=[~/a.whl, b]", "execution=ray"])
+        assert getattr(own.pools.rewards["ocr"].runtime_env, installer) == [str(tmp_path / "a.whl"), "b"]
     assert load_recipe(GLYPHS, ["runs=~no-such-user/x"]).runs == Path("~no-such-user/x")
     paths = {path for path, field in setting_paths() if "path" in path or Path in (field.annotation,)}
     assert all(str(load_recipe(GLYPHS, [f"{path}=~/x"])).count("'~/x'") == 0 for path in paths)
