@@ -31,6 +31,16 @@ def test_recipes_and_readme_plan_the_same_hours() -> None:
     assert len(planned) > 12
 
 
+def test_a_recipe_names_other_files_as_a_copy_can_find_them() -> None:
+    """A copy lies in a folder of the user's, without those of the repository."""
+    comments = "\n".join(re.findall("#.*", "\n".join(path.read_text() for path in sorted(RECIPES.glob("*.yaml")))))
+    named = re.findall(r"branchgrpo init (\w+)", comments)
+    assert {*named} <= {path.stem for path in RECIPES.glob("*.yaml")}
+    assert len(named) > 3
+    assert re.findall(r"recipes/\S+|\w+\.yaml", comments) == []
+    assert re.findall(r"docs/\w+\.md(?! in the repository)", comments.replace("\n#", "")) == []
+
+
 def without_places(settings: RunSettings) -> RunSettings:
     """Settings with the names of their prompt files in place of their paths."""
     prompts = settings.prompts
