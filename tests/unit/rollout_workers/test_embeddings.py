@@ -6,11 +6,13 @@ from typing import Any
 import pytest
 import torch
 from branchgrpo.proto.atomic_files import is_full, whole
+from branchgrpo.proto.prompts import Prompt
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies import embeddings
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.policies.embeddings import Embeddings
 from branchgrpo.rollout_workers.policies.load import load_policy
+from plain_diffusers import policy_of, prompts_of
 from safetensors import SafetensorError
 
 
@@ -71,6 +73,24 @@ def test_embeddings_of_another_library_lie_elsewhere(
     before = load_policy(policy_settings).encoding
     monkeypatch.setattr(f"{library}.__version__", "0.0.1")
     assert load_policy(policy_settings).encoding != before
+
+
+def test_pictures_and_sizes_of_one_text_have_their_entries(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of FLUX.1 Kontext, which encodes pictures in the size that is drawn; another process reads what one wrote."""
+    own, disk = policy_of("FLUX.1 Kontext", tmp_path / "pipeline"), tmp_path / "embeddings"
+    prompts = [Prompt("1", pictures=prompt.pictures) for prompt in prompts_of("FLUX.1 Kontext")]
+    sizes = [own, own.model_copy(update={"height": own.width, "width": own.height})]
+    written = [Embeddings(load_policy(size), disk).of(prompts) for size in sizes]
+    files = [*disk.rglob("*.safetensors")]
+    assert len(files) == 4
+    assert len({file.read_bytes() for file in files}) == 4
+
+    for size, expected in zip(sizes, written, strict=True):
+        policy: Any = load_policy(size)
+        monkeypatch.setattr(policy, "encode", lambda prompt: pytest.fail(f"{prompt} is encoded again"))
+        for read, known in zip(Embeddings(policy, disk).of(prompts), expected, strict=True):
+            assert read.keys() == known.keys()
+            assert all(torch.equal(value, known[name]) for name, value in read.items())
 
 
 def test_a_folder_that_cannot_be_written_to_stops_nothing(
