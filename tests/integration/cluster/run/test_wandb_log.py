@@ -5,6 +5,7 @@ import json
 from collections.abc import Iterator
 from pathlib import Path
 
+import numpy as np
 import psutil
 import pytest
 import wandb
@@ -19,6 +20,7 @@ from branchgrpo.cluster.run.state import read_state
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import Diverged, InputError, ProcessLost
 from branchgrpo.proto.settings import RunSettings
+from branchgrpo.proto.wav import wav
 from offline_wandb import offline_runs
 from PIL import Image
 from run_folders import line
@@ -66,6 +68,13 @@ def png(shade: int) -> bytes:
         return file.getvalue()
 
 
+def gif() -> bytes:
+    with io.BytesIO() as file:
+        first, *rest = (Image.new("L", (4, 2), shade) for shade in (0, 100, 200))
+        first.save(file, "GIF", save_all=True, append_images=rest)
+        return file.getvalue()
+
+
 def test_a_run_goes_on_and_writes_no_step_twice(run_settings: Settings) -> None:
     settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
     with RunFolder.create(settings) as folder:
@@ -78,6 +87,22 @@ def test_a_run_goes_on_and_writes_no_step_twice(run_settings: Settings) -> None:
         for step, item in found.steps.items():
             assert (found.files / item["trees/0.path"]).read_bytes() == png(step)
     assert second.config["name"] == settings.name
+
+
+def test_clips_and_sounds_are_logged_as_what_they_are(run_settings: Settings) -> None:
+    settings = run_settings({"logging.tensorboard": False, "logging.wandb_project": "mine"})
+    sound = wav(np.zeros((2, 800), np.int16), 8000)
+    files = {"clip": gif(), "sound": sound}
+    with RunFolder.create(settings) as folder:
+        own = RunLog(folder, settings, 1)
+        own.pictures(1, files)
+        own.complete(1)
+        own.close()
+    (found,) = offline_runs(folder.path)
+    item = found.steps[1]
+    assert (item["clip._type"], item["sound._type"]) == ("video-file", "audio-file")
+    for name, content in files.items():
+        assert (found.files / item[f"{name}.path"]).read_bytes() == content
 
 
 def test_a_return_begins_a_new_run_with_the_figures_so_far(run_settings: Settings) -> None:
