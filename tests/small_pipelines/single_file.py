@@ -1,4 +1,5 @@
-"""The small Stable Diffusion 1.5 or XL as a single file, with Stability's own names of weights."""
+"""Small models as single files: Stable Diffusion 1.5 and XL whole, with Stability's own names of weights, and networks
+of others by their published names."""
 
 import re
 from pathlib import Path
@@ -69,6 +70,56 @@ OF_VAE = {
     "downsamplers.0": "downsample",
     "upsamplers.0": "upsample",
 }
+
+OF_Z_IMAGE = {
+    "all_final_layer.2-1.": "final_layer.",
+    "all_x_embedder.2-1.": "x_embedder.",
+    "attention.norm_q.": "attention.q_norm.",
+    "attention.norm_k.": "attention.k_norm.",
+    "attention.to_out.0.": "attention.out.",
+}
+OF_WAN = {
+    "condition_embedder.time_embedder.linear_1.": "time_embedding.0.",
+    "condition_embedder.time_embedder.linear_2.": "time_embedding.2.",
+    "condition_embedder.text_embedder.linear_1.": "text_embedding.0.",
+    "condition_embedder.text_embedder.linear_2.": "text_embedding.2.",
+    "condition_embedder.time_proj.": "time_projection.1.",
+    ".attn1": ".self_attn",
+    ".attn2": ".cross_attn",
+    ".norm2": ".norm3",
+    ".to_q": ".q",
+    ".to_k": ".k",
+    ".to_v": ".v",
+    ".to_out.0": ".o",
+    ".ffn.net.0.proj": ".ffn.0",
+    ".ffn.net.2": ".ffn.2",
+    "proj_out.": "head.head.",
+}
+
+
+def published_z_image(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Z-Image's weights as its authors name them, with one layer for queries, keys and values."""
+    named = {_replaced(name, OF_Z_IMAGE): value for name, value in weights.items()}
+    for name in [name for name in named if ".to_q." in name]:
+        parts = [named.pop(name.replace(".to_q.", f".to_{part}.")) for part in "qkv"]
+        named[name.replace(".to_q.", ".qkv.")] = torch.cat(parts)
+    return named
+
+
+def published_wan(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Wan's weights as its authors name them."""
+    named = {_replaced(name, OF_WAN): value for name, value in weights.items()}
+    whole = {"scale_shift_table": "head.modulation"}
+    return {whole.get(name, name.replace(".scale_shift_table", ".modulation")): own for name, own in named.items()}
+
+
+def published_qwen_image(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Qwen-Image's weights, which its authors name as diffusers does."""
+    return weights
+
+
+def _replaced(name: str, table: dict[str, str]) -> str:
+    return re.sub("|".join(map(re.escape, table)), lambda found: table[found[0]], name)
 
 
 def save_as_single_file(pipeline: Any, file: Path) -> Path:

@@ -1,6 +1,7 @@
 """Models in a single file draw, train and export what the folder that they were made of does."""
 
 import re
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -21,7 +22,12 @@ from diffusers import DiffusionPipeline, StableDiffusionPipeline
 from families import saved
 from plain_diffusers import policy_of
 from rich.console import Console
-from small_pipelines.single_file import save_as_single_file
+from small_pipelines.single_file import (
+    published_qwen_image,
+    published_wan,
+    published_z_image,
+    save_as_single_file,
+)
 from support import COUNTING, Settings, trained_policy
 from typer.testing import CliRunner
 
@@ -143,6 +149,26 @@ def test_a_network_alone_takes_the_other_parts_from_the_folder(tmp_path: Path) -
         assert torch.equal(value, weights[name]), name
     same(ours.vae, expected.vae)
     assert (ours.folder / "text_encoder").is_symlink()
+
+
+@pytest.mark.parametrize(
+    ("family", "published", "names"),
+    [
+        ("Z-Image", published_z_image, {"x_embedder.weight", "layers.0.attention.qkv.weight"}),
+        ("Wan 2.1", published_wan, {"head.modulation", "blocks.0.modulation", "blocks.1.cross_attn.o.weight"}),
+        ("Qwen-Image", published_qwen_image, {"img_in.weight", "transformer_blocks.0.attn.add_q_proj.weight"}),
+    ],
+)
+def test_a_network_is_read_by_its_published_names(
+    family: str, published: Callable[..., dict[str, torch.Tensor]], names: set[str], tmp_path: Path
+) -> None:
+    folder = policy_of(family, tmp_path / "pipeline")
+    network = load_policy(folder, network_only=True).network
+    weights = published(network.state_dict())  # type: ignore[attr-defined]
+    assert names <= weights.keys()
+    safetensors.torch.save_file({k: v.contiguous() for k, v in weights.items()}, tmp_path / "tuned.safetensors")
+    ours = load_policy(single(folder, tmp_path / "tuned.safetensors", Path(folder.pretrained)), network_only=True)
+    same(ours.network, network)
 
 
 def test_what_cannot_be_read_is_named(folder: PolicySettings, file: Path, configs: Path, tmp_path: Path) -> None:
