@@ -125,6 +125,7 @@ WAN_22_VAE: dict[str, Any] = {
     "latents_mean": [0.0] * 48,
     "latents_std": [1.0] * 48,
 }
+WAN_14B = {"num_attention_heads": 40, "in_channels": 36, "out_channels": 16, "ffn_dim": 13824, "num_layers": 40}
 UNET: dict[str, Any] = {"sample_size": 64, "block_out_channels": (320, 640, 1280, 1280), "cross_attention_dim": 768}
 UNET_XL: dict[str, Any] = {
     "sample_size": 128,
@@ -250,6 +251,10 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
             "vae": {},
             "text_encoder": UMT5,
         },
+    ),
+    "Wan2.2-I2V-A14B-Diffusers": (
+        "Wan 2.2 14B, picture",
+        {"transformer": WAN_14B, "transformer_2": WAN_14B, "vae": {}, "text_encoder": UMT5},
     ),
     "Wan2.2-TI2V-5B-Diffusers": (
         "Wan 2.2 5B",

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.on_ray.placement import demands
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.plan.reward_shapes import CLIP_L
 from branchgrpo.proto.recipe import load_recipe
@@ -70,3 +71,16 @@ def test_a_recipe_fits_the_gpus_that_it_names(
     whole = max((process.peak for process in found.memory.values() if process.gpus == 1), default=0)
     shared = sum(process.peak for process in found.memory.values() if 0 < process.gpus < 1)  # on one GPU
     assert f"hours and {math.ceil(max(whole, shared) / 1e9)} GB a GPU planned." in text
+
+
+def test_the_larger_wan_fits_with_the_overrides_that_are_named(folders: dict[str, Path]) -> None:
+    """Those in the head of the recipe, on as many GPUs as the recipe's own model."""
+    recipe, model = RECIPES / "wan22_picture_to_video.yaml", "Wan2.2-I2V-A14B-Diffusers"
+    head = recipe.read_text().partition("\n# Run with")[0]
+    overrides = re.findall(r"[\w.]+=\S+", head.partition("14 B parameters:")[2])
+    assert f"policy.pretrained=models/{model}" in overrides
+    settings = load_recipe(recipe, [*overrides, f"policy.pretrained={folders[model]}"])
+    found = check(settings, replace(GPUS["h100"], memory=80e9))
+    assert found.parameters["all"] - found.parameters["trained"] == pytest.approx(28.6e9, rel=0.02)
+    assert found.changes == {}
+    assert sum(need.count * need.each.get("GPU", 0) for need in demands(settings)) == 8
