@@ -13,9 +13,6 @@ from ...reward_service.scorers import reward_models
 from ..plan.costs import given_pools
 from .internals import free_resources
 
-LIGHT_CPUS = 0.1
-"""CPUs of a replica without a model: several share a CPU."""
-
 
 @dataclass(frozen=True)
 class Demand:
@@ -38,15 +35,11 @@ class Node:
 
 
 def reward_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Model -> its pool, with the CPUs of each replica. No request ends before all attempts at asking another
-    service."""
+    """Model -> its pool. No request ends before all attempts at asking another service."""
     pools, models = {}, reward_models(settings.rewards)
     for model, pool in given_pools(settings).items():
-        rewards = models[model]
-        light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
-        cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
-        timeout = max(pool.timeout_seconds, *(_seconds_of_attempts(reward, pool) for reward in rewards.values()))
-        pools[model] = pool.model_copy(update={"cpus": cpus, "timeout_seconds": timeout})
+        attempts = (_seconds_of_attempts(reward, pool) for reward in models[model].values())
+        pools[model] = pool.model_copy(update={"timeout_seconds": max(pool.timeout_seconds, *attempts)})
     return pools
 
 

@@ -11,6 +11,8 @@ from ...proto.settings import RewardPoolSettings, RewardSettings, RunSettings
 from ...reward_service.scorers import reward_models
 
 Key = TypeVar("Key", int, str)
+LIGHT_CPUS = 0.1
+"""CPUs of a replica whose rewards are functions, or come from other services."""
 
 
 @dataclass(frozen=True)
@@ -155,9 +157,14 @@ class Cluster:
 
 
 def given_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
-    """Reward model -> its pool, as the recipe gives it or by default."""
-    pools = settings.pools.rewards
-    return {model: pools.get(model, RewardPoolSettings()) for model in reward_models(settings.rewards)}
+    """Reward model -> its pool, as the recipe gives it or by default, with the CPUs of each replica."""
+    pools = {}
+    for model, rewards in reward_models(settings.rewards).items():
+        pool = settings.pools.rewards.get(model, RewardPoolSettings())
+        light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
+        cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
+        pools[model] = pool.model_copy(update={"cpus": cpus})
+    return pools
 
 
 def training_models(settings: RunSettings) -> dict[str, dict[str, RewardSettings]]:

@@ -19,6 +19,8 @@ WORKERS_AROUND = 4
 """Numbers of workers below and above the balance of sampling and learning that are tried."""
 SHARED_GPU = 0.15
 """GPUs of a reward model's replica that shares one with another process."""
+MIN_CPUS = 0.1
+"""CPUs that a worker or rank reserves at least where processes share cores."""
 REPLICAS = (1, 2, 4, 8)
 MIN_GAIN = 0.01
 """Share of an iteration that more replicas must save."""
@@ -70,7 +72,12 @@ class Layout:
         own |= {"pools.learner.count": self.ranks}
         if resource is None:
             return own
-        for pool in ("learner", "rollout_workers") if self.placement == "separate" else ("learner",):
+        pools = ("learner", "rollout_workers") if self.placement == "separate" else ("learner",)
+        if resource == "cpus":  # as many processes as cores, on which there must be room for reward models too
+            taken = sum((pool.cpus or 0) * pool.replicas for pool in given_pools(settings).values())
+            each = 1 - taken / (self.ranks + self.workers * (self.placement == "separate"))
+            return own | {f"pools.{pool}.cpus": max(math.floor(100 * each) / 100, MIN_CPUS) for pool in pools}
+        for pool in pools:
             own[f"pools.{pool}.{resource}"] = left if pool == samples else 1
         for model in gpu_rewards(settings):
             pool = f"pools.rewards.{model}"

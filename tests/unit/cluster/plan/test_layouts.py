@@ -3,6 +3,7 @@
 from typing import Any
 
 import pytest
+from branchgrpo.cluster.on_ray.placement import demands
 from branchgrpo.cluster.plan.costs import Costs
 from branchgrpo.cluster.plan.layouts import Layout, balance_of, gpu_rewards, layouts, plan
 from branchgrpo.cluster.plan.rows import learner_rows
@@ -131,3 +132,14 @@ def test_models_on_gpus_have_the_replicas_of_a_layout() -> None:
         assert planned.seconds == pytest.approx(32 * 8 / replicas, rel=0.05)
         assert planned.settings.pools.rewards["hps"].replicas == replicas
         assert planned.settings.pools.rewards["ocr"].replicas == 2
+
+
+@pytest.mark.parametrize("cpus", [0.5, None])
+def test_layouts_on_cores_leave_room_for_reward_models(cpus: float | None) -> None:
+    settings = recipe(pools={"rewards": {"ocr": {"cpus": cpus, "replicas": 2}}})
+    for cores in (3, 8):
+        found = list(layouts(settings, cores, 0.5))
+        assert len(found) > 2
+        for layout in found:
+            reserved = demands(layout.apply(settings, "cpus"))
+            assert cores - 0.1 < sum(demand.count * demand.each["CPU"] for demand in reserved) <= cores + 1e-9
