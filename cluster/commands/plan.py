@@ -118,12 +118,10 @@ def _source(prices: Prices, calibration: Calibration) -> str:
         network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
         lines = (
             f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s "
-            f"({prices.gpu.source}) in the network, {decoder:.0%} in the decoder{_rewards(prices)}; "
-            "`branchgrpo calibrate` measures them"
+            f"({prices.gpu.source}) in the network, {decoder:.0%} in the decoder; `branchgrpo calibrate` measures them"
         )
-    if cores := [model for model in prices.scores() if prices.cores_of(model)]:
-        lines += f". On processor cores, {REWARD_CORE / 1e9:g} GFLOP/s each, assumed: {', '.join(cores)}"
     unknown, share = prices.unknown(), prices.trained_share
+    lines += "".join(f". {model}: {_assumed(prices, model)}, assumed" for model in prices.scores_assumed())
     learner = settings.learner
     if learner.objective == "ratio" and learner.skip_zero_advantage and not learner.kl_weight:
         lines += f". Rows with an advantage, of those that pruning leaves: {share:.0%}"
@@ -131,13 +129,12 @@ def _source(prices: Prices, calibration: Calibration) -> str:
     return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
 
 
-def _rewards(prices: Prices) -> str:
-    """What is assumed of reward models on GPUs."""
-    used = {precision_on_gpu(model) for model in prices.scores() if not prices.cores_of(model)}
-    told = (
-        f"{ASSUMED_SCORING[name].utilisation or 0:.0%} of {prices.gpu.peak(name) / 1e12:g} TFLOP/s" for name in used
-    )
-    return "".join(f", {text} in rewards" for text in sorted(told))
+def _assumed(prices: Prices, model: str) -> str:
+    """How fast a reward model is taken to be."""
+    if cores := prices.cores_of(model):
+        return f"{REWARD_CORE / 1e9:g} GFLOP/s on each of {cores} cores"
+    precision = precision_on_gpu(model)
+    return f"{ASSUMED_SCORING[precision].utilisation or 0:.0%} of {prices.gpu.peak(precision) / 1e12:g} TFLOP/s"
 
 
 def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, overrides: Sequence[str], file: Path) -> None:

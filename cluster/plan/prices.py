@@ -129,6 +129,15 @@ class Prices:
             if model not in paces and not any(self.work.score_leaf.get(reward) for reward in given)
         ]
 
+    def scores_assumed(self) -> list[str]:
+        """Reward models whose FLOPs are known, and whose pace is assumed."""
+        models, paces = training_models(self.settings), self.calibration.paces
+        return [
+            model
+            for model, given in models.items()
+            if (self.cores_of(model) or model not in paces) and any(self.work.score_leaf.get(name) for name in given)
+        ]
+
     def _scoring(self, model: str, flops: float | None) -> float:
         """Seconds of a picture in a reward model."""
         if flops and (cores := self.cores_of(model)):

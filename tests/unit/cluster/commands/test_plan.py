@@ -47,6 +47,7 @@ def test_flux_is_planned_from_its_configurations_and_written(tmp_path: Path) -> 
     output = command("plan", "flux_hps_branch", *given, "--gpus", "8", "--write", file, "--layout", "2")
     assert "flux_hps_branch on 8 x h100" in output
     assert "Assumed: 40% of 989 TFLOP/s" in output
+    assert "hps: 50% of 67 TFLOP/s, assumed" in output
     rows = [line.split()[0] for line in output.splitlines() if " rank" in line and line.split()[0].isdigit()]
     assert rows == list("12345")
     written, plain = load_recipe(file), load_recipe(Path("flux_hps_branch"), given)

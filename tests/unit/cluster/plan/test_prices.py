@@ -59,6 +59,9 @@ def test_a_reward_model_is_priced_where_it_runs(
     work = replace(WORK, score_leaf={reward: 1e12})
     own = Prices(run_settings(given), work, SIZES, GPUS["h100"], Calibration())
     assert own.scores() == {reward: pytest.approx(seconds)}
+    assert own.scores_assumed() == [reward]
+    unknown = replace(own, work=replace(WORK, score_leaf={reward: None}))
+    assert (unknown.scores_assumed(), unknown.unknown()) == ([], [reward])
     decoded = 5 / (67 * 0.2)
     beside = own.costs(Cluster(4, 1, 1), shared_rewards=True).decode_picture - decoded
     assert beside == pytest.approx(seconds if seconds < 1 else 0)
