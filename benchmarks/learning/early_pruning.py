@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, get_args
 
 import numpy as np
-import numpy.typing as npt
 import typer
 from rich.console import Console
 from rich.table import Table
@@ -38,9 +37,9 @@ from ...proto.settings import RunSettings
 from ...proto.tree import SampledPart, Task
 from ...rollout_workers.worker import RolloutWorker
 from ..support.report import OUT, Out, report_path, write_report
+from ..support.scored_trees import Floats, chosen_reward
 
 Choice = Literal["none", "best", "spread"]
-Floats = npt.NDArray[np.float64]
 Score = Callable[[Media, Sequence[str]], Floats]
 """The trained reward of pictures for their prompts, float64 [n]."""
 Run = dict[str, Any]
@@ -218,9 +217,7 @@ def main(
     """
     path, console = report_path(out, "early_pruning"), Console()
     settings = load_settings(target, override or ())
-    reward = reward or next(iter(settings.rewards))
-    if reward not in settings.rewards:
-        raise typer.BadParameter(f"'{reward}' is none of {', '.join(settings.rewards)}", param_hint="reward")
+    reward = chosen_reward(settings, reward)
     if settings.learner.keep_graph or settings.learner.trust_region != "clip":
         raise typer.BadParameter(
             "learner.keep_graph must be false and learner.trust_region clip: candidates have noise "

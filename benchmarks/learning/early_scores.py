@@ -7,37 +7,30 @@ are still to come.
     python -m branchgrpo.benchmarks.learning.early_scores shapes --reward shapes --out build/bench
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any
 
 import numpy as np
-import numpy.typing as npt
 import torch
 import typer
 from rich.console import Console
 from rich.progress import track
 from rich.table import Table
 
-from ...cluster.commands.evaluate import Subject, find_subjects, use_threads
-from ...cluster.run.cuts import tasks
+from ...cluster.commands.evaluate import Subject, find_subjects
 from ...cluster.run.folder import load_settings
 from ...cluster.run.prompt_order import training_and_held_out
 from ...cluster.study.statistics import Estimate, mean
 from ...proto.media import Media
 from ...proto.schedule import Schedule
-from ...proto.scoring import ScoreRequest
 from ...proto.tree import Tree
-from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import Policy, collate
 from ...rollout_workers.policies.decoded import Decoded
-from ...rollout_workers.worker import RolloutWorker
 from ..support.report import OUT, Out, report_path, write_report
+from ..support.scored_trees import Floats, Score, TreeSource, chosen_reward
 
-Floats = npt.NDArray[np.float64]
-Score = Callable[[Media, str], Floats]
-"""Scores of leaves of one prompt, float64 [n]."""
 Look = tuple[Floats, Floats]
 """Scores of the predicted clean states of a tree's nodes at one depth, and mean rewards of the leaves below each."""
 
@@ -78,11 +71,13 @@ def _gains(chosen_by: Floats, late: Floats) -> Floats:
     return (weight * late).sum(axis=1) / keep - late.mean(axis=1)
 
 
-def early_looks(policy: Policy, tree: Tree, score: Score, decode_batch: int) -> dict[int, Look]:
-    """Depth -> the look at a sampled tree's nodes there, at every depth with several nodes but that of the leaves."""
+def early_looks(policy: Policy, tree: Tree, rewards: Floats, score: Score, decode_batch: int) -> dict[int, Look]:
+    """Depth -> the look at a sampled tree's nodes there, at every depth with several nodes but that of the leaves.
+
+    `rewards` are those of its leaves, float64 [leaves].
+    """
     schedule, sigmas = tree.schedule, policy.sigmas(tree.schedule.grid_steps)
     assert tree.conditioning is not None
-    rewards = score(_decoded(policy, _states(tree, len(schedule.steps)), decode_batch), tree.prompt)
     looks = {}
     for depth in range(len(schedule.steps)):
         count = schedule.nodes_per_depth[depth]
@@ -111,20 +106,19 @@ def look_at(
     subject: Subject, prompts: Sequence[str], schedule: Schedule, reward: str, console: Console
 ) -> dict[int, Agreement]:
     """Depth -> the agreement over a tree for each prompt."""
-    settings = subject.settings
-    scorers = Scorers({reward: settings.rewards[reward]}, use_threads(settings))
-    worker = RolloutWorker(subject.load(), settings.rollout)
-
-    def score(media: Media, prompt: str) -> Floats:
-        return scorers.score(ScoreRequest(media, [prompt] * len(media), [reward])).scores[reward]
-
+    source = TreeSource(subject, reward)
     looks: dict[int, list[Look]] = {}
-    cut = tasks(1, prompts, 1, schedule, settings.seed, worker.version)
-    for task in track(cut, subject.label, console=console, transient=True, disable=not console.is_terminal):
-        tree = Tree(task.trees[0], task.prompts[0], schedule)
-        for part in worker.sample(task):
-            tree.add(part)
-        for depth, look in early_looks(worker.policy, tree, score, settings.rollout.decode_batch).items():
+    trees = track(
+        source.trees(prompts, schedule),
+        subject.label,
+        len(prompts),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    )
+    for tree in trees:
+        batch = source.settings.rollout.decode_batch
+        for depth, look in early_looks(source.worker.policy, tree, tree.rewards[reward], source.score, batch).items():
             looks.setdefault(depth, []).append(look)
     return {depth: agreement(of_trees) for depth, of_trees in looks.items()}
 
@@ -139,9 +133,7 @@ def main(
     """Compare the scores of predicted clean states with the rewards of the leaves that follow."""
     path, console = report_path(out, "early_scores"), Console()
     settings = load_settings(target, override or ())
-    reward = reward or next(iter(settings.rewards))
-    if reward not in settings.rewards:
-        raise typer.BadParameter(f"'{reward}' is none of {', '.join(settings.rewards)}", param_hint="reward")
+    reward = chosen_reward(settings, reward)
     schedule = settings.schedule.build(1, settings.seed)
     train, held_out = training_and_held_out(settings)
     subject = find_subjects(target, settings, ["newest"], False)[0]

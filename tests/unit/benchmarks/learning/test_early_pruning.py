@@ -5,8 +5,9 @@ from collections.abc import Sequence
 import numpy as np
 import pytest
 import torch
-from branchgrpo.benchmarks.learning.early_pruning import Floats, Pruning, PruningWorker, candidates
+from branchgrpo.benchmarks.learning.early_pruning import Pruning, PruningWorker, candidates
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
+from branchgrpo.benchmarks.support.scored_trees import Floats
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.schedule import Schedule, tree_schedule
 from branchgrpo.proto.settings import RolloutSettings

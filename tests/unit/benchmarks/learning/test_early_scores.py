@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 import torch
-from branchgrpo.benchmarks.learning.early_scores import Floats, agreement, early_looks
+from branchgrpo.benchmarks.learning.early_scores import agreement, early_looks
 from branchgrpo.benchmarks.support.gaussian import GaussianPolicy
+from branchgrpo.benchmarks.support.scored_trees import Floats
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.schedule import tree_schedule
 from branchgrpo.proto.settings import RolloutSettings
@@ -55,7 +56,8 @@ def test_predictions_of_a_linear_reward_are_unbiased() -> None:
         tree = Tree(0, "0", schedule)
         for part in worker.sample(Task(number + 1, (0,), ("0",), schedule, 0)):
             tree.add(part)
-        for depth, look in early_looks(policy, tree, brightness, 64).items():
+            tree.add_scores(part.leaves, {"brightness": brightness(part.media, tree.prompt)})
+        for depth, look in early_looks(policy, tree, tree.rewards["brightness"], brightness, 64).items():
             looks.setdefault(depth, []).append(look)
     assert set(looks) == set(range(1, steps))
     for depth, of_trees in looks.items():
