@@ -20,6 +20,7 @@ from rich.table import Table
 from ...cluster.plan.memory_tables import UNITS
 from ...cluster.plan.passes import Calls, measure_pass
 from ...proto.settings import LoraSettings
+from ...rollout_workers.policies.base import trainable
 from ..support.allocated import peak_bytes
 from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out, report_path, write_report
@@ -66,6 +67,8 @@ def _policy(scale: Scale, device: torch.device, *, lora: bool) -> RandomFlux:
     if lora:
         with torch.device(device):
             policy.add_lora(LoraSettings())
+        for weight in trainable(policy.network).values():  # on the meta device PEFT makes them in float32
+            weight.data = weight.data.to(policy.precision)
         policy.checkpoint_gradients()
     return policy
 
