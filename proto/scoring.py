@@ -133,6 +133,8 @@ class ScoreReply:
     id: str = ""
     usage: Usage = field(default=NOTHING, compare=False)
     """What they cost, with its share of the batches that it was in. It stays within a run."""
+    usage_by_model: Mapping[str, Usage] = field(default_factory=dict, compare=False)
+    """Reward model -> its part of `usage`, of a reply that was put together from those of several."""
 
     def check(self, rewards: Sequence[str], pictures: int) -> "ScoreReply":
         """This reply, if it has a score by each of `rewards` for each of the `pictures`.

@@ -20,6 +20,7 @@ TIMES = (
     "cpu_seconds",
     "gpu_seconds",
     "utilisation",
+    "reward_models",
     "scoring_hidden",
 )
 """Figures of an iteration that depend on time, and so differ between runs."""

@@ -183,7 +183,7 @@ class Controller:
                     if iteration.leave_out(tree.number, error):
                         return
                     raise
-        iteration.spent("scoring", reply.usage)
+        iteration.scored_by(reply)
         tree.add_scores(header, reply)
         metrics.LEAVES_SCORED.inc(len(header.leaves))
         iteration.leaves_scored += len(header.leaves)
@@ -231,6 +231,7 @@ class Controller:
             rewards={name: np.concatenate([rewards[name] for rewards in scored]) for name in names},
             seconds=phase_seconds(timeline),
             usage=iteration.usage,
+            reward_usage=iteration.reward_usage,
             forward_passes=len(iteration.prompts) * iteration.schedule.forward_passes,
             updates=updates,
             trees=iteration.records(updates),

@@ -117,6 +117,8 @@ class Iteration:
         self.leaves_scored = 0
         self.usage: dict[str, Usage] = {}
         """Phase -> what its processes have spent, also on tasks that were rerun."""
+        self.reward_usage: dict[str, Usage] = {}
+        """Reward model -> its part of what scoring has cost."""
         self._trees: dict[int, asyncio.Future[RemoteTree[Any]]] = {
             number: asyncio.get_running_loop().create_future() for number in range(len(prompts))
         }
@@ -137,6 +139,12 @@ class Iteration:
     def spent(self, phase: str, usage: Usage) -> None:
         """Note what a process has spent on a phase."""
         self.usage[phase] = self.usage.get(phase, NOTHING) + usage
+
+    def scored_by(self, reply: ScoreReply) -> None:
+        """Note what reward models have spent on a reply."""
+        self.spent("scoring", reply.usage)
+        for model, usage in reply.usage_by_model.items():
+            self.reward_usage[model] = self.reward_usage.get(model, NOTHING) + usage
 
     def growing(self, task: Task) -> dict[int, GrowingTree]:
         """The incomplete trees of a task by number, each empty, as before its first part."""

@@ -82,7 +82,7 @@ RETRIES = counter("branchgrpo_scoring_retries", "Score requests that were sent a
 WORK_FLOPS = gauge(
     "branchgrpo_work_flops",
     "Floating-point operations of one piece of work: a forward row, a trained row, a decoded leaf, a leaf scored by a "
-    "reward model; absent where they can't be counted.",
+    "reward model (branchgrpo_leaves_scored_total counts these in a replica); absent where they can't be counted.",
     ["work"],
 )
 FLOPS = counter(

@@ -67,8 +67,9 @@ class RewardClient:
         scores: dict[str, npt.NDArray[np.float64]] = {}
         for reply in replies:
             scores.update(reply.scores)
-        usage = sum((reply.usage for reply in replies), NOTHING)
-        reply = ScoreReply({name: scores[name] for name in rewards if name in scores}, id, usage)
+        usages = {model: reply.usage for model, reply in zip(asked, replies, strict=True)}
+        own = {name: scores[name] for name in rewards if name in scores}
+        reply = ScoreReply(own, id, sum(usages.values(), NOTHING), usages)
         return reply.check(rewards, len(prompts))
 
     async def _score(

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from ...proto.settings import RunSettings
-from ...proto.usage import Usage, note_peak
+from ...proto.usage import NOTHING, Usage, note_peak
 from ...reward_service.scorers import reward_models
 from ..run.loop import IterationReport
 from .gpus import gpu_of_device
@@ -33,7 +33,8 @@ def count_kinds(settings: RunSettings) -> dict[str, float]:
     except Exception:  # a policy of the user's own may fail on shapes in any way
         logging.getLogger(__name__).debug("the run's work can't be counted", exc_info=True)
         return {}
-    scored = {SCORED + reward: flops for reward, flops in work.score_leaf.items() if flops is not None}
+    models, counted = reward_models(settings.rewards), work.score_leaf
+    scored = {SCORED + model: flops for model in models if (flops := counted[model]) is not None}
     return {FORWARD: work.forward_row, TRAINED: work.trained_row, DECODED: work.decode_leaf, **scored}
 
 
@@ -56,15 +57,27 @@ class PhaseFlops:
             flops["learning"] = sum(update.rows for update in report.updates) * kinds[TRAINED]
             if not self.settings.learner.kl_weight:  # else the reference's pass is counted with the trained row
                 flops["learning"] += sum(update.reference_rows for update in report.updates) * kinds[FORWARD]
-        models = [SCORED + model for model in reward_models(self.settings.training_rewards)]
-        if scored := [kinds[model] for model in models if model in kinds]:
-            flops["scoring"] = leaves * sum(scored)
+        if scored := self.of_models(report):
+            flops["scoring"] = sum(scored.values())
         return flops
+
+    def of_models(self, report: IterationReport) -> dict[str, float]:
+        """Reward model -> its operations in an iteration; without models that weren't counted."""
+        leaves = next(iter(report.rewards.values())).size
+        models = {model: SCORED + model for model in reward_models(self.settings.training_rewards)}
+        return {model: leaves * self.kinds[kind] for model, kind in models.items() if kind in self.kinds}
 
     def complete(self, report: IterationReport) -> None:
         """Note the operations of an iteration in its report, and its utilisation."""
-        report.flops = self.of(report)
+        report.flops, report.reward_flops = self.of(report), self.of_models(report)
         report.utilisation = utilisation(report.flops, report.usage)
+        report.reward_utilisation = utilisation(report.reward_flops, report.reward_usage)
+        if report.reward_usage:  # not of models on other devices, or that weren't counted
+            known = report.reward_utilisation.keys()
+            flops = sum(report.reward_flops[model] for model in known)
+            usage = sum((report.reward_usage[model] for model in known), NOTHING)
+            report.utilisation.pop("scoring", None)
+            report.utilisation |= utilisation({"scoring": flops}, {"scoring": usage})
 
 
 def utilisation(flops: Mapping[str, float], usage: Mapping[str, Usage]) -> dict[str, float]:

@@ -18,6 +18,7 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 
 from ...proto.settings import RunSettings
 from ...proto.update_stats import reward_shares
+from ...proto.usage import Usage
 from ...proto.wav import is_wav, read_wav
 from .evaluation import MADE_WITH
 from .folder import RunFolder
@@ -163,6 +164,7 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         },
         "flops": report.flops,
         "utilisation": report.utilisation,
+        "reward_models": {model: _of_model(report, model, usage) for model, usage in report.reward_usage.items()},
         "rewards": {
             name: {label: float(getattr(values, label)()) for label in ("mean", "std", "min", "max")}
             for name, values in report.rewards.items()
@@ -186,6 +188,18 @@ def iteration_line(report: IterationReport, seconds: float) -> dict[str, Any]:
         "gradient_norm": float(np.mean([update.gradient_norm for update in report.updates])),
         "learning_rate": report.updates[-1].learning_rate,
     }
+
+
+def _of_model(report: IterationReport, model: str, usage: Usage) -> dict[str, float]:
+    """What a reward model has spent and computed, as far as it is known."""
+    figures = {
+        "busy_seconds": usage.seconds,
+        "cpu_seconds": usage.cpu_seconds,
+        "gpu_seconds": usage.gpu_seconds,
+        "flops": report.reward_flops.get(model),
+        "utilisation": report.reward_utilisation.get(model),
+    }
+    return {name: value for name, value in figures.items() if value is not None}
 
 
 def _logged_rows(folder: RunFolder) -> dict[int, dict[str, float]]:

@@ -38,6 +38,12 @@ class IterationReport:
     """Phase -> its floating-point operations; without phases that can't be counted."""
     utilisation: dict[str, float] = field(default_factory=dict)
     """Phase -> these as a share of its devices' peak, while it was at work; without devices that aren't known."""
+    reward_usage: dict[str, Usage] = field(default_factory=dict)
+    """Reward model -> what its replicas have spent; empty in one process."""
+    reward_flops: dict[str, float] = field(default_factory=dict)
+    """Reward model -> its floating-point operations; without models that can't be counted."""
+    reward_utilisation: dict[str, float] = field(default_factory=dict)
+    """Reward model -> these as a share of its devices' peak, as of a phase."""
     scoring_hidden: float = 0.0
     """Share of the scoring time during which trees were being sampled."""
     learner_draining: bool = False

@@ -53,6 +53,8 @@ VARIABLES = {"$run": "run", "$reward": ".*", "$pool": ".+", "$__rate_interval": 
 ITERATIONS = 4
 WITH_GPU = {"branchgrpo_gpu_seconds_total", "branchgrpo_utilisation_ratio", "branchgrpo_device_peak_flops"}
 """Series that are absent, or NaN, without a GPU that is known."""
+OF_COUNTED_REWARDS = "leaf scored by"
+"""Work that no query finds where the operations of no reward model are known, as here."""
 
 
 class Prometheus:
@@ -160,6 +162,39 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
     assert {"rollout_workers: forward", "ocr: score"} <= {step.name for step in steps}
 
 
+def test_replicas_compute_what_their_pictures_take(tmp_path: Path) -> None:
+    """Two replicas score 1 and 2 pictures a second of 7 operations each, and one's GPU could do 14 meanwhile."""
+    (rate,) = (query for title, query in QUERIES if title == "FLOP/s by process" and OF_COUNTED_REWARDS in query)
+    (share,) = (query for title, query in QUERIES if title == "Utilisation" and OF_COUNTED_REWARDS in query)
+    labels = 'run="run", pool="hps", instance='
+    work = {"leaf scored by hps": 7, "leaf scored by other": 99, "forward row": 5}
+    series = {
+        **{f'branchgrpo_work_flops{{run="run", work="{kind}"}}': f"{flops}x60" for kind, flops in work.items()},
+        f'branchgrpo_leaves_scored_total{{{labels}"a"}}': "0+10x60",
+        f'branchgrpo_leaves_scored_total{{{labels}"b"}}': "0+20x60",
+        f'branchgrpo_scoring_batch_seconds_sum{{{labels}"a"}}': "0+2x60",
+        f'branchgrpo_scoring_batch_seconds_sum{{{labels}"b"}}': "0+2x60",
+        f'branchgrpo_device_peak_flops{{{labels}"a"}}': "70x60",
+    }
+    expected = {rate: {"a": 7.0, "b": 14.0}, share: {"a": 0.5}}
+    asked = [
+        {
+            "expr": query.replace("$run", "run").replace("$__rate_interval", "60s"),
+            "eval_time": "5m",
+            "exp_samples": [
+                {"labels": f'{{pool="hps", instance="{name}"}}', "value": value} for name, value in found.items()
+            ],
+        }
+        for query, found in expected.items()
+    ]
+    given = [{"series": name, "values": values} for name, values in series.items()]
+    test = {"interval": "10s", "input_series": given, "promql_expr_test": asked}
+    file = tmp_path / "queries.json"  # JSON is YAML
+    file.write_text(json.dumps({"evaluation_interval": "10s", "tests": [test]}))
+    told = subprocess.run(["promtool", "test", "rules", file], capture_output=True, text=True)
+    assert told.returncode == 0, told.stdout + told.stderr
+
+
 def test_ray_s_own_metrics_are_found_with_its_token(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     token = tmp_path / "token"
     token.write_text("a" * 64)
@@ -219,6 +254,8 @@ def assert_queries_find_data(prometheus: Prometheus, start: float, end: float) -
             query = query.replace(name, value)
         if any(name in query for name in WITH_GPU) and not torch.cuda.is_available():
             continue
+        if OF_COUNTED_REWARDS in query:
+            continue
         found = prometheus.ask("query_range", query=query, start=start, end=end, step="5s")
         assert found, f"{title}: {query} finds nothing"
         for series in found:
@@ -258,6 +295,7 @@ def assert_counts_are_right(prometheus: Prometheus, settings: RunSettings, repor
     for phase in ("rollout", "scoring", "learning", "publishing"):
         told = sum(report.usage[phase].cpu_seconds for report in reports)
         assert counted(usage.CPU_SECONDS, f'{{phase="{phase}"}}') == pytest.approx(told)
+    assert all(report.reward_usage == {"ocr": report.usage["scoring"]} for report in reports)
     assert counted(learner.ROWS_TRAINED) == sum(update.rows for report in reports for update in report.updates)
     for phase in run.PHASES:
         seconds = sum(report.seconds[phase] for report in reports)

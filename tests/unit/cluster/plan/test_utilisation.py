@@ -45,6 +45,24 @@ def test_scores_and_references_are_counted_where_they_are_known(run_settings: Se
     assert PhaseFlops(settings, {}).of(report) == {}
 
 
+def test_scoring_is_used_as_its_known_models_are(run_settings: Settings) -> None:
+    """One model on a GPU, one that was not counted, and one on a CPU."""
+    settings = run_settings({"rewards": {"ocr": {}, "jpeg_compressibility": {}, "counting": COUNTING["counting"]}})
+    kinds = {"leaf scored by ocr": 100.0, "leaf scored by counting": 30.0}
+    report = IterationReport(1, {"ocr": np.zeros(8)}, {}, 11, [UpdateStats(rows=3)], 0.0)
+    report.reward_usage = {
+        "ocr": Usage(2.0, 1.0, 1.0, 1000.0),
+        "jpeg_compressibility": Usage(2.0, 1.0, 1.0, 1000.0),
+        "counting": Usage(2.0, 1.0),
+    }
+    report.usage = {"scoring": sum(report.reward_usage.values(), Usage())}
+    PhaseFlops(settings, kinds).complete(report)
+    assert report.reward_flops == {"ocr": 800.0, "counting": 240.0}
+    assert report.flops["scoring"] == 1040.0
+    assert report.reward_utilisation == {"ocr": 0.8}
+    assert report.utilisation == {"scoring": 0.8}
+
+
 def test_utilisation_needs_a_peak() -> None:
     usage = {"rollout": Usage(2.0, 1.0, 1.0, 100.0) + Usage(1.0, 1.0, 1.0, 60.0), "learning": Usage(1.0, 1.0)}
     assert utilisation({"rollout": 40.0, "learning": 9.0, "scoring": 1.0}, usage) == {"rollout": 0.25}
