@@ -5,7 +5,7 @@ import logging
 import shlex
 import sys
 import traceback
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -119,13 +119,19 @@ class RunDisplay:
             self._progress.update(self._task, phase=f"{phase} {share:.0%}")
 
     def iteration(self, report: IterationReport, seconds: float) -> None:
-        """Print the rewards and seconds of a finished iteration."""
+        """Print the rewards of a finished iteration, its seconds and, by phase, wall, CPU and GPU seconds."""
         rewards = "  ".join(f"{name} {values.mean():.3f}" for name, values in report.rewards.items())
-        phases = "  ".join(f"{name} {spent:.1f} s" for name, spent in report.seconds.items() if spent >= 0.05)
-        cpu = sum(usage.cpu_seconds for usage in report.usage.values())
+        cpu = {phase: usage.cpu_seconds for phase, usage in report.usage.items()}
+        gpu = {phase: usage.gpu_seconds for phase, usage in report.usage.items() if usage.gpu_seconds is not None}
         peak = "  ".join(f"{phase} {share:.0%}" for phase, share in report.utilisation.items())
-        spent = f"{cpu:.1f} CPU s" + (f", of the GPUs' peak {peak}" if peak else "")
-        self._say(f"iteration {report.iteration:>4}  {rewards}  |  {seconds:.1f} s: {phases}  |  {spent}")
+        parts = [
+            f"iteration {report.iteration:>4}  {rewards}",
+            _by_phase(seconds, report.seconds),
+            f"CPU {_by_phase(sum(cpu.values()), cpu)}",
+            *([f"GPU {_by_phase(sum(gpu.values()), gpu)}"] if gpu else []),
+            *([f"of the GPUs' peak {peak}"] if peak else []),
+        ]
+        self._say("  |  ".join(parts))
         if self._progress is not None and self._task is not None:
             self._progress.advance(self._task)
 
@@ -242,3 +248,9 @@ class RunDisplay:
         ):
             if (folder.path / name).exists():
                 self._say(f"{label + ':':<18}{folder.path / name}")
+
+
+def _by_phase(seconds: float, phases: Mapping[str, float]) -> str:
+    """All seconds, and those of phases that took some."""
+    told = "  ".join(f"{name} {spent:.1f}" for name, spent in phases.items() if spent >= 0.05)
+    return f"{seconds:.1f} s: {told}"
