@@ -84,8 +84,9 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     if made.best:
         console.print(table)
         console.print(
-            "Phases overlap. Limit: the part to make faster, and how many times as fast an iteration is if it takes "
-            f"half the time. GPU-h: those of {settings.iterations} iterations, without evaluations and checkpoints.",
+            "Phases overlap, so they may add up to more than all. Limit: the part to make faster; with that part twice "
+            "as fast, an iteration is as many times as fast as the brackets say. GPU-h: GPU hours of all "
+            f"{settings.iterations} iterations, without evaluations and checkpoints.",
             highlight=False,
         )
     console.print(_source(prices, calibration), highlight=False)
@@ -124,9 +125,9 @@ def _source(prices: Prices, calibration: Calibration) -> str:
     lines += "".join(f". {model}: {_assumed(prices, model)}, assumed" for model in prices.scores_assumed())
     learner = settings.learner
     if learner.objective == "ratio" and learner.skip_zero_advantage and not learner.kl_weight:
-        lines += f". Rows with an advantage, of those that pruning leaves: {share:.0%}"
-        lines += ", assumed; `--from RUN` takes a run's share" if share == 1 else ""
-    return lines + (f". Not known, counted as nothing: {', '.join(unknown)}" if unknown else "")
+        lines += f". Of the rows that pruning leaves, {share:.0%} have an advantage"
+        lines += " (assumed; `--from RUN` takes the share of a run)" if share == 1 else ""
+    return lines + (f". Seconds of {', '.join(unknown)} aren't known, and left out" if unknown else "")
 
 
 def _assumed(prices: Prices, model: str) -> str:

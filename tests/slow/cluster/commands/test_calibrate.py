@@ -54,7 +54,7 @@ def test_a_core_of_this_machine_is_calibrated_and_planned_with(
     given, written = ("rollout.max_batch_rows=auto", "learner.window_trees=auto"), tmp_path / "written.yaml"
     planned = command("plan", "glyphs", *given, "--gpus", "2", "--gpu", "cpu", "--from", run, "--write", written)
     assert "as measured on CPU" in planned
-    assert "Rows with an advantage, of those that pruning leaves: 50%" in planned
+    assert "Of the rows that pruning leaves, 50% have an advantage" in planned
     assert "colocated, 2 ranks" in planned
     assert "auto, in layout 1: rollout.max_batch_rows=" in planned
     assert not load_recipe(written).automatic
