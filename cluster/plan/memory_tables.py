@@ -17,11 +17,10 @@ LINES: dict[str, Callable[[Memory], float]] = {
     "buffers, states of trees": lambda memory: memory.buffers,
     "activations": lambda memory: memory.activations,
     "peak on the device": lambda memory: memory.peak,
-    "text encoders, meanwhile on the host": lambda memory: memory.encoders,
-    "else on the host": lambda memory: memory.host,
+    "text encoders, on the host when not in use": lambda memory: memory.encoders,
+    "all else on the host": lambda memory: memory.host,
 }
 UNITS = {"GB": 1e9, "MB": 1e6}
-ON_CPUS = "On a CPU, oneDNN's copies in convolutions are left out: decoders hold up to 40 % more."
 
 
 def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
@@ -41,8 +40,7 @@ def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Ta
 def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
     """The activations of each number of rows, and the largest number that fits a GPU with so many bytes."""
     unit = _unit(memories)
-    on_cpus = not all(memory.gpus for memory in memories.values())
-    table = Table("activations", caption=ON_CPUS if on_cpus else None, caption_justify="left")
+    table = Table("activations")
     for column in ("rows", unit, f"{unit} a row", *(["at most"] if gpu else [])):
         table.add_column(column, justify="right")
     for memory in memories.values():

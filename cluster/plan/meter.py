@@ -18,6 +18,9 @@ STEPWISE = F.scaled_dot_product_attention
 """On the meta device it is one step after the other."""
 MAX_REAL_NUMBERS = 2**20
 """Maximum of the numbers in a tensor that stays real."""
+WIDE = 256
+"""Number of channels, in or out, from which on oneDNN copies what goes into convolutions; measured, for it chooses by
+more than this."""
 aten: Any = torch.ops.aten
 BY_MASK = aten.index.Tensor, aten.index_put_.default
 """Calls that look at the numbers of a mask."""
@@ -66,9 +69,19 @@ class Meter(TorchDispatchMode):
         for tensor in _tensors(result):
             if tensor.is_meta:
                 self._hold(tensor.untyped_storage())
-        if func is aten.convolution.default and self._gpu:  # cuDNN works on copies of what goes in and comes out
-            self.peak = max(self.peak, self.bytes + args[0].nbytes + result.nbytes)
+        if func is aten.convolution.default:
+            self.peak = max(self.peak, self.bytes + self._copied(args[0], args[1], result))
         return result
+
+    def _copied(self, given: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> int:
+        """Bytes of the copies that a convolution works on.
+
+        cuDNN makes them of what goes in and comes out. oneDNN makes them, in wide networks, of the weights and of what
+        goes in, and then of what comes out.
+        """
+        if self._gpu:
+            return given.nbytes + result.nbytes
+        return max(given.nbytes, result.nbytes) + weight.nbytes if max(weight.shape[:2]) >= WIDE else 0
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()

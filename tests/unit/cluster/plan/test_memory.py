@@ -25,7 +25,7 @@ ON_RAY = {"execution": "ray", "pools.learner.gpus": 1, "pools.learner.count": 2,
 @pytest.mark.parametrize(
     ("family", "side", "calls"),
     [
-        # The other calls have convolutions of which oneDNN holds copies: docs/plan.md says how much that is.
+        # The other calls have narrow convolutions, of which oneDNN may hold copies: docs/plan.md says how much that is.
         ("FLUX.1-dev", 128, ("train", "forward")),
         ("SD3.5", 64, ("train", "forward", "decode")),
         ("SDXL", 64, ("train", "decode")),
