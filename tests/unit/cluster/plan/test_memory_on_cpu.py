@@ -44,7 +44,7 @@ def test_a_published_decoder_holds_what_is_planned() -> None:
 def test_a_learner_holds_what_is_planned(run_settings: Settings) -> None:
     """Gradients and optimizer states from its first update on, and the activations of a micro-batch of four rows.
 
-    With 16, which so small a network holds beside little else, it is a fifth more: docs/plan.md says so.
+    With 16, which so small a network holds beside little else, it is a quarter more: docs/plan.md says so.
     """
     same = {
         "learner.rows_per_micro_batch": 4,
