@@ -1,7 +1,8 @@
 """An OpenAI-compatible endpoint around a small random vision-language model: real HTTP, logits and pictures.
 
-It answers as vLLM does: log-probabilities are those of the model, and of the JSON texts that a schema allows it writes
-the likeliest. Asked for neither, it writes how likely some words are, on a scale from 1 to 5.
+Requests and answers have the fields that the API's own types have, and no others. It answers as vLLM does:
+log-probabilities are those of the model, and of the JSON texts that a schema allows it writes the likeliest. Asked for
+neither, it writes how likely some words are, on a scale from 1 to 5.
 """
 
 import base64
@@ -14,7 +15,12 @@ from typing import Annotated, Any
 import numpy as np
 import torch
 from fastapi import FastAPI, Header, HTTPException, Request, Response
+from openai.types import Model
+from openai.types.chat import ChatCompletion
+from openai.types.chat.completion_create_params import CompletionCreateParamsNonStreaming
 from PIL import Image
+from pydantic import TypeAdapter, ValidationError
+from pydantic_core import to_jsonable_python
 from starlette.middleware.base import RequestResponseEndpoint
 from tokenizers import Tokenizer, models, pre_tokenizers
 from transformers import CLIPVisionConfig, LlamaConfig, LlavaConfig, LlavaForConditionalGeneration
@@ -26,7 +32,10 @@ WORDS = ("yes", "Yes", "no", " NO", "maybe", *["Is", "this", "a", "red", "blue",
 RATED = ("red", "blue")
 """The words of which it writes how likely they are."""
 KEY = "secret-key"
+OWN_FIELDS = ("chat_template_kwargs",)
+"""Those of requests to vLLM that the API doesn't have."""
 SIDE, PATCH = 16, 8
+REQUEST = TypeAdapter(CompletionCreateParamsNonStreaming)
 
 
 @dataclass
@@ -95,10 +104,10 @@ class Endpoint:
         @app.get("/v1/models")
         def served(authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
             self._let_in(authorization)
-            return {"object": "list", "data": [{"id": NAME, "object": "model", "created": 0, "owned_by": "tests"}]}
+            return {"object": "list", "data": [Model(id=NAME, object="model", created=0, owned_by="tests")]}
 
         @app.post("/v1/chat/completions")
-        def complete(body: dict[str, Any], authorization: Annotated[str | None, Header()] = None) -> dict[str, Any]:
+        def complete(body: dict[str, Any], authorization: Annotated[str | None, Header()] = None) -> ChatCompletion:
             self._let_in(authorization)
             with self.lock:
                 self.waiting += 1
@@ -118,8 +127,9 @@ class Endpoint:
         if authorization != f"Bearer {KEY}":
             raise HTTPException(401, "no such key")
 
-    def _completed(self, body: dict[str, Any]) -> dict[str, Any]:
+    def _completed(self, body: dict[str, Any]) -> ChatCompletion:
         self.requests.append(body)
+        refuse_unknown(body)
         if self.failures:
             raise HTTPException(self.failures.pop(), "busy", {"retry-after-ms": "1"})
         (message,) = body["messages"]
@@ -139,7 +149,17 @@ class Endpoint:
             said = top[0]["token"]
             choice["logprobs"] = {"content": [{**top[0], "top_logprobs": top}], "refusal": None}
         choice["message"] = {"role": "assistant", "content": self.says or said}
-        return {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+        whole = {"id": "1", "object": "chat.completion", "created": 0, "model": body["model"], "choices": [choice]}
+        return ChatCompletion.model_validate(whole, strict=True, extra="forbid")
+
+
+def refuse_unknown(body: dict[str, Any]) -> None:
+    """Raises HTTPException for what isn't a request by the API's own types, to the letter."""
+    own = {name: value for name, value in body.items() if name not in OWN_FIELDS}
+    try:
+        to_jsonable_python(REQUEST.validate_python(own, strict=True, extra="forbid"))  # which looks into iterables too
+    except ValidationError as error:
+        raise HTTPException(422, str(error)) from error
 
 
 def picture_of(url: str) -> np.ndarray:

@@ -9,6 +9,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import requests
 from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
@@ -20,7 +21,7 @@ from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.proto.yaml12 import read_yaml
 from branchgrpo.reward_service import judge as judges
 from branchgrpo.reward_service.interface import PictureScorer
-from branchgrpo.reward_service.judge import number_behind, yes_share
+from branchgrpo.reward_service.judge import data_url, number_behind, yes_share
 from branchgrpo.reward_service.replica import Replica
 from branchgrpo.reward_service.scorers import load_scorer
 from families import with_pictures
@@ -113,6 +114,27 @@ def test_pictures_that_the_policy_started_from_are_shown_first(endpoint: Endpoin
     shown = [[*(np.asarray(one.fitted(24, 40)) for one in pictures_of(prompt)), MEDIA[0]] for prompt in prompts]
     np.testing.assert_allclose(found, [share_of_yes(endpoint, own, "Is this a dog ?") for own in shown], rtol=1e-6)
     assert len(set(found)) == len(endpoint.requests) == 4
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"top_logprob": 5},
+        {"temperature": "0"},
+        {"response_format": {"type": "json_schema", "schema": {}}},
+        {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": "data:"}]}]},
+    ],
+    ids=["name", "type", "schema", "picture"],
+)
+def test_the_server_refuses_what_is_not_in_the_api(endpoint: Endpoint, url: str, changes: dict[str, Any]) -> None:
+    """So that all other tests hold the judge's requests against the API's types."""
+    message = {"role": "user", "content": [{"type": "image_url", "image_url": {"url": data_url(MEDIA[0])}}]}
+    request = {"model": NAME, "messages": [message], "temperature": 0, "top_logprobs": 5, "logprobs": True}
+    statuses = [
+        requests.post(f"{url}/chat/completions", json=body, headers={"Authorization": f"Bearer {KEY}"}).status_code
+        for body in (request, {**request, **changes})
+    ]
+    assert statuses == [200, 422]
 
 
 def test_so_many_questions_wait_at_once(endpoint: Endpoint, url: str, monkeypatch: pytest.MonkeyPatch) -> None:
