@@ -1,5 +1,6 @@
 """The shipped recipes: what each is for, and copies to start from."""
 
+import math
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -17,6 +18,8 @@ from ..on_ray.placement import demands
 BASE = re.compile(r"^base: *(\S+)\.yaml *$", re.MULTILINE)
 RUN_WITH = "Run with "
 """Begins the line of a recipe's head that says how far it has been verified."""
+MINUTES = re.compile(r"\bAbout [^.]* on two cores[^.]*")
+"""The sentence of a recipe's head that says how long a run without GPUs takes."""
 
 
 @dataclass(frozen=True)
@@ -27,20 +30,36 @@ class ShippedRecipe:
     about: str
     """The first sentence of its head."""
     run_with: str
-    """Weights that it has been run with: how far it is verified."""
+    """Weights that it has been run with, and hours or minutes that it takes."""
     settings: RunSettings
 
     @property
-    def gpus(self) -> float:
-        """GPUs of all its processes."""
-        return sum(need.count * need.each.get("GPU", 0) for need in demands(self.settings))
+    def gpus(self) -> int:
+        """GPUs of all its processes, of which some may share one."""
+        return math.ceil(sum(need.count * need.each.get("GPU", 0) for need in demands(self.settings)))
+
+    @property
+    def judges(self) -> set[str]:
+        """Endpoints of the judges that it asks, which have GPUs of their own."""
+        return {reward.judge.url for reward in self.settings.rewards.values() if reward.judge}
 
 
 def shipped() -> Iterator[ShippedRecipe]:
     """All shipped recipes, by name."""
     for path in sorted(SHIPPED.glob("*.yaml")):
         head, run_with = _head(path.read_text())
+        if minutes := _minutes(path):
+            run_with += f"; {minutes}"
         yield ShippedRecipe(path.stem, re.split(r"(?<=\.) ", head)[0].rstrip("."), run_with, load_recipe(path))
+
+
+def _minutes(path: Path) -> str | None:
+    """How long a recipe takes without GPUs, by its head or that of its base."""
+    text = path.read_text()
+    if found := MINUTES.search(_head(text)[0]):
+        return found[0].replace("About", "about")
+    base = BASE.search(text)
+    return _minutes(path.with_stem(base[1])) if base else None
 
 
 def _head(text: str) -> tuple[str, str]:
@@ -58,7 +77,8 @@ def show(console: Console) -> None:
     table.add_column("GPUs", justify="right")
     table.add_column("run with")
     for recipe in shipped():
-        table.add_row(recipe.name, recipe.about, f"{recipe.gpus:g}" if recipe.gpus else "none", recipe.run_with)
+        gpus = str(recipe.gpus) if recipe.gpus else "none"
+        table.add_row(recipe.name, recipe.about, f"{gpus} + judge's" if recipe.judges else gpus, recipe.run_with)
     console.print(table)
     console.print("Start from one: branchgrpo init NAME", highlight=False)
 

@@ -1,13 +1,15 @@
 """The list of shipped recipes, and the copies that users start from."""
 
 import re
+from io import StringIO
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.commands.recipes import copy, shipped
+from branchgrpo.cluster.commands.recipes import copy, shipped, show
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RunSettings
+from rich.console import Console
 from support import RECIPES
 
 README = RECIPES.parent / "README.md"
@@ -21,6 +23,24 @@ def test_shipped_recipes_say_their_purpose_and_how_far_they_ran() -> None:
         "Stable Diffusion 1.5 with the LAION aesthetic predictor, LoRA, and DDIM with noise (as in DDPO)"
     )
     assert (listed["flux_hps_branch"].gpus, listed["flux_lora_24gb"].gpus, listed["glyphs"].gpus) == (16, 1, 0)
+
+
+def test_recipes_say_how_long_they_take_and_on_what() -> None:
+    """A judge has GPUs of its own; without GPUs, a run takes minutes."""
+    with Console(width=200, file=StringIO(), record=True) as console:
+        show(console)
+    rows = [line for line in console.export_text().splitlines() if line.startswith("│ ")]
+    text = {cells[0].strip(): cells for row in rows if (cells := row.strip("│").split("│"))[0].strip()}
+    assert [text[name][2].strip() for name in ("flux_kontext", "flux_hps_branch", "glyphs")] == [
+        "8 + judge's",
+        "16",
+        "none",
+    ]
+    assert "about two minutes on two cores" in text["glyphs"][3]
+    for recipe in shipped():
+        assert re.search(r"\d hours|minutes", recipe.run_with), recipe.name
+        assert ("minutes" in recipe.run_with) == (recipe.gpus == 0), recipe.name
+        assert bool(recipe.judges) == ("judge" in recipe.about), recipe.name
 
 
 def test_recipes_and_readme_plan_the_same_hours() -> None:
