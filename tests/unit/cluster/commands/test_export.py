@@ -19,23 +19,17 @@ from branchgrpo.cluster.commands.publish import (
     upload_command,
     usage,
 )
-from branchgrpo.cluster.run.checkpoints import written
-from branchgrpo.cluster.run.evaluation import evaluate
 from branchgrpo.cluster.run.folder import RunFolder
-from branchgrpo.cluster.run.trained import policy_with
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompts import pictures_of
-from branchgrpo.proto.settings import RunSettings
-from branchgrpo.reward_service.scorers import Scorers
-from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
-from branchgrpo.rollout_workers.worker import RolloutWorker
-from diffusers import DiffusionPipeline
 from diffusers.utils import encode_video
 from families import PROCESSORS
+from family_training import DIFFERENT
 from huggingface_hub import ModelCard
+from merged_pipelines import NOISY, assert_draws_what_evaluate_drew, trained
 from PIL import Image
-from plain_diffusers import PROMPTS, STEPS, plain, policy_of, prompts_of, starts, theirs
+from plain_diffusers import plain, policy_of, prompts_of
 from support import COUNTING, Settings
 
 CARDS = (
@@ -56,53 +50,19 @@ CARDS = (
 )
 
 
-def trained(settings: RunSettings) -> RunFolder:
-    """A run with one checkpoint, whose weights are random."""
-    policy = load_policy(settings.policy)
-    if settings.learner.lora:
-        policy.add_lora(settings.learner.lora)
-    torch.manual_seed(3)
-    weights = {name: p + 0.1 * torch.randn_like(p) for name, p in trainable(policy.network).items()}
-    with RunFolder.create(settings) as folder:
-        folder.append("metrics", {"iteration": 1})
-        with written(folder.checkpoint(1)) as temporary:
-            safetensors.torch.save_file(weights, temporary / "weights.safetensors")
-    return folder
+OWN: dict[str, tuple[dict[str, int] | None, dict[str, Any]]] = {
+    "FLUX.1-dev": ({"rank": 2, "alpha": 6}, {"shift": 2.0}),
+    "SD1.5": (None, {}),
+    "Z-Image": ({"rank": 2}, {"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]}),
+}
+"""Family -> its LoRA and noise levels, where they aren't those of the others."""
 
 
-@pytest.mark.parametrize(
-    ("family", "lora", "levels"),
-    [
-        ("FLUX.1-dev", {"rank": 2, "alpha": 6}, {"shift": 2.0}),
-        ("SD1.5", None, {}),
-        ("Wan 2.2 14B", {"rank": 2}, {}),
-        ("Z-Image", {"rank": 2}, {"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]}),
-    ],
-)
-def test_a_merged_pipeline_draws_what_evaluate_drew(
-    family: str, lora: Any, levels: dict[str, Any], run_settings: Settings, tmp_path: Path
-) -> None:
-    """Loaded by plain diffusers, with the scheduler that is in it."""
-    base = tmp_path / "base"
-    own = policy_of(family, base).model_copy(update=levels)
-    (base / "README.md").write_text("---\nlicense: other\nlicense_name: mine\n---\nText.\n")
-    changes = {"policy": own.model_dump(), "schedule": {"steps": STEPS}, "rewards": COUNTING, "learner.lora": lora}
-    settings = run_settings({**changes, "name": "mine"})
-    run = trained(settings)
-    for iteration, score in ((0, 0.25), (1, 0.75)):
-        run.append("evaluations", {"iteration": iteration, "count": score})
-    number, (out,) = export(run.path, tmp_path / "out", "newest", merge=True)
-
-    policy: Any = policy_with(settings, run.checkpoint(1) / "weights.safetensors")
-    drawn = evaluate(
-        RolloutWorker(policy, settings.rollout), Scorers(settings.rewards), settings, PROMPTS
-    ).media.pictures
-    pipeline = DiffusionPipeline.from_pretrained(out)
-    reference = theirs(pipeline, settings.policy, starts(policy, settings.evaluation.seed), as_it_is=True)
-    assert np.abs(drawn.astype(int) - (reference * 255).round().astype(int)).max() <= 1
-    assert drawn.std() > 2
-
-    assert (number, out) == (1, tmp_path / "out")
+@pytest.mark.parametrize("family", [name for name in DIFFERENT if name != NOISY])
+def test_a_merged_pipeline_draws_what_evaluate_drew(family: str, run_settings: Settings, tmp_path: Path) -> None:
+    lora, levels = OWN.get(family, ({"rank": 2}, {}))
+    assert_draws_what_evaluate_drew(family, lora, levels, run_settings, tmp_path)
+    base, out = tmp_path / "base", tmp_path / "out"
     assert (out / "vae" / "diffusion_pytorch_model.safetensors").samefile(
         base / "vae" / "diffusion_pytorch_model.safetensors"
     )
@@ -111,7 +71,7 @@ def test_a_merged_pipeline_draws_what_evaluate_drew(
     assert "base_model" not in card.data.to_dict()  # which must be a repository
     assert "`base`, aligned with" in card.content
     assert "| count | 0.2500 | 0.7500 |" in card.content
-    assert (f"sigmas={settings.policy.sigmas}" in card.content) == ("sigmas" in levels)
+    assert ("sigmas=" in card.content) == ("sigmas" in levels)
     assert upload_command("mine", out) == f"hf upload mine {out} ."
 
 
@@ -156,7 +116,7 @@ def test_the_code_on_a_model_card_draws(
             assert sum(frame.samples for frame in clip.decode(audio=0)) >= found["sound"].shape[-1] > 0
 
 
-@pytest.mark.parametrize("family", ["SD1.5", "Stable Audio"])
+@pytest.mark.parametrize("family", ["SD1.5", NOISY])
 def test_a_card_names_a_scheduler_that_adds_noise(family: str, run_settings: Settings, tmp_path: Path) -> None:
     """It does if two draws from one start differ."""
     settings = run_settings({"policy": policy_of(family, tmp_path / "base").model_dump()})
@@ -172,7 +132,7 @@ def test_a_card_names_a_scheduler_that_adds_noise(family: str, run_settings: Set
         ends.append(state)
     with RunFolder.create(settings) as folder:
         card = model_card(folder, policy, 1, ema=False)
-    assert ("adds noise at every step" in card) == (not torch.equal(*ends)) == (family == "Stable Audio")
+    assert ("adds noise at every step" in card) == (not torch.equal(*ends)) == (family == NOISY)
 
 
 @pytest.mark.parametrize(
