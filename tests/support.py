@@ -148,9 +148,10 @@ def follows(found: IterationTrace) -> bool:
     return meet and steps[0].start == found.start and steps[-1].end == found.end
 
 
-def shade(media: npt.NDArray[np.uint8], prompts: Sequence[str]) -> npt.NDArray[np.float64]:
-    """A reward that is the mean of a picture: `function: support:shade`."""
-    return media.mean(axis=tuple(range(1, media.ndim)))
+def shade(media: npt.NDArray[np.uint8] | Media, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
+    """A reward that is the mean of a picture, or of a clip with its sound or without: `function: support:shade`."""
+    pictures = media.pictures if isinstance(media, Media) else media
+    return pictures.mean(axis=tuple(range(1, pictures.ndim)))
 
 
 def loudness(media: Media, prompts: Sequence[str]) -> npt.NDArray[np.float64]:

@@ -15,7 +15,7 @@ from branchgrpo.cluster.train import train
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.wav import read_wav
 from families import saved
-from played_sounds import likeness
+from played_sounds import SOUNDING, likeness, sounding
 from playwright.sync_api import Browser, Locator
 from rich.console import Console
 from support import Settings, until
@@ -31,6 +31,8 @@ CHANGES = {
     "rewards": {"shade": {"function": "support:shade"}},
     "logging.samples_every": 1,
 }
+SECONDS = {"Stable Audio": 0.4, "LTX-2": 0.17}
+"""Of a family's sounds: LTX-2's are a frame shorter than its clips."""
 
 
 def test_clips_play(browser: Browser, run_settings: Settings, tmp_path: Path) -> None:
@@ -48,34 +50,38 @@ def test_clips_play(browser: Browser, run_settings: Settings, tmp_path: Path) ->
         assert_plays(page.locator(".node.leaf image").first)
 
 
-def test_sounds_play_over_their_spectrograms(browser: Browser, run_settings: Settings, tmp_path: Path) -> None:
-    pipeline = saved("Stable Audio", tmp_path / "pipeline")
-    sounds = {"policy.frames": 1, "policy.seconds": 0.4, "rewards": {"loud": {"function": "support:loudness"}}}
-    changes = {**CHANGES, **sounds, "policy.pretrained": str(pipeline)}
+@pytest.mark.parametrize(("family", "seconds"), SECONDS.items())
+def test_sounds_play_over_what_is_seen(
+    family: str, seconds: float, browser: Browser, run_settings: Settings, tmp_path: Path
+) -> None:
+    """Over its spectrogram, or with its clip."""
+    changes = {**CHANGES, **sounding(family, tmp_path / "pipeline")}
     run = train(run_settings(changes), RunDisplay(Console(quiet=True)))
     folder = RunFolder(run)
-    (sound,) = folder.evaluation(folder.lines("evaluations")[-1]).media
-    assert sound.sound.shape == (1, 2, 160)
+    (leaf,) = folder.evaluation(folder.lines("evaluations")[-1]).media
+    assert (leaf.kind, leaf.sound.shape[-1] / leaf.sample_rate) == (SOUNDING[family], seconds)
     evaluate_command(run, [], ["newest"], False, None, tmp_path / "drawn", Console(quiet=True))
-    with open(tmp_path / "drawn" / "pictures" / "000000.wav", "rb") as file:
-        np.testing.assert_array_equal(read_wav(file).sound, sound.sound)
+    (written,) = (tmp_path / "drawn" / "pictures").glob("000000.*")
+    if family == "Stable Audio":
+        with open(written, "rb") as file:
+            np.testing.assert_array_equal(read_wav(file).sound, leaf.sound)
+    else:
+        assert likeness(written.read_bytes(), leaf) > 0.95
     with served(run.parent) as address, watched(browser, address) as page:
         page.goto("/pictures/run")
         for shown in (page.locator("#held-out video").last, page.locator("#samples video").first):
             shown.evaluate("video => { video.muted = true; return video.play(); }")
             until(lambda shown=shown: shown.evaluate("video => video.currentTime > 0"))
-            assert abs(shown.evaluate("video => video.duration") - 0.4) < 0.1
-            assert shown.screenshot(), "the spectrogram"
+            assert abs(shown.evaluate("video => video.duration") - seconds) < 0.1
+            assert shown.screenshot()
 
 
-@pytest.mark.parametrize("samples_every", [0, 1])
+@pytest.mark.parametrize(("family", "samples_every"), [("Stable Audio", 0), ("Stable Audio", 1), ("LTX-2", 0)])
 def test_leaves_of_trees_play_their_sounds(
-    browser: Browser, run_settings: Settings, tmp_path: Path, samples_every: int
+    browser: Browser, run_settings: Settings, tmp_path: Path, family: str, samples_every: int
 ) -> None:
     """Each its own, whether the tree has it or the samples of its iteration."""
-    sounds = {"policy.frames": 1, "policy.seconds": 0.4, "rewards": {"loud": {"function": "support:loudness"}}}
-    changes = {"policy.pretrained": str(saved("Stable Audio", tmp_path / "pipeline")), "logging.samples_every": 1}
-    settings = run_settings({**CHANGES, **sounds, **changes})
+    settings = run_settings({**CHANGES, **sounding(family, tmp_path / "pipeline")})
     logging = settings.logging.model_copy(update={"samples_every": samples_every})
     folder = settings.runs / settings.name
     folder.mkdir(parents=True)
@@ -100,7 +106,7 @@ def test_leaves_of_trees_play_their_sounds(
                 node.press("Enter")
                 player = page.locator(".path video")
                 until(lambda player=player: player.evaluate("video => video.currentTime > 0"))
-                assert abs(player.evaluate("video => video.duration") - 0.4) < 0.02
+                assert abs(player.evaluate("video => video.duration") - SECONDS[family]) < 0.05
                 assert player.evaluate(
                     "(video, address) => video.src.endsWith(address)", node.get_attribute("data-plays")
                 )
