@@ -19,8 +19,15 @@ from branchgrpo.rollout_workers.worker import RolloutWorker
 from plain_diffusers import STEPS, all_of_theirs, plain, policy_of, prompts_of, starts
 from support import COUNTING, Settings
 
+IN_UNIT_TESTS: dict[str, tuple[dict[str, int] | None, dict[str, Any]]] = {
+    "FLUX.1-dev": ({"rank": 2, "alpha": 6}, {"shift": 2.0}),
+    "SD1.5": (None, {}),
+    "Wan 2.2 14B": ({"rank": 2}, {}),
+    "Z-Image": ({"rank": 2}, {"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]}),
+}
+"""Family -> its LoRA and noise levels. `tests/slow` merges the others."""
 NOISY = "Stable Audio"
-"""The family whose scheduler adds noise."""
+"""The family whose scheduler adds noise, so that nobody draws the same with it."""
 
 
 def trained(settings: RunSettings) -> RunFolder:

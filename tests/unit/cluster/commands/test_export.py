@@ -25,9 +25,8 @@ from branchgrpo.proto.prompts import pictures_of
 from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 from diffusers.utils import encode_video
 from families import PROCESSORS
-from family_training import DIFFERENT
 from huggingface_hub import ModelCard
-from merged_pipelines import NOISY, assert_draws_what_evaluate_drew, trained
+from merged_pipelines import IN_UNIT_TESTS, NOISY, assert_draws_what_evaluate_drew, trained
 from PIL import Image
 from plain_diffusers import plain, policy_of, prompts_of
 from support import COUNTING, Settings
@@ -50,17 +49,9 @@ CARDS = (
 )
 
 
-OWN: dict[str, tuple[dict[str, int] | None, dict[str, Any]]] = {
-    "FLUX.1-dev": ({"rank": 2, "alpha": 6}, {"shift": 2.0}),
-    "SD1.5": (None, {}),
-    "Z-Image": ({"rank": 2}, {"sigmas": [1.0, 0.99, 0.9, 0.7, 0.4, 0.15]}),
-}
-"""Family -> its LoRA and noise levels, where they aren't those of the others."""
-
-
-@pytest.mark.parametrize("family", [name for name in DIFFERENT if name != NOISY])
+@pytest.mark.parametrize("family", IN_UNIT_TESTS)
 def test_a_merged_pipeline_draws_what_evaluate_drew(family: str, run_settings: Settings, tmp_path: Path) -> None:
-    lora, levels = OWN.get(family, ({"rank": 2}, {}))
+    lora, levels = IN_UNIT_TESTS[family]
     assert_draws_what_evaluate_drew(family, lora, levels, run_settings, tmp_path)
     base, out = tmp_path / "base", tmp_path / "out"
     assert (out / "vae" / "diffusion_pytorch_model.safetensors").samefile(
