@@ -32,7 +32,7 @@ from branchgrpo.rollout_workers.in_step import WorkerInStep
 from branchgrpo.rollout_workers.policies.base import Policy, add_adapters, collate, load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
-from families import with_pictures
+from families import FAMILIES, with_pictures
 from support import Settings
 
 ODD_NAME = "a run [1]+lr=3 (x)*? é"
@@ -44,6 +44,24 @@ SETTINGS = {
     "learner.updates_per_iteration": 1,
     "learner.optimizer.gradient_clipping": 0.5,
 }
+
+
+def of_family(name: str, pipeline: Path, stage: int) -> dict[str, Any]:
+    """What a variant changes that trains a family at a ZeRO stage. At stage 3 a rank loads only its share."""
+    family = FAMILIES[name]
+    return {
+        **SETTINGS,
+        "name": "partitioned" if stage == 3 else "run",
+        "learner.zero_stage": stage,
+        "learner.rows_per_micro_batch": 1,  # so that the ranks come to different networks of Wan 2.2 at a time
+        "policy.pretrained": str(pipeline),
+        "policy.height": min(family.size[0], 32),
+        "policy.width": 32,
+        "policy.frames": family.frames,
+        "policy.max_sequence_length": family.tokens,
+        "prompts.picture_column": f"pictures {family.pictures}" if family.pictures else None,
+        "schedule": {"steps": 3, "splits": {0: 2, 1: 2}, "eta": 0.7},
+    }
 
 
 ROOMY = RolloutSettings(max_batch_rows=64)
@@ -108,6 +126,24 @@ def assert_all_is_exported(checkpoints: Path) -> None:
 
     exported = values(*(checkpoints / "export").rglob("*.safetensors"))
     assert values(checkpoints / "second" / "weights.safetensors") <= exported
+
+
+def assert_one_exports_the_same(settings: RunSettings, checkpoints: Path, folder: Path) -> None:
+    """What ranks have exported, adapters merged or not, is what one process writes into `folder` of their weights."""
+    policy: Any = load_policy(settings.policy)
+    if settings.learner.lora:
+        policy.add_lora(settings.learner.lora)
+    load_weights(policy.network, safetensors.torch.load_file(checkpoints / "second" / "weights.safetensors"))
+    policy.save(folder / "export")
+    ours, theirs = (
+        {file.relative_to(root): safetensors.torch.load_file(file) for file in (root / "export").rglob("*.safetensors")}
+        for root in (folder, checkpoints)
+    )
+    assert ours
+    assert {file: own.keys() for file, own in ours.items()} == {file: own.keys() for file, own in theirs.items()}
+    for file, own in ours.items():
+        for name, value in own.items():
+            torch.testing.assert_close(theirs[file][name], value, atol=1e-6, rtol=0, msg=name)
 
 
 def assert_close(learner: Learner, checkpoint: Path, exactly: bool = False) -> None:

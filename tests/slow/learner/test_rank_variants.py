@@ -1,4 +1,5 @@
-"""Two learner ranks do together what one does, whatever method they learn with and whatever they start from."""
+"""Two learner ranks do together what one does, whatever method they learn with, whatever they start from, and with
+networks of other kinds. Those of all families are in `tests/slow/long`."""
 
 from pathlib import Path
 from typing import Any
@@ -6,7 +7,7 @@ from typing import Any
 import pytest
 from diffusers import DiffusionPipeline
 from families import as_lora, saved
-from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same
+from ranks import SETTINGS, assert_all_is_exported, assert_one_learns_the_same, of_family
 from support import Settings
 
 METHODS = {"dance_grpo": None, "branch_grpo": {"rank": 2}, "tree_grpo": None}
@@ -17,6 +18,8 @@ VARIANTS = [
     "stage3 partitioned kl",
     "stage3 partitioned start merged",
     "stage3 partitioned start trained",
+    "stage3 partitioned streams adapted",
+    "stage3 partitioned unet",
 ]
 
 
@@ -29,6 +32,10 @@ def variants(
     lora = str(as_lora(DiffusionPipeline.from_pretrained(tiny), tmp_path_factory.mktemp("lora")))
     partitioned = {**third, "name": "partitioned"}
     started = {**partitioned, "policy.pretrained": str(tiny)}
+    unet, streams = (
+        of_family(name, saved(name, tmp_path_factory.mktemp("family") / "pipeline"), stage=3)
+        for name in ("SD1.5", "LTX-2")
+    )
     changes: dict[str, dict[str, Any]] = {
         "stage3 offloaded": {**third, "learner.offload": {"optimizer": True, "parameters": True}},
         "stage3 partitioned kl": {**partitioned, "learner.kl_weight": 50.0},
@@ -38,6 +45,8 @@ def variants(
             "policy.start_from": {"path": lora, "lora": "train"},
             "learner.lora": {"rank": 2, "alpha": 6},
         },
+        "stage3 partitioned unet": unet,
+        "stage3 partitioned streams adapted": {**streams, "learner.lora": {"rank": 2}},
     }
     for method, adapter in METHODS.items():
         schedule = {"method": method, **small_methods[method]}
