@@ -121,7 +121,9 @@ def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> N
         tune.with_resources(_trial, lambda config: tune.PlacementGroupFactory([config["run"]["resources"]])),
         param_space={"run": tune.grid_search([_config(study, trial) for trial in todo])},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=_most_at_once(todo), trial_dirname_creator=lambda trial: trial.trial_id
+            max_concurrent_trials=_most_at_once(todo),
+            trial_dirname_creator=lambda trial: trial.trial_id,
+            reuse_actors=True,  # a process of Tune takes seconds to start
         ),
         run_config=tune.RunConfig(
             name=what,
