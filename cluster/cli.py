@@ -70,7 +70,7 @@ def train(
 ) -> None:
     """Train a policy with rewards, as the recipe says.
 
-    A run may continue with other settings (docs/operating.md); changes.jsonl in its folder records them.
+    A run may continue with other settings (docs/operating.md), which its changes.jsonl records.
 
     Example: [bold]branchgrpo train recipes/glyphs.yaml iterations=4 name=short[/bold], then
     [bold]branchgrpo train runs/short --resume iterations=8 learner.optimizer.learning_rate=1e-4[/bold]
@@ -95,7 +95,7 @@ def _check_back_to(iteration: int | None, resume: bool) -> None:
 def check(
     recipe: RecipeOrRun,
     overrides: Overrides = None,
-    gpu: Annotated[str | None, typer.Option(help="What fits a GPU of this kind (h100).")] = None,
+    gpu: Annotated[str | None, typer.Option(help="Also say what fits h100, h200, a100, l40s, 4090 or 5090.")] = None,
 ) -> None:
     """Report what a run would need: passes, edges and rows, parameters and memory, missing files.
 
@@ -180,8 +180,8 @@ def evaluate(
 ) -> None:
     """Sample the held-out prompts deterministically and score them.
 
-    Settings in the command replace the run's: other prompts, rewards, `evaluation.samples`, `evaluation.steps`,
-    `evaluation.seed`, `policy.guidance_scale`.
+    Settings in the command replace the run's: prompts, rewards, `evaluation.samples`, `.steps` or
+    `.seed`, `policy.guidance_scale`.
 
     Example: [bold]branchgrpo evaluate runs/glyphs evaluation.steps=30 --all --out pictures[/bold], or
     [bold]branchgrpo evaluate runs/glyphs --against recipes/glyphs.yaml[/bold]

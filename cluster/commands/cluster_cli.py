@@ -40,7 +40,8 @@ def study(
 ) -> None:
     """Compare variants of a recipe over several seeds, each equally tuned, and write a report.
 
-    Stopped or killed, the same command continues. The exit status is 1 if a run broke; the others come to their end.
+    Stopped or killed, the same command continues.
+    The exit status is 1 if a run broke; the others come to their end.
 
     Example: [bold]branchgrpo study studies/methods.yaml[/bold], and meanwhile
     [bold]branchgrpo study studies/methods.yaml --report[/bold]
@@ -81,8 +82,9 @@ def diversity(
 ) -> None:
     """Compare the leaves of trees with samples that are drawn one by one: MMD² with a permutation test.
 
-    docs/studies.md says what the figures mean. Of a run, its start and its newest checkpoint are compared. Settings in
-    the command replace the run's.
+    docs/studies.md says what the figures mean.
+    Of a run, its start and its newest checkpoint are compared.
+    Settings in the command replace the run's.
 
     Example: [bold]branchgrpo diversity runs/shapes --prompts 40 --out diversity[/bold], or
     [bold]branchgrpo diversity shapes schedule.sibling_spread=1[/bold]

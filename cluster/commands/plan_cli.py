@@ -37,8 +37,8 @@ def plan(
 ) -> None:
     """Show what a run would take: the five fastest layouts that fit, with their seconds, GPU-hours and limits.
 
-    Nothing is run: FLOPs and memory are counted on shapes, and a simulation says who waits for whom. Of the policy only
-    configuration files are read.
+    Nothing is run: FLOPs and memory are counted on shapes, and a simulation says who waits for whom.
+    Of the policy only configuration files are read.
 
     Example: [bold]branchgrpo plan flux_hps_branch policy.pretrained=/models/FLUX.1-dev --gpus 8 --gpu h100[/bold]
     """
@@ -77,7 +77,8 @@ def calibrate(
 ) -> None:
     """Measure how fast this device does a recipe's work: rollout, training, decoding, rewards. It takes about a minute.
 
-    It loads what the recipe names. Plans for this kind of device, of any recipe, then use what was measured.
+    It loads what the recipe names.
+    Plans for this kind of device, of any recipe, then use what was measured.
 
     Example: [bold]branchgrpo calibrate recipes/glyphs.yaml[/bold], then
     [bold]branchgrpo plan recipes/glyphs.yaml --gpus 2 --gpu cpu[/bold]

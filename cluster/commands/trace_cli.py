@@ -60,8 +60,8 @@ def profile(
 ) -> None:
     """Show what torch does within the spans of a running run: its operations and the GPU's kernels, for Perfetto.
 
-    Nothing is restarted. The iterations are slower while they are profiled, and come out the same. Of reward models
-    (`--process reward`), every replica that gets work is profiled.
+    Nothing is restarted. The iterations are slower while they are profiled, and come out the same.
+    Of reward models (`--process reward`), every replica that gets work is profiled.
 
     Example: [bold]branchgrpo profile runs/mine --iterations 2 --process learner[/bold]
     """

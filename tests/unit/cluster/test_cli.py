@@ -6,8 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import typer
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster import cli
+from rich.text import Text
 from support import RECIPES
 from typer.testing import CliRunner
 
@@ -79,12 +81,18 @@ def test_each_mistake_is_one_clear_line_and_leaves_nothing(
     assert sorted(tmp_path.rglob("*")) == before
 
 
-COMMANDS = "train view submit status scale serve-rewards evaluate export pretrain drain node clean monitor trace"
+COMMANDS = typer.main.get_command(cli.app).commands
 
 
-@pytest.mark.parametrize("name", COMMANDS.split())
+@pytest.mark.parametrize("name", COMMANDS)
 def test_every_command_has_help_with_an_example(name: str) -> None:
     assert "Example: branchgrpo" in CliRunner().invoke(cli.app, [name, "--help"]).output
+
+
+@pytest.mark.parametrize("name", COMMANDS)
+def test_help_breaks_no_sentence_at_100_columns(name: str) -> None:
+    _, *below = COMMANDS[name].help.split("\n\n")  # where lines are shown as they are written
+    assert [line for line in "\n".join(below).split("\n") if len(Text.from_markup(line)) > 98] == []
 
 
 @pytest.mark.parametrize(
