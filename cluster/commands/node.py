@@ -28,16 +28,20 @@ ACTOR_PREFIXES = ("RolloutActor", "LearnerActor", "ColocatedActor", "Controller"
 """Prefixes of the class names of actors that work for runs."""
 POLL_SECONDS = 0.5
 END_SECONDS = 30
+HEAD = "node:__internal_head__"
+"""The resource that Ray gives the head node of a cluster."""
 
 
 def drain(address: str, name: str | None, seconds: float) -> tuple[str, list[str]]:
     """Take the node `name` of the cluster at `address` (default: the only one of this machine) out of use.
 
     Waits until no process of a run is on it, for so many seconds at most; returns the node's name, and the processes
-    that are left. Raises InputError if there is no such node.
+    that are left. Raises InputError if there is no such node, or if it is the head, with which all runs would end.
     """
     with visiting(address):
         node = _node(address, name)
+        if HEAD in node["Resources"]:
+            raise InputError(f"node {node['NodeName']} is the head of the cluster at '{address}': no run outlives it")
         _announce(node["NodeID"], seconds)
         limit = time.monotonic() + seconds
         while (left := _processes_on(node["NodeID"])) and time.monotonic() < limit:
