@@ -38,7 +38,7 @@ from ..run.preflight import check_here
 from ..run.stop import Stopped, StopRequest
 from ..study.curves import BROKEN_STATES
 from ..study.file import Study
-from ..study.shared_runs import take_over
+from ..study.shared_runs import FinishedRun, finished_runs, take_over
 from ..study.timing import measured, to_measure
 from ..study.trials import Trial, chosen, trials, tuning_trials
 
@@ -109,7 +109,12 @@ def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> N
     """Run those of the trials that aren't finished, as many at once as there is room for."""
     for trial in every:
         trial.must_continue()
-        if what == "runs" and (taken := take_over(trial, study.folder.parent)):
+    others: list[FinishedRun] = []
+    if what == "runs" and any(trial.state == "not started" for trial in every):
+        with console.status("reading the runs of other studies"):
+            others = finished_runs(study.folder.parent)
+    for trial in every:
+        if taken := take_over(trial, others):
             console.print(f"{trial.settings.name}: the same as {taken}", markup=False, highlight=False)
     todo = [trial for trial in every if not trial.finished]
     if not todo:

@@ -3,7 +3,8 @@
 import json
 import re
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 
 from ...proto.atomic_files import whole
@@ -12,6 +13,7 @@ from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
 from ..run.new_folder import FINGERPRINTS, VERSIONS, has_begun, policy_fingerprint, versions
+from ..run.state import read_state
 from .file import sized_as
 from .trials import OF_NO_CONSEQUENCE, Trial
 
@@ -19,17 +21,47 @@ KERNEL = re.compile(r"^Linux-.+-(?=[^-]+-with-)")
 """The kernel's release in the name of a platform, up to the processor and the C library: no result depends on it."""
 
 
-def take_over(trial: Trial, studies: Path) -> Path | None:
-    """Copy the run of another study that is what a trial would be, and return the folder that it was in.
+@dataclass(frozen=True)
+class FinishedRun:
+    """What the folder of a finished run tells of it."""
 
-    It has the trial's settings and policy, was made with the versions that are here (on any Linux kernel), and has
-    finished all the iterations and evaluations. None if there is none in the folders in `studies`, or if the trial has
-    begun. What a driver has left of the trial that was killed before it had begun is replaced.
+    path: Path
+    iterations: int
+    settings: RunSettings
+    policy: str
+    """Fingerprint of the policy that it began with."""
+
+
+def finished_runs(studies: Path) -> list[FinishedRun]:
+    """The runs of all studies in a folder that have finished, with the versions that are here (on any Linux kernel).
+
+    A folder that can't be read holds none.
+    """
+    found, here = [], _kernel_aside(versions())
+    for recipe in sorted(studies.glob("*/runs/*/recipe.yaml")):
+        run = RunFolder(recipe.parent)
+        try:
+            if read_state(run.path)["state"] != "finished":
+                continue
+            if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != here:
+                continue
+            iterations = next(reversed(run.lines("metrics")))["iteration"]
+            policy = json.loads((run.path / FINGERPRINTS).read_text())["policy"]
+            found.append(FinishedRun(run.path, iterations, run.settings, policy))
+        except (OSError, ValueError, LookupError, TypeError, StopIteration):
+            continue
+    return found
+
+
+def take_over(trial: Trial, runs: Iterable[FinishedRun]) -> Path | None:
+    """Copy the first of other studies' runs that is what a trial would be, and return the folder that it was in.
+
+    It has the trial's settings and policy, and all its iterations and evaluations. None if there is none, or if the
+    trial has begun. What a driver has left of the trial that was killed before it had begun is replaced.
     """
     if trial.state != "not started" or has_begun(trial.folder.path):
         return None
-    for path in sorted(studies.glob("*/runs/*/recipe.yaml")):
-        run = RunFolder(path.parent)
+    for run in runs:
         if _is_that_of(run, trial):
             with whole(trial.folder.path, replace_folder=True) as copy:
                 shutil.copytree(run.path, copy)
@@ -39,27 +71,22 @@ def take_over(trial: Trial, studies: Path) -> Path | None:
     return None
 
 
-def _is_that_of(run: RunFolder, trial: Trial) -> bool:
-    place = {"name": run.path.name, "runs": run.path.parent}
-    there = Trial(trial.variant, trial.values, trial.settings.model_copy(update=place))
-    try:
-        if not there.finished:
-            return False
-        if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != _kernel_aside(versions()):
-            return False
-        made, fingerprint = run.settings, json.loads((run.path / FINGERPRINTS).read_text())["policy"]
-        changed = [change.setting for change in find_changes(made, sized_as(trial.settings, run.path))]
-    except (OSError, ValueError, LookupError, TypeError):  # unreadable, or so different that no run could change to it
+def _is_that_of(run: FinishedRun, trial: Trial) -> bool:
+    made, wanted = run.settings, trial.settings
+    # First what is told apart without reading all prompts, as `find_changes` does.
+    if run.iterations < wanted.iterations or made.seed != wanted.seed or not _same_trees(made, wanted):
         return False
-    if not made.evaluation.every or trial.settings.evaluation.every % made.evaluation.every:
+    if not made.evaluation.every or wanted.evaluation.every % made.evaluation.every:
         return False  # it wasn't evaluated when the trial would be
-    if trial.settings.learner.optimizer.schedule != "constant" and "iterations" in changed:
-        return False  # their number decides about every learning rate
-    if _same_trees(made, trial.settings):
-        changed = [name for name in changed if not name.startswith("schedule.")]
-    if not all(map(OF_NO_CONSEQUENCE.match, changed)):
+    try:
+        changed = [change.setting for change in find_changes(made, sized_as(wanted, run.path))]
+    except (OSError, ValueError):  # prompts that are gone, or so different that no run could change to it
         return False
-    return bool(fingerprint == policy_fingerprint(trial.settings))
+    if wanted.learner.optimizer.schedule != "constant" and "iterations" in changed:
+        return False  # their number decides about every learning rate
+    if not all(name.startswith("schedule.") or OF_NO_CONSEQUENCE.match(name) for name in changed):
+        return False
+    return run.policy == policy_fingerprint(wanted)
 
 
 def _kernel_aside(versions: Mapping[str, str]) -> dict[str, str]:
@@ -68,6 +95,7 @@ def _kernel_aside(versions: Mapping[str, str]) -> dict[str, str]:
 
 def _same_trees(one: RunSettings, other: RunSettings) -> bool:
     """Whether two recipes describe the same trees, in every iteration, if not in the same words."""
-    schedules = one.schedule, other.schedule
-    first, second = (schedule.build(1, one.seed) for schedule in schedules)
-    return first == second and not any(schedule.varies for schedule in schedules)
+    first, second = one.schedule, other.schedule
+    if first == second:
+        return True
+    return not (first.varies or second.varies) and first.build(1, one.seed) == second.build(1, other.seed)

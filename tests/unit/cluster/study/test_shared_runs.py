@@ -10,7 +10,7 @@ from branchgrpo.cluster.run.driver_lock import driver_lock
 from branchgrpo.cluster.run.new_folder import FINGERPRINTS, VERSIONS, begin, policy_fingerprint, versions
 from branchgrpo.cluster.study.curves import read_curve
 from branchgrpo.cluster.study.file import Study
-from branchgrpo.cluster.study.shared_runs import take_over
+from branchgrpo.cluster.study.shared_runs import finished_runs, take_over
 from branchgrpo.cluster.study.trials import Trial, trials
 from branchgrpo.proto.recipe import save_recipe
 
@@ -42,13 +42,13 @@ def test_run_of_another_study_is_taken_over(study_in: Load, made: Callable[..., 
     seldom = {"execution": "in_process", "evaluation.every": 2}
     study = study_in(common=seldom, variants={"tree": {}}, baseline="tree", budget={"iterations": 3})
     trial = first(study)
-    assert take_over(trial, tmp_path) == path
+    assert take_over(trial, finished_runs(tmp_path)) == path
     assert trial.finished
     trial.must_continue()
     assert (trial.folder.settings.name, trial.folder.settings.runs) == ("tree-seed0", tmp_path / "out" / "runs")
     reported = [REWARDS[0], REWARDS[2], REWARDS[3]]
     assert list(read_curve(study, trial).reward) == reported, "within the budget, and as often as the study evaluates"
-    assert take_over(trial, tmp_path) is None, "what is there stays"
+    assert take_over(trial, finished_runs(tmp_path)) is None, "what is there stays"
 
 
 @pytest.mark.parametrize(
@@ -67,7 +67,7 @@ def test_run_that_would_be_another_is_not_taken(
 ) -> None:
     same = {"variants": {"flat": {}}}
     made(**{**same, **changes})
-    assert take_over(first(study_in(**same)), tmp_path) is None
+    assert take_over(first(study_in(**same)), finished_runs(tmp_path)) is None
 
 
 def test_trees_may_be_described_in_other_words(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
@@ -75,7 +75,7 @@ def test_trees_may_be_described_in_other_words(study_in: Load, made: Callable[..
     path = made(variants={"flat": {"schedule": schedule}})
     for spread, taken in ((2.0, None), (4.0, path)):
         study = study_in(variants={"flat": {"schedule": {**schedule, "sibling_spread": spread}}})
-        assert take_over(first(study), tmp_path) == taken
+        assert take_over(first(study), finished_runs(tmp_path)) == taken
     first(study).must_continue()
 
 
@@ -85,20 +85,20 @@ def test_planned_rates_depend_on_the_number_of_iterations(
 ) -> None:
     same = {"variants": {"flat": {"learner.optimizer.schedule": schedule}}}
     made(**same)
-    assert bool(take_over(first(study_in(**same, budget={"iterations": 2})), tmp_path)) is taken
+    assert bool(take_over(first(study_in(**same, budget={"iterations": 2})), finished_runs(tmp_path))) is taken
 
 
 def test_sizes_that_a_run_chose_are_taken_over(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     automatic = {"execution": "ray", "evaluation.every": 1, "rollout.max_batch_rows": "auto"}
     path = made(common={**automatic, "rollout.max_batch_rows": 64})
     trial = first(study_in(common=automatic))
-    assert take_over(trial, tmp_path) == path
+    assert take_over(trial, finished_runs(tmp_path)) == path
     trial.must_continue()
 
 
 def test_run_of_another_policy_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     (made() / FINGERPRINTS).write_text(json.dumps({"policy": "another"}))
-    assert take_over(first(study_in()), tmp_path) is None
+    assert take_over(first(study_in()), finished_runs(tmp_path)) is None
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
@@ -110,7 +110,7 @@ def test_unreadable_folder_is_passed_over(
     file.unlink()
     if content is not None:
         file.write_text(content)
-    assert take_over(first(study_in()), tmp_path) is None
+    assert take_over(first(study_in()), finished_runs(tmp_path)) is None
 
 
 @pytest.mark.parametrize("begun", [False, True])
@@ -124,13 +124,13 @@ def test_what_a_killed_driver_left_is_replaced_or_continued(
         begin(folder, trial.settings)
     if not begun:
         (folder / "recipe.yaml").unlink()
-    assert take_over(trial, tmp_path) == (None if begun else path)
+    assert take_over(trial, finished_runs(tmp_path)) == (None if begun else path)
     assert trial.finished is not begun
 
 
 def test_run_of_other_versions_is_not_taken(study_in: Load, made: Callable[..., Path], tmp_path: Path) -> None:
     (made() / VERSIONS).write_text(json.dumps({**versions(), "torch": "1.0"}))
-    assert take_over(first(study_in()), tmp_path) is None
+    assert take_over(first(study_in()), finished_runs(tmp_path)) is None
 
 
 LINUX = "Linux-6.1.0-13-amd64-x86_64-with-glibc2.36"
@@ -151,4 +151,4 @@ def test_another_kernel_makes_no_other_run(
     monkeypatch.setattr("platform.platform", lambda: LINUX)
     path = made()
     monkeypatch.setattr("platform.platform", lambda: here)
-    assert take_over(first(study_in()), tmp_path) == (path if taken else None)
+    assert take_over(first(study_in()), finished_runs(tmp_path)) == (path if taken else None)
