@@ -9,20 +9,19 @@ from collections.abc import Sequence
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from ...proto.atomic_files import json_lines, whole, write_text
+from ...proto.settings import PromptSettings
 from .changes import Change
+from .line_files import LineFiles
 from .wandb_log import FILE as WANDB
 from .wandb_log import last_step
-
-if TYPE_CHECKING:
-    from .folder import RunFolder
 
 RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
 
 
-def write_changes(folder: "RunFolder", changes: Sequence[Change], done: int, went_back_from: int | None) -> None:
+def write_changes(folder: LineFiles, changes: Sequence[Change], done: int, went_back_from: int | None) -> None:
     """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict."""
     if changes and any(line["iteration"] > done for line in folder.lines("metrics")):
         set_aside_after(folder, done)  # what is done again will differ
@@ -40,7 +39,7 @@ def from_now(done: int) -> dict[str, Any]:
     return {"iteration": done + 1, "time": time.strftime("%Y-%m-%dT%H:%M:%S%z")}
 
 
-def set_aside_after(folder: "RunFolder", iteration: int) -> None:
+def set_aside_after(folder: LineFiles, iteration: int) -> None:
     """Move checkpoints, lines and results of later iterations into a folder of `set-aside`, where nobody looks."""
     aside = _free_name(folder.path / "set-aside" / f"after-{iteration:06d}")
     for name in ("metrics", "evaluations"):
@@ -58,7 +57,7 @@ def set_aside_after(folder: "RunFolder", iteration: int) -> None:
     folder.forget_after(iteration or -1)
 
 
-def set_aside_wandb(folder: "RunFolder", iteration: int) -> None:
+def set_aside_wandb(folder: LineFiles, iteration: int) -> None:
     """Make way for a new W&B run, to which another evaluation of an iteration can be written, if the present one has
     that iteration already."""
     if last_step(folder.path) >= iteration:
@@ -76,11 +75,10 @@ def _keep_prompts(run: Path, name: str, done: int) -> None:
                 shutil.copyfile(path, temporary)
 
 
-def drop_replaced_prompts(folder: "RunFolder") -> None:
-    """Remove prompts that the recipe no longer names; `write_changes` has kept a copy."""
-    prompts = folder.settings.prompts
+def drop_replaced_prompts(run: Path, prompts: PromptSettings) -> None:
+    """Remove prompts from a run's folder that its recipe no longer names; `write_changes` has kept a copy."""
     for name in ("train", "held_out"):
-        for path in (folder.path / "prompts").glob(f"{name}.*"):
+        for path in (run / "prompts").glob(f"{name}.*"):
             if path.resolve() != getattr(prompts, name):
                 path.unlink()
 

@@ -32,7 +32,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, Literal
 
-from ...proto.atomic_files import json_lines, remove, sweep, write_text
+from ...proto.atomic_files import remove, sweep
 from ...proto.errors import InputError
 from ...proto.recipe import load_recipe, save_recipe
 from ...proto.settings import CheckpointSettings, RunSettings
@@ -42,6 +42,7 @@ from .changes import Change, find_changes
 from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, numbered, set_aside
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file, weights_of_best
+from .line_files import LineFiles
 from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
 from .state import resume_command
 
@@ -49,11 +50,11 @@ WhichCheckpoint = int | Literal["newest", "best"]
 """A checkpoint by its iteration, the newest one, or the one that was evaluated best."""
 
 
-class RunFolder:
+class RunFolder(LineFiles):
     """The folder of one run."""
 
     def __init__(self, path: Path) -> None:
-        self.path = path
+        super().__init__(path)
         self.changes: list[Change] = []
         """Found when the run was taken up, and not yet in effect."""
         self._recipe: RunSettings | None = None
@@ -144,7 +145,7 @@ class RunFolder:
                 write_changes(self, self.changes, done, self._went_back_from)
             self._changes_written = True  # also if the disk is full now, and all this is tried again
             save_recipe(self._recipe, self.path)
-            drop_replaced_prompts(self)
+            drop_replaced_prompts(self.path, self.settings.prompts)
             self._recipe = self._back_to = None
         self.forget_after(done or -1)
         return done
@@ -267,27 +268,6 @@ class RunFolder:
         for iteration in found:
             if iteration not in kept and not (settings.keep_every and iteration % settings.keep_every == 0):
                 remove(self.checkpoint(iteration))
-
-    # Lines ------------------------------------------------------------------------------------------------------
-
-    def append(self, name: str, *lines: Mapping[str, Any]) -> None:
-        """Add JSON lines to `name`.jsonl, by replacing the file with a longer one."""
-        path = self.path / f"{name}.jsonl"
-        before = path.read_text() if path.exists() else ""
-        write_text(path, before + json_lines(lines))
-
-    def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of `name`.jsonl; none if there is no file."""
-        path = self.path / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-    def forget_after(self, iteration: int) -> None:
-        """Drop lines of iterations that a resumed run will repeat."""
-        for name in ("metrics", "evaluations"):
-            if kept := [line for line in self.lines(name) if line["iteration"] <= iteration]:
-                write_text(self.path / f"{name}.jsonl", json_lines(kept))
-            else:
-                (self.path / f"{name}.jsonl").unlink(missing_ok=True)
 
     # Evaluations ------------------------------------------------------------------------------------------------
 

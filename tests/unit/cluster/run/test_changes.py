@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.run import folder, pictures
+from branchgrpo.cluster.run import line_files, pictures
 from branchgrpo.cluster.run.changes import find_changes
 from branchgrpo.cluster.run.checkpoints import written
 from branchgrpo.cluster.run.evaluation import MADE_WITH
@@ -166,7 +166,7 @@ def test_a_continuation_is_cut_off_and_tried_again(
             raise OSError(errno.ENOSPC, "no room")
         atomic_files.write_text(path, text)
 
-    for module in (folder, recipe):
+    for module in (line_files, recipe):
         monkeypatch.setattr(module, "write_text", write)
     with RunFolder.resume(changed, 2) as run:
         with pytest.raises(OSError, match="no room"):
