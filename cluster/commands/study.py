@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -255,10 +256,20 @@ def _progress(what: str, every: Sequence[Trial]) -> Table:
 
 
 def _stop(todo: Sequence[Trial], console: Console) -> None:
-    """Have the runs at work stop with a checkpoint, and wait for them."""
+    """Have the runs at work stop with a checkpoint, those too that begin meanwhile, and wait for them.
+
+    Those of other hosts get their signal when Ray ends the processes above them."""
+    told: set[int] = set()
     with console.status("waiting for the runs to save checkpoints"):
-        for trial in todo:
-            if (seen := driver_of(trial.folder.path)) and seen.alive and seen.driver.host == socket.gethostname():
-                os.kill(seen.driver.pid, signal.SIGTERM)
-        while any((seen := driver_of(trial.folder.path)) and seen.alive for trial in todo):
+        while at_work := _drivers_here(todo):
+            for pid in at_work - told:
+                with suppress(ProcessLookupError):  # it has just ended
+                    os.kill(pid, signal.SIGTERM)
+            told |= at_work
             time.sleep(0.2)
+
+
+def _drivers_here(trials: Sequence[Trial]) -> set[int]:
+    """The processes of this host that drive one of the runs."""
+    seen = (driver_of(trial.folder.path) for trial in trials)
+    return {one.driver.pid for one in seen if one and one.alive and one.driver.host == socket.gethostname()}

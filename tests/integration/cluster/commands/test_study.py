@@ -1,16 +1,21 @@
 """A study of two small variants, which is killed on the way and continued."""
 
 import csv
+import io
 import json
 import os
 import signal
 import subprocess
+import sys
 from pathlib import Path
 
 import pytest
+from branchgrpo.cluster.commands import study as study_command
 from branchgrpo.cluster.run.driver_lock import driver_of
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.state import read_state
+from branchgrpo.cluster.study.trials import Trial
+from rich.console import Console
 from small_studies import FLAT, small_study
 from support import Settings, command, until
 
@@ -56,3 +61,37 @@ def test_a_killed_study_continues_and_reports_what_runs_do(run_settings: Setting
             assert float(last[count]) == summary[count] > 0
             assert float(costs[name][count]) * ITERATIONS == pytest.approx(summary[count])
         assert float(last["seconds"]) == pytest.approx(float(costs[name]["seconds"]) * ITERATIONS)
+
+
+RUN = """
+import signal, sys, time
+from pathlib import Path
+from branchgrpo.cluster.run.driver_lock import driver_lock
+
+def until(reached):
+    limit = time.monotonic() + 20
+    while not reached():
+        if time.monotonic() > limit:
+            sys.exit("nobody has stopped this run")
+        time.sleep(0.01)
+
+own, begins_after, ends_after = map(Path, sys.argv[1:])
+stopped = []
+signal.signal(signal.SIGTERM, lambda *_: (stopped.append(True), (own / "stopped").touch()))
+until(begins_after.exists)
+with driver_lock(own):
+    (own / "begun").touch()
+    until(lambda: stopped and ends_after.exists())
+"""
+
+
+def test_a_run_that_begins_while_others_stop_is_stopped(run_settings: Settings, tmp_path: Path) -> None:
+    trials = [Trial(name, {}, run_settings({"name": name})) for name in ("early", "late")]
+    early, late = (trial.folder.path for trial in trials)
+    for path in (early, late):
+        path.mkdir(parents=True)
+    places = ((early, tmp_path, late / "begun"), (late, early / "stopped", tmp_path))
+    processes = [subprocess.Popen([sys.executable, "-c", RUN, *map(str, own)]) for own in places]
+    until((early / "begun").exists)
+    study_command._stop(trials, Console(file=io.StringIO()))
+    assert [process.wait() for process in processes] == [0, 0]
