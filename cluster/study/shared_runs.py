@@ -82,6 +82,8 @@ def _is_that_of(run: FinishedRun, trial: Trial) -> bool:
         changed = [change.setting for change in find_changes(made, sized_as(wanted, run.path))]
     except (OSError, ValueError):  # prompts that are gone, or so different that no run could change to it
         return False
+    if made.evaluation.undo_falls and any(name.startswith(("evaluation", "checkpoint.keep_best")) for name in changed):
+        return False  # they decide which falls were undone, and what the run went back to
     if wanted.learner.optimizer.schedule != "constant" and "iterations" in changed:
         return False  # their number decides about every learning rate
     if not all(name.startswith("schedule.") or OF_NO_CONSEQUENCE.match(name) for name in changed):

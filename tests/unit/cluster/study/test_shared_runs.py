@@ -79,6 +79,17 @@ def test_trees_may_be_described_in_other_words(study_in: Load, made: Callable[..
     first(study).must_continue()
 
 
+@pytest.mark.parametrize("falls", [None, {}])
+def test_undone_falls_depend_on_when_runs_are_evaluated(
+    study_in: Load, made: Callable[..., Path], falls: dict[str, object] | None, tmp_path: Path
+) -> None:
+    common = {"execution": "in_process", "checkpoint.keep_best": {}, "evaluation.undo_falls": falls}
+    made(variants={"flat": {}}, common=common | {"evaluation.every": 1})
+    for every, taken in ((2, falls is None), (1, True)):
+        study = study_in(variants={"flat": {}}, common=common | {"evaluation.every": every})
+        assert bool(take_over(first(replace(study, folder=tmp_path / str(every))), finished_runs(tmp_path))) is taken
+
+
 @pytest.mark.parametrize(("schedule", "taken"), [("constant", True), ("cosine", False)])
 def test_planned_rates_depend_on_the_number_of_iterations(
     study_in: Load, made: Callable[..., Path], schedule: str, taken: bool, tmp_path: Path
