@@ -151,11 +151,13 @@ def tuning(study: Study) -> Table:
 
 def _at_an_end(study: Study, variant: str, candidate: Candidate) -> bool:
     """Whether a value might have been better beyond those that were tried."""
-    for key, value in candidate.values.items():
+
+    def ends(key: str, value: Any) -> bool:
         tried = [other.values[key] for other in study.variants[variant]]
-        if all(isinstance(other, int | float) for other in tried) and value in (min(tried), max(tried)):
-            return min(tried) < max(tried)
-    return False
+        numbers = all(type(other) in (int, float) for other in tried)  # beyond a bool there is nothing
+        return numbers and min(tried) < max(tried) and value in (min(tried), max(tried))
+
+    return any(ends(key, value) for key, value in candidate.values.items())
 
 
 def points(curves: Curves) -> Table:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 from branchgrpo.cluster.study.file import Study
 from branchgrpo.cluster.study.report import write_report
+from branchgrpo.cluster.study.tables import tuning
 from branchgrpo.cluster.study.trials import trials, tuning_trials
 from PIL import Image
 
@@ -115,3 +116,21 @@ def test_a_tuned_value_that_failed_is_no_broken_run(study_in: Load, made_up: Mad
     text = report.path.read_text()
     assert "| `tree` | `learner.optimizer.learning_rate=0.0001` | 0.500 | chosen (an end of its list) |" in text
     assert "| `tree` | `learner.optimizer.learning_rate=1.0` | failed |  |" in text
+
+
+@pytest.mark.parametrize(
+    ("tuned", "marked"),
+    [
+        ({"learner.clip_range": [0.01], "learner.optimizer.learning_rate": [1e-4, 2e-4]}, True),
+        ({"advantage.noise_weight": [False, True]}, False),
+    ],
+    ids=["beside a single value", "yes or no"],
+)
+def test_only_what_may_go_on_has_an_end(
+    study_in: Load, made_up: MadeUp, tuned: dict[str, list[object]], marked: bool
+) -> None:
+    study = study_in(variants={"flat": {}, "tree": {"tune": tuned}}, tuning={"prompts": "validation.txt"})
+    for score, (_, runs) in enumerate(tuning_trials(study, "tree")):
+        made_up(runs[0], [0, score, score, score, score])
+    (chosen,) = [row[-1] for row in tuning(study).rows if row[-1]]
+    assert chosen == "chosen" + " (an end of its list)" * marked
