@@ -107,7 +107,7 @@ def find_subjects(
 def opponent(target: Path, settings: RunSettings) -> Subject:
     """The policy of another run or recipe, evaluated as `settings` say: with their prompts, noise, steps, rewards."""
     own = load_settings(target)
-    size = {name: getattr(settings.policy, name) for name in ("height", "width", "frames")}
+    size = {name: getattr(settings.policy, name) for name in ("height", "width", "frames", "seconds")}
     same = settings.model_copy(
         update={
             "policy": own.policy.model_copy(update=size),

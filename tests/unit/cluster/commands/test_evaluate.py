@@ -87,12 +87,17 @@ def test_wins_count_pictures_by_prompt_and_those_alike() -> None:
 def test_an_opponent_is_evaluated_as_the_first_is(run_settings: Settings, tmp_path: Path) -> None:
     settings = run_settings({"evaluation.seed": 9, "schedule.steps": 7})
     other = run_settings({"name": "other", "schedule.steps": 4, "policy.height": 32, "evaluation.seed": 1})
+    settings, other = (
+        own.model_copy(update={"policy": own.policy.model_copy(update={"seconds": seconds})})
+        for own, seconds in ((settings, 2.0), (other, 5.0))
+    )
     with RunFolder.create(other) as folder:
         folder.append("metrics", {"iteration": 1})
         same = opponent(folder.path / "recipe.yaml", settings)
     (task,), (own,) = (evaluation_tasks(given, ["1", "2"], version=0) for given in (same.settings, settings))
     assert (task.seed, task.schedule) == (own.seed, own.schedule)
     assert same.settings.policy.height == settings.policy.height
+    assert same.settings.policy.seconds == settings.policy.seconds
     assert same.label == "other, untrained"
 
 
