@@ -12,6 +12,7 @@ import shutil
 import signal
 import tempfile
 import uuid
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,8 @@ def submit(
     with tempfile.TemporaryDirectory() as temporary:
         recipe = save_recipe(settings, Path(temporary) / "run")
         for module in own_modules(settings):  # all processes of a job import from its working directory
-            copy = shutil.copytree if module.is_dir() else shutil.copyfile
-            copy(module, recipe.parent / module.name)
+            copy = partial(shutil.copytree, dirs_exist_ok=True) if module.is_dir() else shutil.copyfile
+            copy(module, recipe.parent / module.name)  # one may be called as the folder of the prompts is
         options = (["--resume"] if resume else []) + ([] if back_to is None else [f"--iteration={back_to}"])
         command = ["python", "-m", "branchgrpo", "train", recipe.name, *options]
         runtime_env: dict[str, Any] = {

@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from branchgrpo.cluster.commands.submit import check, stage_package
+from branchgrpo.cluster.commands.submit import check, stage_package, submit
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import load_recipe, save_recipe
@@ -81,6 +81,26 @@ def test_what_only_the_cluster_may_have_is_left_to_it(run_settings: Settings) ->
             }
         )
     )
+
+
+class Cluster:
+    """Takes jobs, and looks into their working directory."""
+
+    def submit_job(self, *, runtime_env: dict[str, Any], **job: str) -> str:
+        folder = Path(runtime_env["working_dir"])
+        self.files = {str(file.relative_to(folder)) for file in folder.rglob("*") if file.is_file()}
+        return job["submission_id"]
+
+
+def test_code_may_have_the_name_of_the_prompts_folder(
+    run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "code" / "prompts").mkdir(parents=True)
+    (tmp_path / "code" / "prompts" / "__init__.py").write_text("def score(media, prompts): ...\n")
+    monkeypatch.syspath_prepend(tmp_path / "code")
+    cluster: Any = Cluster()
+    submit(cluster, run_settings({"execution": "ray", "rewards": {"mine": {"function": "prompts:score"}}}))
+    assert {"recipe.yaml", "prompts/__init__.py", "prompts/train.txt"} <= cluster.files
 
 
 def test_prompts_are_the_same_wherever_they_lie(run_settings: Settings, tmp_path: Path) -> None:
