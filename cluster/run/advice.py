@@ -48,7 +48,8 @@ def _of_schedule(settings: RunSettings) -> Iterator[str]:
         yield "schedule.sibling_spread has no effect: the schedule doesn't split"
     if given.sibling_spread == 0 and schedule.splits:
         yield "schedule.sibling_spread is 0: siblings are equal, and a split teaches nothing"
-    if given.ode_stride and given.ode_stride > 1 and all(step.stride == 1 for step in schedule.steps):
+    longest = max(step.stride for step in schedule.steps)
+    if given.ode_stride and given.ode_stride > 1 and longest == 1 and not given.varies:
         yield "schedule.ode_stride has no effect: no two deterministic steps follow each other"
     stride, every = (_effective(settings, name) for name in ("window_stride", "window_every"))
     if stride == 0:
@@ -77,10 +78,14 @@ def _of_pruning(settings: RunSettings) -> Iterator[str]:
                 f"{settings.iterations}"
             )
             continue
-        schedule = settings.schedule.build(part.first_iteration, settings.seed)
-        only = PruningSettings.model_validate({kind: part})
-        kept = kept_edges(np.arange(float(schedule.nodes)), schedule, only, part.first_iteration)
-        if not settings.schedule.varies and kept.sum() == schedule.trained_edges:
+        schedule, only = settings.schedule.build(), PruningSettings.model_validate({kind: part})
+        values = np.arange(float(schedule.nodes))
+        last = min(part.last_iteration or settings.iterations, settings.iterations)
+        # A window of depths slides on to others, to every step at most.
+        every = part.every if isinstance(part, DepthPruningSettings) else last
+        iterations = range(part.first_iteration, last + 1, every)[: schedule.grid_steps]
+        kept = (kept_edges(values, schedule, only, iteration).sum() for iteration in iterations)
+        if not settings.schedule.varies and all(count == schedule.trained_edges for count in kept):
             yield f"pruning.{kind} has no effect: it leaves out none of the {schedule.trained_edges} trained edges"
     if (width := settings.pruning.width) and width.mode == "parent_top1" and _changed(width, "keep"):
         yield "pruning.width.keep has no effect: pruning.width.mode is 'parent_top1'"
@@ -100,8 +105,14 @@ def _of_learning(settings: RunSettings) -> Iterator[str]:
         yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
     if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
         yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
-    if settings.learner.objective == "nft" and _changed(settings.learner, "clip_range"):
-        yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
+    if settings.learner.objective == "nft":
+        if _changed(settings.learner, "clip_range"):
+            yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
+        for name in ("edge_weight", "noise_weight"):
+            if _changed(advantage, name):
+                yield f"advantage.{name} has no effect: learner.objective is 'nft', which learns from no edges"
+    elif _changed(settings.learner, "nft"):
+        yield f"learner.nft has no effect: learner.objective is '{settings.learner.objective}'"
     if settings.learner.trust_region == "divergence" and _changed(settings.learner, "clip_range"):
         yield "learner.clip_range has no effect: learner.trust_region is 'divergence', which clips no ratio"
     if settings.learner.trust_region != "divergence" and _changed(settings.learner, "divergence_limit"):

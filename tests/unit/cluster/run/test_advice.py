@@ -15,6 +15,12 @@ WINDOW = {"method": "branch_grpo_mix", "steps": 8, "splits": {0: 2}, "window": 2
 FOREST = {"steps": 5, "roots": 4, "splits": {}, "sibling_spread": 2.0}
 WIDTH, FIXED = {"mode": "parent_top1"}, {"mode": "fixed", "window": 1}
 SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
+LOT = {"method": "flow_grpo_fast", "steps": 4, "group": 4, "ode_stride": 2}
+LATE = {
+    "schedule": {"steps": 6, "splits": {0: 2}, "sde_steps": [1]},
+    "pruning.depth": {**SLIDING, "start": 5, "every": 1},
+}
+"""A window of depths that begins below all trained ones, and comes to the last of them in the fourth iteration."""
 
 
 @pytest.mark.parametrize(
@@ -65,6 +71,15 @@ SLIDING = {"mode": "sliding", "window": 1, "stop": 2}
         ),
         ({"learner.divergence_limit": 1e-4}, "learner.divergence_limit has no effect: learner.trust_region is 'clip'"),
         ({"learner.kl_scale": "flow_grpo"}, "learner.kl_scale has no effect: learner.kl_weight is 0"),
+        ({"learner.nft": {"strength": 2.0}}, "learner.nft has no effect: learner.objective is 'ratio'"),
+        (
+            {"learner.objective": "nft", "learner.clip_range": 1e-4, "advantage.edge_weight": "depth"},
+            "advantage.edge_weight has no effect: learner.objective is 'nft'",
+        ),
+        (
+            {"learner.objective": "nft", "learner.clip_range": 1e-4, "advantage.noise_weight": True},
+            "advantage.noise_weight has no effect: learner.objective is 'nft'",
+        ),
     ],
 )
 def test_what_has_no_effect_is_told(run_settings: Settings, changes: dict[str, Any], line: str) -> None:
@@ -81,8 +96,19 @@ def test_what_has_an_effect_is_not(run_settings: Settings) -> None:
         {"schedule": {**WINDOW, "window_stride": 1, "window_every": 1}},
         {"rollout.max_unscored_fraction": 0.25, "execution": "ray"},
         {"learner.optimizer.warmup_updates": 3},
+        LATE | {"iterations": 4},
     ):
         assert advice(run_settings(changes)) == [], changes
+
+
+def test_a_window_that_never_comes_to_trained_depths(run_settings: Settings) -> None:
+    (told,) = advice(run_settings(LATE | {"iterations": 3}))
+    assert told == "pruning.depth has no effect: it leaves out none of the 4 trained edges"
+
+
+def test_what_the_first_iteration_lacks_others_may_have(run_settings: Settings) -> None:
+    for seed in range(4):  # of four steps the first two or the two in the middle are noisy, by lot
+        assert advice(run_settings({"schedule": LOT, "seed": seed})) == []
 
 
 def test_shipped_recipes_need_no_advice(tmp_path: Path) -> None:
