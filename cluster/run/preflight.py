@@ -12,8 +12,14 @@ from .own_modules import check_modules
 
 
 def check_recipe(settings: RunSettings) -> None:
-    """Check what the recipe alone shows, on any machine. Raises InputError for the first mistake."""
-    check_rewards(settings)
+    """Raises InputError for what is wrong with a recipe on any machine: a reward that doesn't exist, or a pool without
+    its reward model."""
+    models = reward_models(settings.rewards)
+    if unknown := sorted(set(settings.pools.rewards) - set(models)):
+        raise InputError(
+            f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)} (what a base "
+            "recipe says of others goes with pools.rewards={})"
+        )
 
 
 def check_here(settings: RunSettings) -> None:
@@ -69,14 +75,4 @@ def _check_wandb() -> None:
         raise InputError(
             "logging.wandb_project is set and nobody is logged in to Weights & Biases: run `wandb login`, or set "
             "WANDB_MODE=offline"
-        )
-
-
-def check_rewards(settings: RunSettings) -> None:
-    """Raises InputError for a reward that doesn't exist, or a pool without its reward model."""
-    models = reward_models(settings.rewards)
-    if unknown := sorted(set(settings.pools.rewards) - set(models)):
-        raise InputError(
-            f"pools.rewards names '{unknown[0]}'; the reward models of this run are {', '.join(models)} (what a base "
-            "recipe says of others goes with pools.rewards={})"
         )
