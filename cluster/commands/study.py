@@ -10,6 +10,7 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -101,22 +102,30 @@ def _measured(study: Study, todo: Sequence[RunSettings]) -> None:
 
 
 def _tune_and_run(study: Study, console: Console) -> None:
-    untuned = [variant for variant in study.variants if not chosen(study, variant)]
-    _run(study, "tuning", [run for name in untuned for _, runs in tuning_trials(study, name) for run in runs], console)
-    _run(study, "runs", trials(study), console)
+    tuned = {name: [run for _, runs in tuning_trials(study, name) for run in runs] for name in study.variants}
+    for run in chain(*tuned.values()):
+        run.must_continue()  # those too by which values were chosen before
+    _run(study, "tuning", [run for name, runs in tuned.items() if not chosen(study, name) for run in runs], console)
+    every = trials(study)
+    for run in every:
+        run.must_continue()
+    _take_over(every, study.folder.parent, console)
+    _run(study, "runs", every, console)
+
+
+def _take_over(every: Sequence[Trial], studies: Path, console: Console) -> None:
+    """Copy those of the trials that other studies have made."""
+    others: list[FinishedRun] = []
+    if any(trial.state == "not started" for trial in every):
+        with console.status("reading the runs of other studies"):
+            others = finished_runs(studies)
+    for trial in every:
+        if taken := take_over(trial, others):
+            console.print(f"{trial.settings.name}: the same as {taken}", markup=False, highlight=False)
 
 
 def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> None:
     """Run those of the trials that aren't finished, as many at once as there is room for."""
-    for trial in every:
-        trial.must_continue()
-    others: list[FinishedRun] = []
-    if what == "runs" and any(trial.state == "not started" for trial in every):
-        with console.status("reading the runs of other studies"):
-            others = finished_runs(study.folder.parent)
-    for trial in every:
-        if taken := take_over(trial, others):
-            console.print(f"{trial.settings.name}: the same as {taken}", markup=False, highlight=False)
     todo = [trial for trial in every if not trial.finished]
     if not todo:
         return

@@ -133,8 +133,8 @@ def _unfinished(study: Study, every: Sequence[Curve]) -> Iterator[str]:
     for variant in study.variants:
         if not chosen(study, variant):
             runs = [run for _, own in tuning_trials(study, variant) for run in own]
-            waits = any(run.state not in ("finished", "failed") for run in runs)
-            lines.append(f"- `{variant}` " + ("isn't tuned yet" if waits else "can't be tuned: all its values failed"))
+            failed = all(run.ended for run in runs)
+            lines.append(f"- `{variant}` " + ("can't be tuned: all its values failed" if failed else "isn't tuned yet"))
             lines += [
                 f"- `tuning/{run.settings.name}` is broken, {run.state}" for run in runs if run.state in BROKEN_STATES
             ]

@@ -50,6 +50,11 @@ class Trial:
         last = next(reversed(self.folder.lines("metrics")), {"iteration": 0})
         return self.state == "finished" and last["iteration"] >= self.settings.iterations
 
+    @property
+    def ended(self) -> bool:
+        """Whether nothing is left to do: the run is finished, or it would fail again."""
+        return self.state == "failed" or self.finished
+
     def must_continue(self) -> None:
         """Raises InputError if the run's folder holds one with other settings."""
         if not (self.folder.path / "recipe.yaml").is_file():
@@ -88,7 +93,7 @@ def chosen(study: Study, variant: str) -> Candidate | None:
         return study.variants[variant][0]
     scores = []
     for candidate, runs in tuning_trials(study, variant):
-        if any(run.state not in ("finished", "failed") for run in runs):
+        if not all(run.ended for run in runs):
             return None
         scores.append((validation_score(study, runs), candidate))
     best, candidate = max(scores, key=lambda scored: scored[0])

@@ -44,7 +44,7 @@ def test_values_are_chosen_by_validation_rewards(study_in: Load, made_up: Callab
     study = study_in(**TUNED)
     tuned = list(tuning_trials(study, "tree"))
     assert [run.settings.seed for _, runs in tuned for run in runs] == [7, 8] * 3
-    rewards = {1e-4: [0.1, 0.3, 0.3], 2e-4: [0.1, 0.5, 0.5], 4e-4: [0.9, 0.9, 0.9]}
+    rewards = {1e-4: [0.1, *[0.3] * 4], 2e-4: [0.1, *[0.5] * 4], 4e-4: [0.9] * 5}
     for candidate, runs in tuned:
         assert chosen(study, "tree") is None
         rate = candidate.values["learner.optimizer.learning_rate"]
@@ -57,6 +57,15 @@ def test_values_are_chosen_by_validation_rewards(study_in: Load, made_up: Callab
     runs = [trial for trial in trials(study) if trial.variant == "tree"]
     assert [(run.settings.learner.optimizer.learning_rate, run.settings.seed) for run in runs] == [(2e-4, 0), (2e-4, 1)]
     assert {held_out(run) for run in runs} == {"glyphs_held_out.txt"}
+
+
+def test_a_larger_budget_of_tuning_is_spent(study_in: Load, made_up: Callable[..., None]) -> None:
+    for _, runs in tuning_trials(study_in(**TUNED), "tree"):
+        for run in runs:
+            made_up(run, [0.1, 0.2, 0.3, 0.4, 0.5])
+    for iterations, ended in ((4, True), (5, False)):
+        tuning = {**TUNED["tuning"], "budget": {"iterations": iterations}}
+        assert bool(chosen(study_in(**TUNED | {"tuning": tuning}), "tree")) is ended
 
 
 def test_folder_with_other_settings_is_refused(study_in: Load) -> None:
