@@ -92,6 +92,21 @@ def json_lines(lines: Iterable[Mapping[str, Any]]) -> str:
     return "".join(json.dumps(line) + "\n" for line in lines)
 
 
+def parse_json_lines(data: bytes) -> tuple[list[dict[str, Any]], list[int]]:
+    """The objects in the bytes of a `.jsonl` file, and the numbers of the lines that hold none, counted from 1."""
+    found, broken = [], []
+    for number, line in enumerate(data.splitlines(), start=1):
+        try:
+            value = json.loads(line)
+        except ValueError:
+            value = None
+        if isinstance(value, dict):
+            found.append(value)
+        elif line.strip():
+            broken.append(number)
+    return found, broken
+
+
 def write_new(path: Path, text: str) -> None:
     """As `write_text`, but of all who write `path` at once only the first does. Raises FileExistsError for others.
 

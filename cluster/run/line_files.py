@@ -1,11 +1,11 @@
 """Files of JSON lines in the folder of a run. Each is replaced by a longer or a shorter one, never written in place."""
 
-import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...proto.atomic_files import json_lines, write_text
+from ...proto.atomic_files import json_lines, parse_json_lines, write_text
+from ...proto.errors import InputError
 
 
 class LineFiles:
@@ -21,9 +21,12 @@ class LineFiles:
         write_text(path, before + json_lines(lines))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of `name`.jsonl; none if there is no file."""
+        """The lines of `name`.jsonl; none if there is no file. Raises InputError for a file that was damaged."""
         path = self.path / f"{name}.jsonl"
-        return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+        found, broken = parse_json_lines(path.read_bytes()) if path.exists() else ([], [])
+        if broken:
+            raise InputError(f"{path} is damaged: line {broken[0]} holds no JSON object; remove that line")
+        return found
 
     def forget_after(self, iteration: int) -> None:
         """Drop lines of iterations that a resumed run will repeat."""

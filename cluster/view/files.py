@@ -39,21 +39,6 @@ class FileCache:
         return parsed
 
 
-def json_lines(data: bytes) -> tuple[list[dict[str, Any]], list[int]]:
-    """The objects of a file of JSON lines, and the numbers of the lines that hold none, counted from 1."""
-    found, broken = [], []
-    for number, line in enumerate(data.splitlines(), start=1):
-        try:
-            value = json.loads(line)
-        except ValueError:
-            value = None
-        if isinstance(value, dict):
-            found.append(value)
-        elif line.strip():
-            broken.append(number)
-    return found, broken
-
-
 def json_object(data: bytes) -> dict[str, Any]:
     """The object that a JSON file holds. Raises ValueError if it holds none."""
     value = json.loads(data)

@@ -7,11 +7,12 @@ from hashlib import sha256
 from pathlib import Path
 from typing import Any, TypeVar
 
+from ...proto.atomic_files import parse_json_lines
 from ...proto.errors import InputError
 from ...proto.yaml12 import read_yaml
 from ..run.driver_lock import driver_of
 from ..run.status import RunStatus, status_of
-from .files import FileCache, json_lines, json_object
+from .files import FileCache, json_object
 from .static_files import version
 
 Parsed = TypeVar("Parsed")
@@ -74,7 +75,7 @@ class Run:
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of `name`.jsonl that can be read."""
-        found, broken = self.read(f"{name}.jsonl", json_lines) or ([], [])
+        found, broken = self.read(f"{name}.jsonl", parse_json_lines) or ([], [])
         if broken:
             which = f"line {broken[0]}" if len(broken) == 1 else f"{len(broken)} lines, the first is {broken[0]},"
             self.problems[f"{name}.jsonl"] = f"{which} can't be read"

@@ -9,9 +9,9 @@ from typing import Any
 import yaml
 from markupsafe import Markup
 
+from ...proto.atomic_files import parse_json_lines
 from ..run.status import RunStatus
 from .figures import alike, column, main_reward, number, thinned
-from .files import json_lines
 from .pages import render
 from .runs import Run, Runs
 
@@ -108,4 +108,4 @@ def _some_lines(data: bytes) -> list[dict[str, Any]]:
     """Lines of a file of JSON lines at equal distances, as many as a small curve has points."""
     lines = data.splitlines()
     step = max(1, len(lines) // SPARK_POINTS)
-    return json_lines(b"\n".join(lines[::step]))[0]
+    return parse_json_lines(b"\n".join(lines[::step]))[0]

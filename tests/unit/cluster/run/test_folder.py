@@ -33,6 +33,16 @@ def test_old_checkpoints_go(run_settings: Settings) -> None:
         assert len(os.listdir(folder.path / "checkpoints")) == 2
 
 
+@pytest.mark.parametrize("line", ["{half a li", "[1]"])
+def test_a_damaged_line_is_named(run_settings: Settings, line: str) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        folder.append("metrics", {"iteration": 1})
+        file = folder.path / "metrics.jsonl"
+        file.write_text(f"{file.read_text()}{line}\n")
+        with pytest.raises(InputError, match="metrics.jsonl is damaged: line 2 holds no JSON object"):
+            folder.lines("metrics")
+
+
 def test_a_folder_that_is_no_runs_is_left_alone(run_settings: Settings) -> None:
     settings = run_settings()
     path = settings.runs / settings.name

@@ -88,7 +88,7 @@ def test_what_is_missing_is_named(study_in: Load, made_up: MadeUp) -> None:
     report = write_report(study)
     text = report.path.read_text()
     assert "- `flat-seed0` is broken, failed after iteration 2: the gradient isn't finite\n" in text
-    assert "- `tree-seed0` is broken, unreadable: JSONDecodeError" in text
+    assert "- `tree-seed0` is broken, unreadable: InputError: " in text
     assert "- `tree-seed1` is not started" in text
     assert "- seconds per iteration aren't measured yet" in text
     assert "| `flat` | 1 of 2 | – | > 300 | > 3 |" in text, "the run in vain counts with all its iterations"
