@@ -42,7 +42,7 @@ BILLIONS = {
 }
 """Recipe -> parameters of its network, as published."""
 NOT_SHIPPED = re.compile(
-    r"rewards\.\w+\.pretrained is 'models/.*"
+    r"rewards\.\w+\.pretrained is '(/.*/)?models/.*"
     r"|rewards\.\w+\.judge\.url is '.*', which doesn't answer: .*"
     r"|prompts\.train is '.*'; no such file"
     r"|.*\.safetensors, weights of a \w+: missing"
