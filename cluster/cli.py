@@ -200,9 +200,7 @@ def evaluate(
 
 @app.command()
 def status(
-    run: Annotated[
-        str | None, typer.Argument(help="Folder or name of a run. Default: all runs.", metavar="[RUN]")
-    ] = None,
+    run: Annotated[str | None, typer.Argument(help="Folder or name of a run. Default: all runs.")] = None,
     runs: Annotated[Path, typer.Option(help="Folder of runs.")] = Path("runs"),
     address: Annotated[
         str | None, typer.Option(help="Ray cluster to ask (host:port). Default: $RAY_ADDRESS, or this machine's.")
@@ -211,7 +209,7 @@ def status(
 ) -> None:
     """Show the status of a run: state, iteration, rewards, time left, restarts, processes. Answers within 5 s.
 
-    Without RUN, it prints a line for each run below `runs` and on the cluster.
+    Without a run, it prints a line for each run below `runs` and on the cluster.
 
     Example: [bold]branchgrpo status runs/glyphs[/bold]
     """
@@ -232,7 +230,7 @@ def status(
 
 @app.command()
 def view(
-    runs: Annotated[Path, typer.Argument(help="Folder of runs, or of one run.", metavar="[RUNS]")] = Path("runs"),
+    runs: Annotated[Path, typer.Argument(help="Folder of runs, or of one run.")] = Path("runs"),
     host: Annotated[str, typer.Option(help="Address to listen on; 0.0.0.0 for all.")] = LOOPBACK,
     port: Annotated[int, typer.Option(help="Port to listen on; 0 for any free port.")] = PAGES_PORT,
     open_: Annotated[bool, typer.Option("--open", help="Open the page in a browser.")] = False,

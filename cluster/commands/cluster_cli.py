@@ -14,7 +14,7 @@ app = typer.Typer()
 
 Recipe = Annotated[Path, typer.Argument(help="YAML file of run settings (docs/recipe.md lists them all).")]
 Overrides = Annotated[
-    list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="[KEY=VALUE]...")
+    list[str] | None, typer.Argument(help="Settings to replace, such as iterations=10.", metavar="KEY=VALUE")
 ]
 Cluster = Annotated[
     str | None,
@@ -25,7 +25,7 @@ Cluster = Annotated[
 TokenFile = Annotated[
     Path | None, typer.Option(help="File with the token that requests must have. Default: $BRANCHGRPO_TOKEN.")
 ]
-RunInProgress = Annotated[str, typer.Argument(help="Name or folder of a run in progress.", metavar="RUN")]
+RunInProgress = Annotated[str, typer.Argument(help="Name or folder of a run in progress.")]
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster of the run (host:port). Default: what the run folder says, or auto.")
 ]

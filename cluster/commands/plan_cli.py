@@ -29,7 +29,7 @@ def plan(
         typer.Option("--from", help="Folder of a run like this one: its share of rows with an advantage is planned."),
     ] = None,
     write: Annotated[
-        Path | None, typer.Option(help="New recipe to write, with a layout's settings and RECIPE as its base.")
+        Path | None, typer.Option(help="New recipe to write, with a layout's settings, and this recipe as its base.")
     ] = None,
     layout: Annotated[
         int | None, typer.Option(min=1, max=5, help="With --write: the table's row to write. Default: the first.")

@@ -22,8 +22,8 @@ def recipes() -> None:
 
 @app.command()
 def init(
-    name: Annotated[str, typer.Argument(help="Name of a shipped recipe, such as flux_hps_branch.", metavar="RECIPE")],
-    file: Annotated[Path | None, typer.Argument(help="File to write. Default: RECIPE.yaml.")] = None,
+    name: Annotated[str, typer.Argument(help="Name of a shipped recipe, such as flux_hps_branch.", metavar="recipe")],
+    file: Annotated[Path | None, typer.Argument(help="File to write. Default: the recipe's name with .yaml.")] = None,
 ) -> None:
     """Copy a shipped recipe with its comments and prompts, to start your own from.
 
