@@ -92,9 +92,7 @@ def _found(path: Path, folder: Path = Path()) -> Path:
         return file
     if os.path.isdir(file) and not (SHIPPED / f"{path}.yaml").is_file():
         raise InputError(f"recipe {file} is a folder")
-    if path.name != str(path):
-        raise InputError(f"recipe {file} doesn't exist")
-    return shipped_recipe(path.name)
+    return shipped_recipe(path.name if path.name == str(path) else str(file))
 
 
 def shipped_recipe(name: str) -> Path:
@@ -103,8 +101,8 @@ def shipped_recipe(name: str) -> Path:
     if name in names:
         return SHIPPED / f"{name}.yaml"
     near = difflib.get_close_matches(Path(name).stem, names, n=1)
-    those = f"did you mean '{near[0]}'?" if near else f"those that go by their name are {', '.join(names)}"
-    raise InputError(f"recipe {name} doesn't exist; {those}")
+    hint = f"did you mean '{near[0]}'?" if near else "`branchgrpo recipes` lists those that go by their name"
+    raise InputError(f"recipe {name} doesn't exist; {hint}")
 
 
 def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:

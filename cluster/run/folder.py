@@ -290,6 +290,8 @@ class RunFolder(LineFiles):
 
 def load_settings(target: Path, overrides: Sequence[str] = ()) -> RunSettings:
     """The settings of a recipe, or of the run in a folder, with overrides. Raises InputError as `load_recipe` does."""
+    if target.name != str(target) and target.suffix != ".yaml" and not target.exists():
+        raise InputError(f"{target} doesn't exist; name a recipe or the folder of a run")
     if not target.is_dir():
         return load_recipe(target, overrides)
     settings = load_recipe(RunFolder.open(target).path / "recipe.yaml", overrides)

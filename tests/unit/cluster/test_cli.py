@@ -161,6 +161,7 @@ def test_no_command_replaces_what_it_has_not_written(
     [
         (["evaluate", GLYPHS, "--ema"], "is a recipe, which has no checkpoints"),
         (["evaluate", "{folder}"], "is no run folder"),
+        (["check", "{folder}/x"], "x doesn't exist; name a recipe or the folder of a run"),
         (["evaluate", GLYPHS, "--out", "/proc/nowhere/x"], "can't be made"),
         (["export", "{folder}", "{folder}/out"], "is no run folder"),
     ],

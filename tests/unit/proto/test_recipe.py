@@ -120,8 +120,9 @@ def test_unreadable_recipes_are_refused(content: str, tmp_path: Path) -> None:
 
 
 def test_a_missing_recipe_is_named(tmp_path: Path) -> None:
-    with pytest.raises(InputError, match=r"nothing\.yaml doesn't exist"):
-        load_recipe(tmp_path / "nothing.yaml")
+    for name, hint in {"nothing": "`branchgrpo recipes` lists", "glyfs": "did you mean 'glyphs'"}.items():
+        with pytest.raises(InputError, match=f"recipe {tmp_path}/{name}.yaml doesn't exist; {hint}"):
+            load_recipe(tmp_path / f"{name}.yaml")
 
 
 def test_every_setting_is_documented() -> None:
@@ -176,7 +177,7 @@ def test_a_recipe_goes_by_its_name(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert load_recipe(Path("glyphs")).name == "mine"
     for name, hint in {
         "glyph": "did you mean 'glyphs'",
-        "zzz": "those that go by their name are chroma_pickscore, ",
+        "zzz": "`branchgrpo recipes` lists those that go by their name",
     }.items():
         with pytest.raises(InputError, match=f"recipe {name} doesn't exist; {hint}"):
             load_recipe(Path(name))
