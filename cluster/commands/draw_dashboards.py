@@ -56,6 +56,10 @@ class Prometheus:
             answer = requests.get(f"{self.url}/api/v1/{path}", params=asked, timeout=30)
             answer.raise_for_status()
             return answer.json()["data"]
+        except (requests.ConnectionError, requests.Timeout) as error:
+            raise InputError(
+                f"--prometheus is '{self.url}', where nothing answers; `branchgrpo monitor RUN` starts Prometheus"
+            ) from error
         except (requests.RequestException, LookupError, TypeError) as error:
             raise InputError(f"--prometheus is '{self.url}', which doesn't answer as one does: {error}") from error
 

@@ -121,7 +121,7 @@ def find(run: str, runs: Path, address: str | None) -> RunStatus:
             for folder in (Path(run), runs / run):
                 if (folder / "recipe.yaml").is_file():
                     return look(folder)
-            if Path(run).is_dir() or os.sep in run:
+            if Path(run).is_dir():
                 raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
         return RunAddress.find(run, address)
 

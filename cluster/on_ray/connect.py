@@ -110,7 +110,7 @@ def named_controller(run: str) -> Any:
         return ray.get_actor(controller_name(run), NAMESPACE)
     except ValueError as error:
         running = ", ".join(run_controllers()) or "none"
-        raise InputError(f"no run '{run}' runs there; there is {running}") from error
+        raise InputError(f"no run '{run}' is in progress on this Ray cluster; runs in progress: {running}") from error
 
 
 def run_controllers() -> dict[str, Any]:

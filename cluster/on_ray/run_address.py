@@ -52,10 +52,13 @@ class RunAddress:
     def find(cls, run: str, address: str | None) -> "RunAddress":
         """The address of `run`, a name or a run folder. A given `address` wins over the folder's.
 
-        Takes up its authentication in this process. Raises InputError for a folder whose run isn't running.
+        Takes up its authentication in this process. Raises InputError for a path that is no run folder, and for a
+        folder whose run isn't running.
         """
         folder = Path(run)
         if not (folder / "recipe.yaml").is_file():
+            if os.sep in run:
+                raise InputError(f"{run} is no run folder (it has no recipe.yaml)")
             return cls(run, address)
         found = cls.of_folder(folder)
         return found if address is None else cls(found.run, address)

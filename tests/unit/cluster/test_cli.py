@@ -164,6 +164,9 @@ def test_no_command_replaces_what_it_has_not_written(
         (["check", "{folder}/x"], "x doesn't exist; name a recipe or the folder of a run"),
         (["evaluate", GLYPHS, "--out", "/proc/nowhere/x"], "can't be made"),
         (["export", "{folder}", "{folder}/out"], "is no run folder"),
+        (["scale", "{folder}/x", "--rollout-workers", "2"], "x is no run folder"),
+        (["profile", "{folder}/x"], "x is no run folder"),
+        (["draw-dashboards", "x", "--prometheus", "http://127.0.0.1:1"], "where nothing answers; `branchgrpo monitor"),
     ],
 )
 def test_wrong_targets_are_refused(

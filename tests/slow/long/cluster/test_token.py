@@ -62,7 +62,7 @@ def test_every_command_finds_the_token_as_ray_does(guarded: tuple[str, str, Path
     done = done_by("train", str(recipe), *at_head, **known)
     assert done.returncode == 0, done.stderr[-3000:]
     done = done_by("status", "short", *at_head, **known)
-    assert "no run 'short' runs there; there is none" in done.stderr
+    assert "no run 'short' is in progress on this Ray cluster; runs in progress: none" in done.stderr
     done = done_by("clean", str(tmp_path / "runs"), *at_head, **known)
     assert (done.returncode, "nothing is left" in done.stdout) == (0, True), done.stderr
     done = done_by("drain", *at_head, "--seconds", "5", **known)
