@@ -1006,7 +1006,7 @@ class RunSettings(Settings):
     @classmethod
     def _something_is_trained_on(cls, rewards: dict[str, RewardSettings]) -> dict[str, RewardSettings]:
         if all(reward.weight == 0 for reward in rewards.values()):
-            raise ValueError(f"all of {sorted(rewards)} have weight 0; at least one must be trained on")
+            raise ValueError(f"all of {', '.join(sorted(rewards))} have weight 0; at least one must be trained on")
         for name in rewards:
             if not re.fullmatch(REWARD_NAME, name) or name in NO_REWARD_NAMES:
                 raise ValueError(

@@ -66,8 +66,9 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
         except Exception as error:
             if not out_of_memory(error):
                 raise
+            measured = ", ".join(own.work for own in found) or "nothing"
             raise InputError(
-                f"the device has no room for a single row, after measuring {[own.work for own in found] or 'nothing'}; "
+                f"the device has no room for a single row, after measuring {measured}; "
                 "calibrate with a smaller picture, a LoRA, or learner.gradient_checkpointing"
             ) from error
     paces = {own.work: own.pace for own in found}

@@ -78,7 +78,7 @@ def check(settings: RunSettings) -> None:
         find_policy(policy)
     elif not Path(policy.pretrained).is_absolute():
         raise InputError(
-            f"policy.pretrained is '{policy.pretrained}'; it must be one of {sorted(EMBEDDED)} or an absolute path to "
+            f"policy.pretrained is '{policy.pretrained}'; it must be {', '.join(EMBEDDED)}, or an absolute path to "
             "a pipeline folder that the cluster sees"
         )
     start = policy.start_from

@@ -1,6 +1,6 @@
 """Which pools a run needs, and whether the cluster has room for them."""
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import ray
@@ -80,9 +80,10 @@ def check_room(wanted: Sequence[Demand], nodes: Sequence[Node]) -> None:
     for demand in sorted(wanted, key=lambda demand: -sum(demand.each.values())):
         suited = [node for node in nodes if demand.labels.items() <= node.labels.items()]
         if not suited:
+            there = [label for node in nodes for label in node.labels.items()]
             raise InputError(
-                f"{demand.pool} needs nodes labelled {dict(demand.labels)}; of {len(nodes)} nodes none is "
-                f"(labels there: {sorted({f'{k}={v}' for node in nodes for k, v in node.labels.items()}) or 'none'})"
+                f"{demand.pool} needs nodes labelled {_shown(demand.labels.items())}; of {len(nodes)} nodes none is "
+                f"(labels there: {_shown(there) or 'none'})"
             )
         for placed in range(demand.count):
             node = next((node for node in suited if _fits(demand.each, free[node.name])), None)
@@ -118,6 +119,10 @@ def _seconds_of_attempts(reward: RewardSettings, pool: RewardPoolSettings) -> fl
     if reward.judge:
         return longest_request(reward.judge, reward.timeout_seconds, pool.batch_pictures)
     return longest(reward.timeout_seconds) if reward.url else 0.0
+
+
+def _shown(labels: Iterable[tuple[str, str]]) -> str:
+    return ", ".join(sorted({f"{name}={value}" for name, value in labels}))
 
 
 def _fits(each: Mapping[str, float], free: Mapping[str, float]) -> bool:

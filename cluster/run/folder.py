@@ -231,7 +231,8 @@ class RunFolder(LineFiles):
                 )
             which = best[0]
         if which not in found:
-            raise InputError(f"{self.path} has no checkpoint of iteration {which}; there are {found}")
+            there = ", ".join(map(str, found))
+            raise InputError(f"{self.path} has no checkpoint of iteration {which}; there are {there}")
         try:
             check(self.checkpoint(which), names)
         except DamagedCheckpoint as error:

@@ -117,7 +117,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     if not os.path.lexists(folder / INDEX):
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}'; it must be a diffusers pipeline folder (with a {INDEX}), "
-            f"one of {sorted(EMBEDDED)}, or a .safetensors file with policy.config"
+            f"{', '.join(EMBEDDED)}, or a .safetensors file with policy.config"
         )
     if settings.adapter:
         return folder, settings.adapter
@@ -125,7 +125,7 @@ def find_policy(settings: PolicySettings) -> tuple[Path, str]:
     if family not in FAMILIES:
         raise InputError(
             f"policy.pretrained is '{settings.pretrained}' of class {family}; supported pipelines are "
-            f"{sorted(FAMILIES)}"
+            f"{', '.join(sorted(FAMILIES))}"
         )
     adapter, limit = FAMILIES[family].adapter, FAMILIES[family].max_sequence_length
     if limit is not None and settings.max_sequence_length > limit:

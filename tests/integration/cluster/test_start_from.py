@@ -105,7 +105,7 @@ def test_what_can_t_be_started_from_is_refused(run_settings: Settings, tmp_path:
         ({"path": tmp_path / "foreign.safetensors"}, {}, "a LoRA of another architecture: it has 'nowhere.to_q'"),
         ({"path": tmp_path / "encoder.safetensors"}, {}, "has 'text_encoder.layers.0.q.lora_A.weight' and 1 more"),
         ({"path": other}, {}, "is a SD3Transformer2DModel, and policy.pretrained has a FluxTransformer2DModel"),
-        ({"path": lora.path, "iteration": 7}, {}, "has no checkpoint of iteration 7; there are [1]"),
+        ({"path": lora.path, "iteration": 7}, {}, "has no checkpoint of iteration 7; there are 1"),
         ({"path": lora.path, "ema": True}, {}, "policy.start_from.path is '"),
         ({"path": tmp_path / "whole", "ema": True}, {}, "policy.start_from.ema is of these"),
         ({"path": tmp_path / "whole", "iteration": 1}, {}, "policy.start_from.iteration chooses among its checkpoints"),

@@ -201,12 +201,12 @@ BROKEN: dict[str, tuple[Change, str]] = {
     ),
     "nothing": (
         lambda folder: (shutil.rmtree(folder), folder.mkdir()),
-        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json), one of ['glyphs', 'shapes'], "
+        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json), glyphs, shapes, "
         "or a .safetensors file with policy.config",
     ),
     "a file": (
         lambda folder: (shutil.rmtree(folder), folder.touch()),
-        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json), one of ['glyphs', 'shapes'], "
+        "pipeline'; it must be a diffusers pipeline folder (with a model_index.json), glyphs, shapes, "
         "or a .safetensors file with policy.config",
     ),
     "an index that is a link to nowhere": (

@@ -1,7 +1,8 @@
-"""The pools of reward models."""
+"""The pools of reward models, and nodes that can't have a pool."""
 
 import pytest
-from branchgrpo.cluster.on_ray.placement import reward_pools
+from branchgrpo.cluster.on_ray.placement import Demand, Node, check_room, reward_pools
+from branchgrpo.proto.errors import InputError
 from support import Settings
 
 JUDGE = {"url": "http://judge.example/v1", "model": "judge", "questions": ["Is this {prompt}?"] * 3, "concurrency": 4}
@@ -24,3 +25,14 @@ def test_a_request_may_take_all_attempts(
 ) -> None:
     settings = run_settings({"rewards": {"own": rewards}, "pools.rewards": {"own": pool}})
     assert reward_pools(settings)["own"].timeout_seconds == seconds
+
+
+def test_labels_that_no_node_has_are_told_beside_those_there() -> None:
+    wanted = Demand("pools.learner", 1, {"GPU": 1}, {"zone": "a", "pool": "learner"})
+    nodes = [Node(name, {"GPU": 1}, {"pool": name, "zone": "b"}) for name in ("rollout", "learner")]
+    with pytest.raises(InputError) as error:
+        check_room([wanted], nodes)
+    assert str(error.value) == (
+        "pools.learner needs nodes labelled pool=learner, zone=a; of 2 nodes none is (labels there: pool=learner, "
+        "pool=rollout, zone=b)"
+    )
