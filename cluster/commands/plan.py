@@ -119,7 +119,8 @@ def _source(prices: Prices, calibration: Calibration) -> str:
         network, decoder = ASSUMED[FORWARD].utilisation or 0, ASSUMED[DECODE].utilisation or 0
         lines = (
             f"Assumed: {network:.0%} of {prices.gpu.peak(settings.policy.precision) / 1e12:g} TFLOP/s "
-            f"({prices.gpu.source}) in the network, {decoder:.0%} in the decoder; `branchgrpo calibrate` measures them"
+            f"({prices.gpu.source}) in the network, {decoder:.0%} in the decoder; `branchgrpo calibrate RECIPE` "
+            "measures them"
         )
     unknown, share = prices.unknown(), prices.trained_share
     lines += "".join(f". {model}: {_assumed(prices, model)}, assumed" for model in prices.scores_assumed())

@@ -18,7 +18,7 @@ def plan(
     overrides: Overrides = None,
     gpus: Annotated[int, typer.Option(min=1, max=4096, help="Number of GPUs.")] = 8,
     gpu: Annotated[
-        str, typer.Option(help="h100, h200, a100, l40s, 4090 or 5090; cpu for cores of this machine.")
+        str, typer.Option(help="h100, h200, a100, l40s, 4090 or 5090; cpu for cores of this machine, once calibrated.")
     ] = "h100",
     calibration: Annotated[
         Path | None,
@@ -80,8 +80,8 @@ def calibrate(
     It loads what the recipe names.
     Plans for this kind of device, of any recipe, then use what was measured.
 
-    Example: [bold]branchgrpo calibrate recipes/glyphs.yaml[/bold], then
-    [bold]branchgrpo plan recipes/glyphs.yaml --gpus 2 --gpu cpu[/bold]
+    Example: [bold]branchgrpo calibrate glyphs policy.device=cpu[/bold], then
+    [bold]branchgrpo plan glyphs --gpus 2 --gpu cpu[/bold]
     """
     from ..run.folder import load_settings
 

@@ -29,7 +29,8 @@ def find_device(gpu: str, file: Path | None) -> Device:
     if gpu.lower() == "cpu":
         name = device_name(torch.device("cpu"))
         if not (calibration := load_calibration(file) if file else find_calibration(name)):
-            raise InputError(f"--gpu cpu: nothing is known of {name}; run `branchgrpo calibrate` on it first")
+            command = "branchgrpo calibrate RECIPE policy.device=cpu"
+            raise InputError(f"--gpu cpu: nothing is known of {name}; run `{command}` first")
         return device_of(calibration), calibration
     found = find_gpu(gpu)
     if not file:
