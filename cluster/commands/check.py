@@ -25,7 +25,7 @@ from ..plan.device import calibrated, device_here
 from ..plan.fit import Changes, remedies
 from ..plan.gpus import Gpu
 from ..plan.memory import Memory, count_memory
-from ..plan.memory_tables import memory_table, remedy_line, rows_table
+from ..plan.memory_tables import memory_table, on_gpus, remedy_line, rows_table
 from ..plan.rows import trained_edges
 from ..plan.shapes import policy_shapes
 from ..plan.sizes import choose_sizes
@@ -147,6 +147,8 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
         size = gpu.memory if gpu else None
         console.print(memory_table(found.memory, size))
         console.print(rows_table(found.memory, size))
+    if gpu and found.memory and not on_gpus(found.memory):
+        console.print(f"No process reserves a GPU: nothing to compare with {gpu.name}", style="yellow", highlight=False)
     if gpu and found.changes != {}:
         console.print(remedy_line(settings, found.changes, gpu), style="yellow", markup=False, soft_wrap=True)
     if found.parameters:

@@ -24,24 +24,25 @@ UNITS = {"GB": 1e9, "MB": 1e6}
 
 
 def memory_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
-    """Each process' memory by what holds it, and what a GPU with so many bytes has for it."""
+    """Each process' memory by what holds it, and what a GPU with so many bytes has for it, if any reserves one."""
     unit = _unit(memories)
     table = Table(f"{unit} of a process", title_justify="left")
     for process in memories:
         table.add_column(process, justify="right")
     for line, size in LINES.items():
         table.add_row(line, *(f"{size(memory) / UNITS[unit]:.2f}" for memory in memories.values()))
-    if gpu:
+    if gpu and on_gpus(memories):
         rooms = (f"{room(memory, gpu) / UNITS[unit]:.2f}" if memory.gpus else "" for memory in memories.values())
         table.add_row("its GPU has", *rooms)
     return table
 
 
 def rows_table(memories: Mapping[str, Memory], gpu: float | None = None) -> Table:
-    """The activations of each number of rows, and the largest number that fits a GPU with so many bytes."""
-    unit = _unit(memories)
+    """The activations of each number of rows, and the largest number that fits a GPU with so many bytes, if any process
+    reserves one."""
+    unit, sized = _unit(memories), gpu and on_gpus(memories)
     table = Table("activations")
-    for column in ("rows", unit, f"{unit} a row", *(["at most"] if gpu else [])):
+    for column in ("rows", unit, f"{unit} a row", *(["at most"] if sized else [])):
         table.add_column(column, justify="right")
     for memory in memories.values():
         most = largest_rows(memory, gpu) if gpu and memory.gpus else {}
@@ -63,6 +64,11 @@ def remedy_line(settings: RunSettings, changes: Changes | None, gpu: Gpu) -> str
 
 def _overrides(changes: Changes) -> str:
     return " ".join(f"{name}={json.dumps(value)}" for name, value in changes.items())
+
+
+def on_gpus(memories: Mapping[str, Memory]) -> bool:
+    """Whether any process reserves a GPU, or a part of one."""
+    return any(memory.gpus for memory in memories.values())
 
 
 def _unit(memories: Mapping[str, Memory]) -> str:
