@@ -1,6 +1,7 @@
 """The command line: the commands about runs, those of `commands/cluster_cli.py`, and what all of them share."""
 
 import os
+import shlex
 import signal
 import sys
 from contextlib import suppress
@@ -116,6 +117,9 @@ def check(
     checking.show(found, settings, console, kind)
     if found.missing:
         raise typer.Exit(1)
+    if found.changes == {}:  # it fits the GPU, if one was named
+        words = ["branchgrpo", "train", str(recipe), *(["--resume"] if recipe.is_dir() else []), *(overrides or [])]
+        console.print(f"next: {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -3,12 +3,13 @@
 import os
 import shutil
 import sys
+from io import StringIO
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
-from branchgrpo.cluster.commands.check import check
+from branchgrpo.cluster.commands.check import check, show
 from branchgrpo.cluster.plan.gpus import GPUS
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
@@ -16,6 +17,7 @@ from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.rollout_workers.policies.base import trainable
 from branchgrpo.rollout_workers.policies.load import load_policy
 from plain_diffusers import policy_of
+from rich.console import Console
 from support import RECIPES, Settings
 from typer.testing import CliRunner
 
@@ -184,6 +186,15 @@ def test_sizes_are_chosen_for_a_device_that_is_known(run_settings: Settings) -> 
         assert any("which this machine hasn't: give numbers" in line for line in check(on_gpus).advice)
 
 
+@pytest.mark.parametrize("gpus", [0, 1])
+def test_a_gpu_is_compared_where_a_process_reserves_one(gpus: int, run_settings: Settings) -> None:
+    settings = run_settings({"execution": "ray", "pools.learner.gpus": gpus})
+    with Console(width=120, file=StringIO(), record=True) as console:
+        show(check(settings, GPUS["h100"]), settings, console, GPUS["h100"])
+    text = console.export_text()
+    assert ["its GPU has" in text, "at most" in text, "No process reserves a GPU" in text] == [gpus, gpus, not gpus]
+
+
 def test_gpus_are_added_up() -> None:
     found = check(load_recipe(RECIPES / "flux_hps_branch.yaml"))
     assert found.gpus == {"pools.learner": 8, "pools.rollout_workers": 7, "pools.rewards.hps": 1}
@@ -193,10 +204,11 @@ def test_the_command_tells_and_fails_where_something_is_missing() -> None:
     from branchgrpo.cluster.cli import app
 
     runner = CliRunner()
-    fine = runner.invoke(app, ["check", str(RECIPES / "glyphs.yaml")])
+    fine = runner.invoke(app, ["check", "glyphs", "iterations=2", "runs=my runs"])
     assert fine.exit_code == 0, fine.output
     for told in ("forward passes", "1.31 million parameters", "850 prompts to train on, 150 prompts held out"):
         assert told in fine.output
+    assert fine.output.endswith("next: branchgrpo train glyphs iterations=2 'runs=my runs'\n")
     missing = runner.invoke(app, ["check", str(RECIPES / "wan21_video.yaml")])
     assert missing.exit_code == 1
     assert "policy.pretrained is 'models/Wan2.1" in missing.output
