@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from rich import box
 from rich.console import Console
 from rich.table import Table
 
@@ -16,9 +17,9 @@ from ...proto.settings import RunSettings
 from ..on_ray.placement import demands
 
 BASE = re.compile(r"^base: *(\S+)\.yaml *$", re.MULTILINE)
-RUN_WITH = "Run with "
-"""Begins the line of a recipe's head that says how far it has been verified."""
-MINUTES = re.compile(r"\bAbout [^.]* on two cores[^.]*")
+RUN_WITH = re.compile(r"Run with ([\w ]+) weights(?:.*; ([\d.]+ hours) and (\d+) GB a GPU planned)?")
+"""The sentence of a recipe's head that says how far it has been verified, and what is planned."""
+MINUTES = re.compile(r"\bAbout (\w+ minutes) on two cores")
 """The sentence of a recipe's head that says how long a run without GPUs takes."""
 
 
@@ -29,8 +30,12 @@ class ShippedRecipe:
     name: str
     about: str
     """The first sentence of its head."""
-    run_with: str
-    """Weights that it has been run with, and hours or minutes that it takes."""
+    weights: str
+    """Those that it has been run with: its `own`, or `small random` ones."""
+    time: str
+    """Hours that are planned, or minutes that it takes on two cores."""
+    gigabytes: str
+    """Planned GB of each GPU; empty without GPUs."""
     settings: RunSettings
 
     @property
@@ -47,40 +52,41 @@ class ShippedRecipe:
 def shipped() -> Iterator[ShippedRecipe]:
     """All shipped recipes, by name."""
     for path in sorted(SHIPPED.glob("*.yaml")):
-        head, run_with = _head(path.read_text())
-        if minutes := _minutes(path):
-            run_with += f"; {minutes}"
-        yield ShippedRecipe(path.stem, re.split(r"(?<=\.) ", head)[0].rstrip("."), run_with, load_recipe(path))
+        head = _head(path)
+        weights, hours, gigabytes = RUN_WITH.search(head).groups("")  # type: ignore[union-attr]
+        about = re.split(r"(?<=\.) ", head)[0].rstrip(".")
+        yield ShippedRecipe(path.stem, about, weights, hours or _minutes(path), gigabytes, load_recipe(path))
 
 
-def _minutes(path: Path) -> str | None:
+def _minutes(path: Path) -> str:
     """How long a recipe takes without GPUs, by its head or that of its base."""
-    text = path.read_text()
-    if found := MINUTES.search(_head(text)[0]):
-        return found[0].replace("About", "about")
-    base = BASE.search(text)
-    return _minutes(path.with_stem(base[1])) if base else None
+    if found := MINUTES.search(_head(path)):
+        return found[1]
+    return _minutes(path.with_stem(BASE.search(path.read_text())[1]))  # type: ignore[index]
 
 
-def _head(text: str) -> tuple[str, str]:
-    """The comment that a recipe begins with, and what its line about verification says."""
-    lines = [line.removeprefix("#").strip() for line in re.match(r"(#.*\n)*", text)[0].splitlines()]  # type: ignore[index]
-    run_with = next((line for line in lines if line.startswith(RUN_WITH)), RUN_WITH)
-    return " ".join(line for line in lines if line != run_with), run_with.removeprefix(RUN_WITH).rstrip(".")
+def _head(path: Path) -> str:
+    """The comment that a recipe begins with, in one line."""
+    lines = re.match(r"(#.*\n)*", path.read_text())[0].splitlines()  # type: ignore[index]
+    return " ".join(line.removeprefix("#").strip() for line in lines)
 
 
 def show(console: Console) -> None:
     """Print the shipped recipes as a table."""
-    table = Table(show_lines=True)
-    table.add_column("recipe", no_wrap=True)
-    table.add_column("what for")
-    table.add_column("GPUs", justify="right")
-    table.add_column("run with")
+    table = Table(box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
+    for column in ("recipe", "GPUs", "GB", "time"):
+        table.add_column(column, no_wrap=True)
+    table.add_column("what it trains")
     for recipe in shipped():
-        gpus = str(recipe.gpus) if recipe.gpus else "none"
-        table.add_row(recipe.name, recipe.about, f"{gpus} + judge's" if recipe.judges else gpus, recipe.run_with)
+        gpus = f"{recipe.gpus} + judge" if recipe.judges else str(recipe.gpus or "none")
+        table.add_row(recipe.name, gpus, recipe.gigabytes, recipe.time, recipe.about)
     console.print(table)
-    console.print("Start from one: branchgrpo init NAME", highlight=False)
+    console.print(
+        "GB of each GPU and hours are planned: these recipes have been run with small random weights so far.\n"
+        "Those with minutes, on two CPU cores, have been run with their own.\n"
+        "Start from one: branchgrpo init NAME",
+        highlight=False,
+    )
 
 
 def copy(name: str, file: Path) -> list[Path]:
