@@ -66,9 +66,9 @@ def calibrate(settings: RunSettings, console: Console, file: Path | None = None)
         except Exception as error:
             if not out_of_memory(error):
                 raise
-            measured = ", ".join(own.work for own in found) or "nothing"
+            done = ", ".join(own.work for own in found) or "nothing"
             raise InputError(
-                f"the device has no room for a single row, after measuring {measured}; "
+                f"the device has no room for a single row, after measuring {done}; "
                 "calibrate with a smaller picture, a LoRA, or learner.gradient_checkpointing"
             ) from error
     paces = {own.work: own.pace for own in found}
