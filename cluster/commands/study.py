@@ -136,7 +136,7 @@ def _run(study: Study, what: str, every: Sequence[Trial], console: Console) -> N
         tune.with_resources(_trial, lambda config: tune.PlacementGroupFactory([config["run"]["resources"]])),
         param_space={"run": tune.grid_search([_config(study, trial) for trial in todo])},
         tune_config=tune.TuneConfig(
-            max_concurrent_trials=_most_at_once(todo),
+            max_concurrent_trials=most_at_once(todo, ray.cluster_resources()),
             trial_dirname_creator=lambda trial: trial.trial_id,
             reuse_actors=True,  # a process of Tune takes seconds to start
         ),
@@ -185,7 +185,7 @@ def resources_of(
     return {"CPU": min(threads, cluster.get("CPU", threads))} | ({"GPU": 1} if gpu else {})
 
 
-def _most_at_once(todo: Sequence[Trial]) -> int | None:
+def most_at_once(todo: Sequence[Trial], cluster: Mapping[str, float]) -> int | None:
     """Runs on Ray for whose pools the cluster has room at the same time, at least one; None if Tune's own count of
     resources decides."""
     most = None
@@ -195,8 +195,10 @@ def _most_at_once(todo: Sequence[Trial]) -> int | None:
             for demand in demands(trial.settings):
                 for name, amount in demand.each.items():
                     needed[name] = needed.get(name, 0.0) + demand.count * amount
-            room = min((ray.cluster_resources().get(n, 0.0) // amount for n, amount in needed.items()), default=1)
-            most = max(1, min(int(room), most or int(room)))
+            # Of 22 cores 10 runs may have 2.2 each, though 22 // 2.2 is 9.
+            rooms = (int(cluster.get(name, 0.0) / amount + 1e-6) for name, amount in needed.items())
+            room = min(rooms, default=1)
+            most = max(1, min(room, most or room))
     return most
 
 

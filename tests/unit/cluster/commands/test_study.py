@@ -3,9 +3,9 @@
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.commands.study import _tune_and_run, resources_of
+from branchgrpo.cluster.commands.study import _tune_and_run, most_at_once, resources_of
 from branchgrpo.cluster.study.file import Study, load_study
-from branchgrpo.cluster.study.trials import tuning_trials
+from branchgrpo.cluster.study.trials import Trial, tuning_trials
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.yaml12 import write_yaml
@@ -28,6 +28,14 @@ def test_a_run_reserves_what_it_needs_and_there_is(
     settings = run_settings({"threads": 3, "policy.device": "auto"})
     assert resources_of(settings, None, cluster) == reserved
     assert resources_of(settings, {"CPU": 1.0}, cluster) == {"CPU": 1.0}
+
+
+@pytest.mark.parametrize(("cores", "runs"), [(0, 1), (4, 1), (22, 10), (33, 15)])
+def test_as_many_runs_at_once_as_there_is_room_for(run_settings: Settings, cores: int, runs: int) -> None:
+    pools = {"learner": {"cpus": 1}, "rollout_workers": {"cpus": 1}, "rewards": {"ocr": {"cpus": 0.2}}}
+    trial = Trial("small", {}, run_settings({"execution": "ray", "pools": pools}))
+    assert most_at_once([trial, trial], {"CPU": cores}) == runs
+    assert most_at_once([Trial("small", {}, run_settings())], {"CPU": cores}) is None
 
 
 def test_values_are_not_chosen_by_runs_with_other_settings(tmp_path: Path) -> None:
