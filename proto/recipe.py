@@ -110,17 +110,23 @@ def _recipe(path: Path, above: tuple[Path, ...] = ()) -> dict[str, Any]:
     its own base."""
     if path.resolve() in above:
         raise InputError(f"recipe {path} is its own base")
-    try:
-        content = read_yaml(decoded(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"recipe {path} can't be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"recipe {path} doesn't hold settings ('key: value' lines)")
+    content = read_sections(path, "recipe")
     base = content.pop("base", None)
     recipe = {} if base is None else _base(path, base, above)
     _lay(recipe, content, path)
     _locate_prompts(recipe, path.resolve().parent)
     return recipe
+
+
+def read_sections(path: Path, kind: str) -> dict[str, Any]:
+    """The settings in a YAML file as plain data. Raises InputError, naming the `kind` of file, if there are none."""
+    try:
+        content = read_yaml(decoded(path.read_bytes()))
+    except (OSError, ValueError) as error:
+        raise InputError(f"{kind} {path} can't be read: {getattr(error, 'strerror', None) or error}") from error
+    if not isinstance(content, dict):
+        raise InputError(f"{kind} {path} doesn't hold settings ('key: value' lines)")
+    return content
 
 
 def _locate_prompts(recipe: dict[str, Any], folder: Path) -> None:

@@ -9,13 +9,11 @@ from typing import Annotated, Any, Self
 
 from pydantic import Field, PositiveFloat, model_validator
 
-from ...proto.atomic_files import decoded
 from ...proto.errors import InputError
 from ...proto.prompts import Prompt, read_prompts
-from ...proto.recipe import load_variant
+from ...proto.recipe import load_variant, read_sections
 from ...proto.settings import Amount, HomePath, PositiveInt, RunSettings, Seed, Settings
 from ...proto.settings_errors import validated
-from ...proto.yaml12 import read_yaml
 from ..run.evaluation import made_with, sampled_prompts
 
 TUNE = "tune"
@@ -121,13 +119,7 @@ def load_study(path: Path, folder: Path | None = None) -> Study:
 
     Raises InputError with one line per mistake, in the file or in a variant's recipe.
     """
-    try:
-        content = read_yaml(decoded(path.read_bytes()))
-    except (OSError, ValueError) as error:
-        raise InputError(f"study {path} can't be read: {getattr(error, 'strerror', None) or error}") from error
-    if not isinstance(content, dict):
-        raise InputError(f"study {path} doesn't hold settings ('key: value' lines)")
-    file = validated(StudyFile, content)
+    file = validated(StudyFile, read_sections(path, "study"))
     variants: dict[str, list[Candidate]] = {}
     mistakes: dict[str, list[str]] = {}
     for name in file.variants:
