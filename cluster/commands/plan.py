@@ -153,7 +153,6 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
         f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} GPU-hours; "
         f"{own.limit.rpartition(' ')[0]} limits it.\n" + write_yaml({"base": _base(recipe, file), **changes})
     )
-    file.parent.mkdir(parents=True, exist_ok=True)
     write_text(file, written)
 
 

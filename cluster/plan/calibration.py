@@ -67,7 +67,6 @@ class Calibration:
 
     def save(self, file: Path) -> None:
         """Write it as JSON."""
-        file.parent.mkdir(parents=True, exist_ok=True)
         write_text(file, FILE.dump_json(self, indent=1).decode() + "\n")
 
 
