@@ -86,8 +86,7 @@ class Learner:
         self.learns_from_leaves = settings.learner.objective == "nft"
         self.old: OldPolicy | None = None
         """The policy that rollouts sample with, where it isn't always the trained one at an update."""
-        several_steps = steps > settings.iterations  # before rollouts get the weights
-        if self.learns_from_leaves and (settings.learner.nft.old_decay or several_steps):
+        if settings.learner.has_old_policy:
             self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
         self._update = _Update()
         self._windows: list[Window[Tree]] = []

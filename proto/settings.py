@@ -736,6 +736,13 @@ class LearnerSettings(Settings):
     average."""
     optimizer: OptimizerSettings = OptimizerSettings()
 
+    @property
+    def has_old_policy(self) -> bool:
+        """Whether the learner keeps the policy that rollouts sample with, beside the one that it trains: with `nft`,
+        where that is an average, or an iteration makes several steps."""
+        several_steps = self.updates_per_iteration * self.passes > 1
+        return self.objective == "nft" and bool(self.nft.old_decay or several_steps)
+
 
 class FallSettings(Settings):
     """Falls of the held-out reward. After one, the run continues from the weights that were evaluated best."""

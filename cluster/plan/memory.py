@@ -87,7 +87,7 @@ def _processes(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Mem
         yield f"{pools.rollout_workers.count} x rollout worker", rollout
         yield f"{ranks} x learner rank", learner
     else:  # with one network for both, unless an average samples
-        decays = _has_old_policy(settings) and settings.learner.nft.old_decay
+        decays = settings.learner.has_old_policy and settings.learner.nft.old_decay
         network = passes.parameters * number_bytes(settings.policy.precision) if decays else 0
         both = replace(rollout, weights=learner.weights + passes.around + network, host=learner.host, gpus=learner.gpus)
         both = _together(both, replace(learner, weights=0, host=0))
@@ -144,7 +144,7 @@ def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
     weights = share * (1 + bool(learner.kl_weight and second))
     bucket = 0 if stage == 0 else min(trained, BUCKET) * (4 if stage == 1 else size)
     gathered = min(passes.parameters, GATHERED_PARAMETERS) * size if stage == 3 else 0
-    old = _has_old_policy(settings)
+    old = learner.has_old_policy
     averages = (learner.ema_decay is not None) + old  # in float32, the first of rank 0 alone
     return Memory(
         weights=weights * (not offload.parameters) + trained * size * old,
@@ -155,13 +155,6 @@ def _learner(settings: RunSettings, passes: Passes, ranks: int) -> Memory:
         host=weights * offload.parameters + states * offload.optimizer + averages * trained * 4,
         gpus=_gpus(settings, settings.pools.learner),
     )
-
-
-def _has_old_policy(settings: RunSettings) -> bool:
-    """Whether the learner keeps the policy that rollouts sample with, beside the one that it trains."""
-    learner = settings.learner
-    several_steps = learner.updates_per_iteration * learner.passes > 1
-    return learner.objective == "nft" and bool(learner.nft.old_decay or several_steps)
 
 
 def _reward_models(settings: RunSettings, passes: Passes) -> Iterator[tuple[str, Memory]]:
