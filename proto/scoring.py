@@ -144,7 +144,8 @@ class ScoreReply:
         for name in rewards:
             values = self.scores.get(name)
             if values is None:
-                raise ValueError(f"reward '{name}' was asked for and not scored; got {sorted(self.scores)}")
+                there = ", ".join(sorted(self.scores)) or "none"
+                raise ValueError(f"reward '{name}' was asked for and not scored; there are scores of {there}")
             if values.shape != (pictures,):
                 raise ValueError(f"reward '{name}' gave {values.shape} scores for {pictures} pictures")
             if not np.isfinite(values).all():
