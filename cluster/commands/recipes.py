@@ -31,7 +31,7 @@ class ShippedRecipe:
     about: str
     """The first sentence of its head."""
     weights: str
-    """Those that it has been run with: its `own`, or `small random` ones."""
+    """Those that it has been run with: `its own`, or `small random` ones."""
     time: str
     """Hours that are planned, or minutes that it takes on two cores."""
     gigabytes: str

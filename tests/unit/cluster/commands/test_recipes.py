@@ -20,7 +20,7 @@ def test_shipped_recipes_say_their_purpose_and_how_far_they_ran() -> None:
     assert list(listed) == sorted(path.stem for path in RECIPES.glob("*.yaml"))
     assert all(recipe.about for recipe in listed.values())
     for recipe in listed.values():  # as `show` says below its table
-        assert recipe.weights == ("small random" if recipe.gpus else "own"), recipe.name
+        assert recipe.weights == ("small random" if recipe.gpus else "its own"), recipe.name
         assert re.fullmatch(r"[\d.]+ hours" if recipe.gpus else r"\w+ minutes", recipe.time), recipe.name
         assert bool(recipe.gigabytes) == bool(recipe.gpus), recipe.name
         assert bool(recipe.judges) == ("judge" in recipe.about), recipe.name
