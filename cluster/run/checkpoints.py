@@ -39,9 +39,13 @@ def written(folder: Path) -> Iterator[Path]:
         (temporary / MANIFEST).write_text(json.dumps(manifest, indent=2) + "\n")
 
 
-def copy_slowed(folder: Path, to: Path, version: int, pace: float) -> float:
-    """Make a checkpoint `to` of the weights and the optimizer in another, `folder`, and return its learner's pace:
-    `pace` times that of the other.
+def pace_of(folder: Path) -> float:
+    """The share of the settings' learning rate that the learner of a checkpoint takes."""
+    return float(json.loads((folder / LEARNER).read_text()).get("pace", 1.0))
+
+
+def copy_slowed(folder: Path, to: Path, version: int, pace: float) -> None:
+    """Make a checkpoint `to` of the weights and the optimizer in another, `folder`, whose learner takes another pace.
 
     `version` becomes that of the weights. Files are shared where the disk allows it. Raises OSError without room.
     """
@@ -53,10 +57,9 @@ def copy_slowed(folder: Path, to: Path, version: int, pace: float) -> float:
             except OSError:  # a file system without links
                 shutil.copyfile(folder / name, temporary / name)
         facts = json.loads((folder / LEARNER).read_text())
-        facts |= {"version": version, "pace": pace * facts.get("pace", 1.0)}
+        facts |= {"version": version, "pace": pace}
         (temporary / LEARNER).unlink()
         (temporary / LEARNER).write_text(json.dumps(facts))
-    return float(facts["pace"])
 
 
 def numbered(run: Path) -> list[int]:

@@ -9,7 +9,7 @@ from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray
 from . import evaluation_storage
 from .change_log import from_now
-from .checkpoints import copy_slowed
+from .checkpoints import copy_slowed, pace_of
 from .evaluation import comparable, evaluation_file, weights_of_best
 from .folder import RunFolder
 
@@ -55,12 +55,15 @@ def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
 def undo_fall(folder: RunFolder, settings: RunSettings, fall: Fall) -> float:
     """Make the checkpoint of the fall's iteration one of the best weights, with a lower pace, and return that.
 
-    The run continues from it once its processes are set up again. Raises OSError if there is no room.
+    It is lower than that of the newest checkpoint, with which the run fell: that of the best may be from before other
+    falls. The run continues from it once its processes are set up again. Raises OSError if there is no room.
     """
     wanted = settings.evaluation.undo_falls
     assert wanted
     best, back = (folder.checkpoint(iteration) for iteration in (fall.best, fall.iteration))
-    return copy_slowed(best, back, fall.iteration, wanted.pace)
+    pace = wanted.pace * pace_of(folder.checkpoint(folder.done))
+    copy_slowed(best, back, fall.iteration, pace)
+    return pace
 
 
 def note_fall(folder: RunFolder, fall: Fall, pace: float) -> None:

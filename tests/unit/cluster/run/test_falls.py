@@ -1,12 +1,13 @@
 """Falls of the held-out reward are told from noise."""
 
+import json
 from collections.abc import Sequence
 
 import numpy as np
 import pytest
-from branchgrpo.cluster.run.checkpoints import check, copy_slowed, written
+from branchgrpo.cluster.run.checkpoints import check, written
 from branchgrpo.cluster.run.evaluation import Evaluation
-from branchgrpo.cluster.run.falls import Fall, find_fall
+from branchgrpo.cluster.run.falls import Fall, find_fall, undo_fall
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.checkpoint_files import LEARNER
 from branchgrpo.proto.errors import InputError
@@ -63,15 +64,22 @@ def test_falls_are_looked_for_where_they_are_to_be_undone(run_settings: Settings
         run_settings({"evaluation.every": 1, "evaluation.undo_falls": {}})
 
 
-def test_a_slowed_checkpoint_is_whole(run_settings: Settings) -> None:
-    with RunFolder.create(run_settings()) as run:
+def test_every_fall_slows_the_run(run_settings: Settings) -> None:
+    """Also one that goes back to the same weights as the one before."""
+    settings = run_settings(UNDONE)
+    with RunFolder.create(settings) as run:
         with written(run.checkpoint(1)) as temporary:
             (temporary / "engine").mkdir()
             (temporary / "engine" / "states.pt").write_bytes(b"abc")
             (temporary / LEARNER).write_text('{"version": 1, "ranks": 2}')
-        assert copy_slowed(run.checkpoint(1), run.checkpoint(4), 4, 0.5) == 0.5
-        assert copy_slowed(run.checkpoint(4), run.checkpoint(6), 6, 0.5) == 0.25
+        for fallen, pace in ((4, 0.5), (6, 0.25)):
+            assert undo_fall(run, settings, Fall(fallen, 1, 0.7, 0.4)) == pace
+            assert json.loads((run.checkpoint(fallen) / LEARNER).read_text()) == {
+                "version": fallen,
+                "pace": pace,
+                "ranks": 2,
+            }
+            assert (run.checkpoint(fallen) / "engine" / "states.pt").read_bytes() == b"abc"
         for iteration in (1, 4, 6):
             check(run.checkpoint(iteration))
-        assert (run.checkpoint(6) / "engine" / "states.pt").read_bytes() == b"abc"
         assert (run.checkpoint(1) / LEARNER).read_text() == '{"version": 1, "ranks": 2}'
