@@ -1,7 +1,7 @@
 """What it costs to sample in step with one network that ranks share (ZeRO 3): against ranks that hold all of it, and
 against separate pools, iteration by iteration in turns.
 
-All have two learner ranks, and learn the same from the same trees. With separate pools there are two rollout workers too.
+All have two learner ranks, and learn the same from the same trees. With separate pools there are two workers, too.
 
     python -m branchgrpo.benchmarks.speed.in_step --out build/bench
 """
