@@ -156,7 +156,8 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
         console.print(f"{everything} parameters, of which {trained} are trained")
     if any(found.gpus.values()):
         pools = " + ".join(f"{count:g} {pool.removeprefix('pools.')}" for pool, count in found.gpus.items() if count)
-        console.print(f"{sum(found.gpus.values()):g} GPUs: {pools}")
+        total = sum(found.gpus.values())
+        console.print(f"{total:g} GPU{'s' * (total != 1)}: {pools}")
     if found.prompts:
         console.print(", ".join(f"{count:,} prompts {kind}" for kind, count in found.prompts.items()))
     for line in found.advice:
