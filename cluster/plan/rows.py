@@ -55,6 +55,8 @@ def share_of(run: Path, planned: RunSettings) -> float:
         raise InputError(f"--from {run}: its rewards are {', '.join(there)}, and those of the recipe {', '.join(here)}")
     if not lines:
         raise InputError(f"--from {run}: the run has no finished iteration yet")
+    if not all(isinstance(line.get("rows"), int) for line in lines):
+        raise InputError(f"--from {run}: its metrics.jsonl is damaged: not every line has the number of its rows")
     trees = settings.prompts.per_iteration
     return sum(line["rows"] for line in lines) / sum(trees * rows_of(settings, line["iteration"]) for line in lines)
 

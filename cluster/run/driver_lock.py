@@ -16,7 +16,10 @@ from contextlib import contextmanager, suppress
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+from pydantic import TypeAdapter
+
 from ...proto.errors import InputError
+from .state import Moment
 
 FILE = "driver.lock"
 BEAT_SECONDS = 2
@@ -33,8 +36,7 @@ class Driver:
 
     host: str
     pid: int
-    since: float
-    """Unix seconds."""
+    since: Moment
     boot: str
     """Identifies the running kernel: within it, the lock alone says who is alive."""
 
@@ -46,6 +48,9 @@ class Driver:
     def __str__(self) -> str:
         since = time.strftime("%Y-%m-%d %H:%M:%S", time.localtime(self.since))
         return f"host {self.host}, process {self.pid}, since {since}"
+
+
+DRIVER = TypeAdapter(Driver)
 
 
 @dataclass(frozen=True)
@@ -152,8 +157,8 @@ def _refusal(folder: Path, driver: Driver | None) -> str:
 
 def _read(file: int) -> Driver | None:
     try:
-        return Driver(**json.loads(os.pread(file, 4096, 0)))
-    except (ValueError, TypeError):
+        return DRIVER.validate_json(os.pread(file, 4096, 0))
+    except ValueError:
         return None
 
 

@@ -23,7 +23,6 @@ export/                the trained model in diffusers' format
 summary.json, before_after.png, reward_curve.png
 """
 
-import json
 import math
 import os
 import shutil
@@ -43,7 +42,7 @@ from .checkpoints import DAMAGED_PREFIX, DamagedCheckpoint, check, numbered, set
 from .driver_lock import driver_lock
 from .evaluation import MADE_WITH, Evaluation, comparable, evaluation_file, weights_of_best
 from .line_files import LineFiles
-from .new_folder import FINGERPRINTS, begin, check_place, must_be_free, policy_fingerprint
+from .new_folder import begin, check_place, kept_fingerprint, must_be_free, policy_fingerprint
 from .state import resume_command
 
 WhichCheckpoint = int | Literal["newest", "best"]
@@ -116,8 +115,7 @@ class RunFolder(LineFiles):
 
     def _take_up(self, settings: RunSettings, back_to: int | None) -> None:
         """Find out what is changed. Raises InputError for what can't be."""
-        file = self.path / FINGERPRINTS
-        policy = json.loads(file.read_text())["policy"] if file.is_file() else None
+        policy = kept_fingerprint(self.path)
         self.changes = find_changes(self.settings, settings, policy, policy and policy_fingerprint(settings))
         if back_to:
             self.find_checkpoint(back_to, None, lambda path, why: None)

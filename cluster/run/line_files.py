@@ -1,5 +1,6 @@
 """Files of JSON lines in the folder of a run. Each is replaced by a longer or a shorter one, never written in place."""
 
+import json
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -21,11 +22,14 @@ class LineFiles:
         write_text(path, before + json_lines(lines))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
-        """The lines of `name`.jsonl; none if there is no file. Raises InputError for a file that was damaged."""
+        """The lines of `name`.jsonl, each with its `iteration`; none if there is no file. Raises InputError for a file
+        that was damaged."""
         path = self.path / f"{name}.jsonl"
         found, broken = parse_json_lines(path.read_bytes()) if path.exists() else ([], [])
         if broken:
             raise InputError(f"{path} is damaged: line {broken[0]} holds no JSON object; remove that line")
+        if odd := [line for line in found if not isinstance(line.get("iteration"), int)]:
+            raise InputError(f"{path} is damaged: {json.dumps(odd[0])[:100]} has no iteration; remove that line")
         return found
 
     def forget_after(self, iteration: int) -> None:

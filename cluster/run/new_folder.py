@@ -74,6 +74,25 @@ def policy_fingerprint(settings: RunSettings) -> str | None:
     return None if settings.policy.adapter else content_fingerprint(folder, settings.policy.variant)
 
 
+def kept_fingerprint(path: Path) -> str | None:
+    """The digest of the policy that the run in a folder began with; None if it isn't known.
+
+    Raises InputError for a damaged file.
+    """
+    file = path / FINGERPRINTS
+    try:
+        content = json.loads(file.read_text()) if file.is_file() else {"policy": None}
+        if not isinstance(content, dict) or not isinstance(content.get("policy", 0), str | None):
+            raise ValueError("it holds no digest of the policy")
+    except ValueError as error:
+        raise InputError(
+            f"{file} is damaged ({error}); remove it, and the run continues without a look at whether the policy's "
+            "weights are those that it began with"
+        ) from error
+    policy: str | None = content["policy"]
+    return policy
+
+
 def versions() -> dict[str, str]:
     """Name -> version, for the project, Python, the system, and the packages that matter."""
     found = {"branchgrpo": __version__, "python": platform.python_version(), "platform": platform.platform()}

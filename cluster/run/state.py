@@ -9,7 +9,10 @@ import socket
 import time
 from contextlib import suppress
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Literal
+
+from pydantic import Field, TypeAdapter
+from typing_extensions import TypedDict  # Pydantic takes that of `typing` from Python 3.12 on
 
 from ...proto.atomic_files import write_text
 
@@ -17,6 +20,27 @@ FILE = "state.json"
 State = Literal["starting", "running", "recovering", "stopping", "finished", "stopped", "failed"]
 END_STATES = ("finished", "stopped", "failed")
 """States of a run that has no driver. One in any other state whose driver is dead is lost."""
+Moment = Annotated[float, Field(ge=0, lt=1e11)]
+"""Unix seconds that have a date."""
+
+
+class Recorded(TypedDict, total=False):
+    """The content of the file."""
+
+    name: str
+    execution: str
+    iterations: int
+    host: str
+    pid: int
+    drivers: int
+    recoveries: int
+    state: str
+    since: Moment
+    doing: str
+    error: str | None
+
+
+RECORDED = TypeAdapter(Recorded)
 
 
 class RunState:
@@ -25,7 +49,7 @@ class RunState:
     def __init__(self, folder: Path, name: str, execution: str, iterations: int) -> None:
         """Write the state `starting`. The counts of an earlier driver are continued."""
         self._folder, before = folder, read_state(folder)
-        self._now: dict[str, Any] = {
+        self._now: Recorded = {
             "name": name,
             "execution": execution,
             "iterations": iterations,
@@ -59,13 +83,12 @@ class RunState:
             write_text(self._folder / FILE, json.dumps(self._now, indent=2) + "\n")
 
 
-def read_state(folder: Path) -> dict[str, Any]:
+def read_state(folder: Path) -> Recorded:
     """The last state that a driver has written into a run folder; empty if there is none that can be read."""
     try:
-        found = json.loads((folder / FILE).read_text())
+        return RECORDED.validate_json((folder / FILE).read_bytes())
     except (OSError, ValueError):
         return {}
-    return found if isinstance(found, dict) else {}
 
 
 def view_command(folder: Path) -> str:

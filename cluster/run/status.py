@@ -68,16 +68,16 @@ class RunStatus:
 def status_of(folder: Path) -> RunStatus:
     """The status of the run in a folder, without its controller's."""
     recorded, seen = read_state(folder), driver_of(folder)
-    run = RunStatus(str(recorded.get("name", folder.name)), str(folder), "unknown")
+    run = RunStatus(recorded.get("name", folder.name), str(folder), "unknown")
     if seen and seen.alive:
         # What an earlier driver wrote isn't about this one.
-        mine = recorded.get("pid") == seen.driver.pid and recorded.get("state") not in END_STATES
-        run.state, run.since = (recorded["state"], recorded["since"]) if mine else ("starting", seen.driver.since)
+        mine = recorded.get("pid") == seen.driver.pid and recorded.get("state", "failed") not in END_STATES
+        run.state, run.since = (recorded["state"], recorded.get("since")) if mine else ("starting", seen.driver.since)
         run.driver = str(seen.driver)
     elif recorded.get("state") in END_STATES:
-        run.state, run.since = recorded["state"], recorded["since"]
+        run.state, run.since = recorded["state"], recorded.get("since")
     elif recorded or seen:
-        run.state, run.since = "lost", seen.last_seen if seen else recorded["since"]
+        run.state, run.since = "lost", seen.last_seen if seen else recorded.get("since")
     elif (folder / "summary.json").is_file():
         run.state, run.since = "finished", (folder / "summary.json").stat().st_mtime
     if run.live:

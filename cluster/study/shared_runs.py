@@ -41,7 +41,7 @@ def finished_runs(studies: Path) -> list[FinishedRun]:
     for recipe in sorted(studies.glob("*/runs/*/recipe.yaml")):
         run = RunFolder(recipe.parent)
         try:
-            if read_state(run.path)["state"] != "finished":
+            if read_state(run.path).get("state") != "finished":
                 continue
             if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != here:
                 continue

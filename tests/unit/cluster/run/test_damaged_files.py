@@ -1,0 +1,81 @@
+"""Files of a run folder that something else has written to: a state counts as missing, of the others one is told."""
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import pytest
+from branchgrpo.cluster.commands import status_tables
+from branchgrpo.cluster.run.driver_lock import FILE as LOCK
+from branchgrpo.cluster.run.driver_lock import driver_of
+from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.state import RunState, read_state
+from branchgrpo.cluster.run.status import status_of
+from branchgrpo.proto.errors import InputError
+from rich.console import Console
+from run_folders import write_run
+from support import Settings
+
+BAD = [b"", b"[]", b"null", b"5", b'{"policy": "0123', b"\xff\xfe{}", b'{"policy": 5}', b"{}"]
+
+
+@pytest.mark.parametrize("content", BAD)
+def test_damaged_fingerprints_are_told(run_settings: Settings, content: bytes) -> None:
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        folder.append("metrics", {"iteration": 1})
+        (folder.path / "fingerprints.json").write_bytes(content)
+    told = pytest.raises(InputError, match=r"fingerprints.json is damaged \(.*\); remove it, and the run continues")
+    with told, RunFolder.resume(settings):
+        pass
+    (folder.path / "fingerprints.json").unlink()
+    with RunFolder.resume(settings):
+        pass
+
+
+@pytest.mark.parametrize(
+    "change",
+    [{"since": None}, {"since": "x"}, {"since": 1e300}, {"drivers": "x"}, {"error": [1]}, {"name": 5}, {"state": {}}],
+)
+@pytest.mark.parametrize("alive", [False, True])
+def test_a_status_takes_any_state(change: dict[str, Any], alive: bool, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    state = json.loads((folder / "state.json").read_text()) | {"drivers": 1, "pid": os.getpid(), "state": "running"}
+    (folder / "state.json").write_text(json.dumps({**state, **change}))
+    if alive:
+        (folder / LOCK).write_text(json.dumps({"host": "a", "pid": os.getpid(), "since": 1.0, "boot": "b"}))
+    status_tables.show(status_of(folder), Console(quiet=True))
+    status_tables.show_all([status_of(folder)], Console(quiet=True))
+    RunState(folder, "run", "in_process", 3)
+    assert read_state(folder)["state"] == "starting"
+
+
+@pytest.mark.parametrize("missing", ["since", "state", "pid", "name"])
+@pytest.mark.parametrize("state", ["finished", "running"])
+def test_a_state_may_lack_anything(missing: str, state: str, tmp_path: Path) -> None:
+    folder = write_run(tmp_path / "run")
+    kept = json.loads((folder / "state.json").read_text()) | {"pid": os.getpid(), "state": state}
+    kept.pop(missing)
+    (folder / "state.json").write_text(json.dumps(kept))
+    for lock in ({}, {"host": "a", "pid": os.getpid(), "since": 1.0, "boot": "b"}):
+        (folder / LOCK).write_text(json.dumps(lock))
+        found = status_of(folder)
+        assert found.name == "run"
+        status_tables.show(found, Console(quiet=True))
+
+
+def test_a_lock_with_other_content_names_nobody(tmp_path: Path) -> None:
+    for since in ("x", None, 1e300):
+        (tmp_path / LOCK).write_text(json.dumps({"host": "a", "pid": 1, "since": since, "boot": "b"}))
+        assert driver_of(tmp_path) is None
+
+
+@pytest.mark.parametrize("line", ["{}", '{"iteration": "5"}', '{"iteration": null}'])
+def test_a_line_without_its_iteration_is_told(run_settings: Settings, line: str) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        folder.append("metrics", {"iteration": 1})
+        with open(folder.path / "metrics.jsonl", "a", encoding="utf-8") as file:
+            file.write(f"{line}\n")
+        with pytest.raises(InputError, match=r"metrics.jsonl is damaged: \{.* has no iteration; remove that line"):
+            folder.forget_after(1)
