@@ -65,12 +65,13 @@ def flow_grpo_fast(
     ode_stride: int = 1,
     iteration: int = 1,
     seed: int = 0,
+    start: int | None = None,
 ) -> Schedule:
     """Deterministic to a random step, a split into `group` there, `window` noisy steps, deterministic to the end.
 
-    The step is drawn at random in every iteration (Flow-GRPO's fast variant).
+    The step is drawn at random in every iteration (Flow-GRPO's fast variant), unless it is the `start`.
     """
-    start = _drawn(steps - window, iteration, seed)
+    start = _drawn(steps - window, iteration, seed) if start is None else start
     return _windowed(steps, start, window, {start: group}, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
 
@@ -125,9 +126,13 @@ def tree_grpo(
     ode_stride: int = 1,
     iteration: int = 1,
     seed: int = 0,
+    start: int | None = None,
 ) -> Schedule:
-    """Every step of a random window splits into `children` (TreeGRPO, arXiv 2512.08153), the rest is deterministic."""
-    start = _drawn(steps - window, iteration, seed)
+    """Every step of a random window splits into `children` (TreeGRPO, arXiv 2512.08153), the rest is deterministic.
+
+    The window's first step may be given as its `start`.
+    """
+    start = _drawn(steps - window, iteration, seed) if start is None else start
     splits = dict.fromkeys(range(start, start + window), children)
     return _windowed(steps, start, window, splits, INDEPENDENT_SPREAD, kernel, eta, ode_stride)
 
@@ -206,7 +211,8 @@ METHODS: Mapping[str, Callable[..., Schedule]] = {
         tree_grpo,
     )
 }
-"""Name -> method. Methods that change with the iteration have a parameter `iteration`; random ones have a `seed`."""
+"""Name -> method. Methods that change with the iteration have a parameter `iteration`; random ones have a `seed`, and
+a `start` in place of the drawn step."""
 
 
 def _windowed(

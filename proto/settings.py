@@ -352,6 +352,10 @@ class ScheduleSettings(Settings):
     def build(self, iteration: int = 1, seed: int = 0) -> Schedule:
         """The schedule of an iteration, counted from 1. Some methods draw steps at random, from the run's seed. Raises
         ValueError for settings that the method doesn't have or that make no tree."""
+        return self._built(iteration=iteration, seed=seed)
+
+    def _built(self, **now: int) -> Schedule:
+        """The schedule with those of the method's other parameters that it has."""
         method = METHODS[self.method]
         accepted = inspect.signature(method).parameters
         given = {name: value for name, value in self if value is not None and name not in OF_ANY_METHOD}
@@ -360,10 +364,8 @@ class ScheduleSettings(Settings):
             raise ValueError(f"{unknown[0]} isn't a setting of the method '{self.method}', which has {', '.join(own)}")
         if self.steps is not None and self.steps >= self.max_nodes:
             raise ValueError(f"steps is {self.steps}, more than a tree may have nodes (schedule.max_nodes)")
-        now = {name: value for name, value in {"iteration": iteration, "seed": seed}.items() if name in accepted}
-        schedule = replace(method(**given, **now), root_noise=self.root_noise or "independent")
-        schedule.check_size(self.max_nodes)
-        return schedule
+        now = {name: value for name, value in now.items() if name in accepted}
+        return replace(method(**given, **now), root_noise=self.root_noise or "independent")
 
     @property
     def varies(self) -> bool:
@@ -392,6 +394,7 @@ class ScheduleSettings(Settings):
     @model_validator(mode="after")
     def _buildable(self) -> "ScheduleSettings":
         self.build()
+        self._built(start=0).check_size(self.max_nodes)  # where steps are drawn, the first makes the largest tree
         return self
 
 

@@ -192,6 +192,8 @@ def test_a_reward_without_any_spread_outweighs_nothing(run_settings: Settings) -
         {"method": "tempflow_grpo", "steps": 5, "children": 2**62},
         {"method": "mix_grpo", "steps": 10, "window": 10**15},
         {"method": "flow_grpo_fast", "steps": 10, "window": 10**15},
+        {"method": "flow_grpo_fast", "steps": 1000, "window": 2, "group": 101},  # some iterations have fewer nodes
+        {"method": "tree_grpo", "steps": 1000, "window": 2, "children": 11},
     ],
 )
 def test_schedules_that_would_fill_the_memory_are_refused(run_settings: Settings, schedule: dict[str, Any]) -> None:
