@@ -64,7 +64,8 @@ def _number_or_auto(value: Any, check: Callable[[Any], int]) -> int:
 OrAuto = WrapValidator(_number_or_auto)
 Size = Annotated[Rows, OrAuto, PlainSerializer(lambda size: "auto" if isinstance(size, Auto) else size)]
 """Rows or trees that are computed together, or `auto` until `cluster/plan/sizes.py` has chosen a number."""
-Processes = Annotated[int, Field(gt=0, le=10_000)]
+MAX_PROCESSES = 10_000
+Processes = Annotated[int, Field(gt=0, le=MAX_PROCESSES)]
 Threads = Annotated[int, Field(gt=0, le=1_024)]
 MAX_SECONDS = 1e6
 """Eleven days; the system counts some waits in milliseconds, with 31 bits."""

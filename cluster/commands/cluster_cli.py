@@ -101,7 +101,7 @@ def diversity(
 @app.command()
 def scale(
     run: RunInProgress,
-    rollout_workers: Annotated[int | None, typer.Option(help="Number of rollout workers.")] = None,
+    rollout_workers: Annotated[int | None, typer.Option(min=1, max=10_000, help="Number of rollout workers.")] = None,
     reward: Annotated[
         list[str] | None, typer.Option(help="Replicas of a reward model, such as ocr=2.", metavar="NAME=COUNT")
     ] = None,

@@ -2,18 +2,26 @@
 
 from collections.abc import Sequence
 
+from pydantic import TypeAdapter
+
 from ...proto.errors import InputError
+from ...proto.settings import MAX_PROCESSES, Processes
 from ..on_ray.run_address import RunAddress
+
+COUNT = TypeAdapter(Processes)
 
 
 def replica_counts(options: Sequence[str]) -> dict[str, int]:
     """Reward -> number of replicas, from `ocr=2`. Raises InputError for anything else."""
     counts = {}
     for option in options:
-        name, equals, count = option.partition("=")
-        if not equals or not count.isdecimal():
-            raise InputError(f"--reward is '{option}'; write name=count, such as ocr=2")
-        counts[name] = int(count)
+        name, _, count = option.partition("=")
+        try:
+            counts[name] = COUNT.validate_python(count)
+        except ValueError:
+            raise InputError(
+                f"--reward is '{option[:100]}'; write name=count, such as ocr=2, with a count from 1 to {MAX_PROCESSES}"
+            ) from None
     return counts
 
 

@@ -100,18 +100,14 @@ class Pools:
         can't be changed.
         """
         names = {reward: model for model, given in self._deployment.models.items() for reward in given}
-        for reward, count in rewards.items():
+        for reward in rewards:
             if reward not in names:
                 raise InputError(f"--reward names '{reward}'; this run has {', '.join(names)}")
-            if count < 1:
-                raise InputError(f"--reward {reward} is {count}; a reward model needs at least 1 replica")
         if rollout_workers is not None:
             if self._colocated:
                 raise InputError(
                     "--rollout-workers can't be changed with placement 'colocated': every learner rank is a worker"
                 )
-            if rollout_workers < 1:
-                raise InputError(f"--rollout-workers is {rollout_workers}; a run needs at least 1")
             self.workers.resize(rollout_workers)
         scaled = {names[reward]: count for reward, count in rewards.items()}
         self.sizes = Sizes(rollout_workers or self.sizes.rollout_workers, {**self.sizes.rewards, **scaled})
