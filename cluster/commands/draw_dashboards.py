@@ -47,7 +47,7 @@ class Prometheus:
 
     def first(self, label: str, run: str) -> str:
         """The first value that a label has in a run; NOTHING where it has none."""
-        values = self._ask(f"label/{label}/values", **{"match[]": f'{{run="{run}", {label}!=""}}'})
+        values = self._ask(f"label/{label}/values", **{"match[]": f'{{run="{in_quotes(run)}", {label}!=""}}'})
         return str(next(iter(values), NOTHING))
 
     def _ask(self, path: str, **asked: str | float) -> Any:
@@ -62,6 +62,11 @@ class Prometheus:
             ) from error
         except (requests.RequestException, LookupError, TypeError) as error:
             raise InputError(f"--prometheus is '{self.url}', which doesn't answer as one does: {error}") from error
+
+
+def in_quotes(value: str) -> str:
+    """A value as it stands between the quotes of a query, whose strings are escaped like those of JSON."""
+    return json.dumps(value, ensure_ascii=False)[1:-1]
 
 
 def draw(prometheus: Prometheus, run: str, start: float, end: float, out: Path) -> list[Path]:
@@ -90,7 +95,8 @@ def _draw_board(
     rows = max(place["y"] + place["h"] for place in places)
     width, height = 24 * UNIT_INCHES[0], rows * UNIT_INCHES[1] + 0.6
     figure = plt.figure(figsize=(width, height))
-    figure.suptitle(f"{board['title']}, run {variables['run']}", x=0.01, y=1 - 0.2 / height, ha="left", fontsize=15)
+    title = f"{board['title']}, run {variables['run']}"
+    figure.suptitle(title, x=0.01, y=1 - 0.2 / height, ha="left", fontsize=15, parse_math=False)  # a name may hold $
     for panel in board["panels"]:
         place = panel["gridPos"]
         left, bottom = place["x"] / 24, 1 - (0.6 + (place["y"] + place["h"]) * UNIT_INCHES[1]) / height
@@ -116,8 +122,8 @@ def _draw_board(
 def _series(
     prometheus: Prometheus, target: Mapping[str, Any], variables: Variables, start: float, end: float
 ) -> list[Series]:
-    series = []
-    for found in prometheus.series(Template(target["expr"]).safe_substitute(variables), start, end):
+    series, quoted = [], {name: in_quotes(value) for name, value in variables.items()}
+    for found in prometheus.series(Template(target["expr"]).safe_substitute(quoted), start, end):
         legend = target["legendFormat"]
         for label in re.findall(r"\{\{(\w+)\}\}", legend):
             legend = legend.replace(f"{{{{{label}}}}}", found["metric"].get(label, ""))
