@@ -196,7 +196,7 @@ class RunFolder(LineFiles):
         scores = {
             line["iteration"]: sum(weight * line[name] for name, weight in weights.items())
             for line in evaluations
-            if weights.keys() <= line.keys()
+            if all(isinstance(line.get(name), int | float) for name in weights)
         }
         evaluated = [number for number in self.checkpoints() if math.isfinite(scores.get(number, math.nan))]
         return sorted(evaluated, key=lambda number: -scores[number])
