@@ -4,7 +4,6 @@ Dependencies between spans of different processes follow from their attributes: 
 workers have sent, the learner takes the trees whose parts are scored, workers load the weights that were published.
 """
 
-import json
 import re
 from collections import defaultdict
 from collections.abc import Iterable, Iterator, Mapping, Sequence
@@ -14,6 +13,8 @@ from itertools import pairwise
 from operator import attrgetter
 from pathlib import Path
 from typing import Any
+
+from pydantic import TypeAdapter
 
 from ...proto.errors import InputError
 from .phases import length
@@ -79,6 +80,9 @@ class Span:
         return [f"{what} {self.attributes['iteration']}/{tree}" for tree in self.attributes["trees"]]
 
 
+SPAN = TypeAdapter(Span)
+
+
 def _tree(request: str) -> str:
     """`iteration/tree` of a request `run/iteration/tree/leaf`."""
     return "/".join(request.split("/")[1:3])
@@ -138,7 +142,7 @@ def iteration_marks(folder: Path) -> dict[int, Span]:
     """Iteration -> its span among those in a folder, ascending; of one that was done again, the last."""
     lines = (line for line in _lines(folder) if b'"name": "iteration"' in line)
     spans = sorted(_named(_parsed(lines), "iteration"), key=attrgetter("end"))
-    last = {span.attributes["iteration"]: span for span in spans}
+    last = {number: span for span in spans if isinstance(number := span.attributes.get("iteration"), int)}
     return dict(sorted(last.items()))
 
 
@@ -162,8 +166,8 @@ def _lines(folder: Path) -> Iterator[bytes]:
 
 def _parsed(lines: Iterable[bytes]) -> Iterator[Span]:
     for line in lines:
-        with suppress(ValueError, TypeError):  # the last line of a killed process, a disk that was full
-            yield Span(**json.loads(line))
+        with suppress(ValueError):  # the last line of a killed process, a disk that was full
+            yield SPAN.validate_json(line)
 
 
 def _first_score(spans: Sequence[Span], number: int) -> float | None:

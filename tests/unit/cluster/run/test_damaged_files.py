@@ -10,6 +10,7 @@ from branchgrpo.cluster.commands import status_tables
 from branchgrpo.cluster.run.driver_lock import FILE as LOCK
 from branchgrpo.cluster.run.driver_lock import driver_of
 from branchgrpo.cluster.run.folder import RunFolder
+from branchgrpo.cluster.run.iteration_trace import read
 from branchgrpo.cluster.run.state import RunState, read_state
 from branchgrpo.cluster.run.status import status_of
 from branchgrpo.proto.errors import InputError
@@ -79,3 +80,21 @@ def test_a_line_without_its_iteration_is_told(run_settings: Settings, line: str)
             file.write(f"{line}\n")
         with pytest.raises(InputError, match=r"metrics.jsonl is damaged: \{.* has no iteration; remove that line"):
             folder.forget_after(1)
+
+
+@pytest.mark.parametrize("before", [b'{"iteration": 1}', b"\xff\xfe", b'{"iteration": 1}\n'])
+def test_a_new_line_stands_by_itself(before: bytes, tmp_path: Path) -> None:
+    (tmp_path / "changes.jsonl").write_bytes(before)
+    RunFolder(tmp_path).append("changes", {"iteration": 2})
+    assert (tmp_path / "changes.jsonl").read_bytes() == before.rstrip() + b'\n{"iteration": 2}\n'
+
+
+@pytest.mark.parametrize("change", [{"start": "x"}, {"end": None}, {"attributes": []}, {"attributes": {}}, {"name": 1}])
+def test_spans_that_cannot_be_read_are_left_out(change: dict[str, Any], tmp_path: Path) -> None:
+    span = {"process": "a", "component": "controller", "pool": "", "name": "iteration", "start": 1.0, "end": 2.0}
+    lines = [{**span, "attributes": {"iteration": 1}}, {**span, "attributes": {"iteration": 2}, **change}]
+    (tmp_path / "trace").mkdir()
+    (tmp_path / "trace" / "a.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
+    found = read(tmp_path, None)
+    assert found.number == 1
+    assert len(found.spans) <= 2
