@@ -44,8 +44,9 @@ def shown(links: Links, name: str, has_sound: bool) -> dict[str, str]:
 
 
 def render(template: str, **values: Any) -> Markup:
-    """A template of this folder with values, all of which are text unless they are `Markup`."""
-    return Markup(_pages.get_template(template).render(values))
+    """A template of this folder with values, all of which are text unless they are `Markup`; with a question mark for
+    what UTF-8 hasn't, as in the path of a folder."""
+    return Markup(_pages.get_template(template).render(values).encode(errors="replace").decode())
 
 
 def asked_number(asked: Asked, name: str, known: list[int]) -> int | None:

@@ -141,16 +141,20 @@ class Runs:
         self._cache = FileCache()
 
     def all(self) -> list[Run]:
-        """All runs, by name: the path below the folder of runs."""
+        """All runs, by name: the path below the folder of runs, with � for what isn't UTF-8."""
         if self.single:
-            return [Run(self.root.name, self.root, self._cache)]
-        return [Run(path.relative_to(self.root).as_posix(), path, self._cache) for path in _runs(self.root, MAX_DEPTH)]
+            return [Run(_shown(self.root.name), self.root, self._cache)]
+        return [Run(_shown(path.relative_to(self.root)), path, self._cache) for path in _runs(self.root, MAX_DEPTH)]
 
     def open(self, name: str) -> Run:
         """The run of this name. Raises InputError if there is none."""
         if run := next((run for run in self.all() if run.name == name), None):
             return run
         raise InputError(f"there is no run '{name}' in {self.root}")
+
+
+def _shown(path: str | Path) -> str:
+    return os.fsencode(path).decode(errors="replace")
 
 
 def _runs(folder: Path, depth: int) -> Iterator[Path]:

@@ -77,7 +77,7 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
     @app.get("/")
     def all_runs(request: Request) -> Response:
         if runs.single:
-            return Response(status_code=307, headers={"Location": f"/overview/{quote(runs.root.name)}"})
+            return Response(status_code=307, headers={"Location": f"/overview/{quote(runs.all()[0].name)}"})
         stamp = runs_page.stamp(runs)
         if _has(request, stamp):
             return Response(status_code=304)

@@ -1,12 +1,14 @@
 """The pages' server: what it shows of run folders, whole or not, and what it never gives away."""
 
 import json
+import os
 import re
 from collections.abc import Callable
 from html import unescape
 from pathlib import Path
 
 import pytest
+from branchgrpo.cluster.view.export import export
 from branchgrpo.cluster.view.runs import Runs
 from branchgrpo.cluster.view.sections import SECTIONS
 from branchgrpo.cluster.view.server import create_app
@@ -37,6 +39,18 @@ def test_a_run_by_itself_has_its_page_at_once(make_run: Make) -> None:
     answer = client.get("/")
     assert answer.url.path == "/overview/one"
     assert "iteration 3 of 3" in " ".join(answer.text.split())
+
+
+def test_a_folder_whose_name_is_not_utf_8_is_shown(make_run: Make, client: TestClient, tmp_path: Path) -> None:
+    folder = make_run("one")
+    folder = folder.rename(folder.with_name(os.fsdecode(b"caf\xe9")))
+    assert cells(client.get("/").text, "caf\ufffd")[4] == "3 / 3"
+    for section in SECTIONS:
+        assert client.get(f"/{section}/caf\ufffd").status_code == 200
+    alone = TestClient(create_app(Runs(folder)), base_url="http://127.0.0.1")
+    assert "iteration 3 of 3" in " ".join(alone.get("/").text.split())
+    export(*Runs(folder).all(), tmp_path / "page.html")
+    assert "<title>caf\ufffd" in (tmp_path / "page.html").read_text()
 
 
 @pytest.mark.parametrize("file", ["recipe.yaml", "metrics.jsonl", "evaluations.jsonl", "state.json", "changes.jsonl"])
