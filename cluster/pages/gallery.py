@@ -25,11 +25,11 @@ class Card:
 
 
 CARDS = {
-    "learning": Card(("ocr", "ratio"), "trees", "iteration=1", ".cards"),
-    "flat": Card(("ocr", "ratio")),
-    "gamed": Card(("jpeg-compressibility", "ocr"), query="reward=ocr&order=loss"),
-    "collapsed": Card(("ocr", "ratio"), query="order=loss"),
-    "ratio_off": Card(("log-probability-difference", "ratio"), query="order=loss"),
+    "learning": Card(("reward-ocr", "chart-ratio"), "trees", "iteration=1", ".cards"),
+    "flat": Card(("reward-ocr", "chart-ratio")),
+    "gamed": Card(("reward-jpeg_compressibility", "reward-ocr"), query="reward=ocr&order=loss"),
+    "collapsed": Card(("reward-ocr", "chart-ratio"), query="order=loss"),
+    "ratio_off": Card(("chart-log-probability-difference", "chart-ratio"), query="order=loss"),
 }
 """Recipe in docs/gallery -> what its picture shows."""
 KEEP = """
@@ -39,7 +39,7 @@ async ([charts, address, pictures]) => {
   list.replaceChildren(...[...list.children].slice(0, 6));
   list.querySelectorAll("[loading]").forEach((picture) => picture.removeAttribute("loading"));
   const grid = Object.assign(document.createElement("div"), { className: "charts" });
-  grid.append(...charts.map((name) => document.getElementById("chart-" + name)));
+  grid.append(...charts.map((name) => document.getElementById(name)));
   main.replaceChildren(main.querySelector("h1"), ...main.querySelectorAll(".alarm"), grid, list);
   document.querySelector("header").remove();
   main.style.padding = "1rem 1.25rem";

@@ -21,13 +21,15 @@ class Chart:
     x_title: str = "iteration"
     marks: Mapping[int, str] = field(default_factory=dict)
     """Iteration -> what happened there, shown as an upright line."""
+    name: str = ""
+    """What names it in its page, if not its title: in small letters, titles of rewards may be alike."""
     below: float | None = None
     """The lowest value that the axis begins with; None for what the curves need."""
 
     @property
     def id(self) -> str:
         """Names the chart in its page."""
-        return "chart-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
+        return self.name or "chart-" + re.sub(r"[^a-z0-9]+", "-", self.title.lower()).strip("-")
 
     def line(self, name: str, y: Values, colour: int, *, x: Values | None = None, dots: bool = False) -> None:
         """Add a curve, over `x` of its own if it has one; with dots for values that are far apart."""

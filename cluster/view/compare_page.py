@@ -32,7 +32,8 @@ def compare(runs: Sequence[Run], asked: Asked) -> Markup:
             ("held-out prompts", evaluations, (name,)),
             ("sampled leaves", metrics, ("rewards", name, "mean")),
         ):
-            chart = Chart(f"{name}, {kind}", f"Mean of {kind}.", [], x_title=over)
+            own = f"{kind}-{name}".replace(" ", "-")
+            chart = Chart(f"{name}, {kind}", f"Mean of {kind}.", [], x_title=over, name=own)
             for index, run in enumerate(runs):
                 _add(chart, run, lines[run], metrics[run], keys, over, index, kind == "held-out prompts")
             charts.append(chart)

@@ -71,7 +71,7 @@ def reward_charts(
         weight = weighted.get(name, 0.0)
         role = f"It is trained on, with weight {weight:g}" if weight else "It is only watched"
         about = f"Of the sampled leaves: mean, and minimum to maximum. Of held-out prompts: mean. {role}."
-        chart = Chart(name, about, column(metrics, "iteration"), marks=marks)
+        chart = Chart(name, about, column(metrics, "iteration"), marks=marks, name=f"reward-{name}")
         if any(value is not None for value in column(metrics, "rewards", name, "mean")):
             low, high = (column(metrics, "rewards", name, end) for end in ("min", "max"))
             chart.band("leaves", low, high, index)

@@ -53,10 +53,16 @@ def asked_number(asked: Asked, name: str, known: list[int]) -> int | None:
     """The number that is asked for, or the last one known. Raises InputError if it isn't known."""
     if name not in asked:
         return known[-1] if known else None
-    given = asked[name]
-    if not given.isdecimal() or int(given) not in known:
-        raise InputError(f"{name} is '{given[:20]}'; there is {', '.join(map(str, known)) or 'none'}")
-    return int(given)
+    given, numbers = asked[name], {str(number): number for number in known}
+    if given not in numbers:
+        raise InputError(f"{name} is '{given[:20]}'; there is {', '.join(numbers) or 'none'}")
+    return numbers[given]
+
+
+def asked_count(asked: Asked, name: str, default: str = "") -> int | None:
+    """How many are asked for; None, which stands for all, if that is no number, or one of ten digits."""
+    given = asked.get(name, default)
+    return int(given) if given.isdecimal() and len(given) < 10 else None
 
 
 def figure(value: float | None) -> str:

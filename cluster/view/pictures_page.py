@@ -8,7 +8,7 @@ from markupsafe import Markup
 from ...proto.errors import InputError
 from .evaluations import Evaluated, evaluated
 from .figures import thinned, weights
-from .pages import Asked, Links, asked_number, figure, render, shown
+from .pages import Asked, Links, asked_count, asked_number, figure, render, shown
 from .runs import Run
 from .samples import by_prompt, iterations, samples_of
 from .sources import sources
@@ -44,10 +44,9 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
     rewards = list(found[-1].rewards if found else samples.rewards if samples else ())
     reward = _choice(asked, "reward", rewards, _main(run, rewards))
     order = _choice(asked, "order", list(ORDERS), "gain")
-    if (limit := asked.get("evaluations", "")).isdecimal():
-        found = thinned(found, max(2, int(limit)))
-    show = asked.get("show", str(SHOWN_PICTURES))
-    count = int(show) if show.isdecimal() else None
+    if (limit := asked_count(asked, "evaluations")) is not None:
+        found = thinned(found, max(2, limit))
+    show, count = asked.get("show", str(SHOWN_PICTURES)), asked_count(asked, "show", str(SHOWN_PICTURES))
     pairs = _pairs(found, reward, order, count, links)
     scored = samples.rewards if samples else {}
     sorted_by = reward if reward in scored else _main(run, list(scored))

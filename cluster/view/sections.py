@@ -40,7 +40,7 @@ def picture(run: Run, name: str) -> Picture:
     kind, *names = name.split("/")
     try:
         return PICTURES[kind](run, names)
-    except (ValueError, OSError) as error:  # no number, or half a file
+    except (ValueError, TypeError, OSError) as error:  # no number, or half a file
         raise LookupError(name) from error
 
 

@@ -47,7 +47,7 @@ def page(browser: Browser, address: str) -> Iterator[Page]:
 
 def drawn(page: Page, chart: str, curve: str) -> dict[str, Any]:
     """A curve as the browser has drawn it."""
-    place = page.locator(f"#chart-{chart} .plot")
+    place = page.locator(f"#{chart} .plot")
     place.scroll_into_view_if_needed()
     until(lambda: place.evaluate("place => place.classList.contains('js-plotly-plot')"))
     found = place.evaluate("place => place.data.map(({name, x, y}) => ({name, x: [...x], y: [...y]}))")
@@ -62,15 +62,15 @@ def test_the_browser_shows_what_the_folder_holds(page: Page, folder: Path) -> No
     assert row[1:3] == ["run", "finished"]
     assert row[6:8] == [f"{evaluations[0]['ocr']:.3f}", f"{evaluations[-1]['ocr']:.3f}"]
     page.get_by_role("link", name="run", exact=True).click()
-    leaves = drawn(page, "ocr", "leaves")
+    leaves = drawn(page, "reward-ocr", "leaves")
     assert leaves["y"] == pytest.approx([line["rewards"]["ocr"]["mean"] for line in metrics], rel=1e-5)
-    held_out = drawn(page, "ocr", "held-out")
+    held_out = drawn(page, "reward-ocr", "held-out")
     assert held_out == {
         "name": "held-out",
         "x": [0, 1, 2],
         "y": pytest.approx([line["ocr"] for line in evaluations], rel=1e-5),
     }
-    assert drawn(page, "gradient-norm", "gradient norm")["y"] == pytest.approx(
+    assert drawn(page, "chart-gradient-norm", "gradient norm")["y"] == pytest.approx(
         [line["gradient_norm"] for line in metrics], rel=1e-5
     )
     best = page.locator("#checkpoints tr.best td").first.inner_text()
@@ -163,7 +163,7 @@ def test_runs_are_filtered_sorted_and_compared_by_keyboard(page: Page) -> None:
     page.get_by_role("button", name="Compare").press("Enter")
     page.wait_for_url("**/compare?*")
     assert page.get_by_role("heading", level=1).inner_text() == "Compare 2 runs"
-    assert drawn(page, "ocr-held-out-prompts", "copy")["x"] == [0, 1, 2]
+    assert drawn(page, "held-out-prompts-ocr", "copy")["x"] == [0, 1, 2]
 
 
 def test_an_export_opens_without_a_server(browser: Browser, folder: Path, tmp_path: Path) -> None:
@@ -171,7 +171,7 @@ def test_an_export_opens_without_a_server(browser: Browser, folder: Path, tmp_pa
     assert made.returncode == 0, made.stderr
     with watched(browser, "file:", offline=True) as page:
         page.goto(f"file://{tmp_path}/run.html")
-        held_out = drawn(page, "ocr", "held-out")["y"]
+        held_out = drawn(page, "reward-ocr", "held-out")["y"]
         assert held_out == pytest.approx([line["ocr"] for line in RunFolder(folder).lines("evaluations")], rel=1e-5)
         assert SCRIPT in page.locator(".prompt").all_inner_texts()
         assert page.evaluate("[...document.images].every((one) => one.loading === 'lazy' || one.naturalWidth)")
@@ -184,15 +184,15 @@ def test_pages_follow_a_run_that_continues(page: Page, folder: Path) -> None:
     page.get_by_label("choose copy").focus()
     other = page.context.new_page()
     other.goto("/overview/run")
-    assert drawn(other, "ocr", "leaves")["x"] == [1, 2]
+    assert drawn(other, "reward-ocr", "leaves")["x"] == [1, 2]
     continued = subprocess.Popen(command("train", folder, "--resume", "iterations=3"), stdout=subprocess.DEVNULL)
     try:
-        until(lambda: len(drawn(other, "ocr", "leaves")["x"]) == 3)
+        until(lambda: len(drawn(other, "reward-ocr", "leaves")["x"]) == 3)
         page.get_by_role("cell", name="3 / 3").wait_for()
     finally:
         assert continued.wait(200) == 0
     newest = json.loads((folder / "metrics.jsonl").read_text().splitlines()[-1])
-    assert drawn(other, "ocr", "leaves")["y"][-1] == pytest.approx(newest["rewards"]["ocr"]["mean"], rel=1e-5)
+    assert drawn(other, "reward-ocr", "leaves")["y"][-1] == pytest.approx(newest["rewards"]["ocr"]["mean"], rel=1e-5)
     other.get_by_text("finished since").wait_for()
     other.goto("/recipe/run")
     assert "iterations: 2 → 3" in other.locator("#changes").inner_text()

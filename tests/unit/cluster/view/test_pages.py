@@ -19,6 +19,7 @@ from branchgrpo.cluster.view.files import FileCache
 from branchgrpo.cluster.view.runs import Runs
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
+from branchgrpo.proto.safetensors_codec import encode
 from fastapi.testclient import TestClient
 from PIL import Image
 from run_folders import line
@@ -57,6 +58,25 @@ def test_the_shares_of_several_rewards_are_stacked(make_run: Make, client: TestC
     make_run("one", reward_shares={"ocr": 0.75, "other": 0.25})
     page = client.get("/overview/one").text
     assert [trace(page, "Shares of rewards", name)["y"] for name in ("ocr", "other")] == [[0.75] * 3, [0.25] * 3]
+
+
+def test_every_chart_has_a_name_of_its_own(make_run: Make, client: TestClient) -> None:
+    """By it the browser knows which one to draw again."""
+    names = ["kl", "Ratio", "edges", "a_b", "a-b", "A-b"]
+    folder = make_run("one", rewards={name: {"mean": 0.5} for name in names}, kl=0.5)
+    rewards = "".join(f"  {name}: {{weight: 1.0}}\n" for name in names)
+    (folder / "recipe.yaml").write_text(f"name: one\nrewards:\n{rewards}")
+    make_run("two", rewards={name: {"mean": 0.5} for name in names})
+    for page in ("/overview/one", "/compare?run=one&run=two"):
+        found = re.findall('<figure class="chart" id="(.*?)">', client.get(page).text)
+        assert len(set(found)) == len(found) > len(names)
+
+
+@pytest.mark.parametrize("asked", ["trees/one?iteration=", "time/one?iteration=", "pictures/one?show="])
+def test_numbers_of_any_length_may_be_asked_for(asked: str, make_run: Make, client: TestClient) -> None:
+    make_run()
+    for digits in (1, 20, 5000):
+        assert client.get(f"/{asked}{'9' * digits}").status_code == 200
 
 
 def test_a_change_is_marked_where_it_took_effect(make_run: Make, client: TestClient) -> None:
@@ -176,6 +196,12 @@ def test_samples_are_shown_by_prompt_and_score(pictured: Path, client: TestClien
 )
 def test_pictures_that_are_not_there_are_refused(pictured: Path, client: TestClient, name: str) -> None:
     assert client.get("/picture/one", params={"of": name}).status_code == 404
+
+
+def test_an_evaluation_of_no_prompts_has_no_pictures(pictured: Path, client: TestClient) -> None:
+    path = min((pictured / "evaluations").iterdir())
+    path.write_bytes(encode({"media": np.zeros((1, 2, 2, 3), np.uint8)}))
+    assert client.get(f"/picture/one?of=evaluation/{path.stem}/0").status_code == 404
 
 
 def test_a_damaged_evaluation_is_told_of(pictured: Path, client: TestClient) -> None:
