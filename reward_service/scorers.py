@@ -93,7 +93,8 @@ class Scorers:
         for given, model in self._models:
             if given.isdisjoint(request.rewards):
                 continue
-            scores.update(model(request.media, request.prompts))
+            found = model(request.media, request.prompts)
+            scores |= {name: values for name, values in found.items() if name in given}  # others may have one's name
         return reply(scores, request)
 
 

@@ -37,6 +37,19 @@ def test_a_model_that_gives_two_rewards_is_loaded_once() -> None:
     assert len(Scorers(REWARDS)._models) == 1
 
 
+@pytest.mark.parametrize("own", ["jpeg_compressibility", "jpeg_incompressibility"])
+@pytest.mark.parametrize("first", [True, False])
+def test_a_model_gives_only_the_rewards_that_are_its(own: str, first: bool) -> None:
+    """A function of one's own may have the name of a reward that the model of another one gives too."""
+    (other,) = {"jpeg_compressibility", "jpeg_incompressibility"} - {own}
+    given = [(own, RewardSettings(function="support:shade")), (other, RewardSettings())]
+    scorers = Scorers(dict(given if first else given[::-1]))
+    media = Media(np.full((1, 8, 8, 3), 7, np.uint8))
+    reply = scorers.score(ScoreRequest(media, ["a"], [own, other]))
+    assert reply.scores[own].tolist() == [7.0]
+    assert abs(reply.scores[other][0]) < 1
+
+
 @pytest.mark.parametrize(
     ("read", "wanted", "value"), [("123", "123", 1), ("", "123", 0), ("1", "123", 1 / 3), ("999999", "1", 0)]
 )
