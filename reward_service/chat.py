@@ -126,13 +126,16 @@ def read_texts(
         raise InputError(f"{where}; it must be {folder} of its code as published, with {' and '.join(files)}")
     texts: dict[str, str] = {}
     for path in paths:
-        texts |= literals(path.read_text(encoding="utf-8"))
+        try:
+            texts |= literals(path.read_bytes())
+        except (OSError, SyntaxError, ValueError) as error:
+            raise InputError(f"{where}, whose {path.name} can't be read: {error}") from error
     if lacking := [name for name in names if name not in texts]:
         raise InputError(f"{where}, whose files lack '{lacking[0]}'")
     return texts
 
 
-def literals(code: str) -> dict[str, str]:
+def literals(code: str | bytes) -> dict[str, str]:
     """Name -> text, of those that Python code assigns as they stand; no code is run."""
     assigned = [node for node in ast.parse(code).body if isinstance(node, ast.Assign)]
     return {

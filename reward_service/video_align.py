@@ -115,7 +115,9 @@ def check_files(reward: str, settings: RewardSettings) -> tuple[str, dict[str, A
     try:
         config = json.loads(path.read_text(encoding="utf-8"))
         shown = config["data_config"]
-    except (OSError, ValueError, KeyError) as error:
+        if not all(isinstance(shown[name], int | float) and shown[name] > 0 for name in ("fps", "max_frame_pixels")):
+            raise ValueError("it doesn't say how many frames and pixels are shown")
+    except (OSError, ValueError, KeyError, TypeError) as error:
         raise InputError(f"{where} isn't that of KwaiVGI/VideoReward: {error}") from error
     for name, value in AS_TRAINED.items():
         if shown.get(name, value) != value:

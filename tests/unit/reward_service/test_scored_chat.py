@@ -138,6 +138,10 @@ def test_files_are_checked_before_weights_are_read(made: Any, tmp_path: Path) ->
         (tmp_path / file).write_text("x = 1")
     with pytest.raises(InputError, match="whose files lack 'INSTRUCTION"):
         check_source(reward, settings.model_copy(update={"instruction": str(tmp_path)}))
+    for content in (b"x = (", b"x = '\xff'", b"x = '\0'"):
+        (tmp_path / file).write_bytes(content)
+        with pytest.raises(InputError, match=rf"{reward}.instruction is .*, whose {file} can't be read: "):
+            check_source(reward, settings.model_copy(update={"instruction": str(tmp_path)}))
 
 
 def test_weights_of_another_model_are_refused(made: Any, tmp_path: Path) -> None:

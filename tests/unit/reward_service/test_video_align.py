@@ -146,6 +146,10 @@ def test_files_are_checked_before_weights_are_read(tmp_path: Path) -> None:
     config.write_text(config.read_text().replace('"num_frames": null', '"num_frames": 8'))
     with pytest.raises(InputError, match="whose model_config.json says num_frames: 8; it must be None"):
         check_source("video_align", settings)
+    for content in ("[]", "{", '{"data_config": 5}', '{"data_config": {"fps": 2.0}}', '{"data_config": {"fps": null}}'):
+        config.write_text(content)
+        with pytest.raises(InputError, match="whose model_config.json isn't that of KwaiVGI/VideoReward: "):
+            check_source("video_align", settings)
 
 
 def test_a_policy_of_pictures_is_refused(run_settings: Callable[..., Any]) -> None:
