@@ -33,12 +33,14 @@ def data_only() -> Iterator[None]:
     from deepspeed.runtime.zero.config import ZeroStageEnum
     from deepspeed.utils.tensor_fragment import fragment_address
 
+    before = {name: value for name, value in os.environ.items() if name == DATA_ONLY}
     os.environ[DATA_ONLY] = "1"
     try:
         with torch.serialization.safe_globals([LossScaler, ZeroStageEnum, fragment_address]):
             yield
     finally:
         del os.environ[DATA_ONLY]
+        os.environ |= before
 
 
 @contextmanager
