@@ -68,7 +68,7 @@ class RunState:
         """Write a new state: `doing` says what is at work, `error` what went wrong."""
         if state != self._now.get("state"):
             self._now["since"] = time.time()
-        self._now.update(state=state, doing=doing, error=error)
+        self._now |= {"state": state, "doing": doing, "error": error}
         if state == "recovering":
             self._now["recoveries"] += 1
         self._write()
