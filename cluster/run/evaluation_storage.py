@@ -1,13 +1,18 @@
-"""The file of an evaluation: its media and scores in safetensors, its prompts in the header."""
+"""The file of an evaluation: its media and scores in safetensors, its prompts in the header.
 
-from collections.abc import Sequence
+What reads one raises InputError, naming the file, if it is gone or damaged.
+"""
+
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from ...proto.atomic_files import whole
+from ...proto.errors import InputError
 from ...proto.media import PICTURES, SOUND, Media
 from ...proto.prompts import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import encode
@@ -34,13 +39,13 @@ def read_media(file: Any, numbers: Sequence[int]) -> Media:
 
 def read_prompts(path: Path) -> Sequence[str]:
     """The prompt of every picture of the evaluation in a file; no picture is read."""
-    with safe_open(path, "numpy") as file:
+    with _opened(path) as file:
         return parse_prompts(file.metadata()["prompts"])
 
 
 def read_scores(path: Path) -> dict[str, FloatArray]:
     """Reward -> the scores of all pictures of the evaluation in a file, float64 [n]; no picture is read."""
-    with safe_open(path, "numpy") as file:
+    with _opened(path) as file:
         names = [name for name in file.keys() if name.startswith(REWARD)]  # noqa: SIM118  # it is no mapping
         return {name.removeprefix(REWARD): file.get_tensor(name) for name in names}
 
@@ -48,7 +53,7 @@ def read_scores(path: Path) -> dict[str, FloatArray]:
 def read(path: Path, prompts: int | None = None) -> Evaluation:
     """The evaluation in a file; with `prompts`, one picture for each of so many first prompts. Others aren't read."""
     rewards = read_scores(path)
-    with safe_open(path, "numpy") as file:
+    with _opened(path) as file:
         every = parse_prompts(file.metadata()["prompts"])
         if prompts is None:
             return Evaluation(every, read_media(file, range(len(every))), rewards)
@@ -59,3 +64,12 @@ def read(path: Path, prompts: int | None = None) -> Evaluation:
         return Evaluation(
             list(firsts)[:prompts], read_media(file, shown), {name: values[shown] for name, values in rewards.items()}
         )
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Any]:
+    try:
+        with safe_open(path, "numpy") as file:
+            yield file
+    except (OSError, SafetensorError, LookupError, TypeError, ValueError) as error:
+        raise InputError(f"the evaluation {path} can't be read: {error}") from error

@@ -1,8 +1,10 @@
 """The results of a run, from what its folder holds: reward curve, pictures before and after, summary."""
 
 import json
+import logging
 
 from ...proto.atomic_files import write_text
+from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from . import pictures
 from .evaluation import MADE_WITH, comparable, evaluation_file
@@ -16,13 +18,17 @@ BEFORE_AFTER, PROMPTS_SHOWN = "before_after.png", 24
 
 def draw_before_after(folder: RunFolder, settings: RunSettings) -> bool:
     """Draw held-out pictures of the newest evaluation beside those of the first that can be compared with it. Returns
-    whether there are two; if not, an earlier picture is removed.
+    whether there are two; if not, an earlier picture is removed. One that can't be read is warned of.
     """
     if len(alike := comparable(folder.lines("evaluations"))) < 2:
         (folder.path / BEFORE_AFTER).unlink(missing_ok=True)
         return False
     ends = {"before": alike[0], "after": alike[-1]}
-    evaluations = [folder.evaluation(line, PROMPTS_SHOWN) for line in ends.values()]
+    try:
+        evaluations = [folder.evaluation(line, PROMPTS_SHOWN) for line in ends.values()]
+    except InputError as error:  # somebody made room, say: the run needs no picture
+        logging.getLogger(__name__).warning("%s isn't drawn: %s", BEFORE_AFTER, error)
+        return False
     weights = {name: abs(reward.weight) for name, reward in settings.rewards.items()}
     shown = max(evaluations[-1].rewards, key=lambda name: weights.get(name, 0.0))
     titles = [f"{name}, iteration {line['iteration']}: mean {shown} {line[shown]:.2f}" for name, line in ends.items()]
@@ -51,7 +57,7 @@ def summary(folder: RunFolder, error: BaseException | None = None) -> dict[str, 
         "ended": "finished" if error is None else "stopped" if isinstance(error, Stopped) else "failed",
         "error": None if error is None or isinstance(error, Stopped) else str(error) or type(error).__name__,
         "iterations": metrics[-1]["iteration"] if metrics else 0,
-        "evaluation_prompts": len(set(read_prompts(folder.path / evaluation_file(first)))) if evaluations else 0,
+        "evaluation_prompts": len(set(read_prompts(folder.path / evaluation_file(last)))) if evaluations else 0,
         "before": {name: first[name] for name in means} if evaluations else None,
         "before_iteration": first.get("iteration"),
         "after": {name: last[name] for name in means} if len(evaluations) > 1 else None,

@@ -4,9 +4,11 @@ import json
 from pathlib import Path
 
 import numpy as np
+import pytest
 from branchgrpo.cluster.run.evaluation import Evaluation
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.results import draw_before_after, summary, write_results
+from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from PIL import Image
 from support import Settings
@@ -42,6 +44,23 @@ def test_before_and_after_are_of_the_newest_evaluation(run_settings: Settings) -
         add(folder, 2, 100, OTHER_WAY)
         write_results(folder, settings)
         assert not picture.exists()
+
+
+@pytest.mark.parametrize("content", [None, b"", b"{}", b"\x02\0\0\0\0\0\0\0{}", b"\xff" * 40])
+def test_a_run_outlives_its_first_pictures(run_settings: Settings, content: bytes | None) -> None:
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        add(folder, 0, 50, WAY)
+        (first,) = (folder.path / "evaluations").iterdir()
+        add(folder, 1, 150, WAY)
+        first.unlink()
+        if content is not None:
+            first.write_bytes(content)
+        assert not draw_before_after(folder, settings)
+        write_results(folder, settings)
+        assert summary(folder)["evaluation_prompts"] == 1
+        with pytest.raises(InputError, match=rf"the evaluation .*{first.name} can't be read"):
+            folder.evaluation(folder.lines("evaluations")[0])
 
 
 def test_a_summary_reads_no_pictures(run_settings: Settings) -> None:
