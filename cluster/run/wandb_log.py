@@ -145,5 +145,11 @@ def last_step(folder: Path) -> int:
 
 
 def _read(folder: Path) -> dict[str, Any]:
-    found = json.loads((folder / FILE).read_text()) if (folder / FILE).exists() else {}
-    return dict(found)
+    file = folder / FILE
+    try:
+        found = json.loads(file.read_text()) if file.exists() else {}
+        if not isinstance(found, dict) or not isinstance(found.get("step", -1), int):
+            raise ValueError("it holds no step")
+    except ValueError as error:
+        raise InputError(f"{file} is damaged ({error}); remove it, and a new run begins at W&B") from error
+    return found

@@ -13,6 +13,7 @@ from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.cluster.run.iteration_trace import read
 from branchgrpo.cluster.run.state import RunState, read_state
 from branchgrpo.cluster.run.status import status_of
+from branchgrpo.cluster.run.wandb_log import last_step
 from branchgrpo.proto.errors import InputError
 from rich.console import Console
 from run_folders import write_run
@@ -98,3 +99,11 @@ def test_spans_that_cannot_be_read_are_left_out(change: dict[str, Any], tmp_path
     found = read(tmp_path, None)
     assert found.number == 1
     assert len(found.spans) <= 2
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b'{"id": "x', b"\xff", b'{"step": "x"}'])
+def test_damaged_notes_of_wandb_are_told(content: bytes, tmp_path: Path) -> None:
+    assert last_step(tmp_path) == -1
+    (tmp_path / "wandb.json").write_bytes(content)
+    with pytest.raises(InputError, match=r"wandb.json is damaged \(.*\); remove it, and a new run begins at W&B"):
+        last_step(tmp_path)
