@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 from branchgrpo.cluster.commands import status_tables
+from branchgrpo.cluster.plan.rows import share_of
 from branchgrpo.cluster.run.driver_lock import FILE as LOCK
 from branchgrpo.cluster.run.driver_lock import driver_of
 from branchgrpo.cluster.run.folder import RunFolder
@@ -107,3 +108,20 @@ def test_damaged_notes_of_wandb_are_told(content: bytes, tmp_path: Path) -> None
     (tmp_path / "wandb.json").write_bytes(content)
     with pytest.raises(InputError, match=r"wandb.json is damaged \(.*\); remove it, and a new run begins at W&B"):
         last_step(tmp_path)
+
+
+@pytest.mark.parametrize("mean", [None, "x", [1], {}])
+def test_an_evaluation_without_a_number_is_not_the_best(run_settings: Settings, mean: Any) -> None:
+    with RunFolder.create(run_settings()) as folder:
+        for iteration, value in ((1, 0.5), (2, mean)):
+            folder.append("evaluations", {"iteration": iteration, "ocr": value})
+            folder.checkpoint(iteration).mkdir(parents=True)
+        assert folder.best_checkpoints() == [1]
+
+
+def test_lines_without_rows_give_no_share_of_them(run_settings: Settings) -> None:
+    settings = run_settings()
+    with RunFolder.create(settings) as folder:
+        folder.append("metrics", {"iteration": 1})
+        with pytest.raises(InputError, match="its metrics.jsonl is damaged: not every line has the number of its rows"):
+            share_of(folder.path, settings)
