@@ -5,7 +5,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from ...proto.atomic_files import json_lines, parse_json_lines, whole, write_text
+from ...proto.atomic_files import json_lines, parse_json_lines, write_text
 from ...proto.errors import InputError
 
 
@@ -18,11 +18,10 @@ class LineFiles:
     def append(self, name: str, *lines: Mapping[str, Any]) -> None:
         """Add JSON lines to `name`.jsonl, by replacing the file with a longer one."""
         path = self.path / f"{name}.jsonl"
-        before = path.read_bytes() if path.exists() else b""
-        if before and not before.endswith(b"\n"):  # as some editors leave it
-            before += b"\n"
-        with whole(path) as temporary:
-            temporary.write_bytes(before + json_lines(lines).encode())
+        before = path.read_text(errors="replace") if path.exists() else ""
+        if before and not before.endswith("\n"):  # as some editors leave it
+            before += "\n"
+        write_text(path, before + json_lines(lines))
 
     def lines(self, name: str) -> list[dict[str, Any]]:
         """The lines of `name`.jsonl, each with its `iteration`; none if there is no file. Raises InputError for a file
