@@ -24,8 +24,11 @@ setup: .venv/ready
 demo: setup
 	$(RUN)/branchgrpo train recipes/glyphs.yaml $(ARGS)
 
+TREE := {method: branch_grpo, steps: 16, splits: {0: 2, 3: 2, 6: 2, 9: 2}, eta: 0.7}
 studies: setup
-	status=0; for study in studies/*.yaml; do $(RUN)/branchgrpo study $$study $(ARGS) || status=1; done; exit $$status
+	status=0; for study in studies/*.yaml; do $(RUN)/branchgrpo study $$study $(ARGS) || status=1; done; \
+	for run in runs/scaling/runs/*_81-seed*; do out=runs/diversity/$${run##*/}; [ -e $$out ] || \
+	$(RUN)/branchgrpo diversity $$run 'schedule=$(TREE)' --prompts 40 --out $$out || status=1; done; exit $$status
 
 # Three processes for two cores: many tests wait for Ray, a browser or a command.
 test: setup
