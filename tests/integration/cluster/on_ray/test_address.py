@@ -6,8 +6,6 @@ import pytest
 from branchgrpo.benchmarks.support.local_cluster import free_port
 from branchgrpo.cluster.on_ray import address as addresses
 from branchgrpo.cluster.on_ray.address import find_ray
-from branchgrpo.cluster.on_ray.connect import visiting
-from branchgrpo.cluster.on_ray.internals import draining_nodes
 from branchgrpo.proto.errors import InputError
 from support import RECIPES, done_by
 
@@ -54,10 +52,3 @@ def test_a_command_without_its_ray_says_so_in_a_line(arguments: list[str], messa
     done = done_by(*(argument.replace("{glyphs}", str(glyphs)) for argument in arguments))
     assert (done.returncode, len(done.stderr.strip().splitlines())) == (2, 1), done.stderr
     assert message in done.stderr
-
-
-def test_the_head_of_a_cluster_is_not_drained(head: str) -> None:
-    done = done_by("drain", "--address", head)
-    assert (done.returncode, f"is the head of the cluster at '{head}': no run outlives it" in done.stderr) == (2, True)
-    with visiting(head):
-        assert not draining_nodes()

@@ -11,8 +11,9 @@ import pytest
 import ray
 from branchgrpo.cluster.on_ray.address import nodes_here
 from branchgrpo.cluster.on_ray.connect import connected
+from branchgrpo.cluster.on_ray.internals import draining_nodes
 from ray_runs import assert_as_plain
-from support import SMALL, Settings, until
+from support import SMALL, Settings, done_by, until
 
 
 def test_weights_are_bit_equal_to_the_plain_loop_s(
@@ -54,3 +55,10 @@ def test_the_nodes_of_this_machine_are_found(head: str) -> None:
     port = head.rpartition(":")[2]
     # A head answers before its own node is there.
     until(lambda: port in {node.address.rpartition(":")[2] for node in nodes_here()}, 60)
+
+
+def test_the_head_of_a_cluster_is_not_drained(head: str) -> None:
+    done = done_by("drain", "--address", head)
+    assert (done.returncode, f"is the head of the cluster at '{head}': no run outlives it" in done.stderr) == (2, True)
+    with connected(head):
+        assert not draining_nodes()
