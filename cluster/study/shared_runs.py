@@ -12,7 +12,7 @@ from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ..run.changes import find_changes
 from ..run.folder import RunFolder
-from ..run.new_folder import FINGERPRINTS, VERSIONS, has_begun, policy_fingerprint, versions
+from ..run.new_folder import VERSIONS, has_begun, kept_fingerprint, policy_fingerprint, versions
 from ..run.state import read_state
 from .file import sized_as
 from .trials import OF_NO_CONSEQUENCE, Trial
@@ -28,8 +28,8 @@ class FinishedRun:
     path: Path
     iterations: int
     settings: RunSettings
-    policy: str
-    """Fingerprint of the policy that it began with."""
+    policy: str | None
+    """Fingerprint of the policy that it began with; None if it isn't known."""
 
 
 def finished_runs(studies: Path) -> list[FinishedRun]:
@@ -46,8 +46,7 @@ def finished_runs(studies: Path) -> list[FinishedRun]:
             if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != here:
                 continue
             iterations = next(reversed(run.lines("metrics")))["iteration"]
-            policy = json.loads((run.path / FINGERPRINTS).read_text())["policy"]
-            found.append(FinishedRun(run.path, iterations, run.settings, policy))
+            found.append(FinishedRun(run.path, iterations, run.settings, kept_fingerprint(run.path)))
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             continue
     return found
