@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Callable
+from itertools import accumulate
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -24,4 +25,6 @@ def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
             call()
         profiler.export_chrome_trace(str(trace))
         events = json.loads(trace.read_text())["traceEvents"]
-    return max(event["args"]["Total Allocated"] for event in events if event["name"] == "[memory]")
+    # "Total Allocated" goes on from the profile before, so the bytes are added up here.
+    changes = sorted((event for event in events if event["name"] == "[memory]"), key=lambda event: float(event["ts"]))
+    return max(accumulate((event["args"]["Bytes"] for event in changes), initial=0))

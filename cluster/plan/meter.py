@@ -18,10 +18,11 @@ STEPWISE = F.scaled_dot_product_attention
 """On the meta device it is one step after the other."""
 MAX_REAL_NUMBERS = 2**20
 """Maximum of the numbers in a tensor that stays real."""
-WIDE = 256
-"""Number of channels, in or out, from which on oneDNN copies what goes into convolutions; measured, for it chooses by
-more than this."""
+BLOCK = 16
+"""oneDNN's copies have channels in blocks of so many, on a CPU with AVX-512. What has fewer goes in as it is."""
 aten: Any = torch.ops.aten
+KEEP_LAYOUT = aten.convolution.default, aten.pixel_shuffle.default
+"""Calls that leave channels innermost on a CPU, but not on the meta device."""
 BY_MASK = aten.index.Tensor, aten.index_put_.default
 """Calls that look at the numbers of a mask."""
 
@@ -64,6 +65,8 @@ class Meter(TorchDispatchMode):
         elif func is aten._to_copy.default and tensors and kwargs.get("device") == META:
             kwargs = {**kwargs, "device": tensors[0].device}  # what is real stays so beside shapes
         result = _result(func, args, kwargs)
+        if func in KEEP_LAYOUT and not self._gpu and _channels_last(args[0]):
+            result = _with_channels_last(result)
         if count := flop_registry.get(func.overloadpacket):
             self.flops += count(*args, **kwargs, out_val=result)
         for tensor in _tensors(result):
@@ -76,12 +79,19 @@ class Meter(TorchDispatchMode):
     def _copied(self, given: torch.Tensor, weight: torch.Tensor, result: torch.Tensor) -> int:
         """Bytes of the copies that a convolution works on.
 
-        cuDNN makes them of what goes in and comes out. oneDNN makes them, in wide networks, of the weights and of what
-        goes in, and then of what comes out.
+        cuDNN makes them of what goes in and comes out. oneDNN makes them of what goes in, of the weights, and of what
+        comes out, from which the result is made once the others are gone. Of kernels of one pixel it makes none, and
+        where channels are innermost those of the weights alone.
         """
         if self._gpu:
             return given.nbytes + result.nbytes
-        return max(given.nbytes, result.nbytes) + weight.nbytes if max(weight.shape[:2]) >= WIDE else 0
+        if math.prod(weight.shape[2:]) == 1:
+            return 0
+        if _channels_last(given):
+            return 2 * weight.nbytes
+        source = _blocked(given) if given.shape[1] >= BLOCK else 0
+        target = _blocked(result)
+        return max(source + weight.nbytes + target - result.nbytes, target)
 
     def _hold(self, storage: torch.UntypedStorage) -> None:
         key, size = id(storage), storage.nbytes()
@@ -95,6 +105,21 @@ class Meter(TorchDispatchMode):
         self._held[key] = weakref.ref(storage, release)
         self.bytes += size
         self.peak = max(self.peak, self.bytes)
+
+
+def _channels_last(tensor: torch.Tensor) -> bool:
+    """Whether pictures have their channels innermost, by PyTorch's rule: of one picture the strides must say so too."""
+    return tensor.ndim == 4 and tensor.stride(1) == 1 and tensor.stride(0) >= tensor.stride(2) > tensor.stride(3) > 1
+
+
+def _with_channels_last(shape: torch.Tensor) -> torch.Tensor:
+    return torch.empty_like(shape, memory_format=torch.channels_last)
+
+
+def _blocked(tensor: torch.Tensor) -> int:
+    """Bytes of a copy with whole blocks of channels."""
+    channels = tensor.shape[1]
+    return tensor.nbytes // channels * BLOCK * math.ceil(channels / BLOCK)
 
 
 _known: dict[Any, Any] = {}
@@ -157,11 +182,10 @@ def metered(*, gpu: bool = True) -> Iterator[Meter]:
     """Within the block, operations on shapes are counted.
 
     By itself the meta device takes one step after the other where CPUs and GPUs have a fused kernel, for attention and,
-    on a `gpu`, for RMS norms.
+    on a `gpu`, for RMS norms. A CPU's group norms and convolutions leave channels innermost, which it doesn't.
     """
     kernels: dict[str, Any] = {"scaled_dot_product_attention": _attention}
-    if gpu:
-        kernels["rms_norm"] = _rms_norm
+    kernels |= {"rms_norm": _rms_norm} if gpu else {"group_norm": _group_norm}
     with patch.multiple(F, **kernels), Meter(gpu=gpu) as meter:
         yield meter
 
@@ -171,6 +195,20 @@ def _rms_norm(
 ) -> torch.Tensor:
     """A layer norm holds the same: its input, and a factor for each row."""
     return F.layer_norm(input, normalized_shape, weight, None, eps or 1e-6)
+
+
+def _group_norm(
+    input: torch.Tensor,
+    num_groups: int,
+    weight: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    eps: float = 1e-5,
+) -> torch.Tensor:
+    rows, channels, *sides = input.shape
+    normed: torch.Tensor = aten.native_group_norm(
+        input, weight, bias, rows, channels, math.prod(sides), num_groups, eps
+    )[0]
+    return _with_channels_last(normed) if _channels_last(input) else normed
 
 
 def _attention(

@@ -187,14 +187,16 @@ def measure_pass(
     held: Callable[[Meter], int] = lambda meter: meter.peak,
     memory: bool = True,
 ) -> Pass:
-    """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from one with one row, and for `memory`
-    one with two."""
+    """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from two calls, or without `memory` one.
+
+    They have two rows and three, for of a single picture a CPU may hold other copies.
+    """
     flops, sizes = [], []
-    for rows in (1, 2) if memory else (1,):
+    for rows in (2, 3) if memory else (1,):
         with metered(gpu=gpu) as meter:
             result = call(rows)
             sizes.append(held(meter))
-        flops.append(meter.flops)
+        flops.append(meter.flops / rows)
         del result
     each = sizes[1] - sizes[0] if memory else math.nan
-    return Pass(flops[0], sizes[0] - each, each)
+    return Pass(flops[0], sizes[0] - 2 * each, each)
