@@ -79,6 +79,8 @@ GEMMA3: dict[str, Any] = {
         "patch_size": 14,
     },
 }
+SIGLIP: dict[str, Any] = {"model_type": "siglip_vision_model", "hidden_size": 1152, "intermediate_size": 4304}
+SIGLIP |= {"num_hidden_layers": 27, "num_attention_heads": 16, "image_size": 384, "patch_size": 14}
 MISTRAL: dict[str, Any] = {
     "model_type": "mistral3",
     "text_config": {
@@ -206,6 +208,16 @@ MODELS: dict[str, tuple[str, dict[str, dict[str, Any]]]] = {
     "HunyuanVideo-1.5-Diffusers-480p_t2v": (
         "HunyuanVideo 1.5",
         {"transformer": {}, "vae": {}, "text_encoder": QWEN_VL["text_config"], "text_encoder_2": BYT5},
+    ),
+    "HunyuanVideo-1.5-Diffusers-480p_i2v": (
+        "HunyuanVideo 1.5, picture",
+        {
+            "transformer": {"task_type": "i2v"},
+            "vae": {},
+            "text_encoder": QWEN_VL["text_config"],
+            "text_encoder_2": BYT5,
+            "image_encoder": SIGLIP,
+        },
     ),
     "LTX-2": (
         "LTX-2",
