@@ -24,7 +24,7 @@ from typing import Any
 import numpy as np
 import torch
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import fields_of
+from branchgrpo.proto.prompt import fields_of
 from branchgrpo.reward_service.clip import ClipTowers, load_towers
 from PIL import Image
 from transformers import Mask2FormerForUniversalSegmentation

@@ -1,8 +1,4 @@
-"""Prompts and their sources: text, JSON, CSV, parquet, Hugging Face datasets.
-
-A prompt is its text. It may also carry pictures, which policies and rewards read, and the other fields of its row (the
-text to be drawn, say) for rewards.
-"""
+"""The prompts of a source: text, JSON, CSV, parquet, Hugging Face datasets."""
 
 import csv
 import gzip
@@ -13,17 +9,16 @@ import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 from pydantic_core import PydanticSerializationError, to_jsonable_python
 
 from .atomic_files import decoded
 from .errors import InputError
 from .pictures import FOLDER as PICTURES
-from .pictures import Picture, PictureError, find_pictures
-
-if TYPE_CHECKING:
-    from .settings import PromptSettings
+from .pictures import PictureError, find_pictures
+from .prompt import Prompt, fields_of, pictures_of
+from .settings import PromptSettings
 
 Row = tuple[str, Any]
 """What to call its place, and what stands there: a text, an object, or the ValueError of what can't be read."""
@@ -42,59 +37,7 @@ MAX_FIELD = 2**24
 """Characters of a field of a CSV file."""
 
 
-class Prompt(str):
-    """A text with fields and pictures. Prompts are equal if texts and pictures are, whatever their fields."""
-
-    fields: Mapping[str, Any]
-    pictures: tuple[Picture, ...]
-
-    def __new__(cls, text: str, fields: Mapping[str, Any] | None = None, pictures: Iterable[Picture] = ()) -> "Prompt":
-        prompt = super().__new__(cls, text)
-        prompt.fields, prompt.pictures = dict(fields or {}), tuple(pictures)
-        return prompt
-
-    def __reduce__(self) -> tuple[Any, ...]:
-        return Prompt, (str(self), self.fields, self.pictures)
-
-    def __eq__(self, other: object) -> bool:
-        return isinstance(other, str) and str(self) == str(other) and self.pictures == pictures_of(other)
-
-    def __ne__(self, other: object) -> bool:  # that of `str` compares texts alone
-        return not self == other
-
-    def __hash__(self) -> int:
-        return hash((str(self), self.pictures)) if self.pictures else hash(str(self))
-
-
-def fields_of(prompt: str) -> Mapping[str, Any]:
-    """The fields of a prompt; a plain text has none."""
-    return prompt.fields if isinstance(prompt, Prompt) else {}
-
-
-def pictures_of(prompt: str) -> tuple[Picture, ...]:
-    """The pictures of a prompt; a plain text has none."""
-    return prompt.pictures if isinstance(prompt, Prompt) else ()
-
-
-def identity(prompt: str) -> list[Any]:
-    """What tells a prompt from others, as plain data: its text, its fields and, if it has any, its pictures' names."""
-    names = [picture.name for picture in pictures_of(prompt)]
-    return [str(prompt), dict(fields_of(prompt)), *([names] if names else [])]
-
-
-def with_fields(
-    prompts: Sequence[str],
-    fields: Sequence[Mapping[str, Any]] | None,
-    pictures: Sequence[Sequence[Picture]] | None = None,
-) -> list[str]:
-    """Prompts with the fields and the pictures of each. Raises ValueError for another number of them."""
-    if fields is None and pictures is None:
-        return list(prompts)
-    every = len(prompts)
-    return [Prompt(*one) for one in zip(prompts, fields or [{}] * every, pictures or [()] * every, strict=True)]
-
-
-def prompts_in(settings: "PromptSettings", name: Literal["train", "held_out"], *, quiet: bool = False) -> list[Prompt]:
+def prompts_in(settings: PromptSettings, name: Literal["train", "held_out"], *, quiet: bool = False) -> list[Prompt]:
     """All prompts of a source that the settings name. Raises InputError as `read_prompts` does."""
     source = getattr(settings, name)
     return read_prompts(source, f"prompts.{name}", settings.column, settings.picture_column, quiet=quiet)
@@ -127,7 +70,7 @@ def read_prompts(
     return prompts
 
 
-def first_prompt(settings: "PromptSettings") -> Prompt:
+def first_prompt(settings: PromptSettings) -> Prompt:
     """The first prompt to train on; of the rows after it nothing is looked at. Raises InputError as `read_prompts`."""
     found = _found(settings.train, "prompts.train", settings.column, settings.picture_column)
     prompts = (prompt for _, prompt in found if isinstance(prompt, Prompt))
@@ -191,18 +134,6 @@ def write_lines(prompts: Sequence[str], column: str = "prompt", picture_column: 
         return {column: str(prompt), **fields_of(prompt), **({picture_column: pictures} if picture_column else {})}
 
     return "".join(json.dumps(row(prompt)) + "\n" for prompt in prompts)
-
-
-def dump_prompts(prompts: Sequence[str]) -> str:
-    """Prompts without their fields as JSON, of which `parse_prompts` makes the same again."""
-    entries = [[str(prompt), [picture.name for picture in pictures_of(prompt)]] for prompt in prompts]
-    return json.dumps([[text, names] if names else text for text, names in entries])
-
-
-def parse_prompts(text: str) -> list[Prompt]:
-    """The prompts that `dump_prompts` wrote; of their pictures, the names."""
-    pairs = [(entry, []) if isinstance(entry, str) else entry for entry in json.loads(text)]
-    return [Prompt(prompt, pictures=map(Picture, names)) for prompt, names in pairs]
 
 
 def _rows(source: Path, setting: str, column: str) -> Iterator[Row]:

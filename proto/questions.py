@@ -5,7 +5,7 @@ from itertools import product
 from string import Formatter
 
 from .errors import InputError
-from .prompts import fields_of
+from .prompt import fields_of
 
 SHOWN = 80
 """Characters of a prompt that an error message shows."""

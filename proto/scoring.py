@@ -11,7 +11,7 @@ import numpy.typing as npt
 from .errors import InputError, RunFailed
 from .media import LATENTS, PICTURES, SOUND, Media, Pictures
 from .pictures import Picture
-from .prompts import fields_of, pictures_of, with_fields
+from .prompt import fields_of, pictures_of, with_fields
 from .safetensors_codec import decode, encode
 from .usage import NOTHING, Usage
 

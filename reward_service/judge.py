@@ -27,7 +27,7 @@ from pydantic import ConfigDict, Field, ValidationError, create_model
 
 from ..proto.errors import InputError
 from ..proto.media import Media, some_frames
-from ..proto.prompts import pictures_of
+from ..proto.prompt import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from rapidfuzz.distance import Levenshtein
 from rapidocr import RapidOCR
 
-from ..proto.prompts import fields_of
+from ..proto.prompt import fields_of
 from ..proto.settings import RewardSettings
 from .interface import Scorer, per_frame
 

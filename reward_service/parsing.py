@@ -21,7 +21,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 
 from ..proto.media import LATENTS, PICTURES, SOUND, Media, Pictures, joined
-from ..proto.prompts import with_fields
+from ..proto.prompt import with_fields
 from ..proto.safetensors_codec import decode
 from ..proto.scoring import MAX_BYTES, MAX_HEADER_BYTES, MAX_PICTURES, ScoreRequest, received_pictures
 from ..proto.wav import is_wav, read_wav

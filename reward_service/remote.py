@@ -11,7 +11,7 @@ import tenacity
 
 from ..proto.errors import InputError
 from ..proto.media import Media
-from ..proto.prompts import pictures_of
+from ..proto.prompt import pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
     MAX_BYTES,

@@ -17,7 +17,7 @@ from transformers import Qwen2_5_VLModel, Qwen2VLImageProcessorPil, Qwen2VLModel
 
 from ..proto.errors import InputError
 from ..proto.media import Pictures
-from ..proto.prompts import pictures_of
+from ..proto.prompt import pictures_of
 from ..proto.settings import RewardSettings
 from .chat import Chat, check_backbone, load_chat, read_texts, taken
 from .interface import Scorer, per_frame

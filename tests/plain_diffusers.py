@@ -12,7 +12,7 @@ import torch
 from branchgrpo.cluster.commands.publish import NO_OTHER_GUIDANCE
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.cluster.run.loop import IterationReport
-from branchgrpo.proto.prompts import pictures_of
+from branchgrpo.proto.prompt import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.noise import Stream, gaussian
 from branchgrpo.rollout_workers.policies import qwen_image_21

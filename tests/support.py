@@ -23,7 +23,7 @@ from branchgrpo.cluster.run.iteration_trace import IterationTrace, critical_path
 from branchgrpo.cluster.run.prompt_order import places_of
 from branchgrpo.cluster.run.trained import policy_with, trained_weights
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import pictures_of
+from branchgrpo.proto.prompt import pictures_of
 from branchgrpo.proto.recipe import dump_recipe
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings, RunSettings

@@ -11,7 +11,8 @@ from rich.table import Table
 
 from ...proto.atomic_files import must_be_new
 from ...proto.errors import InputError
-from ...proto.prompts import Prompt, first_prompt
+from ...proto.prompt import Prompt
+from ...proto.prompts import first_prompt
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import changed_settings
 from ...reward_service.interface import reading

@@ -14,7 +14,7 @@ import numpy as np
 import torch
 
 from ...proto.media import Media
-from ...proto.prompts import Prompt
+from ...proto.prompt import Prompt
 from ...proto.schedule import ode_schedule
 from ...proto.settings import RolloutSettings, RunSettings
 from ...proto.tree import Task

@@ -12,7 +12,8 @@ import transformers
 
 from ...proto.errors import InputError
 from ...proto.pictures import Picture
-from ...proto.prompts import Prompt, first_prompt
+from ...proto.prompt import Prompt
+from ...proto.prompts import first_prompt
 from ...proto.settings import PromptSettings, RunSettings
 from ...proto.tree import Conditioning
 from ...rollout_workers.policies.attention import choose_attention

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from ...proto.errors import InputError
-from ...proto.prompts import identity, prompts_in
+from ...proto.prompt import identity
+from ...proto.prompts import prompts_in
 from ...proto.settings import RunSettings
 from .evaluation import short_name
 from .prompt_order import training_and_held_out

@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from ...proto.media import Media, Pictures, joined
-from ...proto.prompts import identity
+from ...proto.prompt import identity
 from ...proto.schedule import ode_schedule
 from ...proto.scoring import ScoreRequest
 from ...proto.settings import PolicySettings, RunSettings

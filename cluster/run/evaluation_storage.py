@@ -14,7 +14,7 @@ from safetensors import SafetensorError, safe_open
 from ...proto.atomic_files import whole
 from ...proto.errors import InputError
 from ...proto.media import PICTURES, SOUND, Media
-from ...proto.prompts import dump_prompts, parse_prompts
+from ...proto.prompt import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import encode
 from ...proto.tree import FloatArray
 from .evaluation import Evaluation

@@ -11,7 +11,7 @@ from ... import __version__
 from ...proto.atomic_files import PARTIAL_PREFIX, is_full, must_be_makeable, sweep, write_text
 from ...proto.errors import InputError
 from ...proto.pictures import FOLDER as PICTURES
-from ...proto.prompts import Prompt
+from ...proto.prompt import Prompt
 from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ...rollout_workers.policies.folder import content_fingerprint

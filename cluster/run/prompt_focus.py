@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from ...learner.advantages import FLAT_SPREAD
-from ...proto.prompts import dump_prompts
+from ...proto.prompt import dump_prompts
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray
 from ...rollout_workers.noise import Stream

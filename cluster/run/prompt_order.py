@@ -9,7 +9,8 @@ from itertools import count
 import numpy as np
 
 from ...proto.errors import InputError
-from ...proto.prompts import Prompt, prompts_in
+from ...proto.prompt import Prompt
+from ...proto.prompts import prompts_in
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import check_prompts
 from ...rollout_workers.noise import Stream

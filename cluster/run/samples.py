@@ -17,7 +17,7 @@ from PIL import Image
 
 from ...proto.atomic_files import whole
 from ...proto.media import Media
-from ...proto.prompts import dump_prompts, parse_prompts
+from ...proto.prompt import dump_prompts, parse_prompts
 from ...proto.safetensors_codec import decode, encode
 from ...proto.tree import FloatArray
 from ...proto.webm import webm

@@ -19,7 +19,7 @@ from ...proto.atomic_files import whole
 from ...proto.errors import InputError
 from ...proto.learned_tree import EdgeState, LearnedTree
 from ...proto.pictures import Picture
-from ...proto.prompts import Prompt, fields_of, pictures_of
+from ...proto.prompt import Prompt, fields_of, pictures_of
 from ...proto.safetensors_codec import decode, encode
 from ...proto.schedule import IntArray, Schedule
 from ...proto.tree import FloatArray, Thumbnail
@@ -37,7 +37,7 @@ class TreeRecord:
     tree: int
     """Number of the tree within the iteration."""
     prompt: str
-    """The prompt with its fields, if it has any (`proto/prompts.py`)."""
+    """The prompt with its fields, if it has any (`proto/prompt.py`)."""
     objective: str
     """`learner.objective`: with `nft` the learner takes leaves in the place of edges."""
     parent: IntArray

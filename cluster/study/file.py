@@ -10,7 +10,8 @@ from typing import Annotated, Any, Self
 from pydantic import Field, PositiveFloat, model_validator
 
 from ...proto.errors import InputError
-from ...proto.prompts import Prompt, read_prompts
+from ...proto.prompt import Prompt
+from ...proto.prompts import read_prompts
 from ...proto.recipe import load_variant, read_sections
 from ...proto.settings import Amount, HomePath, PositiveInt, RunSettings, Seed, Settings
 from ...proto.settings_errors import validated

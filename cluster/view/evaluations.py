@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from safetensors import SafetensorError, safe_open
 
 from ...proto.media import PICTURES, SOUND
-from ...proto.prompts import parse_prompts
+from ...proto.prompt import parse_prompts
 from ...proto.webm import webm
 from ...proto.webp import webp
 from ..run.evaluation import evaluation_file

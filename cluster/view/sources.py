@@ -4,7 +4,7 @@ import numpy as np
 
 from ...proto import pictures
 from ...proto.errors import InputError
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.webp import webp
 from .evaluations import MAX_SIDE
 from .pages import Links, Picture

@@ -12,7 +12,7 @@ import safetensors.torch
 from safetensors import SafetensorError
 
 from ...proto.atomic_files import whole
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.tree import Conditioning
 from .base import Policy
 

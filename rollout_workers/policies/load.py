@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, NamedTuple
 
 from ...proto.errors import InputError
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.recipe import imported
 from ...proto.settings import PolicySettings, RunSettings
 from .folder import INDEX, read_index

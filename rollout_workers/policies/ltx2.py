@@ -10,7 +10,7 @@ from diffusers.pipelines.ltx2.utils import apply_image_conditioning_crf, resolve
 from PIL import Image, ImageOps
 
 from ...proto.errors import InputError
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
 from .clips import ClipPolicy

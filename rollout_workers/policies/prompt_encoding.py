@@ -10,7 +10,7 @@ import torch
 import transformers
 from PIL import Image
 
-from ...proto.prompts import Prompt, pictures_of
+from ...proto.prompt import Prompt, pictures_of
 from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .embeddings import fingerprint

@@ -12,7 +12,7 @@ from PIL import Image
 from transformers import Qwen3VLProcessor
 
 from ...proto.errors import InputError
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.tree import Conditioning
 from .base import Network
 from .pipeline import PipelinePolicy

@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import ProcessorMixin, Qwen2VLProcessor
 
 from ...proto.errors import InputError
-from ...proto.prompts import pictures_of
+from ...proto.prompt import pictures_of
 from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .base import Network

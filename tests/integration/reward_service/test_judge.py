@@ -15,7 +15,7 @@ from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt, pictures_of
+from branchgrpo.proto.prompt import Prompt, pictures_of
 from branchgrpo.proto.scoring import NotAnswered, NotScored, ScoreReply
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.proto.yaml12 import read_yaml

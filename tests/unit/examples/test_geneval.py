@@ -9,7 +9,7 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.reward_service.own_code import OwnScorer
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
 from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig

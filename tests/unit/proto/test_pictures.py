@@ -12,16 +12,8 @@ import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.pictures import Picture, find_pictures
-from branchgrpo.proto.prompts import (
-    Prompt,
-    dump_prompts,
-    fields_of,
-    identity,
-    parse_prompts,
-    pictures_of,
-    prompts_in,
-    read_prompts,
-)
+from branchgrpo.proto.prompt import Prompt, dump_prompts, fields_of, identity, parse_prompts, pictures_of
+from branchgrpo.proto.prompts import prompts_in, read_prompts
 from branchgrpo.proto.recipe import load_recipe, save_recipe
 from branchgrpo.proto.scoring import ScoreRequest
 from PIL import Image

@@ -2,7 +2,7 @@
 
 import pytest
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.questions import check_template, questions
 
 

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service.replica import Replica

@@ -10,7 +10,7 @@ import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.pictures import Picture
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service import scored_chat

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.scoring import ScoreRequest
 from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service.ocr import similarity, target

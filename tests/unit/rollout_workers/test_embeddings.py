@@ -6,7 +6,7 @@ from typing import Any
 import pytest
 import torch
 from branchgrpo.proto.atomic_files import is_full, whole
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies import embeddings
 from branchgrpo.rollout_workers.policies.base import Policy

@@ -11,7 +11,7 @@ from branchgrpo.learner.advantages import edge_weights
 from branchgrpo.learner.credit import Credit
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt, pictures_of
+from branchgrpo.proto.prompt import Prompt, pictures_of
 from branchgrpo.proto.schedule import ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import SampledPart, Task, Tree

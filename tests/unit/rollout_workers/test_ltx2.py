@@ -9,7 +9,7 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.pictures import Picture
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import load_policy
 from PIL import Image

@@ -8,7 +8,7 @@ from branchgrpo.cluster.commands.check import check
 from branchgrpo.cluster.run.console import RunDisplay
 from branchgrpo.cluster.train import train
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import pictures_of
+from branchgrpo.proto.prompt import pictures_of
 from branchgrpo.proto.settings import PolicySettings
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy
 from families import FAMILIES, saved, with_pictures

@@ -8,7 +8,7 @@ import pytest
 import torch
 from branchgrpo.cluster.commands.publish import usage
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt, pictures_of
+from branchgrpo.proto.prompt import Prompt, pictures_of
 from branchgrpo.rollout_workers.policies.base import collate
 from branchgrpo.rollout_workers.policies.load import FAMILIES as POLICIES
 from branchgrpo.rollout_workers.policies.load import find_policy, load_policy

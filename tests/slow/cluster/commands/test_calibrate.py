@@ -13,7 +13,7 @@ from branchgrpo.cluster.commands.calibrate import calibrate
 from branchgrpo.cluster.plan.calibration import calibration_file, load_calibration
 from branchgrpo.cluster.plan.measuring import device_name
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import fields_of
+from branchgrpo.proto.prompt import fields_of
 from branchgrpo.proto.recipe import load_recipe, save_recipe
 from rich.console import Console
 from support import Settings

@@ -21,7 +21,7 @@ from branchgrpo.cluster.commands.publish import (
 )
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import pictures_of
+from branchgrpo.proto.prompt import pictures_of
 from branchgrpo.rollout_workers.policies.load import EMBEDDED, load_policy
 from diffusers.utils import encode_video
 from families import PROCESSORS

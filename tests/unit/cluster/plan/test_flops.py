@@ -13,7 +13,8 @@ from branchgrpo.cluster.plan.reward_shapes import LeafShape, reward_shapes
 from branchgrpo.cluster.plan.shapes import conditioning_shapes, needed_prompt, pictures_per_prompt, policy_shapes
 from branchgrpo.proto import pictures
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt, write_lines
+from branchgrpo.proto.prompt import Prompt
+from branchgrpo.proto.prompts import write_lines
 from branchgrpo.proto.recipe import load_recipe
 from branchgrpo.proto.settings import RewardSettings, RunSettings
 from branchgrpo.rollout_workers.policies.base import collate

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from branchgrpo.cluster.run.evaluation import Evaluation, means_of
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt
+from branchgrpo.proto.prompt import Prompt
 
 PICTURES = np.random.default_rng(0).integers(0, 256, (6, 2, 3, 3), np.uint8)
 SCORES = {"ocr": np.arange(6.0)}

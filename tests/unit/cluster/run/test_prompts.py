@@ -15,7 +15,8 @@ import pytest
 from branchgrpo.cluster.run.prompt_order import training_and_held_out
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.prompts import Prompt, fields_of, first_prompt, read_prompts, write_lines
+from branchgrpo.proto.prompt import Prompt, fields_of
+from branchgrpo.proto.prompts import first_prompt, read_prompts, write_lines
 from branchgrpo.proto.scoring import ScoreRequest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st

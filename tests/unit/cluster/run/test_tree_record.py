@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from branchgrpo.cluster.run.tree_record import FOLDER, TreeRecord, read, recorded_trees, write
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.prompts import Prompt, fields_of
+from branchgrpo.proto.prompt import Prompt, fields_of
 from branchgrpo.proto.safetensors_codec import decode, encode
 
 
