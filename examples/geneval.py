@@ -146,6 +146,7 @@ def load(threads: int | None = None) -> GenEval:
     """Loads both models, onto a GPU if there is one."""
     folder = os.environ["GENEVAL_DETECTOR"]
     device = "cuda" if torch.cuda.is_available() else "cpu"
-    detector = Mask2FormerForUniversalSegmentation.from_pretrained(folder, local_files_only=True).eval().to(device)
+    detector = Mask2FormerForUniversalSegmentation.from_pretrained(folder, dtype=torch.float32, local_files_only=True)
+    detector = detector.eval().to(device)
     eyes = Mask2FormerImageProcessorPil.from_pretrained(folder, local_files_only=True)
     return GenEval(detector, eyes, load_towers(os.environ["GENEVAL_CLIP"]))

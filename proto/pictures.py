@@ -25,6 +25,14 @@ READ_ERRORS = (OSError, ValueError, SyntaxError, Image.DecompressionBombError)
 """What Pillow raises for files that it can't read."""
 
 
+DEEP = ("I", "F")
+"""Pillow's modes of grey of 32 bits."""
+
+
+class UnknownWhite(ValueError):
+    """A picture in grey of 32 bits."""
+
+
 class PictureError(Exception):
     """There is no picture in a row, or none that can be read. Its text goes on from "the row has"."""
 
@@ -55,7 +63,7 @@ class Picture:
             return Image.fromarray(self.source)
         try:
             with Image.open(io.BytesIO(self.content())) as stored:
-                return ImageOps.exif_transpose(stored).convert("RGB")
+                return in_rgb(ImageOps.exif_transpose(stored))
         except READ_ERRORS as error:  # of Pillow, for damaged files
             raise InputError(f"the picture {self.name} can't be decoded: {error}") from error
 
@@ -70,6 +78,14 @@ class Picture:
     def kept_in(self, folder: Path) -> "Picture":
         """The same picture, read from its copy in a folder."""
         return replace(self, source=folder / self.name)
+
+
+def in_rgb(image: Image.Image) -> Image.Image:
+    """A picture in RGB. Raises UnknownWhite for grey of 32 bits."""
+    if image.mode in DEEP:
+        raise UnknownWhite(f"its grey is of Pillow's mode {image.mode}; 8 and 16 bits are read")
+    # Pillow clips 16-bit grey at 255 instead of scaling it
+    return (image.point(lambda value: value / 257) if image.mode.startswith("I;16") else image).convert("RGB")
 
 
 def find_pictures(value: Any, column: str, folder: Path) -> list[Picture]:
@@ -96,7 +112,8 @@ def _find(value: Any, column: str, folder: Path) -> Picture:
         facts = path.stat()
         return Picture(_name_of_file(path.resolve(), facts.st_size, facts.st_mtime_ns), path.resolve())
     except (*READ_ERRORS, RuntimeError) as error:
-        reason = getattr(error, "strerror", None) or "it is no picture in a format that Pillow reads"
+        no_picture = "it is no picture in a format that Pillow reads"
+        reason = str(error) if isinstance(error, UnknownWhite) else getattr(error, "strerror", None) or no_picture
         raise PictureError(f"in '{column}' the picture '{path}', which can't be read: {reason}") from error
 
 
@@ -107,6 +124,7 @@ def _name_of_file(path: Path, size: int, modified: int) -> str:
 
 def _name(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as stored:
+        in_rgb(Image.new(stored.mode, (1, 1)))
         return f"{sha256(content).hexdigest()[:32]}.{(stored.format or 'picture').lower()}"
 
 

@@ -8,6 +8,7 @@ import logging
 import os
 import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, Literal
 
@@ -83,7 +84,7 @@ def _found(
     source: Path, setting: str, column: str, picture_column: str | None
 ) -> Iterator[tuple[str, Prompt | ValueError]]:
     """Place and prompt of every row, or what the row has instead."""
-    folder = source if source.is_dir() else source.parent
+    folder = named if (named := Path(_split(source)[0])).is_dir() else source.parent
     for place, row in _rows(source, setting, column):
         try:
             yield place, _prompt(row, column, picture_column, folder)
@@ -198,19 +199,27 @@ def _table(content: bytes, column: str) -> Iterator[Row]:
     """A table with a header, separated by whichever of `,`, `;` and tabulators makes `column` one of its names."""
     text = decoded(content)
     csv.field_size_limit(MAX_FIELD)
-    headers = {separator: next(csv.reader(io.StringIO(text), delimiter=separator), []) for separator in ",\t;"}
+    headers: dict[str, list[str]] = {separator: next(_cells(text, separator), []) for separator in ",\t;"}
     separator = next((separator for separator, header in headers.items() if column in header), None)
     if separator is None:
         header = text.partition("\n")[0][:200]
         raise ValueError(f"its first line, the header, has no {column!r}, of prompts.column: {header}")
-    rows = csv.reader(io.StringIO(text), delimiter=separator, strict=True)
+    rows = _cells(text, separator, strict=True)
     names = next(rows)
     if len(set(names)) < len(names):
         raise ValueError(f"its header names a column twice: {', '.join(names)}")
-    for row in filter(None, rows):
-        wrong = len(row) != len(names)
-        place = f"line {rows.line_num}"
-        yield place, ValueError(f"{len(row)} of {len(names)} columns") if wrong else dict(zip(names, row, strict=True))
+    try:
+        for row in filter(None, rows):
+            wrong = len(row) != len(names)
+            found = ValueError(f"{len(row)} of {len(names)} columns") if wrong else dict(zip(names, row, strict=True))
+            yield f"line {rows.line_num}", found
+    except csv.Error as error:
+        raise ValueError(f"line {rows.line_num}: {error}") from error
+
+
+def _cells(text: str, separator: str, strict: bool = False) -> Any:
+    """The rows of a table, without blanks around a separator."""
+    return csv.reader(io.StringIO(text), delimiter=separator, strict=strict, skipinitialspace=True)
 
 
 def _parquet(content: bytes, column: str) -> Iterator[Row]:
@@ -256,10 +265,8 @@ def _dataset(source: Path, setting: str) -> Any:
             if (split or "train") not in found:
                 raise InputError(f"{setting} is '{source}', which has the splits {', '.join(found)}: name one after @")
             found = found[split or "train"]
-        for column, feature in found.features.items():
-            if hasattr(feature, "decode"):  # a picture stays the file that it is
-                found = found.cast_column(column, type(feature)(decode=False))
-        return found
+        features = {column: _undecoded(feature) for column, feature in found.features.items()}
+        return found.cast(datasets.Features(features))
     except InputError:
         raise
     except Exception as error:  # of its many libraries' own
@@ -269,6 +276,15 @@ def _dataset(source: Path, setting: str) -> Any:
         elif os.environ.get(OFFLINE, "0") != "0":
             reason += f" ({OFFLINE} is set, as it is unless you say {OFFLINE}=0: only what is in the cache is read)"
         raise InputError(f"{setting} is '{source}', which can't be read: {reason}") from error
+
+
+def _undecoded(feature: Any) -> Any:
+    """The type of a column whose pictures stay the files that they are, within lists and objects too."""
+    if isinstance(feature, dict):
+        return {name: _undecoded(own) for name, own in feature.items()}
+    if hasattr(feature, "feature"):
+        return replace(feature, feature=_undecoded(feature.feature))
+    return replace(feature, decode=False) if hasattr(feature, "decode") else feature
 
 
 def _not_installed(source: Path, setting: str) -> InputError:

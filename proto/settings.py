@@ -210,10 +210,10 @@ class PolicySettings(Settings):
     guidance_scale: float = 3.5
     """Guidance. Models with embedded guidance (FLUX.1-dev) get it as an input. For others it is the scale of
     classifier-free guidance, which doubles the forward passes; 1 or less turns that off (for Z-Image 0 or less, as in
-    diffusers)."""
+    diffusers; HunyuanVideo takes nothing less than 1)."""
     guidance_scale_2: float | None = None
     """Guidance at low noise levels, for models with a second network for these (Wan 2.2), or of the sound of a clip
-    (LTX-2). null: `guidance_scale`."""
+    (LTX-2); at least 1. null: `guidance_scale`."""
     negative_prompt: str = ""
     """The prompt that classifier-free guidance steers away from."""
     start_from: StartSettings | None = None

@@ -9,6 +9,7 @@ import numpy as np
 from PIL import Image, UnidentifiedImageError
 
 from ..proto.media import Pictures
+from ..proto.pictures import in_rgb
 
 MAX_SCANS = 64
 """Maximum scans of a JPEG. A progressive one has about ten; each takes the time of the whole picture, and 35 bytes."""
@@ -58,9 +59,6 @@ def _opened_image(file: BinaryIO) -> Opened:
         raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are accepted")
 
     def pixels() -> Pictures:
-        # Pillow clips 16-bit grays at 255 instead of scaling them
-        deep = image.mode.startswith("I;16")
-        shown = image.point(lambda value: value / 257) if deep else image
-        return np.asarray(shown.convert("RGB"))[None]
+        return np.asarray(in_rgb(image))[None]
 
     return (1, image.height, image.width), pixels

@@ -139,10 +139,13 @@ def model_type(config: Path) -> object:
 
 
 def load_whole(model_class: Any, reward: str, folder: Path, setting: str, kind: str) -> Any:
-    """The model in a folder. Raises InputError if its weights are damaged, or some are missing."""
+    """The model in a folder, in float32 whatever its weights are kept in.
+
+    Raises InputError if they are damaged, or some are missing.
+    """
     try:
         model, found = model_class.from_pretrained(
-            folder, local_files_only=True, use_safetensors=True, output_loading_info=True
+            folder, dtype=torch.float32, local_files_only=True, use_safetensors=True, output_loading_info=True
         )
         if absent := sorted(found["missing_keys"]):
             raise ValueError(f"{len(absent)} weights are missing, such as {absent[0]}")

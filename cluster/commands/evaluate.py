@@ -18,7 +18,7 @@ from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.policies.base import Policy
-from ...rollout_workers.policies.load import load_policy
+from ...rollout_workers.policies.load import check_pictures, find_policy, load_policy
 from ...rollout_workers.worker import RolloutWorker
 from ..on_ray.placement import reward_pools
 from ..plan.sizes import sizes_here
@@ -48,7 +48,8 @@ def evaluate_command(
     if against is not None:
         if len(subjects) != 1:
             raise InputError(f"--against compares two policies, and {len(subjects)} of {target} are named; name one")
-        subjects = [replace(subjects[0], label=f"{settings.name}, {subjects[0].label}"), opponent(against, settings)]
+        other = opponent(against, settings, overrides)
+        subjects = [replace(subjects[0], label=f"{settings.name}, {subjects[0].label}"), other]
         if subjects[0].label == subjects[1].label:
             subjects[1] = replace(subjects[1], label=f"{subjects[1].label} of {against}")
     for subject in subjects:
@@ -104,15 +105,20 @@ def find_subjects(
     return [Subject(f"iteration {number}", settings, weights) for number, weights in found]
 
 
-def opponent(target: Path, settings: RunSettings) -> Subject:
-    """The policy of another run or recipe, evaluated as `settings` say: with their prompts, noise, steps, rewards."""
-    own = load_settings(target)
+def opponent(target: Path, settings: RunSettings, overrides: Sequence[str] = ()) -> Subject:
+    """The policy of another run or recipe, evaluated as `settings` say: with their prompts, noise, steps, rewards.
+
+    Guidance is its own, unless the `overrides` of the evaluation say otherwise.
+    """
+    own = load_settings(target, [override for override in overrides if override.startswith("evaluation")])
     size = {name: getattr(settings.policy, name) for name in ("height", "width", "frames", "seconds")}
     same = settings.model_copy(
         update={
             "policy": own.policy.model_copy(update=size),
             "learner": own.learner,
-            "evaluation": settings.evaluation.model_copy(update={"steps": evaluation_steps(settings)}),
+            "evaluation": settings.evaluation.model_copy(
+                update={"steps": evaluation_steps(settings), "guidance_scale": own.evaluation.guidance_scale}
+            ),
         }
     )
     (subject,) = find_subjects(target, same, ["newest"], False)
@@ -127,6 +133,9 @@ def evaluate_all(subjects: Sequence[Subject], progress: Progress) -> list[Evalua
         raise InputError(
             "prompts.held_out is null; name a file of prompts to evaluate on, or give prompts.held_out_count"
         )
+    for subject in subjects:  # before the first is sampled
+        find_policy(subject.settings.policy)
+        check_pictures(subject.settings, prompts)
     scoring = use_threads(settings)
     scorers = Scorers(settings.rewards, scoring)
     evaluations = []

@@ -1,5 +1,6 @@
 """FLUX.2 dev and klein: tokens of a language model, patches of latents, and pictures to start from or none."""
 
+import math
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,8 @@ from .prompt_encoding import as_message
 
 REFERENCE_STEP = 10
 """First coordinate of a prompt's first picture; the next one has twice as much, and so on."""
+
+MEGAPIXEL = 1024 * 1024
 
 
 class Flux2Policy(PipelinePolicy):
@@ -60,6 +63,13 @@ class Flux2Policy(PipelinePolicy):
         )
         return {"prompt_embeds": embeds[0]}
 
+    @property
+    def picture_size(self) -> tuple[int, int]:
+        """Height and width of at most a megapixel in the policy's ratio, as diffusers rounds them."""
+        height, width, grid = self.settings.height, self.settings.width, self.scale * self._patch
+        shrunk = min(1.0, math.sqrt(MEGAPIXEL / (height * width)))
+        return int(height * shrunk) // grid * grid, int(width * shrunk) // grid * grid
+
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
     ) -> torch.Tensor:
@@ -70,8 +80,9 @@ class Flux2Policy(PipelinePolicy):
             guidance = torch.full([len(latents)], self.settings.guidance_scale, device=latents.device)
         embeds, (_, rows, columns) = conditioning["prompt_embeds"], self.latent_shape
         pictures = [*conditioning["pictures"].unbind(1)] if "pictures" in conditioning else []
-        grid, layer = _places(1, rows, columns, 1), torch.tensor([REFERENCE_STEP, 0, 0, 0])
-        drawn = torch.cat([grid + number * layer for number in range(1 + len(pictures))], dim=1)
+        grids = [_places(1, *state.shape[2:], 1) for state in (latents, *pictures)]
+        layer = torch.tensor([REFERENCE_STEP, 0, 0, 0])
+        drawn = torch.cat([grid + number * layer for number, grid in enumerate(grids)], dim=1)
         drawn = drawn.to(latents.device).expand(len(latents), -1, -1)
         states = [state.flatten(2).transpose(1, 2).to(self.precision) for state in (latents, *pictures)]
         said = _places(1, 1, 1, embeds.shape[1]).to(latents.device).expand(len(latents), -1, -1)

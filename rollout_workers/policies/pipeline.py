@@ -62,6 +62,8 @@ class PipelinePolicy(PromptEncoding):
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
     """Whether a guidance scale other than 1 means a second row, for the negative prompt."""
+    neutral_scale = 1.0
+    """Guidance scale at which the prompt's own velocity is taken."""
 
     def __init__(
         self,
@@ -124,6 +126,7 @@ class PipelinePolicy(PromptEncoding):
                 f"policy.guidance_scale_2 is {settings.guidance_scale_2}, which has no effect while "
                 f"policy.guidance_scale is {settings.guidance_scale}; it must be more than 1"
             )
+        self._check_scales("policy")
         self.check_size()
         if not build:
             self.network.to(device)
@@ -214,7 +217,7 @@ class PipelinePolicy(PromptEncoding):
     @property
     def guided(self) -> bool:
         """Whether every state goes through the network twice: with the prompt, and with the negative one."""
-        return self.classifier_free and self.settings.guidance_scale > 1
+        return self.classifier_free and self.settings.guidance_scale > self.neutral_scale
 
     def guidance(self, sigma: torch.Tensor) -> float | torch.Tensor:
         """Factor of classifier-free guidance at noise levels, one or [rows, 1 ...]."""
@@ -225,7 +228,18 @@ class PipelinePolicy(PromptEncoding):
         policy = copy(self)
         vars(policy).pop("encoding", None)  # it depends on whether there is guidance
         policy.settings = self.settings.model_copy(update={"guidance_scale": scale})
+        policy._check_scales("evaluation")
         return policy
+
+    def _check_scales(self, section: str) -> None:
+        """Raises InputError for a scale that would draw less than the prompt, or the negative one alone."""
+        scales = {"guidance_scale": self.settings.guidance_scale, "guidance_scale_2": self.settings.guidance_scale_2}
+        for name, scale in scales.items():
+            if self.guided and scale is not None and scale < self.neutral_scale:
+                raise InputError(
+                    f"{section}.{name} is {scale}; in this model's classifier-free guidance it must be "
+                    f"{self.neutral_scale:g} or more: less draws the negative prompt"
+                )
 
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's noise levels, shifted by the number of tokens where it asks for that, or the recipe's own.

@@ -81,6 +81,10 @@ class Start:
 @torch.no_grad()
 def delta(layer: BaseTunerLayer) -> torch.Tensor:
     """The difference that the adapter of a layer adds to its weight, float32 on the CPU."""
+    weight = layer.get_base_layer().weight
+    if weight.ndim > 2:  # of PEFT's a kernel of one frame and pixel would have the wrong shape
+        up, down = (own[ADAPTER].weight.float().flatten(1) for own in (layer.lora_B, layer.lora_A))
+        return (layer.scaling[ADAPTER] * up @ down).reshape(weight.shape).cpu()
     change: torch.Tensor = layer.get_delta_weight(ADAPTER)
     return change.to("cpu", torch.float32)
 

@@ -12,6 +12,7 @@ from ...proto.errors import InputError
 from ...proto.tree import Conditioning
 from .base import Network
 from .clips import ClipPolicy
+from .decoded import Decoded
 
 TOKENS_BESIDE_CLIP = 512
 """Tokens of a prompt in a network that also gets CLIP's, which come before them."""
@@ -132,9 +133,10 @@ class WanPolicy(ClipPolicy):
         return {"first_frame": self.normalised(self.encode_pictures(pictures, frames=1))[0]}
 
     @torch.no_grad()
-    def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Clips in [0, 1], float32 [rows, frames, height, width, 3]."""
-        return self.draw(self.denormalised(latents))
+    def decode(self, latents: torch.Tensor) -> Decoded:
+        """Clips of 16 frames per second, those of Wan 2.2 5B of 24."""
+        rate = 24.0 if self.pipeline.config.expand_timesteps else 16.0
+        return Decoded(self.draw(self.denormalised(latents)), frame_rate=rate)
 
 
 class WanImageToVideoPolicy(WanPolicy):

@@ -19,16 +19,12 @@ class ZImagePolicy(PipelinePolicy):
 
     pipeline_class = ZImagePipeline
     spaces_levels = True
+    neutral_scale = 0.0  # this pipeline of diffusers has the usual scale less 1
     _patch = 2  # its configuration lists all that it could have
 
     def as_encoded(self, prompt: str) -> str:
         """Qwen's chat around a prompt."""
         return as_message(prompt, self.pipeline.tokenizer, thinking=True)
-
-    @property
-    def guided(self) -> bool:
-        """Whether the guidance scale is above 0: this pipeline of diffusers has the usual scale less 1."""
-        return self.settings.guidance_scale > 0
 
     def embed(self, prompt: str) -> dict[str, torch.Tensor]:
         """The embedding of every token, padded to `max_sequence_length`, and a mask of what is no padding."""

@@ -98,7 +98,9 @@ def test_no_files_import_each_other_in_a_circle() -> None:
     files = [path for folder in (*MAY_IMPORT, "benchmarks") for path in (ROOT / folder).rglob("*.py")]
     modules = {".".join(("branchgrpo", *path.relative_to(ROOT).with_suffix("").parts)): path for path in files}
     rules = "branchgrpo.proto.settings_rules"  # names the type of the settings that it is a part of
-    TopologicalSorter({name: imported(path, name != rules) & modules.keys() for name, path in modules.items()}).prepare()
+    TopologicalSorter(
+        {name: imported(path, name != rules) & modules.keys() for name, path in modules.items()}
+    ).prepare()
 
 
 def test_the_learner_uses_only_policies_kernels_and_noise() -> None:

@@ -11,7 +11,7 @@ import pyarrow
 import pytest
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.pictures import Picture, find_pictures
+from branchgrpo.proto.pictures import Picture, PictureError, find_pictures
 from branchgrpo.proto.prompt import Prompt, dump_prompts, fields_of, identity, parse_prompts, pictures_of
 from branchgrpo.proto.prompts import prompts_in, read_prompts
 from branchgrpo.proto.recipe import load_recipe, save_recipe
@@ -130,6 +130,20 @@ def test_a_picture_is_upright_and_cut_to_a_size() -> None:
     assert middle.shape == (10, 10, 3)
     assert (middle[0, 0] == (255, 0, 0)).all()
     assert (middle[-1, 0] == (0, 128, 0)).all()
+
+
+@pytest.mark.parametrize("suffix", ["png", "tiff"])
+def test_grey_of_16_bits_is_scaled(suffix: str, tmp_path: Path) -> None:
+    levels = np.array([[0, 16_448, 33_153, 65_535]], np.uint16)
+    Image.fromarray(levels).save(tmp_path / f"p.{suffix}")
+    (picture,) = find_pictures(f"p.{suffix}", "image", tmp_path)
+    assert picture.pixels()[0, :, 1].tolist() == [0, 64, 129, 255]
+
+
+def test_grey_whose_white_is_not_known_is_refused(tmp_path: Path) -> None:
+    Image.fromarray(np.zeros((2, 2), np.float32)).save(tmp_path / "p.tiff")
+    with pytest.raises(PictureError, match="in 'image' the picture '.*p.tiff', which can't be read: .* mode F"):
+        find_pictures("p.tiff", "image", tmp_path)
 
 
 def test_a_recipe_keeps_copies(folder: Path, run_settings: Settings) -> None:

@@ -18,7 +18,7 @@ from branchgrpo.proto.settings import RewardSettings
 from branchgrpo.reward_service import clip, image_reward
 from branchgrpo.reward_service import preprocessing as images
 from branchgrpo.reward_service.scorers import SCORERS, Scorers, check_source
-from branchgrpo.reward_service.weights import PUBLISHED
+from branchgrpo.reward_service.weights import PUBLISHED, load_whole
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
 from PIL import Image
 from published import PROMPTS, pictures, tokens, weights
@@ -379,3 +379,15 @@ def test_an_own_function_scores_batches() -> None:
     media = pictures(8, 8)
     found = scores("shade", RewardSettings(function="support:shade"), media)
     np.testing.assert_allclose(found, media.mean(axis=(1, 2, 3)))
+
+
+@pytest.mark.parametrize("kept", [torch.bfloat16, torch.float16])
+def test_a_model_computes_in_float32_whatever_it_is_kept_in(
+    kept: torch.dtype, clip_folder: Path, tmp_path: Path
+) -> None:
+    CLIPModel.from_pretrained(clip_folder).to(kept).save_pretrained(tmp_path)
+    model = load_whole(CLIPModel, "pick_score", tmp_path, "pretrained", "clip")
+    assert {parameter.dtype for parameter in model.parameters()} == {torch.float32}
+    rounded = CLIPModel.from_pretrained(clip_folder).to(kept).float()
+    for name, weight in rounded.named_parameters():
+        torch.testing.assert_close(model.get_parameter(name), weight, atol=0, rtol=0)

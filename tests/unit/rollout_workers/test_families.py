@@ -98,6 +98,8 @@ def test_ode_equals_plain_diffusers(
         with pytest.raises(InputError, match="policy.guidance_scale_2 is 2.0, and this model has one network"):
             load_policy(settings)
         return
+    if family.startswith("HunyuanVideo") and settings.guidance_scale == 0:
+        return  # refused: tests/unit/rollout_workers/test_guidance_scales.py
     if changes:
         policy = cast(PipelinePolicy, load_policy(settings))
     task = task_of(prompts)

@@ -11,9 +11,10 @@ from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import LoraSettings, PolicySettings
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.policies.lora_formats import fused, save_lora
-from branchgrpo.rollout_workers.policies.start import delta
+from branchgrpo.rollout_workers.policies.start import ADAPTER, delta
 from diffusers.loaders import lora_conversion_utils as conversion
 from families import networks
+from peft import LoraConfig, inject_adapter_in_model
 from plain_diffusers import plain, policy_of
 
 UNETS = ["SD1.5", "SDXL"]
@@ -194,3 +195,19 @@ def test_both_loras_of_wan_2_2_say_what_they_are(family: tuple[str, Any], tmp_pa
         expected = merged(getattr(policy.pipeline, part))
         for path, weight in network.state_dict().items():
             torch.testing.assert_close(weight, expected[path])
+
+
+@pytest.mark.parametrize(
+    "layer",
+    [torch.nn.Conv3d(2, 4, 1), torch.nn.Conv3d(2, 4, (1, 2, 2)), torch.nn.Conv2d(2, 4, 3), torch.nn.Conv2d(2, 4, 1)],
+    ids=["one voxel", "patch", "kernel", "one pixel"],
+)
+def test_what_an_adapter_adds_to_a_convolution_is_what_it_does(layer: torch.nn.Module) -> None:
+    network = torch.nn.ModuleDict({"layer": layer}).requires_grad_(False)
+    inject_adapter_in_model(LoraConfig(r=2, lora_alpha=6, target_modules=["layer"]), network, ADAPTER)
+    adapted: Any = network["layer"]
+    torch.nn.init.normal_(adapted.lora_B[ADAPTER].weight)
+    given = torch.randn(1, 2, *[5] * (layer.weight.ndim - 2))
+    merged = deepcopy(layer)
+    merged.weight.data += delta(adapted)
+    torch.testing.assert_close(merged(given), adapted(given))

@@ -154,3 +154,26 @@ def test_evaluations_have_a_guidance_of_their_own(run_settings: Settings) -> Non
     assert {task.guidance_scale for task in evaluation_tasks(own, prompts, version=0)} == {2.0}
     assert {task.guidance_scale for task in evaluation_tasks(policys, prompts, version=0)} == {None}
     assert made_with(own, prompts) == made_with(policys, prompts)
+
+
+def test_an_opponent_keeps_its_guidance_unless_told_otherwise(run_settings: Settings) -> None:
+    settings = run_settings({"evaluation.guidance_scale": 2.0})
+    other = run_settings({"name": "other", "evaluation.guidance_scale": 7.0})
+    with RunFolder.create(other) as folder:
+        recipe = folder.path / "recipe.yaml"
+        assert opponent(recipe, settings).settings.evaluation.guidance_scale == 7.0
+        given = ["evaluation.guidance_scale=3", "rewards={}"]
+        assert opponent(recipe, settings, given).settings.evaluation.guidance_scale == 3.0
+
+
+def test_an_opponent_that_can_t_be_used_is_told_before_sampling(
+    run: RunFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sample(*_: object) -> None:
+        raise AssertionError("nothing is to be sampled")
+
+    monkeypatch.setattr(evaluating, "RolloutWorker", sample)
+    recipe = tmp_path / "other.yaml"
+    recipe.write_text(f"base: {run.path / 'recipe.yaml'}\npolicy.pretrained: {tmp_path / 'gone'}\n")
+    with pytest.raises(InputError, match=r"policy\.pretrained is '.*gone'"):
+        evaluate_command(run.path, [], ["newest"], False, recipe, None, Console(quiet=True))

@@ -147,6 +147,27 @@ def test_pictures_and_times_of_a_row_become_fields(kind: str, tmp_path: Path) ->
     assert json.loads(write_lines([first]))["when"] == first.fields["when"]
 
 
+def test_a_column_may_hold_lists_of_pictures(tmp_path: Path) -> None:
+    pictures = [PIL.Image.new("RGB", (3, 2), colour) for colour in ("red", "blue")]
+    features = {"prompt": datasets.Value("string"), "both": datasets.List(datasets.Image()), "one": datasets.Image()}
+    rows = [{"prompt": "one", "both": pictures, "one": pictures[0]}]
+    datasets.Dataset.from_list(rows, features=datasets.Features(features)).save_to_disk(tmp_path / "data")
+    (prompt,) = read_prompts(tmp_path / "data", "prompts.train", picture_column="both")
+    assert [picture.pixels()[0, 0].tolist() for picture in prompt.pictures] == [[255, 0, 0], [0, 0, 255]]
+    (prompt,) = read_prompts(tmp_path / "data", "prompts.train", picture_column="one")
+    assert len(prompt.fields["both"]) == 2
+
+
+def test_pictures_of_a_split_lie_in_its_dataset(tmp_path: Path) -> None:
+    rows = datasets.Dataset.from_list([{"prompt": "one", "image": "p.png"}])
+    datasets.DatasetDict({"train": rows}).save_to_disk(tmp_path / "data")
+    for folder, colour in ((tmp_path, "blue"), (tmp_path / "data", "red")):
+        PIL.Image.new("RGB", (3, 2), colour).save(folder / "p.png")
+    for source in ("data", "data@train"):
+        (prompt,) = read_prompts(tmp_path / source, "prompts.train", picture_column="image")
+        assert prompt.pictures[0].pixels()[0, 0].tolist() == [255, 0, 0], source
+
+
 def test_a_split_that_is_not_there_is_named(tmp_path: Path) -> None:
     parts = datasets.DatasetDict({"seen": datasets.Dataset.from_list(ROWS), "unseen": datasets.Dataset.from_list(ROWS)})
     parts.save_to_disk(tmp_path / "saved")
@@ -219,6 +240,7 @@ def test_a_wrong_column_is_told_with_those_that_are_there(tmp_path: Path) -> Non
         (".json", '{"prompt": "one"}\n{"prompt": "two, too"}\n'),
         (".csv", 'prompt\none\n"two, too"\n'),
         (".csv", "a;prompt\n1;one\n\n2;two, too\n"),
+        (".csv", 'prompt, a\none, 1\n"two, too", "2"\n'),
         (".tsv", "a\tprompt\n1\tone\n2\ttwo, too\n"),
     ],
 )
@@ -228,7 +250,7 @@ def test_every_kind_of_file(suffix: str, text: str, capital: bool, packed: bool,
     path.write_bytes(gzip.compress(text.encode()) if packed else text.encode())
     prompts = read_prompts(path, "prompts.train")
     assert prompts == ["one", "two, too"]
-    if "a" in text.partition("prompt")[0]:
+    if "a" in text.partition("\n")[0].replace("prompt", ""):
         assert [prompt.fields for prompt in prompts] == [{"a": "1"}, {"a": "2"}]
 
 
@@ -236,7 +258,8 @@ def test_every_kind_of_file(suffix: str, text: str, capital: bool, packed: bool,
     ("name", "content", "message"),
     [
         ("p.csv", b"a cat\na dog\n", "its first line, the header, has no 'prompt', of prompts.column: a cat"),
-        ("p.csv", b'prompt\none\n"two\nthree\n', "can't be read: unexpected end of data"),
+        ("p.csv", b'prompt\none\n"two\nthree\n', "can't be read: line 4: unexpected end of data"),
+        ("p.tsv", b'prompt\ta\n"hi" she said\t1\n', "can't be read: line 2: ' ' expected after"),
         ("p.csv", b"prompt,prompt\na,b\n", "its header names a column twice"),
         ("p.csv", b"", "the header, has no 'prompt'"),
         ("p.json", b'["one", "two"', "has no JSON|can't be read: no JSON"),
