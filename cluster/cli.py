@@ -105,7 +105,7 @@ def check(
     Example: [bold]branchgrpo check recipes/flux_hps_branch.yaml policy.pretrained=/models/FLUX.1-dev[/bold]
     """
     from .plan.gpus import find_gpu
-    from .run.folder import load_settings
+    from .run.folder import RunFolder, load_settings
 
     settings = load_settings(recipe, overrides or [])
     console = Console()
@@ -119,6 +119,8 @@ def check(
         raise typer.Exit(1)
     if found.changes == {}:  # it fits the GPU, if one was named
         words = ["branchgrpo", "train", str(recipe), *(["--resume"] if recipe.is_dir() else []), *(overrides or [])]
+        if recipe.is_dir() and RunFolder.open(recipe).done >= settings.iterations:  # nothing is left to do
+            words.append(f"iterations={2 * settings.iterations}")
         console.print(f"next: {shlex.join(words)}", markup=False, highlight=False, soft_wrap=True)
 
 

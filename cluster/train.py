@@ -164,10 +164,9 @@ class _Run:
         held_out: Sequence[str],
     ) -> None:
         self.loop, self.folder, self.settings, self.display, self.stop = loop, folder, settings, display, stop
-        changes = folder.changes
         self.done = self._write(lambda: folder.go_on(display.warn_damage))
-        display.tell_changes(changes, self.done + 1)
-        folder.changes = []
+        display.tell_changes(folder.changes, self.done + 1, folder.went_back_from)
+        folder.changes, folder.went_back_from = [], None
         if self.done:
             display.tell_resumption(folder.checkpoint(self.done), self.done)
             with display.waiting("loading the checkpoint"):
@@ -185,6 +184,8 @@ class _Run:
         """Run to the end, or until a fall was undone: the loop must be restarted then. Returns whether it ended."""
         settings, folder, goes_on = self.settings, self.folder, False
         try:
+            if self.done >= settings.iterations:
+                self.display.tell_all_done(folder.path, self.done)
             if not self.done:
                 if cut := self.loop.cut_prompts([*prompts, *held_out]):
                     self.display.advise([cut_warning(cut, settings.policy.max_sequence_length)])

@@ -186,6 +186,7 @@ class Learner:
         update, self._update = self._update, _Update()
         stats, strayed = update.stats, 0.0
         stats.recorded = update.notes.taken()
+        stats.learning_rate = self.engine.learning_rate
         if stats.edges:
             if not self.learns_from_leaves:
                 self._note_ratios(update)
@@ -193,7 +194,6 @@ class Learner:
                     strayed = self.engine.summed(torch.stack(update.strayed).sum()) / stats.edges
             if self.reference:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
-            stats.learning_rate = self.engine.learning_rate
             with span("optimizer step"), on_gpu(self.policy.device):
                 try:
                     stats.gradient_norm = self.engine.step()

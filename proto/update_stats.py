@@ -34,7 +34,7 @@ class UpdateStats:
     gradient_norm: float = 0.0
     """Norm of the gradient before clipping."""
     learning_rate: float = 0.0
-    """Learning rate of this update; 0 if it had no edge and made no step."""
+    """Learning rate of this update, also if it had no edge and made no step."""
     pulls: dict[str, float] = field(default_factory=dict)
     """Trained reward -> how much of the trees' advantages is due to it, added up over trees."""
     recorded: tuple[LearnedTree, ...] = ()

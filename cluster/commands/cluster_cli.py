@@ -49,8 +49,10 @@ def study(
     with Console().status("starting"):
         from ..study.file import load_study
         from ..study.report import write_report
+        from ..study.trials import must_continue
 
         loaded = load_study(file, out)
+        must_continue(loaded)
     if not report:
         with Console().status("starting"):
             from ..on_ray.address import find_cluster

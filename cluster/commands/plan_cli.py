@@ -1,5 +1,6 @@
 """The commands about what a run would take: `plan` and `calibrate`. `cluster/cli.py` takes them in."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -64,7 +65,8 @@ def plan(
         if row > len(made.best):
             raise InputError(f"--layout {row}: the table has {len(made.best)} rows")
         planning.write_layout(made.best[row - 1], prices, gpus, recipe, overrides or [], write)
-        console.print(f"next: branchgrpo check {write}", markup=False, highlight=False, soft_wrap=True)
+        check = shlex.join(["branchgrpo", "check", str(write)])
+        console.print(f"next: {check}", markup=False, highlight=False, soft_wrap=True)
 
 
 @app.command()

@@ -1,5 +1,6 @@
 """The commands about shipped recipes. `cluster/cli.py` takes them in."""
 
+import shlex
 from pathlib import Path
 from typing import Annotated
 
@@ -34,4 +35,4 @@ def init(
     written = shipped.copy(name, file or Path(f"{name}.yaml"))
     console = Console(highlight=False, soft_wrap=True)
     console.print(f"wrote {', '.join(map(str, written))}", markup=False)
-    console.print(f"next: branchgrpo check {written[0]}", markup=False)
+    console.print(f"next: branchgrpo check {shlex.quote(str(written[0]))}", markup=False)

@@ -58,7 +58,8 @@ def show(run: RunStatus, console: Console) -> None:
     line("folder", run.folder or "")
     line("driver", run.driver or "")
     line("doing", run.doing)
-    line("error", run.error or "")
+    first, *further = (run.error or "").splitlines() or [""]
+    line("error", f"{first} (log.txt has all)" if further else first)
     ended = f", the newest ended {_ago(run.iteration_ended)}" if run.iteration_ended else ""
     line("iteration", _of(run) + ended)
     line("reward", _rewards(run.rewards))

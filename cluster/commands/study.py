@@ -10,7 +10,6 @@ import sys
 import time
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
-from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,7 +41,7 @@ from ..study.curves import BROKEN_STATES
 from ..study.file import Study
 from ..study.shared_runs import FinishedRun, finished_runs, take_over
 from ..study.timing import measured, to_measure
-from ..study.trials import Trial, chosen, trials, tuning_trials
+from ..study.trials import Trial, chosen, must_continue, trials, tuning_trials
 
 RUN_ATTEMPTS = 3
 """Times that a run is begun, or continued, whose process was killed."""
@@ -103,12 +102,10 @@ def _measured(study: Study, todo: Sequence[RunSettings]) -> None:
 
 def _tune_and_run(study: Study, console: Console) -> None:
     tuned = {name: [run for _, runs in tuning_trials(study, name) for run in runs] for name in study.variants}
-    for run in chain(*tuned.values()):
-        run.must_continue()  # those too by which values were chosen before
+    must_continue(study)
     _run(study, "tuning", [run for name, runs in tuned.items() if not chosen(study, name) for run in runs], console)
+    must_continue(study)  # with the values that are chosen now
     every = trials(study)
-    for run in every:
-        run.must_continue()
     _take_over(every, study.folder.parent, console)
     _run(study, "runs", every, console)
 

@@ -32,7 +32,7 @@ def find_device(gpu: str, file: Path | None) -> Device:
             command = "branchgrpo calibrate RECIPE policy.device=cpu"
             raise InputError(f"--gpu cpu: nothing is known of {name}; run `{command}` first")
         return device_of(calibration), calibration
-    found = find_gpu(gpu)
+    found = find_gpu(gpu, "cpu")
     if not file:
         return calibrated(found)
     calibration = load_calibration(file)

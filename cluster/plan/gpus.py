@@ -125,10 +125,10 @@ GPUS = {
 """Name -> GPU."""
 
 
-def find_gpu(name: str) -> Gpu:
-    """The GPU of a name. Raises InputError for an unknown one."""
+def find_gpu(name: str, *others: str) -> Gpu:
+    """The GPU of a name. Raises InputError, naming what else could be given, for an unknown one."""
     if name.lower() not in GPUS:
-        raise InputError(f"--gpu {name}: the GPUs that are known are {', '.join(GPUS)}")
+        raise InputError(f"--gpu is {name}; it must be {', '.join([*GPUS, *others])}")
     return GPUS[name.lower()]
 
 

@@ -5,7 +5,7 @@ to.
 import filecmp
 import shutil
 import time
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from itertools import chain, count
 from pathlib import Path
@@ -21,17 +21,41 @@ from .wandb_log import last_step
 RESULTS = ("export", "summary.json", "before_after.png", "reward_curve.png")
 
 
-def write_changes(folder: LineFiles, changes: Sequence[Change], done: int, went_back_from: int | None) -> None:
-    """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict."""
+def write_changes(
+    folder: LineFiles, changes: Sequence[Change], done: int, went_back_from: int | None
+) -> Sequence[Change]:
+    """Add `changes`, and the return to the checkpoint `done`, to changes.jsonl; set aside what they contradict.
+
+    Changes of later iterations are left out after a return: their settings, which the recipe still has, count from the
+    next iteration on. Returns all changes that do.
+    """
     if changes and any(line["iteration"] > done for line in folder.lines("metrics")):
         set_aside_after(folder, done)  # what is done again will differ
     for change in changes:
         if change.setting in ("prompts.train", "prompts.held_out"):
             _keep_prompts(folder.path, change.setting.removeprefix("prompts."), done)
-    about = from_now(done)
+    about, before = from_now(done), folder.lines("changes")
+    undone = [] if went_back_from is None else [line for line in before if line["iteration"] > done + 1]
+    changes = _together(undone, changes)
     returned = [] if went_back_from is None else [{**about, "went_back_from": went_back_from, "to": done}]
-    if lines := [*returned, *({**about, **asdict(change)} for change in changes)]:
+    lines = [*returned, *({**about, **asdict(change)} for change in changes)]
+    if undone:
+        write_text(folder.path / "changes.jsonl", json_lines([*(one for one in before if one not in undone), *lines]))
+    elif lines:
         folder.append("changes", *lines)
+    return changes
+
+
+def _together(undone: Sequence[Mapping[str, Any]], changes: Sequence[Change]) -> list[Change]:
+    """The changes from before those of the lines `undone` to after `changes`."""
+    every = [*(Change(line["setting"], line.get("before"), line.get("now")) for line in undone if "setting" in line)]
+    first: dict[str, Change] = {}
+    last: dict[str, Change] = {}
+    for change in [*every, *changes]:
+        first.setdefault(change.setting, change)
+        last[change.setting] = change
+    both = [Change(setting, first[setting].before, last[setting].now) for setting in last]
+    return [change for change in both if change.before != change.now]
 
 
 def from_now(done: int) -> dict[str, Any]:
@@ -42,8 +66,8 @@ def from_now(done: int) -> dict[str, Any]:
 def set_aside_after(folder: LineFiles, iteration: int) -> None:
     """Move checkpoints, lines and results of later iterations into a folder of `set-aside`, where nobody looks."""
     aside = _free_name(folder.path / "set-aside" / f"after-{iteration:06d}")
-    for name in ("metrics", "evaluations"):
-        if later := [line for line in folder.lines(name) if line["iteration"] > iteration]:
+    for name, still in (("metrics", iteration), ("evaluations", iteration), ("changes", iteration + 1)):
+        if later := [line for line in folder.lines(name) if line["iteration"] > still]:
             write_text(aside / f"{name}.jsonl", json_lines(later))
     for pattern in ("checkpoints/iteration-*", "evaluations/iteration-*", "samples/iteration-*", "trees/*-*"):
         for path in sorted(folder.path.glob(pattern), reverse=True):

@@ -146,10 +146,17 @@ class RunDisplay:
             return
         self._say(f"continues after iteration {iteration}, from {checkpoint}")
 
-    def tell_changes(self, changes: Sequence[Change], iteration: int) -> None:
-        """Settings have other values from an iteration on."""
+    def tell_changes(self, changes: Sequence[Change], iteration: int, went_back_from: int | None) -> None:
+        """Settings have other values from an iteration on, to which the run may have gone back."""
+        if went_back_from is not None:
+            self._say(f"goes back from iteration {went_back_from} to {iteration - 1 or 'the start'}")
         for change in changes:
             self._say(f"from iteration {iteration} on, {change}")
+
+    def tell_all_done(self, folder: Path, iterations: int) -> None:
+        """Nothing is left of a run that is to continue."""
+        more = shlex.join(["branchgrpo", "train", str(folder), "--resume", f"iterations={2 * iterations}"])
+        self._say(f"all iterations are done, {iterations} of them; for more: {more}")
 
     def tell_loss(self, error: Exception, done: int) -> None:
         """A process was lost, and the run continues from the checkpoint of iteration `done`."""

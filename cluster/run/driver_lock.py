@@ -155,6 +155,12 @@ def _refusal(folder: Path, driver: Driver | None) -> str:
     )
 
 
+def must_be_idle(folder: Path) -> None:
+    """Raises InputError, naming the driver, if a driver that this host can see has the folder."""
+    if (seen := driver_of(folder)) and seen.alive:
+        raise InputError(_refusal(folder, seen.driver))
+
+
 def _read(file: int) -> Driver | None:
     try:
         return DRIVER.validate_json(os.pread(file, 4096, 0))

@@ -59,7 +59,7 @@ class RunFolder(LineFiles):
         self._recipe: RunSettings | None = None
         """The recipe with these changes."""
         self._back_to: int | None = None
-        self._went_back_from: int | None = None
+        self.went_back_from: int | None = None
         """The newest checkpoint, if the run goes back from it."""
         self._changes_written = False
 
@@ -126,7 +126,7 @@ class RunFolder(LineFiles):
                 "goes back to an earlier checkpoint)"
             )
         self._recipe, self._back_to = settings, back_to
-        self._went_back_from = self.done if back_to is not None else None
+        self.went_back_from = self.done if back_to is not None else None
         sweep(self.path)
 
     def go_on(self, damaged: Callable[[Path, str], None]) -> int:
@@ -140,7 +140,7 @@ class RunFolder(LineFiles):
         done = self.newest_whole_checkpoint(damaged)
         if self._recipe is not None:
             if not self._changes_written:
-                write_changes(self, self.changes, done, self._went_back_from)
+                self.changes = [*write_changes(self, self.changes, done, self.went_back_from)]
             self._changes_written = True  # also if the disk is full now, and all this is tried again
             save_recipe(self._recipe, self.path)
             drop_replaced_prompts(self.path, self.settings.prompts)

@@ -17,6 +17,7 @@ from ...proto.settings import RunSettings
 from ...rollout_workers.policies.folder import content_fingerprint
 from ...rollout_workers.policies.load import find_policy
 from .driver_lock import FILE as LOCK
+from .driver_lock import must_be_idle
 
 FINGERPRINTS = "fingerprints.json"
 VERSIONS = "versions.json"
@@ -65,6 +66,7 @@ def check_place(settings: RunSettings) -> None:
 def must_be_free(path: Path) -> None:
     """Raises InputError if there is a run at a path, or anything else."""
     if has_begun(path):
+        must_be_idle(path)
         raise InputError(f"run folder {path} exists; give --resume to continue it, or another name (name=...)")
 
 

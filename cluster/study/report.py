@@ -19,6 +19,7 @@ from .curves import AXES, BROKEN_STATES, Curve, read_curve
 from .file import Study
 from .statistics import CONFIDENCE, mean
 from .tables import Curves, Table
+from .timing import timing_name
 from .trials import chosen, trials, tuning_trials
 
 matplotlib.use("Agg")
@@ -117,8 +118,19 @@ def _of_seconds(study: Study) -> str:
     return (
         "Seconds are iterations times seconds per iteration. Those were measured apart from the runs, within one "
         f"process, in which the variants took turns for {rounds} rounds, starting from the untrained weights. "
-        "Evaluations and checkpoints don't count."
+        f"{_alike(study)}Evaluations and checkpoints don't count."
     )
+
+
+def _alike(study: Study) -> str:
+    """Which variants share a measurement."""
+    alike: dict[str, dict[str, None]] = {}
+    for variant, candidates in study.variants.items():
+        for candidate in candidates:
+            if candidate.settings.execution == "in_process":
+                alike.setdefault(timing_name(candidate.settings), {})[variant] = None
+    shared = [" and ".join(f"`{name}`" for name in names) for names in alike.values() if len(names) > 1]
+    return "".join(f"{names} do the same work, and share a measurement. " for names in shared)
 
 
 def _unfinished(study: Study, every: Sequence[Curve]) -> Iterator[str]:

@@ -3,7 +3,7 @@
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from itertools import count
+from itertools import chain, count
 from typing import Any
 
 import numpy as np
@@ -75,6 +75,14 @@ def trials(study: Study) -> list[Trial]:
         if (candidate := chosen(study, variant))
         for seed in study.file.seeds
     ]
+
+
+def must_continue(study: Study) -> None:
+    """Raises InputError if a folder holds a run with other settings than the study has: one of those that are compared,
+    or one by which values were chosen."""
+    tuned = (run for variant in study.variants for _, runs in tuning_trials(study, variant) for run in runs)
+    for run in chain(tuned, trials(study)):
+        run.must_continue()
 
 
 def tuning_trials(study: Study, variant: str) -> Iterator[tuple[Candidate, list[Trial]]]:

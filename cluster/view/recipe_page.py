@@ -1,5 +1,6 @@
 """The section of a run's settings, versions, and changes at each resume; and the differences between recipes."""
 
+import json
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -27,4 +28,6 @@ def _flat(settings: Mapping[str, Any], prefix: str) -> Iterator[tuple[str, str]]
         if isinstance(value, Mapping) and value:
             yield from _flat(value, f"{prefix}{key}.")
         else:
-            yield f"{prefix}{key}", "null" if value is None else str(value)
+            # Whole numbers of a setting may stand as 60 and as 60.0.
+            whole = int(value) if isinstance(value, float) and value.is_integer() else value
+            yield f"{prefix}{key}", whole if isinstance(whole, str) else json.dumps(whole, ensure_ascii=False)

@@ -173,6 +173,7 @@ def test_a_run_continues_with_other_settings(three: tuple[RunSettings, Path], tm
     resume = ["train", str(folder.path), "--resume", "--iteration", "2", *(f"learner.{change}" for change in changes)]
     done = CliRunner().invoke(app, resume)
     assert done.exit_code == 0, done.output
+    assert "goes back from iteration 3 to 2" in done.output
     assert "from iteration 3 on, learner.optimizer.learning_rate: 0.001 -> 1e-30" in done.output
     assert_bit_equal(weights(folder.path), before)
     assert_bit_equal(weights(folder.path, 3, "ema"), before)
@@ -181,6 +182,10 @@ def test_a_run_continues_with_other_settings(three: tuple[RunSettings, Path], tm
     assert [line["iteration"] for line in folder.lines("metrics")] == [1, 2, 3]
     assert folder.lines("metrics")[-1]["learning_rate"] == 1e-30
     assert folder.settings.learner.ema_decay == 0.9
+    again = CliRunner().invoke(app, ["train", str(folder.path), "--resume"])
+    assert again.exit_code == 0, again.output
+    told = " ".join(again.output.split())
+    assert f"all iterations are done, 3 of them; for more: branchgrpo train {folder.path} --resume" in told
 
 
 def test_a_zeroed_checkpoint_is_not_evaluated_or_exported(

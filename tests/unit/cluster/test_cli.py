@@ -272,3 +272,10 @@ def test_an_address_where_nobody_listens_is_told_at_once(
     status, told = call(*command, "--address", address, capsys=capsys, monkeypatch=monkeypatch)
     assert status == 2
     assert f"error: no Ray cluster can be reached at '{address}'" in told
+
+
+def test_the_next_command_can_be_pasted(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    done = CliRunner().invoke(cli.app, ["init", "glyphs", str(tmp_path / "my recipe.yaml")])
+    assert f"next: branchgrpo check '{tmp_path}/my recipe.yaml'" in done.output

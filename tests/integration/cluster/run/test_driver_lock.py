@@ -9,7 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from branchgrpo.cluster.run.driver_lock import driver_lock, driver_of
+from branchgrpo.cluster.run.driver_lock import driver_lock, driver_of, must_be_idle
 from branchgrpo.proto.errors import InputError
 
 HOLD = """
@@ -38,11 +38,14 @@ def test_a_second_driver_is_refused_until_the_first_is_killed(holder: subprocess
     assert (seen.alive, seen.driver.pid, seen.driver.host) == (True, holder.pid, socket.gethostname())
     with pytest.raises(InputError, match=f"in use by another driver .*process {holder.pid}, since 20"):
         driver_lock(tmp_path).__enter__()
+    with pytest.raises(InputError, match=f"in use by another driver .*process {holder.pid}, since 20"):
+        must_be_idle(tmp_path)
     holder.send_signal(signal.SIGKILL)
     holder.wait()
     seen = driver_of(tmp_path)
     assert seen
     assert (seen.alive, seen.driver.pid) == (False, holder.pid)
+    must_be_idle(tmp_path)
     with driver_lock(tmp_path):
         assert (mine := driver_of(tmp_path))
         assert (mine.alive, mine.driver.pid) == (True, os.getpid())

@@ -271,3 +271,38 @@ def test_a_curve_has_each_reward_where_it_was_given(tmp_path: Path) -> None:
     ]
     pictures.reward_curve(tmp_path / "curve.png", metrics, evaluations)
     assert (tmp_path / "curve.png").is_file()
+
+
+@pytest.mark.parametrize(
+    ("given", "told"),
+    [({}, (0.1, 0.5)), ({"learner.clip_range": 0.7}, (0.1, 0.7)), ({"learner.clip_range": 0.1}, None)],
+    ids=["as it was last", "a third value", "the first value"],
+)
+def test_changes_after_the_place_that_a_run_goes_back_to_count_from_there(
+    given: dict[str, float], told: tuple[float, float] | None, run_settings: Settings
+) -> None:
+    settings = run_settings({"iterations": 9, "learner.clip_range": 0.1})
+    made(settings, 4)
+    with RunFolder.resume(run_settings({"iterations": 9, "learner.clip_range": 0.3})) as run:
+        run.go_on(nobody)
+    with RunFolder.resume(run_settings({"iterations": 9, "learner.clip_range": 0.5})) as run:
+        run.go_on(nobody)
+    changed = run_settings({"iterations": 9, "learner.clip_range": 0.5, **given})
+    with RunFolder.resume(changed, 2) as run:
+        assert run.go_on(nobody) == 2
+        assert run.went_back_from == 4
+        assert [(change.before, change.now) for change in run.changes] == ([told] if told else [])
+    back, *further = run.lines("changes")
+    assert (back["iteration"], back["went_back_from"]) == (3, 4)
+    assert [(line["iteration"], line["before"], line["now"]) for line in further] == ([(3, *told)] if told else [])
+    aside = (run.path / "set-aside" / "after-000002" / "changes.jsonl").read_text()
+    assert [json.loads(line)["now"] for line in aside.splitlines()] == [0.3, 0.5]
+
+
+def test_a_change_at_the_place_that_a_run_goes_back_to_stays(run_settings: Settings) -> None:
+    made(run_settings({"iterations": 9, "learner.clip_range": 0.1}), 2)
+    changed = run_settings({"iterations": 9, "learner.clip_range": 0.3})
+    for _ in range(2):
+        with RunFolder.resume(changed, 2) as run:
+            run.go_on(nobody)
+    assert [line["now"] for line in run.lines("changes") if "setting" in line] == [0.3]

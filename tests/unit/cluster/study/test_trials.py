@@ -4,7 +4,7 @@ from collections.abc import Callable
 
 import pytest
 from branchgrpo.cluster.study.file import Study
-from branchgrpo.cluster.study.trials import Trial, chosen, trials, tuning_trials
+from branchgrpo.cluster.study.trials import Trial, chosen, must_continue, trials, tuning_trials
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings_errors import changed_settings, named_settings
@@ -73,9 +73,10 @@ def test_folder_with_other_settings_is_refused(study_in: Load) -> None:
     save_recipe(before.settings, before.folder.path)
     before.must_continue()
     trials(study_in(budget={"iterations": 9}))[2].must_continue()
-    other = trials(study_in(variants={"flat": {}, "tree": {"learner.clip_range": 0.3}}))[2]
+    must_continue(study_in())
+    other = study_in(variants={"flat": {}, "tree": {"learner.clip_range": 0.3}})
     with pytest.raises(InputError, match=r"other settings than .*tree-seed0 \(learner.clip_range: 0.01 -> 0.3\)"):
-        other.must_continue()
+        must_continue(other)
 
 
 def test_a_run_continues_with_the_sizes_that_it_chose(study_in: Load) -> None:

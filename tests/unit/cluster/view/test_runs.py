@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.cluster.view.export import export
+from branchgrpo.cluster.view.recipe_page import flat
 from branchgrpo.cluster.view.runs import Runs
 from branchgrpo.cluster.view.sections import SECTIONS
 from branchgrpo.cluster.view.server import create_app
@@ -142,3 +143,18 @@ def test_without_a_token_other_hosts_names_are_refused(make_run: Make, client: T
 def test_a_folder_that_is_not_there_is_named(tmp_path: Path) -> None:
     with pytest.raises(InputError, match="nowhere is no folder"):
         Runs(tmp_path / "nowhere")
+
+
+def test_settings_are_shown_as_recipes_have_them() -> None:
+    """A whole number may have been written as 60 and as 60.0."""
+    settings = {"whole": 60.0, "same": 60, "half": 0.5, "yes": True, "none": None, "text": "a b", "list": [1, "x"]}
+    texts = {
+        "whole": "60",
+        "same": "60",
+        "half": "0.5",
+        "yes": "true",
+        "none": "null",
+        "text": "a b",
+        "list": '[1, "x"]',
+    }
+    assert flat({"section": settings}) == {f"section.{name}": text for name, text in texts.items()}
