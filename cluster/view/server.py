@@ -103,7 +103,7 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
         return Response(static_file(name), media_type=SCRIPTS[name], headers=kept)
 
     @app.get("/picture/{name:path}")
-    def picture(request: Request, name: str, of: str) -> Response:
+    def picture(request: Request, name: str, of: str = "") -> Response:
         run = _run(runs, name)
         stamp = run.stamp()
         if _has(request, stamp):
