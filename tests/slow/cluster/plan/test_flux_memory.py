@@ -43,10 +43,13 @@ def calls(folder: Path, *, lora: bool, checkpoints: bool) -> Calls:
 
 @pytest.mark.parametrize(
     ("lora", "checkpoints", "gigabytes"),
-    [(False, False, 18.53), (False, True, 1.284), (True, False, 11.64), (True, True, 1.249)],
+    [(False, False, 18.24), (False, True, 1.284), (True, False, 11.41), (True, True, 1.249)],
 )
 def test_a_trained_row_takes_what_is_known(lora: bool, checkpoints: bool, gigabytes: float, folder: Path) -> None:
-    """With checkpoints: a state for each block, the graph of one, and gradients of a state or two."""
+    """With checkpoints: a state for each block, the graph of one, and gradients of a state or two.
+
+    From the second row on: of one alone, tensors are contiguous that of more have to be copied.
+    """
     taken = measure_pass(calls(folder, lora=lora, checkpoints=checkpoints).train, gpu=True)
     assert taken.each / 1e9 == pytest.approx(gigabytes, rel=0.005)
 
