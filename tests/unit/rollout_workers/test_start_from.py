@@ -12,6 +12,7 @@ import torch
 from branchgrpo.proto.schedule import ode_schedule
 from branchgrpo.proto.settings import LoraSettings, PolicySettings, RolloutSettings
 from branchgrpo.proto.tree import Task
+from branchgrpo.rollout_workers.policies.decoded import Decoded
 from branchgrpo.rollout_workers.policies.load import load_policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from families import as_lora, networks, saved, trained_lora
@@ -66,7 +67,7 @@ def as_networks(pipeline: Any, folder: Path) -> Path:
 def drawn(policy: Any) -> np.ndarray:
     task = Task(iteration=0, trees=(0, 1), prompts=PROMPTS, schedule=ode_schedule(STEPS), seed=5)
     parts = list(RolloutWorker(policy, RolloutSettings()).sample(task))
-    return policy.decode(torch.stack([part.latents[-1] for part in parts])).numpy()
+    return np.asarray(Decoded.of(policy.decode(torch.stack([part.latents[-1] for part in parts]))).pictures)
 
 
 @pytest.fixture(scope="module")
