@@ -124,7 +124,7 @@ def _name_of_file(path: Path, size: int, modified: int) -> str:
 
 def _name(content: bytes) -> str:
     with Image.open(io.BytesIO(content)) as stored:
-        in_rgb(Image.new(stored.mode, (1, 1)))
+        in_rgb(Image.new(stored.mode, (1, 1)))  # what can't be shown is told before the run, and not decoded for that
         return f"{sha256(content).hexdigest()[:32]}.{(stored.format or 'picture').lower()}"
 
 

@@ -189,7 +189,7 @@ def measure_pass(
 ) -> Pass:
     """What a call on shapes takes by its number of rows, on a `gpu` or a CPU: from two calls, or without `memory` one.
 
-    They have two rows and three, for of a single picture a CPU may hold other copies.
+    They have two rows and three: of a single one some tensors are contiguous that of more have to be copied.
     """
     flops, sizes = [], []
     for rows in (2, 3) if memory else (1,):

@@ -20,6 +20,7 @@ from .base import Builder, Network
 from .compiling import compile_network
 from .decoded import Decoded
 from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
+from .guidance import check_factors, check_second
 from .lora import add_adapters, merged, save_adapters
 from .prompt_encoding import NEGATIVE, PromptEncoding
 from .start import Start, Starts, lora_files
@@ -119,14 +120,9 @@ class PipelinePolicy(PromptEncoding):
         self.autoencoder = read_json(folder / "vae" / "config.json")
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         self.network: Any = self.find_network()
-        if settings.guidance_scale_2 is not None and len(self._networks) < 2 and not self.scales_sound:
-            raise InputError(f"policy.guidance_scale_2 is {settings.guidance_scale_2}, and this model has one network")
-        if settings.guidance_scale_2 is not None and not self.guided:
-            raise InputError(
-                f"policy.guidance_scale_2 is {settings.guidance_scale_2}, which has no effect while "
-                f"policy.guidance_scale is {settings.guidance_scale}; it must be more than 1"
-            )
-        self._check_scales("policy")
+        check_second(settings, guided=self.guided, known=len(self._networks) > 1 or self.scales_sound)
+        if self.guided:
+            check_factors(settings, self.neutral_scale)
         self.check_size()
         if not build:
             self.network.to(device)
@@ -228,18 +224,9 @@ class PipelinePolicy(PromptEncoding):
         policy = copy(self)
         vars(policy).pop("encoding", None)  # it depends on whether there is guidance
         policy.settings = self.settings.model_copy(update={"guidance_scale": scale})
-        policy._check_scales("evaluation")
+        if policy.guided:
+            check_factors(policy.settings, self.neutral_scale, "evaluation")
         return policy
-
-    def _check_scales(self, section: str) -> None:
-        """Raises InputError for a scale that would draw less than the prompt, or the negative one alone."""
-        scales = {"guidance_scale": self.settings.guidance_scale, "guidance_scale_2": self.settings.guidance_scale_2}
-        for name, scale in scales.items():
-            if self.guided and scale is not None and scale < self.neutral_scale:
-                raise InputError(
-                    f"{section}.{name} is {scale}; in this model's classifier-free guidance it must be "
-                    f"{self.neutral_scale:g} or more: less draws the negative prompt"
-                )
 
     def sigmas(self, steps: int) -> list[float]:
         """The scheduler's noise levels, shifted by the number of tokens where it asks for that, or the recipe's own.
