@@ -29,8 +29,6 @@ RESULT_KINDS = {"images": "image", "frames": "video", "audios": "audio"}
 NO_OTHER_GUIDANCE = {"stg_scale": 0.0, "modality_scale": 1.0, "guidance_rescale": 0.0}
 NO_OTHER_GUIDANCE |= {f"audio_{name}": value for name, value in NO_OTHER_GUIDANCE.items()}
 """Turns off what LTX-2's pipeline does beside classifier-free guidance."""
-NOISY = "\nThe published scheduler, which this pipeline has, adds noise at every step; evaluations took Euler's steps."
-"""Stands on the card of a pipeline that doesn't draw what evaluations drew."""
 PICTURE = "picture.png"
 """Stands there for the picture to start from."""
 
@@ -88,7 +86,7 @@ def _take_over(part: Part, to: Path) -> None:
 def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema: bool) -> str:
     """A model card for the Hugging Face Hub: what the model was made of and how, its rewards, and how it is loaded."""
     settings, (base, is_on_hub) = folder.settings, base_model(policy.folder)
-    made = RESULT_KINDS[policy.result]
+    made, unlike = RESULT_KINDS[policy.result], policy.unlike_evaluations(evaluation_steps(settings))
     data = ModelCardData(
         base_model=base if is_on_hub else None,
         library_name="diffusers",
@@ -115,7 +113,7 @@ def model_card(folder: RunFolder, policy: PipelinePolicy, iteration: int, *, ema
             *_rewards(folder, iteration, ema=ema),
             "\n## Sampling\n\n| | |\n|---|---|",
             *(f"| {name} | {value} |" for name, value in sampling.items()),
-            *([NOISY] if policy.scheduler_adds_noise else []),
+            *([f"\nThe published scheduler, which this pipeline has, {unlike}."] if unlike else []),
             f"\n## Use\n\n```python\n{usage(settings, policy)}\n```\n",
         ]
     )

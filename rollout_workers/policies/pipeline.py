@@ -57,8 +57,6 @@ class PipelinePolicy(PromptEncoding):
     """Whether the pipeline takes noise levels of one's own."""
     spaces_levels = False
     """Whether the pipeline spaces noise levels, evenly, and the scheduler only shifts them."""
-    scheduler_adds_noise = False
-    """Whether the pipeline's scheduler adds noise at every step, which evaluations don't."""
     scales_sound = False
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
@@ -242,6 +240,10 @@ class PipelinePolicy(PromptEncoding):
         mu = self.dynamic_shift(steps) if scheduler.config.use_dynamic_shifting else None
         scheduler.set_timesteps(steps, sigmas=own or self.even_levels(steps), mu=mu)
         return [float(sigma) for sigma in scheduler.sigmas]
+
+    def unlike_evaluations(self, steps: int) -> str:
+        """How the published scheduler's steps differ from those of evaluations; empty if they don't."""
+        return ""
 
     def dynamic_shift(self, steps: int) -> float:
         """Logarithm of the shift that the model gives to this number of tokens (and of steps)."""

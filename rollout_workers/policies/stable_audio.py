@@ -36,7 +36,6 @@ class StableAudioPolicy(PipelinePolicy):
 
     pipeline_class = StableAudioPipeline
     takes_sigmas = False
-    scheduler_adds_noise = True
     result = "audios"
     encoding_parts = ("text_encoder", "tokenizer", "projection_model")
 
@@ -57,6 +56,10 @@ class StableAudioPolicy(PipelinePolicy):
                 "what is known is v_prediction with 1.0"
             )
         return published
+
+    def unlike_evaluations(self, steps: int) -> str:
+        """The published scheduler is a stochastic one."""
+        return "adds noise at every step; evaluations took Euler's steps"
 
     def check_size(self) -> None:
         """Raises InputError for more seconds than the model makes, and for frames."""

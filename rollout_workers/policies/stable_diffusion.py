@@ -70,6 +70,16 @@ class StableDiffusionPolicy(PipelinePolicy):
         scheduler.set_timesteps(steps)
         return [float(s) for s in (*levels[scheduler.timesteps], self._last_level)]
 
+    def unlike_evaluations(self, steps: int) -> str:
+        """DDIM takes steps of one length, which may lead past or short of the next of its timesteps."""
+        scheduler = self.pipeline.scheduler
+        scheduler.set_timesteps(steps)
+        own, taken = scheduler.timesteps.tolist(), scheduler.config.num_train_timesteps // steps
+        led_to = [timestep - taken for timestep in own]
+        if led_to[:-1] == own[1:] and led_to[-1] < 0:
+            return ""
+        return f"takes steps of {taken} timesteps each; those of evaluations led from each of its timesteps to the next"
+
     @property
     def _levels(self) -> torch.Tensor:
         """Noise level of each timestep of the training, float64 [timesteps]."""

@@ -126,6 +126,29 @@ def test_a_card_names_a_scheduler_that_adds_noise(family: str, run_settings: Set
     assert ("adds noise at every step" in card) == (not torch.equal(*ends)) == (family == NOISY)
 
 
+@pytest.mark.parametrize("steps", [4, 7])
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+def test_a_card_names_a_scheduler_whose_steps_are_others(
+    spacing: str, steps: int, run_settings: Settings, tmp_path: Path
+) -> None:
+    """They are if another state comes out than by DDIM's formula from each timestep to the next."""
+    settings = run_settings({"policy": policy_of("SD1.5", tmp_path / "base").model_dump(), "evaluation.steps": steps})
+    policy: Any = load_policy(settings.policy, network_only=True)
+    scheduler = policy.pipeline.scheduler
+    scheduler.register_to_config(timestep_spacing=spacing)
+    scheduler.set_timesteps(steps)
+    theirs = ours = torch.ones(1, dtype=torch.float64)
+    kept = scheduler.alphas_cumprod.double()
+    following = [*kept[scheduler.timesteps[1:]], scheduler.final_alpha_cumprod]
+    for timestep, later in zip(scheduler.timesteps, following, strict=True):
+        noise, now = torch.cos(timestep.double()).reshape(1), kept[timestep]
+        theirs = scheduler.step(noise, timestep, theirs).prev_sample
+        ours = later.sqrt() * (ours - (1 - now).sqrt() * noise) / now.sqrt() + (1 - later).sqrt() * noise
+    with RunFolder.create(settings) as folder:
+        card = model_card(folder, policy, 1, ema=False)
+    assert ("takes steps of" in card) == (not torch.allclose(theirs, ours, atol=1e-5))
+
+
 @pytest.mark.parametrize(
     ("evaluated", "ema", "reason"),
     [
