@@ -7,10 +7,10 @@ Two of its defaults lose gradients without a word, and are avoided here:
 """
 
 import math
-import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -57,17 +57,17 @@ class Engine:
         if self._stage == 0:
             optimizer.register_step_pre_hook(lambda *_: self._clip(settings.optimizer.gradient_clipping))
         course = settings.optimizer.schedule
-        self._scheduler = transformers.get_scheduler(
+        scheduler: Any = transformers.get_scheduler(
             "constant_with_warmup" if course == "constant" else course,
             optimizer,
             settings.optimizer.warmup_updates,
             total_updates,
         )
+        (self._course,) = scheduler.lr_lambdas
         with same_buffers(network):
             self.module, *_ = deepspeed.initialize(
                 model=network,
                 optimizer=optimizer,
-                lr_scheduler=self._scheduler,
                 config=deepspeed_config(settings, precision, self._trained),
             )
 
@@ -100,11 +100,17 @@ class Engine:
         """Add the gradient of `loss` to that of the update."""
         self.module.backward(loss, scale_wrt_gas=False)
 
-    def step(self) -> float:
+    def learning_rate(self, update: int) -> float:
+        """The settings' learning rate for the run's update of that number, from 0."""
+        return float(self._settings.learning_rate * self._course(update))
+
+    def step(self, learning_rate: float) -> float:
         """Make the optimizer step and return the gradient's norm before clipping. Collective.
 
         Raises FloatingPointError if gradient or weights aren't finite, on all ranks.
         """
+        for group in self.module.optimizer.param_groups:
+            group["lr"] = learning_rate
         self.module.step()
         norm = self._norm if self._stage == 0 else _finite(float(self.module.get_global_grad_norm()))
         weights = [held(parameter) for parameter in self._parameters.values()]
@@ -117,11 +123,6 @@ class Engine:
         """Clip the gradients to the norm `limit` (0: don't) and note their norm; from stage 1 on DeepSpeed does."""
         self._norm = float(torch.nn.utils.clip_grad_norm_(self._parameters.values(), limit or math.inf))
         _finite(self._norm)
-
-    @property
-    def learning_rate(self) -> float:
-        """The optimizer's present learning rate."""
-        return float(self.module.get_lr()[0])
 
     @contextmanager
     def gathered(self) -> Iterator[None]:
@@ -167,14 +168,14 @@ class Engine:
                 yield name, weight
 
     def save(self, folder: Path) -> None:
-        """Write weights, optimizer and learning-rate schedule. Collective."""
+        """Write weights and optimizer. Collective."""
         with plain_path(folder) as path:
             self.module.save_checkpoint(path, tag=ENGINE, exclude_frozen_parameters=True, save_latest=False)
 
-    def load(self, folder: Path, saved_by: int, pace: float = 1.0) -> None:
+    def load(self, folder: Path, saved_by: int) -> None:
         """Take up what `saved_by` ranks have saved. Collective. Raises ValueError if it isn't there.
 
-        The optimizer then works as the settings of this engine say, with `pace` times their learning rate.
+        The optimizer then works as the settings of this engine say.
         """
         other = self._stage > 0 and saved_by != self.ranks
         tag = self._universal(folder) if other else ENGINE
@@ -183,20 +184,15 @@ class Engine:
             found, _ = self.module.load_checkpoint(path, tag=tag, load_module_strict=False)
         if found is None:
             raise ValueError(f"{folder} holds no engine checkpoint")
-        self._configure_optimizer(pace)
+        self._configure_optimizer()
 
-    def _configure_optimizer(self, pace: float) -> None:
+    def _configure_optimizer(self) -> None:
         """Have the optimizer work as the settings say: DeepSpeed restores how it worked when it was saved."""
         settings = self._settings
         for group in self.module.optimizer.param_groups:
             group.update(betas=settings.betas, weight_decay=settings.weight_decay)
         if self._stage:
             set_clipping(self.module, settings.gradient_clipping)
-        self._scheduler.base_lrs = [pace * settings.learning_rate] * len(self._scheduler.base_lrs)
-        self._scheduler.last_epoch -= 1  # a step back and forth gives the next update its rate
-        with warnings.catch_warnings():  # that no update was made before
-            warnings.simplefilter("ignore")
-            self._scheduler.step()
 
     def _universal(self, folder: Path) -> str:
         """Make DeepSpeed's universal form of a checkpoint beside it, unless it is there, and return its tag."""

@@ -79,8 +79,7 @@ class Learner:
         if settings.learner.gradient_checkpointing:
             policy.checkpoint_gradients()
         updates = settings.iterations * settings.learner.updates_per_iteration
-        steps = updates * settings.learner.passes
-        self.engine = Engine(policy.network, settings.learner, settings.policy.precision, steps)
+        self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
         decay = settings.learner.ema_decay
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
         self.learns_from_leaves = settings.learner.objective == "nft"
@@ -88,6 +87,8 @@ class Learner:
         """The policy that rollouts sample with, where it isn't always the trained one at an update."""
         if settings.learner.has_old_policy:
             self.old = OldPolicy(policy, settings.learner.nft, self.engine.weights())
+        self._begun = 0
+        """Updates that were begun since the newest version."""
         self._update = _Update()
         self._windows: list[Window[Tree]] = []
         """Windows of the present update; kept only if an update makes several passes over them."""
@@ -170,23 +171,26 @@ class Learner:
         if self._update.stats.trees != self.settings.trees_per_update:
             raise ValueError(f"an update takes {self.settings.trees_per_update} trees; got {self._update.stats.trees}")
         windows, self._windows = self._windows, []
-        stats, strayed = self._step()
+        # By what is due, whatever an update made of its passes: each iteration has made a version.
+        number = self.version * self.settings.learner.updates_per_iteration + self._begun
+        rate, self._begun = self.pace * self.engine.learning_rate(number), self._begun + 1
+        stats, strayed = self._step(rate)
         for turn in range(1, self.settings.learner.passes):
             if not stats.edges or strayed > (self.settings.learner.trust or math.inf):
                 break
             self._update.turn = turn
             for window in windows:
                 self._accumulate(window)
-            further, strayed = self._step()
+            further, strayed = self._step(rate)
             stats = stats.followed_by(further)
         return stats
 
-    def _step(self) -> tuple[UpdateStats, float]:
+    def _step(self, learning_rate: float) -> tuple[UpdateStats, float]:
         """Make the optimizer step of one pass. Returns its figures, and if it is bounded the mean |log ratio|."""
         update, self._update = self._update, _Update()
         stats, strayed = update.stats, 0.0
         stats.recorded = update.notes.taken()
-        stats.learning_rate = self.engine.learning_rate
+        stats.learning_rate = learning_rate
         if stats.edges:
             if not self.learns_from_leaves:
                 self._note_ratios(update)
@@ -196,7 +200,7 @@ class Learner:
                 stats.kl = self.engine.summed(torch.stack(update.divergences).sum()) / stats.trees
             with span("optimizer step"), on_gpu(self.policy.device):
                 try:
-                    stats.gradient_norm = self.engine.step()
+                    stats.gradient_norm = self.engine.step(learning_rate)
                 except FloatingPointError as error:
                     raise Diverged(f"in iteration {update.iteration} {error}") from error
                 if self.average:
@@ -222,7 +226,7 @@ class Learner:
         """Make the current weights a new version, and return its number."""
         if self.old:
             self.old.renew(self.engine.weights())
-        self.version += 1
+        self.version, self._begun = self.version + 1, 0
         metrics.WEIGHTS_VERSION.set(self.version)
         return self.version
 
@@ -261,7 +265,7 @@ class Learner:
         facts = json.loads((folder / LEARNER).read_text())
         self._check_weights(folder / WEIGHTS)
         self.pace = facts.get("pace", 1.0)
-        self.engine.load(folder, facts["ranks"], self.pace)
+        self.engine.load(folder, facts["ranks"])
         if self.average:
             file = folder / EMA
             if not file.is_file():
@@ -270,8 +274,9 @@ class Learner:
                 self.average.load(safetensors.torch.load_file(file))
         if self.old:
             file = folder / OLD
-            self.old.load(safetensors.torch.load_file(file) if file.is_file() else self.engine.weights())
-        self.version = facts["version"]
+            kept = self.settings.learner.nft.old_decay and file.is_file()
+            self.old.load(safetensors.torch.load_file(file) if kept else self.engine.weights())
+        self.version, self._begun = facts["version"], 0
         metrics.WEIGHTS_VERSION.set(self.version)
 
     def _check_weights(self, file: Path) -> None:

@@ -1,6 +1,7 @@
 """Learning from leaves alone: the gradient against an independent computation, the old policy, what fits with it."""
 
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -155,6 +156,21 @@ def test_rollouts_sample_with_a_running_average(run_settings: Settings, sample: 
     sampler.network.load_state_dict(learner.weights(), strict=False)
     assert torch.equal(learner.old.velocity(x, s, conditioning), sampler.velocity(x, s, conditioning))
     assert not torch.equal(learner.old.velocity(x, s, conditioning), learner.policy.velocity(x, s, conditioning))
+
+
+def test_an_average_that_is_given_up_isn_t_sampled_with(run_settings: Settings, sample: Sample, tmp_path: Path) -> None:
+    """Nor is it the policy that sampled, to the updates of a run that resumes without one."""
+    settings = run_settings({**NFT, "learner.nft": {"old_decay": 0.75}, "learner.updates_per_iteration": 2})
+    averaged = Learner(load_policy(settings.policy), settings)
+    for tree in sample(averaged.policy, settings.schedule.build(), prompts=("123", "45")):
+        learned(averaged, [tree])
+    averaged.publish()
+    averaged.save(tmp_path)
+    settings = run_settings({**NFT, "learner.updates_per_iteration": 2})
+    resumed = Learner(load_policy(settings.policy), settings)
+    resumed.load(tmp_path)
+    assert_bit_equal(resumed.weights(), averaged.engine.weights())
+    assert any(not torch.equal(value, resumed.weights()[name]) for name, value in averaged.weights().items())
 
 
 @pytest.mark.parametrize(
