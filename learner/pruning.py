@@ -4,7 +4,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.schedule import Schedule
-from ..proto.settings import DepthPruningSettings, PruningSettings, WidthPruningSettings
+from ..proto.settings import PruningSettings, WidthPruningSettings
 from ..proto.tree import FloatArray
 
 BoolArray = npt.NDArray[np.bool_]
@@ -19,7 +19,7 @@ def kept_edges(values: FloatArray, schedule: Schedule, settings: PruningSettings
     if (width := settings.width) and width.applies(iteration):
         kept &= _kept_by_width(values, schedule, width)
     if (depth := settings.depth) and depth.applies(iteration):
-        first = first_pruned_depth(schedule, depth, iteration)
+        first = depth.first(schedule, iteration)
         depths = schedule.levels[schedule.depth]
         kept &= (depths < first) | (depths >= first + depth.window)
     return kept
@@ -46,15 +46,3 @@ def _kept_by_width(values: FloatArray, schedule: Schedule, settings: WidthPrunin
     begin = top + settings.keep_last_split  # depth of the first edge that can be left out
     kept[schedule.first_node[begin] :] = np.tile(chains, len(schedule.steps) + 1 - begin)
     return kept
-
-
-def first_pruned_depth(schedule: Schedule, settings: DepthPruningSettings, iteration: int) -> int:
-    """Depth at which the window begins in an iteration; the child of step i of the grid lies at depth i + 1."""
-    deepest = settings.deepest(schedule)
-    if settings.mode == "fixed":
-        return deepest
-    shallowest = min(settings.stop, deepest)
-    moves = (iteration - settings.first_iteration) // settings.every
-    if settings.direction == "shallower":
-        return max(deepest - moves, shallowest)
-    return min(shallowest + moves, deepest)

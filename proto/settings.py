@@ -614,6 +614,17 @@ class DepthPruningSettings(PrunedIterations):
         last = int(schedule.levels[schedule.trained_depths[-1]])
         return last + 1 - self.window if self.start is None else self.start
 
+    def first(self, schedule: Schedule, iteration: int) -> int:
+        """First depth of the window in an iteration; the child of step i of the grid lies at depth i + 1."""
+        deepest = self.deepest(schedule)
+        if self.mode == "fixed":
+            return deepest
+        shallowest = min(self.stop, deepest)
+        moves = (iteration - self.first_iteration) // self.every
+        if self.direction == "shallower":
+            return max(deepest - moves, shallowest)
+        return min(shallowest + moves, deepest)
+
 
 class PruningSettings(Settings):
     """Edges that are left out of the backward pass once advantages are known. Sampling and scoring don't change."""

@@ -218,6 +218,16 @@ def pruning_leaves_some_depths(run: "RunSettings") -> Misfit:
             f"pruning.depth.window is {depth.window} of {len(schedule.trained_depths)} trained depths; it must leave "
             "some"
         )
+        return
+    for iteration in range(depth.first_iteration, min(depth.last_iteration or run.iterations, run.iterations) + 1):
+        now = run.schedule.build(iteration, run.seed)
+        first = depth.first(now, iteration)
+        if all(first <= now.levels[trained] < first + depth.window for trained in now.trained_depths):
+            yield (
+                f"pruning.depth.window is {depth.window}, and in iteration {iteration} it leaves none of the "
+                f"{len(now.trained_depths)} trained depths; it must leave some in every iteration"
+            )
+            break
     if depth.start is not None and depth.start >= schedule.grid_steps:
         yield (
             f"pruning.depth.start is {depth.start}; of {schedule.grid_steps} steps the deepest edge that can be "

@@ -7,7 +7,7 @@ import pytest
 from branchgrpo.learner.advantages import depth_advantages, edge_weights
 from branchgrpo.learner.credit import tree_credit
 from branchgrpo.learner.fusion import fuse
-from branchgrpo.learner.pruning import first_pruned_depth, kept_edges
+from branchgrpo.learner.pruning import kept_edges
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.methods import branch_grpo, branch_grpo_mix, dance_grpo, tempflow_grpo
 from branchgrpo.proto.schedule import Schedule, tree_schedule
@@ -91,10 +91,10 @@ def test_a_sliding_window_moves_with_iterations(direction: str, starts: list[int
     schedule = branch_grpo()
     for i, start in enumerate(starts):
         for iteration in (30 * i + 1, 30 * i + 30):
-            assert first_pruned_depth(schedule, pruning, iteration) == start
+            assert pruning.first(schedule, iteration) == start
     late = pruning.model_copy(update={"first_iteration": 11})
-    assert first_pruned_depth(schedule, late, 11) == starts[0]
-    assert first_pruned_depth(schedule, late, 41) == starts[1]
+    assert late.first(schedule, 11) == starts[0]
+    assert late.first(schedule, 41) == starts[1]
 
 
 def test_pruning_keeps_to_its_iterations() -> None:
