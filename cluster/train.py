@@ -229,7 +229,7 @@ class _Run:
         last = iteration == settings.iterations
         if settings.evaluation.every and iteration % settings.evaluation.every == 0 and not last:
             self._evaluate(iteration, held_out)
-            fall = find_fall(self.folder, settings)
+            fall = find_fall(self.folder, settings, self.display.warn_damage)
         if not last:  # that has an evaluation to come
             self._write(lambda: self.log.complete(iteration))
         if fall:

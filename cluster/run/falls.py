@@ -1,15 +1,20 @@
 """Falls of the held-out reward: they are told from noise, and undone (`evaluation.undo_falls`)."""
 
+import logging
 import math
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 
+from ...proto.errors import InputError
 from ...proto.settings import RunSettings
 from ...proto.tree import FloatArray
 from . import evaluation_storage
 from .change_log import from_now
-from .checkpoints import copy_slowed, pace_of
+from .checkpoints import DamagedCheckpoint, check, copy_slowed, pace_of, set_aside
 from .evaluation import comparable, evaluation_file, weights_of_best
 from .folder import RunFolder
 
@@ -31,25 +36,50 @@ class Fall:
     """Mean reward of this evaluation."""
 
 
-def find_fall(folder: RunFolder, settings: RunSettings) -> Fall | None:
-    """The newest evaluation as a fall; None if it isn't one, or if falls aren't to be undone."""
-    wanted = settings.evaluation.undo_falls
-    if not wanted or not (ranked := folder.best_checkpoints()):
-        return None
-    lines, weights = comparable(folder.lines("evaluations")), weights_of_best(settings)
+def find_fall(folder: RunFolder, settings: RunSettings, damaged: Callable[[Path, str], None]) -> Fall | None:
+    """The newest evaluation as a fall; None if it isn't one, or if falls aren't to be undone.
 
-    def scores(iteration: int) -> FloatArray:
-        line = next(line for line in reversed(lines) if line["iteration"] == iteration)
-        found = evaluation_storage.read_scores(folder.path / evaluation_file(line))
+    A best checkpoint that is damaged is set aside, `damaged` is called with its new path and the defect, and the next
+    best is taken. One whose evaluation somebody has removed is passed over.
+    """
+    if not settings.evaluation.undo_falls:
+        return None
+    lines = comparable(folder.lines("evaluations"))
+    for best in folder.best_checkpoints():
+        try:
+            fall = _fall_from(best, lines, folder.path, settings)
+        except InputError as error:
+            logging.getLogger(__name__).warning("%s; the next best evaluation is compared", error)
+            continue
+        if fall is None:
+            return None
+        try:
+            check(folder.checkpoint(best))
+        except DamagedCheckpoint as error:
+            damaged(set_aside(folder.checkpoint(best)), str(error))
+        else:
+            return fall
+    return None
+
+
+def _fall_from(best: int, lines: Sequence[Mapping[str, Any]], run: Path, settings: RunSettings) -> Fall | None:
+    """The newest of the evaluations' `lines` as a fall from that of iteration `best`.
+
+    Raises InputError if the scores of one of the two can't be read.
+    """
+    wanted, weights = settings.evaluation.undo_falls, weights_of_best(settings)
+    assert wanted
+
+    def scores(line: Mapping[str, Any]) -> FloatArray:
+        found = evaluation_storage.read_scores(run / evaluation_file(line))
         return np.sum([weight * found[name] for name, weight in weights.items()], axis=0)
 
-    newest, best = lines[-1]["iteration"], ranked[0]
-    first, then, now = scores(lines[0]["iteration"]), scores(best), scores(newest)
+    then, now = scores(next(line for line in reversed(lines) if line["iteration"] == best)), scores(lines[-1])
     lost, error = then - now, (then - now).std(ddof=1) / math.sqrt(len(now)) if len(now) > 1 else math.inf
-    gained = then.mean() - first.mean()
+    gained = then.mean() - sum(weight * lines[0][name] for name, weight in weights.items())
     if lost.mean() <= max(STANDARD_ERRORS * error, wanted.lost * gained, 0.0):
         return None
-    return Fall(newest, best, float(then.mean()), float(now.mean()))
+    return Fall(lines[-1]["iteration"], best, float(then.mean()), float(now.mean()))
 
 
 def undo_fall(folder: RunFolder, settings: RunSettings, fall: Fall) -> float:

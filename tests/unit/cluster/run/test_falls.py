@@ -1,12 +1,13 @@
 """Falls of the held-out reward are told from noise."""
 
 import json
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from pathlib import Path
 
 import numpy as np
 import pytest
 from branchgrpo.cluster.run.checkpoints import check, written
-from branchgrpo.cluster.run.evaluation import Evaluation
+from branchgrpo.cluster.run.evaluation import Evaluation, evaluation_file
 from branchgrpo.cluster.run.falls import Fall, find_fall, undo_fall
 from branchgrpo.cluster.run.folder import RunFolder
 from branchgrpo.proto.checkpoint_files import LEARNER
@@ -18,8 +19,22 @@ from support import Settings
 UNDONE = {"evaluation.every": 1, "checkpoint.keep_best": {}, "evaluation.undo_falls": {}}
 
 
-def evaluated(settings: RunSettings, rewards: Sequence[Sequence[float]]) -> Fall | None:
-    """What is found after evaluations of iterations 0, 1 and so on with these rewards of each picture."""
+told: list[tuple[str, str]] = []
+"""Damaged checkpoints of this test, and why."""
+
+
+@pytest.fixture(autouse=True)
+def none_told() -> None:
+    told.clear()
+
+
+def evaluated(
+    settings: RunSettings,
+    rewards: Sequence[Sequence[float]],
+    broken: Callable[[RunFolder], Sequence[Path]] | None = None,
+) -> Fall | None:
+    """What is found after evaluations of iterations 0, 1 and so on with these rewards of each picture, without the
+    `broken` files of the run."""
     with RunFolder.create(settings) as run:
         for iteration, own in enumerate(rewards):
             media = Media(pictures=np.zeros((len(own), 1, 2, 2, 3), np.uint8))
@@ -28,7 +43,9 @@ def evaluated(settings: RunSettings, rewards: Sequence[Sequence[float]]) -> Fall
             if 0 < iteration < len(rewards) - 1:
                 with written(run.checkpoint(iteration)) as temporary:
                     (temporary / LEARNER).write_text("{}")
-        return find_fall(run, settings)
+        for path in broken(run) if broken else ():
+            path.unlink()
+        return find_fall(run, settings, lambda aside, why: told.append((aside.name, why)))
 
 
 def right(count: int, of: int = 100) -> list[float]:
@@ -62,6 +79,28 @@ def test_falls_are_looked_for_where_they_are_to_be_undone(run_settings: Settings
     assert evaluated(settings, [right(20), right(80), right(0)]) is None
     with pytest.raises(InputError, match="evaluation.undo_falls returns to the best checkpoint; give checkpoint.keep"):
         run_settings({"evaluation.every": 1, "evaluation.undo_falls": {}})
+
+
+FALLEN = [right(20), right(50), right(70), right(45)]
+
+
+def test_a_damaged_best_checkpoint_is_not_returned_to(run_settings: Settings) -> None:
+    found = evaluated(run_settings(UNDONE), FALLEN, lambda run: [run.checkpoint(2) / LEARNER])
+    assert found is None, "the next best isn't far enough above"
+    assert told == [("damaged-iteration-000002", f"{LEARNER} is missing")]
+    found = evaluated(
+        run_settings({**UNDONE, "name": "far"}), [*FALLEN[:3], right(20)], lambda run: [run.checkpoint(2) / LEARNER]
+    )
+    assert found == Fall(3, 1, pytest.approx(0.5), pytest.approx(0.2))
+
+
+@pytest.mark.parametrize(("gone", "best"), [(0, 2), (2, 1)])
+def test_a_fall_is_found_without_removed_pictures(gone: int, best: int, run_settings: Settings) -> None:
+    def removed(run: RunFolder) -> list[Path]:
+        return [run.path / evaluation_file(line) for line in run.lines("evaluations") if line["iteration"] == gone]
+
+    found = evaluated(run_settings(UNDONE), [*FALLEN[:3], right(20)], removed)
+    assert (found and found.best, told) == (best, [])
 
 
 def test_every_fall_slows_the_run(run_settings: Settings) -> None:
