@@ -143,7 +143,7 @@ def _locate_prompts(recipe: dict[str, Any], folder: Path) -> None:
 
 def _lay(recipe: dict[str, Any], content: Mapping[str, Any], path: Path) -> None:
     """Replace settings of a recipe by those that the file at `path` gives."""
-    given = {tuple(key.split(".")) if isinstance(key, str) else (key,): value for key, value in content.items()}
+    given = {_described(key)[0] if isinstance(key, str) else (key,): value for key, value in content.items()}
     leaves = Counter(leaf for keys, value in given.items() for leaf in _leaves(keys, value))
     if twice := [keys for keys, count in leaves.items() if count > 1]:
         raise InputError(f"recipe {path} says '{_dotted(twice[0])}' twice")

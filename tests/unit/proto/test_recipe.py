@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 from branchgrpo.proto.errors import InputError
-from branchgrpo.proto.recipe import dump_recipe, load_recipe
+from branchgrpo.proto.recipe import dump_recipe, load_recipe, load_variant
 from branchgrpo.proto.settings_errors import FORMER_NAMES, parse_settings, setting_paths
 from support import RECIPES
 
@@ -94,6 +94,15 @@ def test_mistakes_are_named(override: str, message: str) -> None:
     with pytest.raises(InputError) as error:
         load_recipe(GLYPHS, [override])
     assert message in str(error.value)
+
+
+def test_pruning_that_leaves_nothing_later_is_refused_at_once() -> None:
+    """With the fixed window of pruning, which a window of noise reaches in iteration 7."""
+    mix = "method: branch_grpo_mix, steps: 10, splits: {7: 4}, roots: 2, window: 2, window_stride: 1, window_every: 1"
+    given = ["advantage.normaliser=group", f"schedule={{{mix}}}", "pruning.depth={mode: fixed, window: 2}"]
+    with pytest.raises(InputError, match="window is 2, and in iteration 7 it leaves none of the 2 trained depths"):
+        load_recipe(GLYPHS, given)
+    assert load_recipe(GLYPHS, [*given, "pruning.depth.last_iteration=6"]).pruning.depth
 
 
 def test_one_process_has_one_environment() -> None:
@@ -201,6 +210,15 @@ def test_pools_of_rewards_that_the_base_alone_has_are_forgotten(tmp_path: Path) 
     assert load_recipe(GLYPHS, ["rewards.x={function: 'a:b'}"]).pools.rewards.keys() == {"ocr"}
     (tmp_path / "it.yaml").write_text(own + "pools: {rewards: {y: {cpus: 2}}}\n")
     assert load_recipe(tmp_path / "it.yaml").pools.rewards.keys() == {"y"}, "which is the recipe's own mistake"
+
+
+@pytest.mark.parametrize("layered", [False, True])
+def test_a_dotted_key_names_a_step_of_the_splits(layered: bool, tmp_path: Path) -> None:
+    path = tmp_path / "mine.yaml"
+    path.write_text("base: glyphs\nname: mine\n" + ("" if layered else "schedule.splits.3: 4\n"))
+    settings = load_variant(tmp_path / "study.yaml", "mine.yaml", [{"schedule.splits.3": 4}] if layered else [])
+    assert settings.schedule.splits == load_recipe(path, ["schedule.splits.3=4"]).schedule.splits
+    assert settings.schedule.splits == {0: 2, 3: 4, 6: 2, 9: 2}
 
 
 def test_a_key_that_stands_twice_in_dotted_form_is_an_error(tmp_path: Path) -> None:
