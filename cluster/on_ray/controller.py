@@ -138,6 +138,7 @@ class Controller:
         The worker is free when all parts are there. Pictures that are lost before they are scored are noted in `lost`.
         """
         trees, attempts = iteration.growing(task), []
+        lost.clear()  # what was lost of an earlier worker's attempt is sampled now
         start, held_up = time.monotonic(), 0.0
         try:
             with iteration.timeline.phase("rollout", iteration=iteration.number, trees=task.trees):
@@ -314,6 +315,7 @@ class Controller:
         if self.settings.staleness and (folder / PREVIOUS).is_file():  # else none was needed when it was made
             self.published.append(await self.pools.learner.previous(self.pools.relays(), folder))
         self.published.append(await self.pools.learner.weights(self.pools.relays()))
+        self.watch.iterations_done = self.published[-1].version  # each iteration has made a version
 
     async def export(self, folder: Path) -> None:
         """Write the trained weights into `folder` in diffusers' format."""
