@@ -101,18 +101,19 @@ def _of_pruning(settings: RunSettings) -> Iterator[str]:
 
 def _of_learning(settings: RunSettings) -> Iterator[str]:
     advantage, optimizer, rollout = settings.advantage, settings.learner.optimizer, settings.rollout
-    if advantage.fusion == "uniform" and _changed(advantage, "fusion_beta"):
-        yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
-    if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
-        yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
     if settings.learner.objective == "nft":
         if _changed(settings.learner, "clip_range"):
             yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
-        for name in ("edge_weight", "noise_weight"):
+        for name in ("edge_weight", "noise_weight", "fusion", "fusion_beta"):
             if _changed(advantage, name):
-                yield f"advantage.{name} has no effect: learner.objective is 'nft', which learns from no edges"
-    elif _changed(settings.learner, "nft"):
-        yield f"learner.nft has no effect: learner.objective is '{settings.learner.objective}'"
+                yield f"advantage.{name} has no effect: learner.objective is 'nft', which learns from leaves alone"
+    else:
+        if _changed(settings.learner, "nft"):
+            yield f"learner.nft has no effect: learner.objective is '{settings.learner.objective}'"
+        if advantage.fusion == "uniform" and _changed(advantage, "fusion_beta"):
+            yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
+        if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
+            yield f"advantage.fusion '{advantage.fusion}' has no effect: advantage.fusion_beta is 0, the plain mean"
     if settings.learner.trust_region == "divergence" and _changed(settings.learner, "clip_range"):
         yield "learner.clip_range has no effect: learner.trust_region is 'divergence', which clips no ratio"
     if settings.learner.trust_region != "divergence" and _changed(settings.learner, "divergence_limit"):
@@ -122,7 +123,7 @@ def _of_learning(settings: RunSettings) -> Iterator[str]:
     if settings.learner.trust is not None and (settings.learner.passes == 1 or settings.learner.objective == "nft"):
         reason = f"passes is {settings.learner.passes}" if settings.learner.passes == 1 else "objective is 'nft'"
         yield f"learner.trust has no effect: learner.{reason}"
-    updates = settings.iterations * settings.learner.updates_per_iteration * settings.learner.passes
+    updates = settings.iterations * settings.learner.updates_per_iteration
     if optimizer.warmup_updates >= updates:
         yield (
             f"learner.optimizer.warmup_updates is {optimizer.warmup_updates}, and the run makes {updates} updates: "

@@ -77,6 +77,10 @@ LATE = {
             "advantage.edge_weight has no effect: learner.objective is 'nft'",
         ),
         (
+            {"learner.objective": "nft", "learner.clip_range": 1e-4, "advantage.fusion": "path_softmax"},
+            "advantage.fusion has no effect: learner.objective is 'nft'",
+        ),
+        (
             {"learner.objective": "nft", "learner.clip_range": 1e-4, "advantage.noise_weight": True},
             "advantage.noise_weight has no effect: learner.objective is 'nft'",
         ),
