@@ -703,8 +703,8 @@ class LearnerSettings(Settings):
     """Mean |log ratio| over the edges of a pass beyond which an update ends: the passes that are left are dropped. A
     smaller one keeps the policy closer to the one that sampled. null: all passes are made."""
     updates_per_iteration: PositiveInt = 1
-    """Optimizer steps per iteration. The iteration's trees are divided among them in order. More steps learn faster,
-    the later ones from trees that older weights have sampled."""
+    """Updates per iteration, each with one optimizer step, or with `passes` of them. The iteration's trees are divided
+    among them in order. More updates learn faster, the later ones from trees that older weights have sampled."""
     rows_per_micro_batch: Size = 64
     """Maximum rows (parent states) per forward and backward pass. More need more memory. `auto`: the largest number
     that fits, or the fastest that was measured; chosen when the run starts (docs/plan.md)."""
