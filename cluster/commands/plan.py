@@ -69,13 +69,18 @@ def resource(gpu: Gpu) -> str:
     return "cpus" if gpu.name == "cpu" else "gpus"
 
 
+def device(gpu: Gpu) -> str:
+    """What the hours of a run are counted of."""
+    return "core" if gpu.name == "cpu" else "GPU"
+
+
 def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     """Print the best layouts as a table, what was assumed, and why other layouts were left out."""
-    settings, calibration = prices.settings, prices.calibration
+    settings, calibration, unit = prices.settings, prices.calibration, device(prices.gpu)
     title = f"{settings.name} on {gpus} x {prices.gpu.name}, seconds of an iteration"
     table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layout", min_width=15)  # on a narrow terminal it is wrapped, not cut
-    for column in ("all", *(made.best[0].phases if made.best else ()), "GPU-h"):
+    for column in ("all", *(made.best[0].phases if made.best else ()), f"{unit}-h"):
         table.add_column(column, justify="right", no_wrap=True)
     table.add_column("limit", min_width=8)
     for number, own in enumerate(made.best, start=1):
@@ -85,7 +90,7 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
         console.print(table)
         console.print(
             "Phases overlap, so they may add up to more than all. Limit: the part to make faster; with that part twice "
-            "as fast, an iteration is as many times as fast as the brackets say. GPU-h: GPU hours of all "
+            f"as fast, an iteration is as many times as fast as the brackets say. {unit}-h: {unit} hours of all "
             f"{settings.iterations} iterations, without evaluations and checkpoints.",
             highlight=False,
         )
@@ -150,10 +155,10 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
     changes = {name: reduce(operator.getitem, name.split("."), content) for name in outermost}
     written = (
         f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"
-        f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} GPU-hours; "
-        f"{own.limit.rpartition(' ')[0]} limits it.\n" + write_yaml({"base": _base(recipe, file), **changes})
+        f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} "
+        f"{device(gpu)}-hours; {own.limit.rpartition(' ')[0]} limits it.\n"
     )
-    write_text(file, written)
+    write_text(file, written + write_yaml({"base": _base(recipe, file), **changes}))
 
 
 def _written_as(name: str) -> str:
