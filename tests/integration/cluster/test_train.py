@@ -196,7 +196,7 @@ def test_a_zeroed_checkpoint_is_not_evaluated_or_exported(
         file = folder.checkpoint(3) / name
         file.write_bytes(bytes(file.stat().st_size))
     assert trained_weights(folder) == (2, folder.checkpoint(2) / "weights.safetensors")
-    assert "weights.safetensors has other content than was written); taking another" in capsys.readouterr().err
+    assert "weights.safetensors has other content than was written); taking the one before" in capsys.readouterr().err
     with pytest.raises(InputError, match="iteration-000003 is damaged"):
         trained_weights(folder, 3)
 
