@@ -29,6 +29,14 @@ def test_queries_name_series_and_labels_that_exist() -> None:
             assert set(re.findall(r"(\w+)=~?", matchers)) <= known, f"{title}: {matchers}"
 
 
+def test_operations_of_decoding_are_of_leaves_that_were_decoded() -> None:
+    """With rewards of latents few leaves are."""
+    counted = [query for _, query in QUERIES if 'work="decoded leaf"' in query]
+    assert len(counted) == 2
+    assert all("branchgrpo_leaves_decoded_total" in query for query in counted)
+    assert not any("branchgrpo_leaves_sampled_total" in query for query in counted)
+
+
 def test_every_series_is_shown() -> None:
     queries = " ".join(query for _, query in QUERIES)
     hidden = {name for name in SERIES if not re.search(rf"\b{name}(_bucket|_sum|_count)?\{{", queries)}
