@@ -6,6 +6,7 @@ import io
 import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from html import escape
 from pathlib import Path
 
 import matplotlib
@@ -209,6 +210,8 @@ def _html(title: str, text: str, folder: Path) -> str:
         picture = base64.b64encode((folder / source[1]).read_bytes()).decode()
         return f'src="data:image/png;base64,{picture}"'
 
-    body = re.sub(r'src="([\w.]+\.png)"', inlined, MarkdownIt("commonmark").enable("table").render(text))
-    head = f'<meta charset="utf-8"><title>{title}</title><style>{STYLE}</style>'
+    # Errors of runs, which are anybody's text, are in it: none of it is HTML.
+    body = MarkdownIt("commonmark", {"html": False}).enable("table").render(text)
+    body = re.sub(r'src="([\w.]+\.png)"', inlined, body)
+    head = f'<meta charset="utf-8"><title>{escape(title)}</title><style>{STYLE}</style>'
     return f"<!doctype html><html lang=en><head>{head}</head><body>{body}</body></html>\n"

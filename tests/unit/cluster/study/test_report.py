@@ -2,6 +2,7 @@
 
 import csv
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -94,6 +95,17 @@ def test_what_is_missing_is_named(study_in: Load, made_up: MadeUp) -> None:
     assert "| `flat` | 1 of 2 | – | > 300 | > 3 |" in text, "the run in vain counts with all its iterations"
     assert "| `flat` | 0 of 2 | – | > 300 | > 3 | 1 |" in text
     assert [path.name for path in report.broken] == ["flat-seed0", "tree-seed0"]
+
+
+def test_no_text_of_a_run_or_study_is_html(study_in: Load, made_up: MadeUp) -> None:
+    study = replace(study_in(), name="tall <b> & wide")
+    made_up(next(iter(trials(study))), [0, 0.2], "failed", "no tag <script>alert(1)</script> & <img src=x>")
+    write_report(study)
+    page = (study.folder / "report" / "report.html").read_text()
+    assert "<title>tall &lt;b&gt; &amp; wide</title>" in page
+    assert "<h1>Study: tall &lt;b&gt; &amp; wide</h1>" in page
+    assert "no tag &lt;script&gt;alert(1)&lt;/script&gt; &amp; &lt;img src=x&gt;" in page
+    assert "<script" not in page
 
 
 def test_a_report_of_nothing(study_in: Load) -> None:
