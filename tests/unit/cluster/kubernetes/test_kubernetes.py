@@ -219,19 +219,19 @@ def test_pods_end_gracefully_and_run_without_privileges(size: str) -> None:
 
 
 @pytest.mark.parametrize("size", SIZES)
-def test_every_group_has_a_disruption_budget(size: str) -> None:
-    pods = templates(cluster_of(size))
-    budgets = [m for m in rendered(f"overlays/{size}/run").values() if m["kind"] == "PodDisruptionBudget"]
-    kept = {}
-    for budget in budgets:
-        (group,) = (g for g, template in pods.items() if matches(budget["spec"]["selector"]["matchLabels"], template))
-        assert budget["spec"].keys() == {"minAvailable", "selector"}  # nothing else works without a scale subresource
-        kept[group] = budget["spec"]["minAvailable"]
+def test_budgets_keep_head_and_learner_alone(size: str) -> None:
+    """A group of rollouts or rewards may have one pod, whose node even a budget of one pod could never drain."""
+    pods, kept = templates(cluster_of(size)), {}
+    for budget in rendered(f"overlays/{size}/run").values():
+        if budget["kind"] == "PodDisruptionBudget":
+            selector = budget["spec"]["selector"]["matchLabels"]
+            (group,) = (name for name, template in pods.items() if matches(selector, template))
+            assert budget["spec"].keys() == {"minAvailable", "selector"}  # no other works without a scale subresource
+            kept[group] = budget["spec"]["minAvailable"]
     most = {group["groupName"]: group["maxReplicas"] for group in cluster_of(size)["spec"]["workerGroupSpecs"]}
-    assert kept.keys() == pods.keys()
+    assert kept.keys() == {"headgroup", "learner"}
     assert kept["headgroup"] > 1
     assert kept["learner"] > most["learner"]
-    assert all(kept[group] < most[group] for group in most if group != "learner")
 
 
 @pytest.mark.parametrize("size", SIZES)
