@@ -59,3 +59,11 @@ def watched(browser: Browser, base: str, **options: Any) -> Iterator[Page]:
         page.on("request", lambda asked: asked.url.startswith((base, "data:")) or seen.append(asked.url))
         yield page
     assert seen == []
+
+
+def height_of_a_long_prompt(page: Page, selector: str) -> float:
+    """How many pixels high the first of these places is when 5000 characters are in it. All of them can be reached."""
+    place = page.locator(selector).first
+    place.evaluate("place => { place.textContent = 'long '.repeat(1000); place.scrollTop = 1e6 }")
+    assert place.evaluate("place => place.scrollTop + place.clientHeight >= place.scrollHeight - 1")
+    return float(place.evaluate("place => place.getBoundingClientRect().height"))

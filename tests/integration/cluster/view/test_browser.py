@@ -15,7 +15,7 @@ from branchgrpo.cluster.train import train
 from playwright.sync_api import Browser, Page
 from rich.console import Console
 from support import Settings, command, until
-from view_pages import SCRIPT, served, watched
+from view_pages import SCRIPT, height_of_a_long_prompt, served, watched
 
 SECTIONS = ("overview", "pictures", "trees", "time", "recipe")
 GROUNDS: dict[Literal["light", "dark"], str] = {"light": "rgb(255, 255, 255)", "dark": "rgb(20, 23, 26)"}
@@ -91,6 +91,12 @@ def test_pictures_follow_the_slider_and_prompts_are_text(page: Page, folder: Pat
         source = page.locator("[data-between]").first.get_attribute("src") or ""
         assert f"iteration-00000{position}" in source
     until(lambda: page.evaluate("[...document.images].every((one) => one.complete && one.naturalWidth)"))
+
+
+def test_long_prompts_leave_room_for_pictures(page: Page) -> None:
+    page.goto("/pictures/run")
+    for place in ("#held-out .prompt", ".sampled .prompt"):
+        assert height_of_a_long_prompt(page, place) < 200
 
 
 def test_samples_of_a_chosen_iteration_are_those_of_the_file(page: Page, folder: Path) -> None:

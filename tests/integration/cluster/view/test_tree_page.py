@@ -14,7 +14,7 @@ from branchgrpo.proto.recipe import save_recipe
 from branchgrpo.proto.settings import RunSettings
 from playwright.sync_api import Browser, Page
 from support import Settings, done_by
-from view_pages import SCRIPT, served, watched
+from view_pages import SCRIPT, height_of_a_long_prompt, served, watched
 
 REWARDS = {"rewards": {"shade": {"function": "support:shade"}}}
 NFT = {
@@ -99,6 +99,12 @@ def test_a_prompt_is_text_and_a_broken_file_is_named(page: Page) -> None:
     assert page.locator(".cards .prompt", has_text=SCRIPT).count() == 1
     assert page.title() != "owned"
     assert "000001-0009.safetensors" in page.locator(".problems").text_content()
+
+
+def test_a_long_prompt_leaves_room_for_the_tree(browser: Browser, address: str, run: Path, record: TreeRecord) -> None:
+    with watched(browser, address) as page:
+        page.goto(f"/trees/{run.name}?iteration=1&tree={record.tree}")
+        assert height_of_a_long_prompt(page, ".tree h2") < 200
 
 
 def test_hover_and_keyboard_show_figures_and_choose_a_path(page: Page, record: TreeRecord) -> None:
