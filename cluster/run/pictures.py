@@ -14,6 +14,7 @@ from PIL import Image, ImageDraw, ImageFont
 from ...proto.atomic_files import whole
 from ...proto.media import Media
 from .evaluation import MADE_WITH, Evaluation
+from .fonts import font
 from .leaves import FRAMES, drawn
 
 MINIMUM_LABELLED, LABEL_PIXELS = 128, 11
@@ -31,13 +32,13 @@ def before_after(path: Path, halves: Sequence[tuple[str, Evaluation]], reward: s
         scored = zip(evaluation.prompts, evaluation.rewards[reward], strict=True)
         labels = [f"{prompt}\n{score:.2f}" for prompt, score in scored]
         sheets.append((title, _labelled(evaluation.media, labels, COMPARED_COLUMNS, MAXIMUM_SHOWN)))
-    font = ImageFont.load_default(TITLE_PIXELS - 10)
-    widths = [max(sheet.width, math.ceil(font.getlength(title)) + 2) for title, sheet in sheets]
+    letters = font(TITLE_PIXELS - 10)
+    widths = [max(sheet.width, math.ceil(letters.getlength(title)) + 2) for title, sheet in sheets]
     width = sum(widths) + GAP * (len(sheets) - 1)
     both = Image.new("RGB", (width, TITLE_PIXELS + max(sheet.height for _, sheet in sheets)), "white")
     x = 0
     for (title, sheet), taken in zip(sheets, widths, strict=True):
-        ImageDraw.Draw(both).text((x + 1, 4), title, "black", font)
+        ImageDraw.Draw(both).text((x + 1, 4), title, "black", letters)
         both.paste(sheet, (x, TITLE_PIXELS))
         x += taken + GAP
     _save_sheet(both, path)
@@ -106,7 +107,7 @@ def _labelled(leaves: Iterable[Media], labels: Sequence[str], columns: int, maxi
     width, height = (max(picture.size[axis] for picture in stills) for axis in (0, 1))
     factor = int(min(math.ceil(MINIMUM_LABELLED / width), max(1, maximum / height)))
     height, width = factor * height, max(factor * width, MINIMUM_LABELLED)
-    font = ImageFont.load_default(LABEL_PIXELS)
+    letters = font(LABEL_PIXELS)
     line = LABEL_PIXELS + 4
     strip = line * max(label.count("\n") + 1 for label in labels) + 4
     sheet = Image.new("RGB", (columns * (width + 4), -(-len(stills) // columns) * (height + strip)), "white")
@@ -116,15 +117,15 @@ def _labelled(leaves: Iterable[Media], labels: Sequence[str], columns: int, maxi
         own = (factor * picture.width, factor * picture.height)
         sheet.paste(picture.resize(own, Image.Resampling.NEAREST), (x, y))
         for number, text in enumerate(label.split("\n")):
-            draw.text((x + 1, y + height + 1 + number * line), _fitting(text, font, width), "black", font)
+            draw.text((x + 1, y + height + 1 + number * line), _fitting(text, letters, width), "black", letters)
     return sheet
 
 
-def _fitting(text: str, font: Any, width: int) -> str:
+def _fitting(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
     """The longest beginning of a text that fits into `width`."""
-    if font.getlength(text) <= width:
+    if letters.getlength(text) <= width:
         return text
-    while text and font.getlength(f"{text}…") > width:
+    while text and letters.getlength(f"{text}…") > width:
         text = text[:-1]
     return f"{text}…"
 

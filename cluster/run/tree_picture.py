@@ -4,9 +4,10 @@ import io
 
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageColor, ImageDraw, ImageFont
+from PIL import Image, ImageColor, ImageDraw
 
 from ...proto.learned_tree import EdgeState
+from .fonts import font
 from .tree_layout import Layout, edge_levels, layout, leaves_below, picture_aspect, split_nodes
 from .tree_record import TreeRecord
 
@@ -14,7 +15,8 @@ Point = tuple[float, float]
 FALLING, EVEN, RISING = (np.array(ImageColor.getrgb(name)) for name in ("#c05a00", "#b4bcc5", "#1f5fbf"))
 """Colours of the lowest advantage, of none, and of the highest."""
 TEXT, QUIET_TEXT, LINE = "#1c2024", "#5b6570", "#d9dee3"
-FONT, SMALL_FONT = ImageFont.load_default(12), ImageFont.load_default(10)
+LETTERS, SMALL_LETTERS = 12, 10
+"""Their height in pixels."""
 HEAD = 24
 """Height of the line with the prompt."""
 CHARACTER = 6
@@ -39,15 +41,15 @@ def tree_picture(record: TreeRecord) -> bytes:
     sheet = sheet.reduce(SUPERSAMPLING)
     _paste_pictures(sheet, record, places)
     draw = ImageDraw.Draw(sheet)
-    draw.text((4, 4), f"iteration {record.iteration}, tree {record.tree}: {record.prompt}", TEXT, FONT)
+    draw.text((4, 4), f"iteration {record.iteration}, tree {record.tree}: {record.prompt}", TEXT, font(LETTERS))
     for depth, x in enumerate(places.x):
         level = record.level[np.searchsorted(record.depth, depth)]
-        draw.text((x, HEAD + 4), str(level), QUIET_TEXT, SMALL_FONT, anchor="ma")
-    draw.text((4, HEAD + 4), "step", QUIET_TEXT, SMALL_FONT)
+        draw.text((x, HEAD + 4), str(level), QUIET_TEXT, font(SMALL_LETTERS), anchor="ma")
+    draw.text((4, HEAD + 4), "step", QUIET_TEXT, font(SMALL_LETTERS))
     for (name, scores), end in zip(record.rewards.items(), ends[1:].tolist(), strict=True):
-        draw.text((end, HEAD + 18), name, QUIET_TEXT, SMALL_FONT, anchor="ra")
+        draw.text((end, HEAD + 18), name, QUIET_TEXT, font(SMALL_LETTERS), anchor="ra")
         for leaf, score in zip(record.leaves, scores, strict=True):
-            draw.text((end, places.y[leaf] + HEAD), f"{score:.3g}", TEXT, FONT, anchor="rm")
+            draw.text((end, places.y[leaf] + HEAD), f"{score:.3g}", TEXT, font(LETTERS), anchor="rm")
     with io.BytesIO() as file:
         sheet.save(file, "PNG")
         return file.getvalue()

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from branchgrpo.cluster.run import evaluation_storage
 from branchgrpo.cluster.run.evaluation import Evaluation
-from branchgrpo.cluster.run.pictures import MAXIMUM_LOGGED, before_after, logged, sample_grid
+from branchgrpo.cluster.run.pictures import MAXIMUM_LOGGED, before_after, labelled_grid, logged, sample_grid
 from branchgrpo.proto.media import Media
 from PIL import Image
 
@@ -85,3 +85,14 @@ def test_no_picture_is_shown_above_the_maximum(size: tuple[int, int], shown: tup
     with Image.open(tmp_path / "one.png") as picture:
         red = np.all(np.asarray(picture) == (200, 0, 0), axis=2)
     assert (red.any(axis=1).sum(), red.any(axis=0).sum()) == shown
+
+
+def test_letters_of_many_alphabets_are_drawn(tmp_path: Path) -> None:
+    """None looks like one that no font has."""
+    titles, labels = set(), set()
+    for letter in "éüñßяαא\uffff":
+        before_after(tmp_path / "title.png", [(letter, half("", 32, 32)[1])], "ocr")
+        labelled_grid(tmp_path / "label.png", [half("", 32, 32)[1].media], [letter], columns=1)
+        titles.add(Image.open(tmp_path / "title.png").tobytes())
+        labels.add(Image.open(tmp_path / "label.png").tobytes())
+    assert len(titles) == len(labels) == 8

@@ -80,6 +80,12 @@ def test_leaves_and_splits_have_their_pictures(record: TreeRecord) -> None:
         assert sheet.getpixel((round(x), round(places.y[node] + HEAD))) == colour
 
 
+def test_letters_of_many_alphabets_are_drawn(record: TreeRecord) -> None:
+    """None looks like one that no font has."""
+    assert len({tree_picture(replace(record, prompt=letter)) for letter in "éüñßяαא\uffff"}) == 8
+    assert len({tree_picture(replace(record, rewards={letter: np.zeros(2)})) for letter in "éüñßяαא\uffff"}) == 8
+
+
 @pytest.mark.parametrize("leaves", [1, 256])
 def test_trees_of_any_size_are_drawn(record: TreeRecord, leaves: int) -> None:
     """Without pictures, of equal advantages, and of one sequence only."""
