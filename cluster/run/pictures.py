@@ -1,6 +1,7 @@
 """Pictures of a run: before and after, the reward curve, grids of samples."""
 
 import math
+from bisect import bisect_right
 from collections import defaultdict
 from collections.abc import Iterable, Mapping, Sequence
 from io import BytesIO
@@ -125,9 +126,9 @@ def _fitting(text: str, letters: ImageFont.FreeTypeFont, width: int) -> str:
     """The longest beginning of a text that fits into `width`."""
     if letters.getlength(text) <= width:
         return text
-    while text and letters.getlength(f"{text}…") > width:
-        text = text[:-1]
-    return f"{text}…"
+    # Not one letter after another: a prompt may have thousands, and each look measures all that are left.
+    end = bisect_right(range(1, len(text)), width, key=lambda end: math.ceil(letters.getlength(f"{text[:end]}…")))
+    return f"{text[:end]}…"
 
 
 def _save_sheet(sheet: Image.Image, path: Path) -> None:
