@@ -57,7 +57,8 @@ REWARD = gauge(
 )
 DIVERSITY = gauge(
     "branchgrpo_diversity",
-    "How much leaves of one tree differ in the last iteration: a channel's deviation over them, from 0 to 1.",
+    "How much leaves of one tree differ in the last iteration that decoded some: a channel's deviation over them, from "
+    "0 to 1.",
 )
 DIVERSITY.set(math.nan)  # 0 would be a value
 EVALUATION_REWARD = gauge(
@@ -138,6 +139,7 @@ def note_iteration(
     for name, values in report.rewards.items():
         for statistic in ("mean", "std", "min", "max"):
             REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))
-    DIVERSITY.set(math.nan if report.diversity is None else report.diversity)
+    if report.diversity is not None:  # else nothing was decoded: a mean over time of NaN would be none
+        DIVERSITY.set(report.diversity)
     SCORING_HIDDEN.set(report.scoring_hidden)
     PUBLISHED_VERSION.set(version)
