@@ -55,6 +55,11 @@ REWARD = gauge(
     "Rewards of the last iteration's leaves: mean, std, min, max. kind: trained, or watched (weight 0).",
     ["reward", "kind", "statistic"],
 )
+REWARD_WEIGHT = gauge(
+    "branchgrpo_reward_weight",
+    "Weight of a reward: with one below 0 its scores should fall, with 0 it is watched.",
+    ["reward"],
+)
 DIVERSITY = gauge(
     "branchgrpo_diversity",
     "How much leaves of one tree differ in the last iteration that decoded some: a channel's deviation over them, from "
@@ -137,6 +142,7 @@ def note_iteration(
     for phase, share in report.utilisation.items():
         UTILISATION.labels(phase).set(share)
     for name, values in report.rewards.items():
+        REWARD_WEIGHT.labels(name).set(rewards[name].weight)
         for statistic in ("mean", "std", "min", "max"):
             REWARD.labels(name, kind(rewards[name]), statistic).set(float(getattr(values, statistic)()))
     if report.diversity is not None:  # else nothing was decoded: a mean over time of NaN would be none

@@ -1,7 +1,7 @@
 """What is wrong with a run, in words, each with the iteration from which on it was so.
 
-Most limits are those of the Prometheus alerts, over iterations in place of minutes. A fall raises an alarm sooner,
-because held-out prompts are the same each time.
+Limits that the Prometheus alerts have too are the same, over iterations in place of minutes. A fall raises an alarm
+sooner, because held-out prompts are the same each time.
 """
 
 from collections.abc import Iterator, Mapping, Sequence

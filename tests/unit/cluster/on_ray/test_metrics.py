@@ -5,7 +5,7 @@ from branchgrpo.cluster.on_ray import metrics
 from branchgrpo.cluster.run.loop import IterationReport
 from branchgrpo.proto.settings import RewardSettings
 
-REWARDS = {"ocr": RewardSettings(weight=1.0)}
+REWARDS = {name: RewardSettings(weight=weight) for name, weight in {"ocr": 1.0, "blur": -0.5, "clip": 0.0}.items()}
 
 
 def exported(name: str, **labels: str) -> float | None:
@@ -13,7 +13,7 @@ def exported(name: str, **labels: str) -> float | None:
 
 
 def note(diversity: float | None = None) -> None:
-    report = IterationReport(1, {"ocr": np.array([0.25, 0.75])}, {}, 11, [], diversity)
+    report = IterationReport(1, dict.fromkeys(REWARDS, np.array([0.25, 0.75])), {}, 11, [], diversity)
     metrics.note_iteration(report, REWARDS, 2.0, version=1)
 
 
@@ -24,3 +24,12 @@ def test_diversity_stays_where_nothing_is_decoded() -> None:
         note(diversity)
         shown.append(exported("branchgrpo_diversity"))
     assert shown == [0.25, 0.25, 0.125, 0.125]
+
+
+def test_weights_say_which_way_a_reward_should_go() -> None:
+    note()
+    assert {name: exported("branchgrpo_reward_weight", reward=name) for name in REWARDS} == {
+        "ocr": 1.0,
+        "blur": -0.5,
+        "clip": 0.0,
+    }

@@ -12,7 +12,7 @@ FILES = {path.stem: json.loads(path.read_text()) for path in FOLDER.iterdir()}
 PANELS = [panel for board in FILES.values() for panel in board["panels"] if panel["type"] != "row"]
 QUERIES = [(panel["title"], target["expr"]) for panel in PANELS for target in panel["targets"]]
 SERIES = {series.name: series for module in EXPORTED_BY.values() for series in series_of(module)}
-LEFT_OUT: set[str] = set()
+LEFT_OUT = {"branchgrpo_reward_weight"}
 """Series that the dashboards don't show, on purpose."""
 
 
