@@ -2,7 +2,8 @@
 
 from prometheus_client import Counter, Gauge, Histogram
 
-from ..proto.update_stats import UpdateStats, reward_shares
+from ..proto.settings import LearnerSettings
+from ..proto.update_stats import UpdateStats, logprob_limit, reward_shares
 
 ROWS_TRAINED = Counter("branchgrpo_rows_trained", "Parent states that went forward and backward on this rank.")
 EDGES_TRAINED = Counter("branchgrpo_edges_trained", "Edges in the gradient (counted by rank 0 for all ranks).")
@@ -33,6 +34,11 @@ LOGPROB_ABS_DIFF = Gauge(
     "Maximum difference between the learner's and the sampler's log-probabilities, in updates with the weights that "
     "sampled.",
 )
+LOGPROB_ABS_DIFF_LIMIT = Gauge(
+    "branchgrpo_logprob_abs_diff_limit",
+    "Value of branchgrpo_logprob_abs_diff above which ratios can't be trusted: a tenth of learner.clip_range, and 1e-3 "
+    "at most.",
+)
 REWARD_SHARE = Gauge(
     "branchgrpo_reward_share", "Share of a trained reward in the advantages of the last update's trees.", ["reward"]
 )
@@ -44,6 +50,12 @@ DEVICE_MEMORY = Gauge(
 )
 LEARNING_RATE = Gauge("branchgrpo_learning_rate", "Learning rate of the last update.")
 WEIGHTS_VERSION = Gauge("branchgrpo_learner_weights_version", "Version of the learner's weights.")
+
+
+def note_settings(settings: LearnerSettings) -> None:
+    """Export what the learner's figures are measured by."""
+    clipped = settings.trust_region == "clip"  # other regions bound no ratios, or normalised ones
+    LOGPROB_ABS_DIFF_LIMIT.set(logprob_limit(settings.clip_range if clipped else None))
 
 
 def note_update(stats: UpdateStats, same_weights: bool) -> None:

@@ -5,6 +5,17 @@ from dataclasses import dataclass, field, replace
 
 from .learned_tree import LearnedTree
 
+LOGPROB_LIMIT = 1e-3
+"""Maximum difference between the learner's and the sampler's log-probabilities, whatever the clip range is."""
+
+
+def logprob_limit(clip_range: float | None) -> float:
+    """Difference between the learner's and the sampler's log-probabilities above which ratios can't be trusted.
+
+    It is a tenth of the `clip_range`, which is None where none bounds plain ratios, and 1e-3 at most.
+    """
+    return min(LOGPROB_LIMIT, clip_range / 10) if clip_range else LOGPROB_LIMIT
+
 
 @dataclass
 class UpdateStats:

@@ -50,6 +50,7 @@ class LearnerProcess:
         policy = load_policy(settings.policy, network_only=self.network_only, build=build)
         self.learner = Learner(policy, settings)
         self._states = FetchedStates(settings, launch.rank, launch.ranks)
+        metrics.note_settings(settings.learner)
         note_device(device, settings.policy.precision)
 
     def fetch_ahead(self, window: Window[RemoteTree[Any]]) -> None:

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from math import sqrt
 from statistics import fmean, pvariance
 
+from ...proto.update_stats import logprob_limit
 from .figures import Line, column, number
 from .pages import figure
 
@@ -182,7 +183,7 @@ def _apart(metrics: Sequence[Line], clip_range: float | None, stale: bool) -> It
 
     In a stale run they have the same weights in the first iteration alone: no other one is looked at.
     """
-    limit = min(1e-3, (clip_range or 1e-2) / 10)
+    limit = logprob_limit(clip_range)
     for line in metrics[:1] if stale else metrics:
         difference = number(line.get("logprob_abs_diff"))
         if difference is not None and difference > limit:

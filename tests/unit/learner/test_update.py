@@ -3,13 +3,15 @@
 import math
 from pathlib import Path
 from pickle import UnpicklingError
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+from branchgrpo.learner import metrics
 from branchgrpo.learner.learner import Learner
 from branchgrpo.proto.packed_tensor import ForwardCache
-from branchgrpo.proto.settings import RolloutSettings
+from branchgrpo.proto.settings import LearnerSettings, RolloutSettings
 from branchgrpo.proto.tree import Tree, Window
 from branchgrpo.rollout_workers.policies.base import load_weights
 from branchgrpo.rollout_workers.policies.load import load_policy
@@ -91,6 +93,20 @@ def test_trees_of_older_weights_raise_no_alarm(run_settings: Settings, sample: S
         assert learner.step().logprob_abs_diff == pytest.approx(0.25 * iteration, abs=1e-4)
         shown.append(REGISTRY.get_sample_value("branchgrpo_logprob_abs_diff"))
     assert shown == pytest.approx([0.25, 0.25 if staleness else 0.5], abs=1e-4)
+
+
+@pytest.mark.parametrize(
+    ("given", "limit"),
+    [
+        ({"clip_range": 1e-4}, 1e-5),
+        ({"clip_range": 0.2}, 1e-3),
+        ({"clip_range": 2e-6, "trust_region": "guard"}, 1e-3),
+        ({"clip_range": 1e-4, "trust_region": "divergence"}, 1e-3),
+    ],
+)
+def test_a_difference_is_measured_by_the_clip_range(given: dict[str, Any], limit: float) -> None:
+    metrics.note_settings(LearnerSettings(**given))
+    assert REGISTRY.get_sample_value("branchgrpo_logprob_abs_diff_limit") == pytest.approx(limit)
 
 
 def test_rows_are_those_that_the_schedule_counts(run_settings: Settings, sample: Sample) -> None:

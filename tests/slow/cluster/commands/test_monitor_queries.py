@@ -137,6 +137,7 @@ def test_monitor_shows_a_real_run_while_it_is_scaled(run_settings: Settings, tmp
         assert_components_export_their_own(prometheus)
         assert_counts_are_right(prometheus, settings, reports)
         assert prometheus.now("branchgrpo_diversity")[0] == pytest.approx(reports[-1].diversity)
+        assert prometheus.now("branchgrpo_logprob_abs_diff_limit") == [settings.learner.clip_range / 10]
 
         evaluation = loop.evaluate(prompts[:3])
         loop.scale(3, {"ocr": 1})
