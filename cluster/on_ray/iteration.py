@@ -207,6 +207,15 @@ class Iteration:
         self._trees[tree.number].set_result(tree)
         metrics.QUEUE_LENGTH.labels("trees").inc()
 
+    @property
+    def held_up_seconds(self) -> float:
+        """Seconds in which workers with a task computed nothing, for too much waited for scores, added up over workers;
+        once all is sampled."""
+        tasks = sum(end - start for start, end in self.timeline.spans.get("rollout", ()))
+        computed = self.usage["rollout"].seconds if "rollout" in self.usage else 0.0
+        # While this process waits to have a part scored, the worker may compute the next ones.
+        return max(0.0, tasks - max(computed, sum(self.task_seconds.values())))
+
     def observed(self, workers: int, seconds: float) -> IterationTiming:
         """How this iteration, of `seconds`, used its `workers`."""
         waited = self.timeline.seconds("waiting") * self.timeline.hidden("waiting", behind="rollout")

@@ -39,6 +39,11 @@ PHASE_SECONDS = counter(
 IDLE_SECONDS = counter(
     "branchgrpo_idle_seconds", "Seconds that processes of a pool had nothing to do, added up over them.", ["pool"]
 )
+HELD_UP_SECONDS = counter(
+    "branchgrpo_held_up_seconds",
+    "Seconds in which workers with a task computed nothing, for too much waited for scores, added up over them. They "
+    "count when their iteration ends.",
+)
 PROCESSES = gauge("branchgrpo_processes", "Processes of a pool.", ["pool"])
 WANTED = gauge(
     "branchgrpo_processes_wanted",

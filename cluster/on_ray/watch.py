@@ -55,6 +55,7 @@ class Watch:
     def done(self, iteration: Iteration) -> None:
         """Record that an iteration has ended."""
         self._count_seconds(iteration)
+        metrics.HELD_UP_SECONDS.inc(iteration.held_up_seconds)
         self.iterations.remove(iteration)
         self.iterations_done = iteration.number
 

@@ -15,6 +15,7 @@ from branchgrpo.proto.remote_tree import PartHeader
 from branchgrpo.proto.scoring import ScoreReply
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Task, Window
+from branchgrpo.proto.usage import Usage
 
 Settings = Callable[..., RunSettings]
 
@@ -106,3 +107,23 @@ def test_trees_are_left_out_up_to_the_allowed_share(run_settings: Settings) -> N
         assert len(iteration.scored()) == 3
 
     asyncio.run(left_out())
+
+
+@pytest.mark.parametrize(
+    ("computed", "held_up"),
+    [(12.0, 8.0), (4.0, 14.0), (25.0, 0.0)],
+    ids=["computed while its parts waited", "paused at once", "clocks apart"],
+)
+def test_workers_are_held_up_while_they_compute_nothing(
+    run_settings: Settings, computed: float, held_up: float
+) -> None:
+    """Two tasks of ten seconds each, of which the controller waited for room in scoring for seven."""
+
+    async def seconds() -> float:
+        iteration = begun(run_settings())
+        iteration.timeline.spans["rollout"] = [[0.0, 10.0], [5.0, 15.0]]
+        iteration.task_seconds = {(0, 1): 3.0, (2, 3): 3.0}
+        iteration.spent("rollout", Usage(computed))
+        return iteration.held_up_seconds
+
+    assert asyncio.run(seconds()) == held_up
