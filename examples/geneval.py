@@ -19,6 +19,7 @@ detector is the same model with weights of mmdet, so scores come near the benchm
 import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
@@ -39,6 +40,19 @@ MIN_DISTANCE = 0.1
 """By how much centres must differ to lie on one side, as a share of the sizes of both objects."""
 GREY = 0x99
 """What surrounds an object whose colour is to be named."""
+USUAL_NAMES = {
+    "mouse": "computer mouse",
+    "remote": "tv remote",
+    "keyboard": "computer keyboard",
+    "motorbike": "motorcycle",
+    "aeroplane": "airplane",
+    "sofa": "couch",
+    "pottedplant": "potted plant",
+    "diningtable": "dining table",
+    "tvmonitor": "tv",
+    "hair dryer": "hair drier",
+}
+"""Name of a kind in COCO and its detectors -> its name in GenEval's prompts, where they differ."""
 
 
 @dataclass(frozen=True)
@@ -77,13 +91,24 @@ class GenEval:
             raise InputError(
                 f"geneval needs prompts with the field 'include', as GenEval's are; '{prompt[:80]}' has none"
             )
+        named = [thing["class"] for thing in (*wanted["include"], *wanted.get("exclude", ()))]
+        if unknown := [name for name in named if usual_name(name) not in self._kinds.values()]:
+            raise InputError(
+                f"geneval's detector doesn't know the class '{unknown[0]}' of the prompt '{prompt[:80]}'; it knows "
+                f"{', '.join(sorted(set(self._kinds.values())))}"
+            )
         least = MIN_CONFIDENCE_TO_COUNT if wanted.get("tag") == "counting" else MIN_CONFIDENCE
         found = self.detected(picture, least)
         return claims(found, wanted, lambda objects, name: self.colours(picture, objects, name))
 
+    @cached_property
+    def _kinds(self) -> dict[int, str]:
+        """The detector's number of a kind -> GenEval's name."""
+        return {number: usual_name(label) for number, label in self._detector.config.id2label.items()}
+
     @torch.no_grad()
     def detected(self, picture: np.ndarray, least: float) -> dict[str, list[Found]]:
-        """Kind -> the objects that are detected with more than a confidence, the surest first."""
+        """GenEval's name of a kind -> the objects that are detected with more than a confidence, the surest first."""
         own = self._detector.device
         inputs = self._eyes(Image.fromarray(picture), return_tensors="pt").to(own)
         (result,) = self._eyes.post_process_instance_segmentation(
@@ -91,7 +116,7 @@ class GenEval:
         )
         objects: dict[str, list[Found]] = {}
         for info, mask in zip(result["segments_info"], result["segmentation"], strict=False):
-            name, seen = self._detector.config.id2label[info["label_id"]], np.asarray(mask.cpu()).astype(bool)
+            name, seen = self._kinds[info["label_id"]], np.asarray(mask.cpu()).astype(bool)
             if seen.any():
                 objects.setdefault(name, []).append(Found(name, info["score"], seen))
         return {name: sorted(all_, key=lambda one: -one.confidence)[:MAX_OBJECTS] for name, all_ in objects.items()}
@@ -109,15 +134,24 @@ class GenEval:
         return named
 
 
+def usual_name(name: str) -> str:
+    """The name that GenEval's prompts have for a kind of object.
+
+    >>> usual_name("Mouse"), usual_name("computer mouse")
+    ('computer mouse', 'computer mouse')
+    """
+    return USUAL_NAMES.get(name.lower(), name.lower())
+
+
 def claims(found: Mapping[str, Sequence[Found]], wanted: Mapping[str, Any], colours: Any) -> list[bool]:
     """Whether each thing that a prompt includes is there, in number, colour and place, and what it excludes isn't.
 
-    `colours` names the colours of objects of a kind.
+    `found` has GenEval's names of kinds. `colours` names the colours of objects of a kind.
     """
     held: list[bool] = []
     groups: list[Sequence[Found]] = []
     for thing in wanted["include"]:
-        objects = list(found.get(thing["class"], ()))[: thing["count"]]
+        objects = list(found.get(usual_name(thing["class"]), ()))[: thing["count"]]
         fits = len(objects) == thing["count"]
         if fits and "color" in thing:
             fits = colours(objects, thing["class"]).count(thing["color"]) >= thing["count"]
@@ -127,7 +161,7 @@ def claims(found: Mapping[str, Sequence[Found]], wanted: Mapping[str, Any], colo
             fits = bool(places) and all(side in own for own in places)
         held.append(fits)
         groups.append(objects if fits else [])
-    return held + [len(found.get(own["class"], ())) < own["count"] for own in wanted.get("exclude", [])]
+    return held + [len(found.get(usual_name(own["class"]), ())) < own["count"] for own in wanted.get("exclude", [])]
 
 
 def sides(one: np.ndarray, other: np.ndarray) -> set[str]:

@@ -2,6 +2,7 @@
 
 import importlib.util
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,14 @@ from branchgrpo.proto.media import Media
 from branchgrpo.proto.prompt import Prompt
 from branchgrpo.reward_service.own_code import OwnScorer
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
-from transformers import CLIPConfig, CLIPModel, Mask2FormerConfig, Mask2FormerForUniversalSegmentation, SwinConfig
+from transformers import (
+    BatchEncoding,
+    CLIPConfig,
+    CLIPModel,
+    Mask2FormerConfig,
+    Mask2FormerForUniversalSegmentation,
+    SwinConfig,
+)
 from transformers.models.mask2former.image_processing_pil_mask2former import Mask2FormerImageProcessorPil
 
 PATH = Path(__file__).parents[3] / "examples" / "geneval.py"
@@ -97,6 +105,49 @@ def test_colours_are_looked_at_one_by_one_on_grey(geneval: Any) -> None:
     assert (seen[0][0][~np.eye(100, dtype=bool)] == geneval.GREY).all()
 
 
+@pytest.mark.parametrize(
+    ("label", "asked"),
+    [
+        ("mouse", "computer mouse"),
+        ("remote", "tv remote"),
+        ("keyboard", "computer keyboard"),
+        ("motorbike", "motorcycle"),
+        ("aeroplane", "airplane"),
+        ("sofa", "couch"),
+        ("pottedplant", "potted plant"),
+        ("diningtable", "dining table"),
+        ("tvmonitor", "tv"),
+        ("Zebra", "zebra"),
+        ("mouse", "mouse"),
+    ],
+)
+def test_the_detector_s_own_names_are_understood(geneval: Any, label: str, asked: str) -> None:
+    class Detector:
+        device = "cpu"
+        config = SimpleNamespace(id2label={0: "dog", 1: label})
+
+        def __call__(self, **inputs: Any) -> None:
+            pass
+
+    class Eyes:
+        def __call__(self, image: Any, return_tensors: str) -> BatchEncoding:
+            return BatchEncoding()
+
+        def post_process_instance_segmentation(self, *ignored: Any, **options: Any) -> list[dict[str, Any]]:
+            return [{"segments_info": [{"label_id": 1, "score": 0.9}], "segmentation": torch.ones(1, 10, 10)}]
+
+    scorer, media = geneval.GenEval(Detector(), Eyes(), None), np.zeros((1, 10, 10, 3), np.uint8)
+    for claimed in (
+        {"include": [{"class": asked, "count": 1}]},
+        {"include": [{"class": asked, "count": 1}], "exclude": [{"class": asked, "count": 2}]},
+    ):
+        assert scorer(media, [Prompt("a photo", claimed)])["geneval"] == [1.0]
+    for part in ("include", "exclude"):
+        unknown = {"include": [{"class": asked, "count": 1}]} | {part: [{"class": "unicorn", "count": 1}]}
+        with pytest.raises(InputError, match="detector doesn't know the class 'unicorn' of the prompt 'a photo'"):
+            scorer(media, [Prompt("a photo", unknown)])
+
+
 def test_it_scores_with_small_random_models(geneval: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch.manual_seed(0)
     small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
@@ -134,10 +185,10 @@ def test_it_scores_with_small_random_models(geneval: Any, tmp_path: Path, monkey
     monkeypatch.setattr(geneval, "MIN_CONFIDENCE", 0.0)
     scorer = OwnScorer("geneval", "rewards.geneval.scorer", geneval.load())
     media = Media(np.random.default_rng(1).integers(0, 256, (2, 40, 60, 3), np.uint8))
-    wanted = [{"include": [{"class": kind, "count": 1, "color": "red"}]} for kind in ("dog", "cow")]
-    scores = scorer(media, [Prompt("a dog", wanted[0]), Prompt("a cow", wanted[1])])
+    wanted = [{"include": [{"class": "dog", "count": count, "color": "red"}]} for count in (1, 99)]
+    scores = scorer(media, [Prompt("a dog", wanted[0]), Prompt("99 dogs", wanted[1])])
     assert scores.keys() == {"geneval", "geneval_exact"}
-    assert scores["geneval"][1] == scores["geneval_exact"][1] == 0  # it knows no cows
+    assert scores["geneval"][1] == scores["geneval_exact"][1] == 0
     found = geneval.load().detected(media.pictures[0], 0.0)
     assert found
     assert found.keys() <= {"dog", "cat"}
