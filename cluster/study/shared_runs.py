@@ -11,6 +11,7 @@ from ...proto.atomic_files import whole
 from ...proto.recipe import save_recipe
 from ...proto.settings import RunSettings
 from ..run.changes import find_changes
+from ..run.evaluation import comparable
 from ..run.folder import RunFolder
 from ..run.new_folder import VERSIONS, has_begun, kept_fingerprint, policy_fingerprint, versions
 from ..run.state import read_state
@@ -27,6 +28,8 @@ class FinishedRun:
 
     path: Path
     iterations: int
+    evaluated: frozenset[int]
+    """The iterations after which it was evaluated, in the way of its last evaluation."""
     settings: RunSettings
     policy: str | None
     """Fingerprint of the policy that it began with; None if it isn't known."""
@@ -46,7 +49,8 @@ def finished_runs(studies: Path) -> list[FinishedRun]:
             if _kernel_aside(json.loads((run.path / VERSIONS).read_text())) != here:
                 continue
             iterations = next(reversed(run.lines("metrics")))["iteration"]
-            found.append(FinishedRun(run.path, iterations, run.settings, kept_fingerprint(run.path)))
+            evaluated = frozenset(line["iteration"] for line in comparable(run.lines("evaluations")))
+            found.append(FinishedRun(run.path, iterations, evaluated, run.settings, kept_fingerprint(run.path)))
         except (OSError, ValueError, LookupError, TypeError, StopIteration):
             continue
     return found
@@ -77,6 +81,8 @@ def _is_that_of(run: FinishedRun, trial: Trial) -> bool:
         return False
     if not made.evaluation.every or wanted.evaluation.every % made.evaluation.every:
         return False  # it wasn't evaluated when the trial would be
+    if wanted.iterations not in run.evaluated:
+        return False  # the trial would be evaluated after its last iteration too, wherever that falls
     try:
         changed = [change.setting for change in find_changes(made, sized_as(wanted, run.path))]
     except (OSError, ValueError):  # prompts that are gone, or so different that no run could change to it

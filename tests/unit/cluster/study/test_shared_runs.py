@@ -51,6 +51,18 @@ def test_run_of_another_study_is_taken_over(study_in: Load, made: Callable[..., 
     assert take_over(trial, finished_runs(tmp_path)) is None, "what is there stays"
 
 
+@pytest.mark.parametrize(("iterations", "taken"), [(2, True), (3, False), (4, True)])
+def test_run_without_the_last_evaluation_is_not_taken(
+    study_in: Load, made: Callable[..., Path], iterations: int, taken: bool, tmp_path: Path
+) -> None:
+    same = {"common": {"execution": "in_process", "evaluation.every": 2}, "variants": {"flat": {}}}
+    evaluations = made(**same) / "evaluations.jsonl"
+    lines = evaluations.read_text().splitlines(keepends=True)
+    evaluations.write_text("".join(lines[::2]))  # of iterations 0, 2 and 4
+    trial = first(study_in(**same, budget={"iterations": iterations}))
+    assert bool(take_over(trial, finished_runs(tmp_path))) is taken
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -113,7 +125,7 @@ def test_run_of_another_policy_is_not_taken(study_in: Load, made: Callable[..., 
 
 
 @pytest.mark.parametrize("content", [None, "", "[]", "{}"])
-@pytest.mark.parametrize("name", [FINGERPRINTS, VERSIONS, "recipe.yaml", "metrics.jsonl"])
+@pytest.mark.parametrize("name", [FINGERPRINTS, VERSIONS, "recipe.yaml", "metrics.jsonl", "evaluations.jsonl"])
 def test_unreadable_folder_is_passed_over(
     study_in: Load, made: Callable[..., Path], name: str, content: str | None, tmp_path: Path
 ) -> None:
