@@ -10,6 +10,7 @@ from dataclasses import dataclass
 
 import numpy as np
 import numpy.typing as npt
+from scipy.spatial.distance import pdist, squareform
 
 Floats = npt.NDArray[np.float64]
 
@@ -30,11 +31,10 @@ def gaussian_kernel(features: Floats) -> Floats:
     d is the distance of two rows, m the median of it over pairs of different rows (the median heuristic). Where more
     than half of the rows are equal, m is the mean distance; where all are, the kernel is 1.
     """
-    squares = (features**2).sum(axis=1)
-    distances = np.sqrt(np.maximum(squares[:, None] + squares - 2 * features @ features.T, 0))
-    np.fill_diagonal(distances, 0)
-    pairs = distances[np.triu_indices(len(features), 1)]
+    # By differences: |x|^2 + |y|^2 - 2 xy leaves some 1e-8 of rounding between equal rows, and m may be that.
+    pairs = pdist(features)
     width = float(np.median(pairs)) or float(pairs.mean())
+    distances: Floats = squareform(pairs)
     return np.exp(-((distances / width) ** 2) / 2) if width else np.ones_like(distances)
 
 

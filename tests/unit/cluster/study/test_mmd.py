@@ -66,3 +66,14 @@ def test_equal_samples_do_not_differ() -> None:
     same = [np.ones((4, 3))]
     test = permutation_test(same, same, permutations=50)
     assert (test.mmd2.tolist(), test.p) == ([0.0], 1.0)
+
+
+@pytest.mark.parametrize("features", [12, 192, 768])
+def test_equal_rows_are_at_no_distance(features: int) -> None:
+    """Of many unit rows, for rounding shows in some only."""
+    rng = np.random.default_rng(4)
+    for row in rng.random((50, 1, features)):
+        equal = np.repeat(row / np.linalg.norm(row), 14, axis=0)
+        kernel = gaussian_kernel(np.concatenate([equal, rng.random((2, features))]))
+        assert (kernel[:14, :14] == 1).all()
+        assert (kernel[:14, 14:] < 0.5).all(), "the width is the mean distance, where more than half are equal"
