@@ -19,6 +19,7 @@ from branchgrpo.proto.tree import Task, Tree
 from branchgrpo.rollout_workers.policies.base import Policy
 from branchgrpo.rollout_workers.worker import RolloutWorker
 from support import Settings
+from transformers import CLIPConfig, CLIPModel
 from typer.testing import CliRunner
 
 SCHEDULE = tree_schedule(5, kernel="dance", eta=0.7, splits={1: 2, 2: 3}, roots=2, sde_steps=())
@@ -74,6 +75,22 @@ def test_a_recipe_is_compared_and_the_results_are_written(run_settings: Settings
 def test_features_of_what_is_no_clip_model(run_settings: Settings, tmp_path: Path) -> None:
     with pytest.raises(InputError, match=f"features are to be those of '{tmp_path}', which isn't a CLIP model"):
         find_features(run_settings(), str(tmp_path))
+
+
+@pytest.mark.parametrize("given", [False, True])
+def test_features_need_no_tokenizer(run_settings: Settings, tmp_path: Path, given: bool) -> None:
+    """A reward's may lie elsewhere, as PickScore's does."""
+    small = {"hidden_size": 16, "intermediate_size": 16, "num_hidden_layers": 1, "num_attention_heads": 2}
+    vision = {**small, "image_size": 28, "patch_size": 14}
+    config = CLIPConfig(text_config={**small, "vocab_size": 99}, vision_config=vision, projection_dim=8)
+    CLIPModel(config).save_pretrained(tmp_path)
+    reward = {"pretrained": str(tmp_path), "tokenizer": "elsewhere"}
+    settings = run_settings() if given else run_settings({"rewards": {"pick_score": reward}})
+    name, describe = find_features(settings, str(tmp_path) if given else None)
+    assert name == f"CLIP features ({tmp_path})"
+    found = describe(np.random.default_rng(0).integers(0, 256, (3, 32, 32, 3), np.uint8))
+    assert np.linalg.norm(found, axis=1) == pytest.approx(np.ones(3))
+    assert found.shape == (3, 8)
 
 
 def test_a_schedule_without_splits_has_no_trees(run_settings: Settings, tmp_path: Path) -> None:
