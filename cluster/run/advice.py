@@ -8,14 +8,17 @@ import numpy as np
 from ...learner.pruning import kept_edges
 from ...proto.methods import METHODS
 from ...proto.settings import DepthPruningSettings, PruningSettings, RunSettings, Settings, WidthPruningSettings
+from ...reward_service.scorers import SCORERS, WITHOUT_FILES
 
+FILES_OF_REWARDS = ("pretrained", "tokenizer", "backbone", "instruction")
+"""Settings that say where a built-in reward's files are."""
 MAX_SPREAD_RATIO = 10
 """Maximum ratio of the spreads of two rewards' weighted scores that gives no warning."""
 
 
 def advice(settings: RunSettings) -> list[str]:
     """One line for each setting that doesn't do what it seems to; `check`, `train` and `submit` show them."""
-    parts = (_of_prompts, _of_schedule, _of_pruning, _of_learning, _of_evaluation)
+    parts = (_of_prompts, _of_schedule, _of_pruning, _of_rewards, _of_learning, _of_evaluation)
     return [line for part in parts for line in part(settings)]
 
 
@@ -97,6 +100,20 @@ def _of_pruning(settings: RunSettings) -> Iterator[str]:
         if depth.mode == "sliding" and 0 <= last - depth.first_iteration < depth.every:
             pruned = last - depth.first_iteration + 1
             yield f"pruning.depth doesn't slide in the {pruned} iterations that it prunes: every is {depth.every}"
+
+
+def _of_rewards(settings: RunSettings) -> Iterator[str]:
+    for name, reward in settings.rewards.items():
+        place = next((place for place in ("function", "url", "judge") if getattr(reward, place) is not None), None)
+        if place:
+            reason = f"rewards.{name}.{place} gives the scores, and reads no such file"
+        elif reward.scorer is None and SCORERS.get(name, "").partition(":")[0] in WITHOUT_FILES:
+            reason = f"the built-in reward '{name}' reads no such file"
+        else:
+            continue
+        for setting in FILES_OF_REWARDS:
+            if _changed(reward, setting):
+                yield f"rewards.{name}.{setting} has no effect on scores: {reason}"
 
 
 def _of_learning(settings: RunSettings) -> Iterator[str]:

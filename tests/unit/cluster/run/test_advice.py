@@ -105,6 +105,30 @@ def test_what_has_an_effect_is_not(run_settings: Settings) -> None:
         assert advice(run_settings(changes)) == [], changes
 
 
+@pytest.mark.parametrize(
+    ("name", "place"),
+    [
+        ("own", {"function": "support:shade"}),
+        ("pick_score", {"function": "support:shade"}),
+        ("own", {"url": "http://rewards.example:8000"}),
+        ("ocr", {}),
+        ("shapes", {}),
+    ],
+)
+@pytest.mark.parametrize("setting", ["pretrained", "tokenizer", "backbone", "instruction"])
+def test_files_that_a_reward_never_reads(
+    run_settings: Settings, name: str, place: dict[str, str], setting: str
+) -> None:
+    assert advice(run_settings({"rewards": {name: place}})) == []
+    (told,) = advice(run_settings({"rewards": {name: {**place, setting: "models/clip"}}}))
+    assert told.startswith(f"rewards.{name}.{setting} has no effect on scores: ")
+
+
+def test_files_that_a_reward_may_read(run_settings: Settings) -> None:
+    for name, place in (("pick_score", {}), ("ocr", {"scorer": "support:shade"})):
+        assert advice(run_settings({"rewards": {name: {**place, "pretrained": "models/clip"}}})) == []
+
+
 def test_a_window_that_never_comes_to_trained_depths(run_settings: Settings) -> None:
     (told,) = advice(run_settings(LATE | {"iterations": 3}))
     assert told == "pruning.depth has no effect: it leaves out none of the 4 trained edges"
