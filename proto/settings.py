@@ -752,11 +752,18 @@ class LearnerSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @property
+    def old_policy_share(self) -> float:
+        """Share of the rows that the learner also gives to the policy that rollouts sample with, which it keeps beside
+        the one that it trains. With `nft` these are all where that policy is an average, or else all but those of an
+        iteration's first step, for which the two are the same."""
+        if self.objective != "nft":
+            return 0.0
+        return 1.0 if self.nft.old_decay else 1 - 1 / (self.updates_per_iteration * self.passes)
+
+    @property
     def has_old_policy(self) -> bool:
-        """Whether the learner keeps the policy that rollouts sample with, beside the one that it trains: with `nft`,
-        where that is an average, or an iteration makes several steps."""
-        several_steps = self.updates_per_iteration * self.passes > 1
-        return self.objective == "nft" and bool(self.nft.old_decay or several_steps)
+        """Whether the learner keeps the policy that rollouts sample with, beside the one that it trains."""
+        return self.old_policy_share > 0
 
 
 class FallSettings(Settings):

@@ -107,15 +107,15 @@ class _Growth:
         return frontier
 
     def grow(self, frontier: _Frontier) -> Iterator[SampledPart]:
-        if frontier.depth == len(self.schedule.steps):
-            yield from self._finish(frontier)
-        elif (rows := len(frontier.states)) > (limit := self.settings.max_batch_rows):
-            for begin in range(0, rows, limit):
-                yield from self.grow(frontier.part(begin, begin + limit))
-        else:
+        limit = self.settings.max_batch_rows
+        while frontier.depth < len(self.schedule.steps):
+            if (rows := len(frontier.states)) > limit:
+                for begin in range(0, rows, limit):
+                    yield from self.grow(frontier.part(begin, begin + limit))
+                return
             with span("forward", rows=rows, depth=frontier.depth, iteration=self.task.iteration):
-                children = self._step(frontier)
-            yield from self.grow(children)
+                frontier = self._step(frontier)
+        yield from self._finish(frontier)
 
     @torch.no_grad()
     def _step(self, parents: _Frontier) -> _Frontier:

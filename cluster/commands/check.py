@@ -68,7 +68,7 @@ def check(settings: RunSettings, gpu: Gpu | None = None) -> CheckReport:
     Raises InputError for settings that can't be used.
     """
     check_recipe(settings)
-    found = CheckReport(counts=_counts(settings), advice=advice(settings))
+    found = CheckReport(counts=counted(settings), advice=advice(settings))
     if settings.execution == "ray":
         found.gpus = {need.pool: need.count * need.each.get("GPU", 0) for need in demands(settings)}
     elsewhere = rewards_elsewhere(settings)
@@ -137,7 +137,7 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
     for column in ("a tree", "an iteration"):
         table.add_column(column, justify="right")
     for name, (tree, iteration) in found.counts.items():
-        table.add_row(name, f"{tree:,}", f"{iteration:,}")
+        table.add_row(name, f"{tree:,.12g}", f"{iteration:,.12g}")
     console.print(table)
     if found.guided:
         console.print("Classifier-free guidance takes every state through the network twice.")
@@ -167,21 +167,23 @@ def show(found: CheckReport, settings: RunSettings, console: Console, gpu: Gpu |
         console.print(problem, markup=False, soft_wrap=True, highlight=False)
 
 
-def _counts(settings: RunSettings) -> dict[str, tuple[float, float]]:
+def counted(settings: RunSettings) -> dict[str, tuple[float, float]]:
     """Counts of a tree and of an iteration; rows are those of all `learner.passes`."""
     schedule, trees, passes = (
         settings.schedule.build(1, settings.seed),
         settings.prompts.per_iteration,
         settings.learner.passes,
     )
-    own = {
+    own: dict[str, float] = {
         "leaves": schedule.leaves,
         "forward passes of the rollout": schedule.forward_passes,
         "edges": schedule.nodes - schedule.roots,
     }
     if settings.learner.objective == "nft":
         rows = passes * schedule.leaves * settings.learner.nft.noise_levels
-        own |= {"rows of the learner": rows, "rows of the old policy": rows}
+        own["rows of the learner"] = rows
+        if settings.learner.has_old_policy:
+            own["rows of the old policy"] = settings.learner.old_policy_share * rows
     else:
         own |= {"trained edges": schedule.trained_edges, "rows of the learner": passes * schedule.rows}
     if settings.pruning.width or settings.pruning.depth:

@@ -49,22 +49,24 @@ def stretches(schedule: Schedule, trees: int, max_batch_rows: int) -> tuple[Stre
             yield tree, schedule.first_node[depth] + inside
 
     def grow(depth: int, begin: int, end: int) -> None:
-        if depth == len(schedule.steps):
-            parts = []
-            for tree, leaves in runs(depth, begin, end):
-                nodes, pending[tree] = np.concatenate(pending[tree]), []
-                parts.append(Part(tree, len(leaves), nodes, tree not in started))
-                started.add(tree)
-            done.append(Stretch(tuple(forwards), end - begin, tuple(parts)))
-            forwards.clear()
-        elif end - begin > max_batch_rows:
-            for cut in range(begin, end, max_batch_rows):
-                grow(depth, cut, min(cut + max_batch_rows, end))
-        else:
+        for step in schedule.steps[depth:]:
+            if end - begin > max_batch_rows:
+                for cut in range(begin, end, max_batch_rows):
+                    grow(depth, cut, min(cut + max_batch_rows, end))
+                return
             forwards.append(end - begin)
-            children = schedule.steps[depth].children
-            note(depth + 1, begin * children, end * children)
-            grow(depth + 1, begin * children, end * children)
+            depth, begin, end = depth + 1, begin * step.children, end * step.children
+            note(depth, begin, end)
+        finish(begin, end)
+
+    def finish(begin: int, end: int) -> None:
+        parts = []
+        for tree, leaves in runs(len(schedule.steps), begin, end):
+            nodes, pending[tree] = np.concatenate(pending[tree]), []
+            parts.append(Part(tree, len(leaves), nodes, tree not in started))
+            started.add(tree)
+        done.append(Stretch(tuple(forwards), end - begin, tuple(parts)))
+        forwards.clear()
 
     def note(depth: int, begin: int, end: int) -> None:
         for tree, nodes in runs(depth, begin, end):

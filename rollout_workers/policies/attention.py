@@ -23,7 +23,8 @@ def leave_out_cudnn() -> None:
 def choose_attention(network: Any, name: Attention) -> None:
     """Have a network of diffusers attend with the kernels of this name.
 
-    Raises InputError if their package isn't installed, or the network doesn't let them be chosen.
+    Raises InputError if their package isn't installed, they don't train where the network is, or it doesn't let them
+    be chosen.
     """
     if not attention_can_be_chosen(network):
         if name == "native":
@@ -32,6 +33,8 @@ def choose_attention(network: Any, name: Attention) -> None:
             f"policy.attention is '{name}', and a {type(network).__name__} doesn't let its attention be chosen; leave "
             "it out"
         )
+    if name == "flex" and next(network.parameters()).device.type == "cpu":
+        raise InputError("policy.attention is 'flex', which has no backward pass on a CPU; leave it out")
     calls_it_experimental = logging.getLogger("diffusers.models.modeling_utils")
     calls_it_experimental.addFilter(_without_warnings)
     try:

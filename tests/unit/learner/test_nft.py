@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from branchgrpo.cluster.commands.check import counted
 from branchgrpo.learner.advantages import leaf_advantages
 from branchgrpo.learner.credit import leaf_credit
 from branchgrpo.learner.learner import Learner
@@ -156,6 +157,26 @@ def test_rollouts_sample_with_a_running_average(run_settings: Settings, sample: 
     sampler.network.load_state_dict(learner.weights(), strict=False)
     assert torch.equal(learner.old.velocity(x, s, conditioning), sampler.velocity(x, s, conditioning))
     assert not torch.equal(learner.old.velocity(x, s, conditioning), learner.policy.velocity(x, s, conditioning))
+
+
+@pytest.mark.parametrize("old_decay", [0.0, 0.75])
+@pytest.mark.parametrize("passes", [1, 3])
+@pytest.mark.parametrize("updates", [1, 2])
+def test_the_old_policy_sees_the_rows_that_are_planned(
+    run_settings: Settings, sample: Sample, old_decay: float, passes: int, updates: int
+) -> None:
+    """As many as `check` counts, and `plan` takes forward passes for."""
+    nft = {**NFT, "learner.nft": {"old_decay": old_decay}, "learner.skip_zero_advantage": False}
+    settings = run_settings({**nft, "learner.passes": passes, "learner.updates_per_iteration": updates})
+    learner = Learner(load_policy(settings.policy), settings)
+    trees = sample(learner.policy, settings.schedule.build(), prompts=("123", "45"))
+    whole = settings.trees_per_update
+    made = [learned(learner, trees[begin : begin + whole]) for begin in range(0, len(trees), whole)]
+    share = settings.learner.old_policy_share
+    assert sum(one.reference_rows for one in made) == pytest.approx(share * sum(one.rows for one in made))
+    planned = counted(settings)
+    assert planned["rows of the learner"][1] == sum(one.rows for one in made)
+    assert planned.get("rows of the old policy", (0, 0))[1] == pytest.approx(sum(one.reference_rows for one in made))
 
 
 def test_an_average_that_is_given_up_isn_t_sampled_with(run_settings: Settings, sample: Sample, tmp_path: Path) -> None:

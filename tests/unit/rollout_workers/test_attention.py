@@ -61,6 +61,11 @@ def test_kernels_without_their_package_are_refused(tmp_path: Path) -> None:
         load_policy(settings_of("FLUX.1-dev", tmp_path, attention="flash"))
 
 
+def test_kernels_that_cannot_train_here_are_refused(tmp_path: Path) -> None:
+    with pytest.raises(InputError, match=r"policy\.attention is 'flex', which has no backward pass on a CPU"):
+        load_policy(settings_of("FLUX.1-dev", tmp_path, attention="flex"))
+
+
 def test_networks_with_fixed_kernels_refuse_others(tmp_path: Path) -> None:
     with pytest.raises(InputError, match=r"a UNet2DConditionModel doesn't let its attention be chosen"):
         load_policy(settings_of("SD1.5", tmp_path, attention="_native_math"))

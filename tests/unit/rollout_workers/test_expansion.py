@@ -1,5 +1,6 @@
 """The expansion against plain diffusers, and against itself in other cuts."""
 
+import inspect
 import math
 from collections.abc import Callable
 from typing import Any
@@ -7,6 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from branchgrpo.cluster.plan.stretches import stretches
 from branchgrpo.proto.schedule import Kernel, ode_schedule, tree_schedule
 from branchgrpo.proto.settings import PolicySettings, RolloutSettings, ScheduleSettings
 from branchgrpo.proto.tree import Task, Tree, TreePart
@@ -118,6 +120,23 @@ def test_first_leaves_come_before_other_chunks_have_started(tiny_policy: Policy)
     parts = RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=6)).sample(TASK)
     next(parts)
     assert done < len(TASK.trees) * SCHEDULE.forward_passes / 3
+
+
+@pytest.mark.parametrize("limit", [1, 64])
+def test_more_steps_need_no_deeper_stack(tiny_policy: Policy, limit: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of two starts, also where each goes alone: thousands of steps may be wanted. The plan counts the same passes."""
+    depths, velocity = [], tiny_policy.velocity
+
+    def noted(*given: Any) -> torch.Tensor:
+        depths.append(len(inspect.stack(0)))
+        return velocity(*given)
+
+    monkeypatch.setattr(tiny_policy, "velocity", noted)
+    task = Task(iteration=0, trees=(0, 1), prompts=("1", "2"), schedule=ode_schedule(30), seed=5)
+    assert len(list(RolloutWorker(tiny_policy, RolloutSettings(max_batch_rows=limit)).sample(task))) == 2
+    assert len(set(depths)) == 1
+    (*_, last) = stretches(ode_schedule(2000), trees=2, max_batch_rows=limit)
+    assert len(last.forwards) == 2000
 
 
 def test_the_parts_of_a_tree_hold_parents_before_children(tiny_policy: Policy) -> None:

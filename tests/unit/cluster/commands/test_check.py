@@ -117,7 +117,12 @@ def test_pruning_leaves_so_many_rows(run_settings: Settings) -> None:
     assert counts["rows of the KL term's reference"] == counts["rows of the learner that it keeps"]
 
 
-NFT = {"learner.objective": "nft", "advantage.normaliser": "group", "schedule": {"method": "nft", "group": 4}}
+NFT = {
+    "learner.objective": "nft",
+    "learner.nft": {"old_decay": 0.5},
+    "advantage.normaliser": "group",
+    "schedule": {"method": "nft", "group": 4},
+}
 
 
 @pytest.mark.parametrize("changes", [{"pruning.width": {"mode": "parent_top1"}, "learner.kl_weight": 0.1}, NFT])
