@@ -2,6 +2,7 @@
 
 import math
 from collections.abc import Sequence
+from fractions import Fraction
 from typing import Any
 
 import numpy as np
@@ -63,8 +64,9 @@ def windows(media: Media, sample_rate: int, length: int) -> npt.NDArray[np.float
     """The sounds of media in one channel at another sample rate, cut into windows of `length` samples that cover them:
     float64 [n, windows, length], or one window as long as a sound that is shorter."""
     mono = media.waveforms.astype(np.float64).mean(axis=1)
-    common = math.gcd(sample_rate, media.sample_rate)
-    sounds = resample_poly(mono, sample_rate // common, media.sample_rate // common, axis=1)
+    # bounded because the filter's length grows with both terms of the ratio; at usual rates it is exact
+    ratio = Fraction(sample_rate, media.sample_rate).limit_denominator(sample_rate)
+    sounds = resample_poly(mono, ratio.numerator, ratio.denominator, axis=1)
     rest = max(0, sounds.shape[1] - length)
     begins = np.linspace(0, rest, count_windows(sounds.shape[1], length)).round().astype(int)
     return np.stack([sounds[:, begin : begin + length] for begin in begins], axis=1)

@@ -31,6 +31,8 @@ from .uploads import opened
 MAX_ASPECT = 64
 """The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
 wide one would take all memory."""
+MIN_RATE, MAX_RATE = 1_000, 768_000
+"""Samples of a sound per second. Models hear at a set rate, to which a few bytes at a very low one would grow."""
 MAX_PROMPT = 10_000
 """Characters of a prompt."""
 MAX_ID = 200
@@ -85,7 +87,10 @@ class Limits:
             raise HTTPException(413, f"media takes {total} bytes or more as uint8; at most {self.bytes} are accepted")
 
     def check_size(self, media: Media) -> None:
-        """Raises HTTPException for sounds or latents that are too many, or leaves that are too large altogether."""
+        """Raises HTTPException for sounds or latents that are too many, leaves that are too large altogether, or sounds
+        of a rate that can't be scored."""
+        if media.sound is not None and not MIN_RATE <= media.sample_rate <= MAX_RATE:
+            raise HTTPException(422, f"sample_rate is {media.sample_rate}; it must be {MIN_RATE} to {MAX_RATE}")
         if media.arrays().keys() != {PICTURES} and len(media) > self.pictures:
             raise HTTPException(413, f"media holds {len(media)} {media.kind}s; at most {self.pictures} are accepted")
         if media.nbytes > self.bytes:

@@ -1,5 +1,6 @@
 """CLAP's score of sounds, against transformers, and how long sounds are heard."""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -107,3 +108,16 @@ def test_what_clap_cannot_score_is_refused(folder: Path, tmp_path: Path) -> None
     fused = saved(tmp_path, enable_fusion=True)
     with pytest.raises(InputError, match="feature fusion"):
         check_files("clap", RewardSettings(pretrained=str(fused)))
+
+
+def test_sounds_of_a_large_prime_rate_take_little_memory() -> None:
+    rate = 767_957
+    media = sounds(0.2, rate=rate)
+    tracemalloc.start()
+    try:
+        heard = windows(media, RATE, RATE)
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert heard.shape == (len(PROMPTS), 1, round(0.2 * RATE))
+    assert most < 100e6
