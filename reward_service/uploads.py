@@ -55,7 +55,7 @@ def _opened_image(file: BinaryIO) -> Opened:
         image: Image.Image = Image.open(file, formats=("PNG", "JPEG"))
     except UnidentifiedImageError as error:
         raise ValueError("it is none of them") from error
-    if image.format == "JPEG" and scans > MAX_SCANS:
+    if image.format in ("JPEG", "MPO") and scans > MAX_SCANS:  # Pillow opens as MPO what names further pictures
         raise ValueError(f"it has {scans} scans; at most {MAX_SCANS} are accepted")
 
     def pixels() -> Pictures:

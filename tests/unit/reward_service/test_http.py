@@ -42,6 +42,16 @@ def png_header(width: int, height: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(b"\0")) + chunk(b"IEND", b"")
 
 
+def redrawn(kind: str, times: int) -> bytes:
+    """A JPEG, or an MPO with another one, whose last pass over the picture is there more than once."""
+    file, image = io.BytesIO(), Image.new("RGB", (8, 8))
+    more = {"save_all": True, "append_images": [image]} if kind == "MPO" else {}
+    image.save(file, kind, progressive=True, **more)
+    data = file.getvalue()
+    end = data.index(b"\xff\xd9")
+    return data[:end] + data[data.rindex(b"\xff\xda", 0, end) : end] * times + data[end:]
+
+
 def safetensors(header: Any, data: bytes = b"") -> bytes:
     text = json.dumps(header).encode()
     return struct.pack("<Q", len(text)) + text + data
@@ -153,6 +163,13 @@ def test_bad_pictures_are_refused(
     small: TestClient, files: list[bytes], prompts: list[str], status: int, named: list[str]
 ) -> None:
     refused(post_form(small, files, prompts), status, *named)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "MPO"])
+def test_a_jpeg_of_many_scans_is_refused(small: TestClient, kind: str) -> None:
+    assert Image.open(io.BytesIO(redrawn(kind, 200))).format == kind
+    assert post_form(small, [redrawn(kind, 9)], ["p"]).status_code == 200
+    refused(post_form(small, [redrawn(kind, 200)], ["p"]), 422, "scans", "at most 64")
 
 
 def test_as_much_as_the_limits_allow_is_scored_and_no_more(small: TestClient) -> None:
