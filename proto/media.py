@@ -50,7 +50,10 @@ class Media:
         if not self.arrays():
             raise ValueError("media is nothing; it must be pictures, clips, sounds or latents")
         if pictures is not None and (
-            pictures.dtype != np.uint8 or pictures.ndim not in (4, 5) or pictures.shape[-1] != 3
+            pictures.dtype != np.uint8
+            or pictures.ndim not in (4, 5)
+            or pictures.shape[-1] != 3
+            or not min(pictures.shape[1:])
         ):
             raise ValueError(
                 f"media is {pictures.dtype} {list(pictures.shape)}; it must be uint8 [n, height, width, 3], or "

@@ -68,6 +68,8 @@ def test_pictures_are_sent_as_they_always_were() -> None:
         ({}, "media is nothing"),
         ({"pictures": PICTURES.astype(float)}, "media is float64"),
         ({"pictures": PICTURES[0, 0]}, "media is uint8"),
+        ({"pictures": PICTURES[:, :, :0]}, r"media is uint8 \[3, 6, 0, 3\]"),
+        ({"pictures": CLIPS[:, :0]}, r"media is uint8 \[3, 0, 6, 8, 3\]"),
         ({"sound": SOUNDS.astype(np.float32)}, "sound is float32"),
         ({"sound": SOUNDS[:, :, :0]}, r"sound is int16 \[3, 2, 0\]"),
         ({"pictures": CLIPS[:2], "sound": SOUNDS}, "2 clips came with 3 sounds"),
