@@ -1,6 +1,7 @@
 """CLAP (arXiv 2211.06687): the likeness of a sound and its prompt."""
 
 import math
+import sys
 from collections.abc import Sequence
 from fractions import Fraction
 from typing import Any
@@ -36,28 +37,41 @@ class Clap:
         text = model.config.text_config
         self._length = text.max_position_embeddings - text.pad_token_id - 1
 
-    @torch.no_grad()
     def __call__(self, media: Media, prompts: Sequence[str]) -> dict[str, npt.NDArray[np.float64]]:
-        """Raises InputError for leaves without a sound."""
+        """Scores in one call. Raises InputError for leaves without a sound."""
+        return self.in_calls(media, prompts, sys.maxsize)
+
+    @torch.no_grad()
+    def in_calls(self, media: Media, prompts: Sequence[str], most: int) -> dict[str, npt.NDArray[np.float64]]:
+        """Scores in calls with at most so many windows. Raises InputError for leaves without a sound."""
         if media.sound is None:
             raise InputError(f"rewards.{REWARD} scores sounds, and was given a {media.kind}; take it out")
         heard = windows(media, self._ears.sampling_rate, self._ears.nb_max_samples)
-        features = self._ears(
-            [*heard.reshape(-1, heard.shape[-1])],
-            truncation="rand_trunc",  # of which there is none: no window is too long
-            sampling_rate=self._ears.sampling_rate,
-            return_tensors="pt",
-        )
+        every = [*heard.reshape(-1, heard.shape[-1])]
+        sounds = torch.cat([self._heard(every[i : i + most]) for i in range(0, len(every), most)])
         distinct = list(dict.fromkeys(prompts))
         texts = self._tokenizer(
             distinct, padding=True, truncation=True, max_length=self._length, return_tensors="pt"
         ).to(self.device)
         with on_gpu(self.device):
-            sounds = self._model.get_audio_features(features.input_features.float().to(self.device)).pooler_output
             told = self._model.get_text_features(texts.input_ids, texts.attention_mask).pooler_output
         of_each = told[[distinct.index(prompt) for prompt in prompts]]
         cosines = torch.einsum("nwd,nd->nw", sounds.reshape(*heard.shape[:2], -1), of_each)
         return {REWARD: cosines.mean(dim=1).cpu().double().numpy()}
+
+    def _heard(self, sounds: Sequence[npt.NDArray[np.float64]]) -> torch.Tensor:
+        """Unit features of windows, float32 [n, features]."""
+        features = self._ears(
+            [*sounds],
+            truncation="rand_trunc",  # of which there is none: no window is too long
+            sampling_rate=self._ears.sampling_rate,
+            return_tensors="pt",
+        )
+        with on_gpu(self.device):
+            found: torch.Tensor = self._model.get_audio_features(
+                features.input_features.float().to(self.device)
+            ).pooler_output
+        return found
 
 
 def windows(media: Media, sample_rate: int, length: int) -> npt.NDArray[np.float64]:

@@ -1,7 +1,7 @@
 """The interface of reward models."""
 
 from collections.abc import Callable, Mapping, Sequence
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 import numpy as np
 import numpy.typing as npt
@@ -26,15 +26,39 @@ Loader = Callable[[RewardSettings, int | None], Scorer]
 """Loads a model, told its settings and how many CPU threads it may use (None: all)."""
 
 
-def per_frame(score: PictureScorer) -> Scorer:
+@runtime_checkable
+class PartScorer(Scorer, Protocol):
+    """A scorer whose model takes parts of leaves: the frames of clips, or windows of sounds."""
+
+    def in_calls(self, media: Media, prompts: Sequence[str], most: int) -> Scores:
+        """The same scores, in calls of the model with at most so many parts."""
+
+
+class PerFrame:
     """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
 
-    def scorer(media: Media, prompts: Sequence[str]) -> Scores:
-        pictures, each = seen(media), media.frames
-        scores = score(pictures.reshape(-1, *pictures.shape[-3:]), [prompt for prompt in prompts for _ in range(each)])
-        return {name: values.reshape(len(media), each).mean(axis=1) for name, values in scores.items()}
+    def __init__(self, score: PictureScorer) -> None:
+        self._score = score
 
-    return scorer
+    def __call__(self, media: Media, prompts: Sequence[str]) -> Scores:
+        """Scores of all frames in one call. Raises InputError for sounds alone."""
+        return self.in_calls(media, prompts, len(media) * max(media.frames, 1))
+
+    def in_calls(self, media: Media, prompts: Sequence[str], most: int) -> Scores:
+        """Scores in calls with at most so many frames. Raises InputError for sounds alone."""
+        pictures, each = seen(media), media.frames
+        frames = pictures.reshape(-1, *pictures.shape[-3:])
+        of_each = [prompt for prompt in prompts for _ in range(each)]
+        calls = [self._score(frames[i : i + most], of_each[i : i + most]) for i in range(0, len(frames), most)]
+        return {
+            name: np.concatenate([call[name] for call in calls]).reshape(len(media), each).mean(axis=1)
+            for name in calls[0]
+        }
+
+
+def per_frame(score: PictureScorer) -> PartScorer:
+    """A scorer of pictures and clips, from one of pictures: a clip's score is the mean over its frames."""
+    return PerFrame(score)
 
 
 def reading(scorer: Scorer, reads: Reads) -> Scorer:

@@ -21,7 +21,7 @@ from ..proto.user_code import described
 from . import metrics
 from .batches import Batches
 from .own_code import may_pass
-from .scorers import load_scorer, reply
+from .scorers import load_scorer, reply_in_calls
 
 Scored = ScoreReply | InputError | NotScored
 
@@ -101,12 +101,8 @@ class Replica:
         ]
 
     def _score(self, media: Media, prompts: Sequence[str], id: str) -> ScoreReply:
-        """Scores of any number of pictures, in calls of at most `batch_pictures`."""
-        size = self.settings.batch_pictures
-        replies = [
-            reply(self._scorer(request.media, request.prompts), request)
-            for i in range(0, len(media), size)
-            for request in [ScoreRequest(media[i : i + size], prompts[i : i + size], self.rewards, id)]
-        ]
+        """Scores of any number of leaves, in calls of at most `batch_pictures` pictures."""
+        request = ScoreRequest(media, prompts, self.rewards, id)
+        found = reply_in_calls(self._scorer, request, self.settings.batch_pictures)
         metrics.LEAVES_SCORED.labels(self.model).inc(len(media))
-        return ScoreReply({name: np.concatenate([r.scores[name] for r in replies]) for name in self.rewards}, id)
+        return found

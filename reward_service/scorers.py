@@ -3,6 +3,7 @@
 from collections.abc import Iterable, Mapping
 from importlib import import_module
 from importlib.util import find_spec
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -12,8 +13,8 @@ from ..proto.errors import InputError
 from ..proto.questions import questions
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
-from ..proto.settings import RewardSettings
-from .interface import Loader, Scorer, Scores, reading
+from ..proto.settings import RewardPoolSettings, RewardSettings
+from .interface import Loader, PartScorer, Scorer, Scores
 from .own_code import OwnScorer, as_failure
 
 SCORERS = {
@@ -45,6 +46,7 @@ OF_BFLOAT16 = tuple(f"{__package__}.{module}" for module in ("scored_chat", "vid
 """Modules of rewards whose models are in bfloat16 on a GPU. All others are in float32."""
 OF_SOUNDS = ("clap",)
 """Rewards that score sounds."""
+DEFAULT_POOL = RewardPoolSettings()
 
 
 def reward_models(rewards: Mapping[str, RewardSettings]) -> dict[str, dict[str, RewardSettings]]:
@@ -72,15 +74,42 @@ def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:
         raise NotScored(str(error), final=True) from error
 
 
+def reply_in_calls(scorer: Scorer, request: ScoreRequest, most: int) -> ScoreReply:
+    """The reply to a request about any number of leaves, in calls of the model with at most so many of what it takes:
+    pictures, which the frames of clips are too, windows of sounds, or whole leaves.
+
+    Raises NotScored if the scores of a call aren't whole and finite.
+    """
+
+    def scored(part: ScoreRequest) -> ScoreReply:
+        if isinstance(scorer, PartScorer):
+            return reply(scorer.in_calls(part.media, part.prompts, most), part)
+        return reply(scorer(part.media, part.prompts), part)
+
+    media, prompts, rewards = request.media, request.prompts, request.rewards
+    replies = [
+        scored(ScoreRequest(media[i : i + most], prompts[i : i + most], rewards, request.id))
+        for i in range(0, len(media), most)
+    ]
+    return ScoreReply({name: np.concatenate([part.scores[name] for part in replies]) for name in rewards}, request.id)
+
+
 class Scorers:
     """The reward models behind some rewards, in this process."""
 
-    def __init__(self, rewards: Mapping[str, RewardSettings], threads: int | None = None) -> None:
-        """Loads the models. Raises InputError for a reward that doesn't exist."""
-        models = reward_models(rewards)
+    def __init__(
+        self,
+        rewards: Mapping[str, RewardSettings],
+        threads: int | None = None,
+        pools: Mapping[str, RewardPoolSettings] = MappingProxyType({}),
+    ) -> None:
+        """Loads the models. Of their `pools` only the maximum pictures per call are used.
+
+        Raises InputError for a reward that doesn't exist.
+        """
         self._models = [
-            (set(given), reading(load_scorer(name, given[name], threads), given[name].reads))
-            for name, given in models.items()
+            (set(given), load_scorer(name, given[name], threads), given[name].reads, pools.get(name, DEFAULT_POOL))
+            for name, given in reward_models(rewards).items()
         ]
 
     def score(self, request: ScoreRequest) -> ScoreReply:
@@ -90,11 +119,10 @@ class Scorers:
         InputError if the request has nothing that one of the models reads.
         """
         scores: dict[str, npt.NDArray[np.float64]] = {}
-        for given, model in self._models:
-            if given.isdisjoint(request.rewards):
-                continue
-            found = model(request.media, request.prompts)
-            scores |= {name: values for name, values in found.items() if name in given}  # others may have one's name
+        for given, model, reads, pool in self._models:
+            if asked := [name for name in request.rewards if name in given]:  # others may have one's name
+                part = ScoreRequest(request.media.read(reads), request.prompts, asked)
+                scores |= reply_in_calls(model, part, pool.batch_pictures).scores
         return reply(scores, request)
 
 

@@ -50,7 +50,7 @@ class InProcessLoop:
         if settings.threads:
             torch.set_num_threads(settings.threads)
         self.planner = Planner(settings, self._prompts)
-        self.scorers = Scorers(settings.rewards, settings.threads)
+        self.scorers = Scorers(settings.rewards, settings.threads, settings.pools.rewards)
         device = find_device(settings.policy)
         build = builder(settings.learner, settings.policy.precision, device)
         self.policy = load_policy(settings.policy, build=build)

@@ -8,8 +8,10 @@ import pytest
 import torch
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
-from branchgrpo.proto.settings import RewardSettings
+from branchgrpo.proto.scoring import ScoreRequest
+from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service.clap import check_files, windows
+from branchgrpo.reward_service.scorers import Scorers
 from branchgrpo.rollout_workers.glyphs.pretrain import character_tokenizer
 from support import PROMPTS, scores
 from transformers import AutoTokenizer, ClapConfig, ClapFeatureExtractor, ClapModel
@@ -85,6 +87,22 @@ def test_a_long_sound_is_heard_whole(folder: Path) -> None:
     begins = (0, 0.75, 1.5)
     parts = [theirs(folder, media.sound[:, 0, round(b * RATE) : round((b + 1) * RATE)] / 32767) for b in begins]
     np.testing.assert_allclose(found, np.mean(parts, axis=0), atol=1e-5)
+
+
+def test_no_more_windows_are_heard_at_once_than_set(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    rewards, pools = {"clap": RewardSettings(pretrained=str(folder))}, {"clap": RewardPoolSettings(batch_pictures=2)}
+    request, heard = ScoreRequest(sounds(2.5, 1), PROMPTS, ["clap"]), []
+    whole = Scorers(rewards).score(request).scores["clap"]
+    hear = ClapModel.get_audio_features
+
+    def recorded(model: ClapModel, features: torch.Tensor) -> object:
+        heard.append(len(features))
+        return hear(model, features)
+
+    monkeypatch.setattr(ClapModel, "get_audio_features", recorded)
+    found = Scorers(rewards, pools=pools).score(request).scores["clap"]
+    np.testing.assert_allclose(found, whole, atol=1e-6)
+    assert (max(heard), sum(heard)) == (2, 3 * len(PROMPTS))
 
 
 def test_another_sample_rate_changes_little_of_a_tone() -> None:

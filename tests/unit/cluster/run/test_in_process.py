@@ -1,6 +1,9 @@
 """The four calls in one process, where worker and learner share a policy, at every ZeRO stage."""
 
+from typing import Any
+
 import pytest
+import support
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from support import COUNTING, Settings
 
@@ -36,3 +39,22 @@ def test_the_worker_samples_with_the_weights_just_learned(
     assert any((value != before[name]).any() for name, value in loop.learner.engine.weights().items())
     assert ("rollout", 1.0) in told
     assert ("learning", 1.0) in told
+
+
+def test_models_are_called_with_what_their_pools_say(run_settings: Settings, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[int] = []
+    shade = support.shade
+
+    def noting(media: Any, prompts: Any) -> Any:
+        asked.append(len(prompts))
+        return shade(media, prompts)
+
+    monkeypatch.setattr(support, "shade", noting)
+    pools = {"pools.rewards": {"shade": {"batch_pictures": 3}}}
+    settings = run_settings({"rewards": {"shade": {"function": "support:shade"}}, **pools})
+    loop = InProcessLoop(settings, ["1", "2", "3", "4"])
+    loop.iterate(1)
+    assert max(asked) == 3
+    asked.clear()
+    loop.evaluate(["1", "2", "3", "4", "5"])
+    assert (max(asked), sum(asked)) == (3, 5)
