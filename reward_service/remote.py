@@ -1,8 +1,9 @@
 """Rewards from another service, over the HTTP contract of `branchgrpo serve-rewards` (docs/rewards.md)."""
 
+import json
 import math
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 import numpy.typing as npt
@@ -11,7 +12,7 @@ import tenacity
 
 from ..proto.errors import InputError
 from ..proto.media import Media
-from ..proto.prompt import pictures_of
+from ..proto.prompt import fields_of, pictures_of
 from ..proto.proxies import spare_local_addresses
 from ..proto.scoring import (
     MAX_BYTES,
@@ -31,6 +32,10 @@ REQUEST_ATTEMPTS = 7
 CONNECT_SECONDS = 10.0
 MAX_WAIT = 10.0
 """Seconds between two attempts; the first wait is about a second, and each is twice the one before."""
+OTHER_HEADER_BYTES = 2_000
+"""Maximum bytes of a request's header without prompts, fields and pictures."""
+PICTURE_HEADER_BYTES = 200
+"""Maximum bytes of a prompt's picture in the header, without its name."""
 PASSING_STATUSES = (408, 429, 500, 502, 503, 504)
 """Answers after which another attempt may do better."""
 
@@ -60,9 +65,7 @@ class RemoteReward:
 
     def __call__(self, media: Media, prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises NotScored, which is final; NotAnswered after the last attempt."""
-        size = per_request(media, max(len(pictures_of(prompt)) for prompt in prompts))
-        parts = [self._scores(media[i : i + size], prompts[i : i + size]) for i in range(0, len(media), size)]
-        return {self._reward: np.concatenate(parts)}
+        return {self._reward: np.concatenate([self._scores(*part) for part in requests_of(media, prompts)])}
 
     def _scores(self, media: Media, prompts: Sequence[str]) -> npt.NDArray[np.float64]:
         body = ScoreRequest(media, prompts, [self._reward]).to_bytes()
@@ -89,6 +92,28 @@ class RemoteReward:
             return ScoreReply.from_bytes(answer.content)
         except ValueError as error:  # such as the page of a proxy
             raise _TransientFailure(f"an answer that can't be read: {error}") from error
+
+
+def requests_of(media: Media, prompts: Sequence[str]) -> Iterator[tuple[Media, Sequence[str]]]:
+    """Leaves and their prompts as requests that a service accepts. One that is too large alone is a request all the
+    same: a leaf can't be cut, and the service says what it accepts."""
+    size = per_request(media, max(len(pictures_of(prompt)) for prompt in prompts))
+    begin, header = 0, OTHER_HEADER_BYTES
+    for place, prompt in enumerate(prompts):
+        own = header_bytes(prompt)
+        if place > begin and (place - begin == size or header + own > MAX_HEADER_BYTES):
+            yield media[begin:place], prompts[begin:place]
+            begin, header = place, OTHER_HEADER_BYTES
+        header += own
+    yield media[begin:], prompts[begin:]
+
+
+def header_bytes(prompt: str) -> int:
+    """Maximum bytes that a prompt takes in the header of a request, with its fields and its pictures' names."""
+    names = [picture.name for picture in pictures_of(prompt)]
+    facts = json.dumps([prompt, dict(fields_of(prompt)), names])
+    # Twice, because the header is JSON, in which the request's JSON is a string.
+    return len(json.dumps(facts)) + sum(PICTURE_HEADER_BYTES + len(json.dumps(name)) for name in names)
 
 
 def per_request(media: Media, pictures: int = 0) -> int:

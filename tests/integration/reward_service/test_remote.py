@@ -1,12 +1,14 @@
 """Rewards of other services."""
 
 import importlib.util
+import json
 from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 import pytest
 from branchgrpo.proto.media import Media
+from branchgrpo.proto.prompt import Prompt
 from branchgrpo.proto.scoring import NotScored, ScoreReply, ScoreRequest
 from branchgrpo.proto.settings import RewardPoolSettings, RewardSettings
 from branchgrpo.reward_service import remote
@@ -73,6 +75,28 @@ def test_another_service_is_asked_for_no_more_than_it_takes(shape: tuple[int, ..
         found = scores("far", RewardSettings(url=url), media, [f"prompt {i}" for i in range(len(media))])
     assert found.tolist() == list(range(len(media)))
     assert sum(asked) == len(media) > max(asked)
+
+
+@pytest.mark.parametrize("text", ["x", '\\"é\n\x7f🎈'], ids=["plain", "escaped"])
+def test_large_fields_go_in_requests_that_are_accepted(text: str) -> None:
+    asked = []
+
+    async def score(request: ScoreRequest) -> ScoreReply:
+        asked.append(len(request.media))
+        return ScoreReply({"far": np.array([prompt.fields["place"] for prompt in request.prompts], float)})
+
+    def prompts(count: int, size: int) -> list[str]:
+        field = text * (size // len(json.dumps(json.dumps(text))[3:-3]))
+        return [Prompt("a", {"place": place, "source": field}) for place in range(count)]
+
+    media = np.zeros((16, 8, 8, 3), np.uint8)
+    with served(score) as url:
+        found = scores("far", RewardSettings(url=url), media, prompts(16, 300_000))
+        with pytest.raises(NotScored, match="was refused by .* 413 .*the header takes .* at most") as told:
+            scores("far", RewardSettings(url=url), media[:1], prompts(1, 5_000_000))
+    assert found.tolist() == list(range(16))
+    assert asked == [13, 3]
+    assert told.value.final
 
 
 def test_a_service_that_stays_silent_or_refuses_gives_no_score(monkeypatch: pytest.MonkeyPatch) -> None:
