@@ -943,8 +943,8 @@ class RewardPoolSettings(PoolSettings):
     """Maximum number of replicas. Ray Serve scales between `replicas` and this by the length of the queue. null: the
     number stays."""
     batch_pictures: Rows = 64
-    """Maximum pictures per call of the model. Requests of several trees and workers form one batch. More need more
-    memory."""
+    """Maximum pictures per call of the model, of clips their frames. Requests of several trees and workers form one
+    batch. More need more memory."""
     batch_wait_seconds: Seconds = 0.01
     """Seconds that a free model waits for its batch to be filled. A busy one takes all that has come meanwhile."""
     timeout_seconds: PositiveSeconds = 300

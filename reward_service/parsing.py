@@ -31,7 +31,7 @@ from .uploads import opened
 MAX_ASPECT = 64
 """The longer side of a picture over the shorter. Scorers scale pictures to a set height, so that a few bytes of a very
 wide one would take all memory."""
-MIN_RATE, MAX_RATE = 1_000, 768_000
+MIN_RATE, MAX_RATE = 8_000, 768_000
 """Samples of a sound per second. Models hear at a set rate, to which a few bytes at a very low one would grow."""
 MAX_PROMPT = 10_000
 """Characters of a prompt."""

@@ -137,7 +137,7 @@ def evaluate_all(subjects: Sequence[Subject], progress: Progress) -> list[Evalua
         find_policy(subject.settings.policy)
         check_pictures(subject.settings, prompts)
     scoring = use_threads(settings)
-    scorers = Scorers(settings.rewards, scoring)
+    scorers = Scorers(settings.rewards, scoring, pools=settings.pools.rewards)
     evaluations = []
     for number, subject in enumerate(subjects):
         worker = RolloutWorker(subject.load(), subject.settings.rollout)
