@@ -49,7 +49,8 @@ def load_recipe(path: Path, overrides: Sequence[str] = ()) -> RunSettings:
         _forget_pools(recipe, given["rewards",])
     for keys, value in given.items():
         _put(recipe, keys, value)
-    _locate_prompts(recipe, Path.cwd())
+    if given:  # else all is located, and the current folder, which may be gone, isn't looked at
+        _locate_prompts(recipe, Path.cwd())
     return _settings(recipe)
 
 

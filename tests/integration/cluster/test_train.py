@@ -254,6 +254,17 @@ def test_the_export_draws_in_plain_diffusers_what_evaluate_drew(
         assert np.abs(pictures * 255 - drawn).max() <= 1
 
 
+def test_a_run_outlives_its_current_folder(
+    run_settings: Settings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    run = train(run_settings({"rewards": {"jpeg_compressibility": {}}}), RunDisplay())
+    assert (run / "summary.json").is_file()
+
+
 NEW = """
 import os, signal, sys
 from pathlib import Path

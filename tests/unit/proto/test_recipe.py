@@ -116,6 +116,16 @@ def test_every_mistake_gets_a_line() -> None:
     assert len(str(error.value).splitlines()) == 2
 
 
+def test_a_resolved_recipe_needs_no_current_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray removes that of a job whose files it no longer needs, while runs on other nodes go on."""
+    (tmp_path / "mine.yaml").write_text(dump_recipe(load_recipe(GLYPHS)))
+    gone = tmp_path / "gone"
+    gone.mkdir()
+    monkeypatch.chdir(gone)
+    gone.rmdir()
+    assert load_recipe(tmp_path / "mine.yaml") == load_recipe(GLYPHS)
+
+
 def test_a_missing_setting_is_named() -> None:
     with pytest.raises(InputError, match="setting 'policy' is missing"):
         parse_settings({"name": "x", "prompts": {"train": "p"}, "rewards": {"ocr": {}}})
