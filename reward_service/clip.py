@@ -104,6 +104,14 @@ def load_towers(folder: str) -> ClipTowers:
     return _from_folder("clip_score", RewardSettings(pretrained=folder))
 
 
+def load_picture_tower(folder: str) -> ClipTowers:
+    """The CLIP model in a folder, for the features of pictures alone: its tokenizer may lie elsewhere. Raises
+    InputError for a folder without one."""
+    path = model_folder("clip_score", folder, "pretrained", "clip")
+    model = load_whole(CLIPModel, "clip_score", path, "pretrained", "clip")
+    return ClipTowers(model, None, device(RewardSettings()))
+
+
 def load_clip_score(settings: RewardSettings, threads: int | None = None) -> Scorer:
     """CLIPScore (arXiv 2104.08718): 2.5 * max(cosine, 0). `pretrained` is a folder of a CLIP model."""
     return per_frame(ClipSimilarity("clip_score", _from_folder("clip_score", settings), 2.5, at_least=0.0))

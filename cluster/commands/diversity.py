@@ -6,7 +6,6 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import TYPE_CHECKING
 
 import numpy as np
 import numpy.typing as npt
@@ -19,7 +18,7 @@ from ...proto.atomic_files import whole
 from ...proto.errors import InputError
 from ...proto.methods import INDEPENDENT_SPREAD
 from ...proto.schedule import Schedule
-from ...proto.settings import RewardSettings, RunSettings
+from ...proto.settings import RunSettings
 from ...rollout_workers.diversity import Diversity
 from ...rollout_workers.worker import RolloutWorker
 from ..plan.sizes import sizes_here
@@ -30,9 +29,6 @@ from ..run.prompt_order import training_and_held_out
 from ..study.mmd import Floats, PermutationTest, permutation_test
 from ..study.statistics import mean
 from .evaluate import Subject, find_subjects, use_threads
-
-if TYPE_CHECKING:
-    from ...reward_service.clip import ClipTowers
 
 CELLS = 16
 """Maximum cells per side that pixels are averaged in."""
@@ -98,26 +94,16 @@ def find_features(settings: RunSettings, folder: str | None) -> tuple[str, Featu
     """
     of_rewards = [reward.pretrained for name, reward in settings.rewards.items() if name in WITH_TOWERS]
     if folder := folder or next((path for path in of_rewards if path), None):
+        from ...reward_service.clip import load_picture_tower
+
         try:
-            towers = _towers_for_pictures(folder)
+            towers = load_picture_tower(folder)
         except InputError as error:
             raise InputError(
                 f"the features are to be those of '{folder}', which isn't a CLIP model: {error}"
             ) from error
         return f"CLIP features ({folder})", lambda media: towers.pictures(media).double().cpu().numpy()
     return f"pixels, averaged in at most {CELLS} x {CELLS} cells", pooled_pixels
-
-
-def _towers_for_pictures(folder: str) -> "ClipTowers":
-    """The CLIP model in a folder, without its tokenizer, which may lie elsewhere: it can't describe prompts."""
-    from transformers import CLIPModel
-
-    from ...reward_service.clip import ClipTowers
-    from ...reward_service.weights import device, load_whole, model_folder
-
-    path = model_folder("clip_score", folder, "pretrained", "clip")
-    model = load_whole(CLIPModel, "clip_score", path, "pretrained", "clip")
-    return ClipTowers(model, None, device(RewardSettings()))
 
 
 def pooled_pixels(media: Pictures) -> Floats:

@@ -69,14 +69,14 @@ def resource(gpu: Gpu) -> str:
     return "cpus" if gpu.name == "cpu" else "gpus"
 
 
-def device(gpu: Gpu) -> str:
+def unit_of_hours(gpu: Gpu) -> str:
     """What the hours of a run are counted of."""
     return "core" if gpu.name == "cpu" else "GPU"
 
 
 def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     """Print the best layouts as a table, what was assumed, and why other layouts were left out."""
-    settings, calibration, unit = prices.settings, prices.calibration, device(prices.gpu)
+    settings, calibration, unit = prices.settings, prices.calibration, unit_of_hours(prices.gpu)
     title = f"{settings.name} on {gpus} x {prices.gpu.name}, seconds of an iteration"
     table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layout", min_width=15)  # on a narrow terminal it is wrapped, not cut
@@ -156,7 +156,7 @@ def write_layout(own: Planned, prices: Prices, gpus: int, recipe: Path, override
     written = (
         f"# {settings.name} on {gpus} x {gpu.name}: {own.layout.text}.\n"
         f"# As planned, an iteration takes {own.seconds:.3g} seconds and the run {hours(own, gpus):,.3g} "
-        f"{device(gpu)}-hours; {own.limit.rpartition(' ')[0]} limits it.\n"
+        f"{unit_of_hours(gpu)}-hours; {own.limit.rpartition(' ')[0]} limits it.\n"
     )
     write_text(file, written + write_yaml({"base": _base(recipe, file), **changes}))
 

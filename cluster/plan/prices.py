@@ -76,14 +76,14 @@ class Prices:
         """The costs on so many processes. Reward models that share GPUs with sampling take their time from it, and
         `colocated` ranks that share one network (ZeRO 3) gather it for every pass."""
         work, pace = self.work, self.calibration.pace
-        again = self.settings.learner.old_policy_share
+        old_share = self.settings.learner.old_policy_share
         scores, reduced = self.scores(), self._reduced(cluster.ranks)
         beside = sum(seconds for model, seconds in scores.items() if not self.cores_of(model))
         decoded = any(reward.reads == "media" for reward in self.settings.training_rewards.values())
         gathered = colocated * self._gathered(cluster.ranks, 1)
         forward = self._seconds(work.forward_row, pace(FORWARD))
         trained = self._seconds(work.trained_row, pace(TRAINED))
-        learns = {} if again else {rows: own + reduced for rows, own in pace(TRAINED).of(trained).items()}
+        learns = {} if old_share else {rows: own + reduced for rows, own in pace(TRAINED).of(trained).items()}
         return Costs(
             forward=pace(FORWARD).call + gathered,
             forward_row=forward,
@@ -92,7 +92,7 @@ class Prices:
             score_batch=max(self._reward_pace(model).call for model in scores),
             score_pictures=scores,
             micro_batch=pace(TRAINED).call + reduced,
-            learn_row=trained + again * forward,
+            learn_row=trained + old_share * forward,
             learn_calls=learns,
             trained_share=self.trained_share,
             update=self._update(cluster.ranks),
