@@ -11,7 +11,10 @@ from torch.profiler import ProfilerActivity, profile
 
 
 def peak_bytes(call: Callable[[], object], device: torch.device) -> float:
-    """The bytes that are allocated at the peak of a call, beside those that were there before."""
+    """The bytes that are allocated at the peak of a call, beside those that were there before.
+
+    On a CPU, what another thread frees counts on as allocated, for the profiler sees this thread alone.
+    """
     if device.type == "cuda":
         torch.cuda.synchronize(device)
         torch.cuda.reset_peak_memory_stats(device)
