@@ -1,6 +1,6 @@
 """The reward models that there are, and the set of them that a run uses."""
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from importlib import import_module
 from importlib.util import find_spec
 from types import MappingProxyType
@@ -10,6 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from ..proto.errors import InputError
+from ..proto.media import Media
 from ..proto.questions import questions
 from ..proto.recipe import imported
 from ..proto.scoring import NotScored, ScoreReply, ScoreRequest
@@ -74,23 +75,25 @@ def reply(scores: Scores, request: ScoreRequest) -> ScoreReply:
         raise NotScored(str(error), final=True) from error
 
 
+def scores_in_calls(scorer: Scorer, media: Media, prompts: Sequence[str], most: int) -> Scores:
+    """Scores of leaves, in calls of the model with at most so many parts of them, if it takes parts."""
+    if isinstance(scorer, PartScorer):
+        return scorer.in_calls(media, prompts, most)
+    return scorer(media, prompts)
+
+
 def reply_in_calls(scorer: Scorer, request: ScoreRequest, most: int) -> ScoreReply:
     """The reply to a request about any number of leaves, in calls of the model with at most so many of what it takes:
     pictures, which the frames of clips are too, windows of sounds, or whole leaves.
 
     Raises NotScored if the scores of a call aren't whole and finite.
     """
-
-    def scored(part: ScoreRequest) -> ScoreReply:
-        if isinstance(scorer, PartScorer):
-            return reply(scorer.in_calls(part.media, part.prompts, most), part)
-        return reply(scorer(part.media, part.prompts), part)
-
     media, prompts, rewards = request.media, request.prompts, request.rewards
-    replies = [
-        scored(ScoreRequest(media[i : i + most], prompts[i : i + most], rewards, request.id))
+    parts = [
+        ScoreRequest(media[i : i + most], prompts[i : i + most], rewards, request.id)
         for i in range(0, len(media), most)
     ]
+    replies = [reply(scores_in_calls(scorer, part.media, part.prompts, most), part) for part in parts]
     return ScoreReply({name: np.concatenate([part.scores[name] for part in replies]) for name in rewards}, request.id)
 
 

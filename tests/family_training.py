@@ -73,7 +73,7 @@ def assert_an_update_is_exported(family: str, adapter: str, run_settings: Settin
     evaluation = loop.evaluate(prompts)
     exported = loop.policy.save(folder / "exported")
     loaded = plain(settings.pretrained)
-    for number, name in enumerate(loop.policy._networks):
+    for number, name in enumerate(loop.policy.loaded_networks):
         if lora and hasattr(loaded, "load_lora_weights"):
             second = {"load_into_transformer_2": True} if number else {}
             file = exported if exported.is_file() else sorted(exported.iterdir())[number]

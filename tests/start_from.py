@@ -42,12 +42,12 @@ def assert_export_draws(settings: RunSettings, folder: RunFolder) -> None:
     export = folder.path / "export"
     own = settings.policy.model_copy(update={"start_from": None})
     policy = load_policy(own)
-    for name, network in policy._networks.items():
+    for name, network in policy.loaded_networks.items():
         if (export / name).is_dir():
             loaded = type(network).from_pretrained(export / name)
             network.load_state_dict(loaded.state_dict())
         else:
-            number = list(policy._networks).index(name)
+            number = list(policy.loaded_networks).index(name)
             file = sorted(export.glob("pytorch_lora_weights*.safetensors"))[number]
             second = {"load_into_transformer_2": True} if number else {}
             policy.pipeline.load_lora_weights(export, weight_name=file.name, **second)

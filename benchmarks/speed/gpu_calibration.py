@@ -30,7 +30,7 @@ from ..support.random_flux import FULL_SCALE, TINY_SCALE, RandomFlux, Scale
 from ..support.report import OUT, Out
 
 RECIPE = "flux_hps_branch"
-BATCHES = Batches(forward=16, trained=4, decode=4, score=16)
+BATCHES = Batches(forward=16, trained=4, decode=4, score={"hps": 16})
 
 
 class Tower:

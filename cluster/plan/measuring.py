@@ -19,7 +19,7 @@ from ...proto.schedule import ode_schedule
 from ...proto.settings import RolloutSettings, RunSettings
 from ...proto.tree import Task
 from ...reward_service.interface import Scorer
-from ...reward_service.scorers import precision_on_gpu
+from ...reward_service.scorers import precision_on_gpu, scores_in_calls
 from ...rollout_workers.policies.base import Policy, add_adapters
 from ...rollout_workers.policies.load import load_policy
 from ...rollout_workers.worker import RolloutWorker
@@ -47,7 +47,8 @@ class Batches:
     forward: int
     trained: int
     decode: int
-    score: int
+    score: Mapping[str, int]
+    """By reward model. What a model takes of clips and sounds, frames or windows, are no more either in a call."""
 
 
 @dataclass(frozen=True)
@@ -96,11 +97,13 @@ def measure(
         on_gpu = policy.device.type == "cuda"
         own_peak = device_peak(policy.device, precision_on_gpu(model))[0] if on_gpu else peak
 
-        def score(leaves: int, scorer: Scorer = scorer) -> None:
-            assert leaf
-            scorer(leaf[np.zeros(leaves, np.int64)], [prompt] * leaves)
+        most = batches.score[model]
 
-        yield _measured(model, score, batches.score, policy.device, known, own_peak, clock)
+        def score(leaves: int, scorer: Scorer = scorer, most: int = most) -> None:
+            assert leaf
+            scores_in_calls(scorer, leaf[np.zeros(leaves, np.int64)], [prompt] * leaves, most)
+
+        yield _measured(model, score, most, policy.device, known, own_peak, clock)
 
 
 def out_of_memory(error: BaseException) -> bool:

@@ -180,8 +180,7 @@ class RunDisplay:
     def warn_damage(self, aside: Path, why: str) -> None:
         """A checkpoint can't be used, and was set aside."""
         self._warn(
-            f"checkpoint {aside.name.removeprefix(DAMAGED_PREFIX)} is damaged ({why}), and is now {aside}; taking "
-            "another"
+            f"checkpoint {aside.name.removeprefix(DAMAGED_PREFIX)} is damaged ({why}), isn't used, and is now {aside}"
         )
 
     def warn_full_disk(self, error: BaseException) -> None:

@@ -13,7 +13,8 @@ from transformers import AutoTokenizer
 
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import JOINT_ATTENTION, PipelinePolicy
+from .networks import JOINT_ATTENTION
+from .pipeline import PipelinePolicy
 from .prompt_encoding import as_message
 
 REFERENCE_STEP = 10

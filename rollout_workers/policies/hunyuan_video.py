@@ -14,7 +14,7 @@ from .base import Network
 from .clips import ClipPolicy
 from .decoded import Decoded
 from .folder import Part
-from .pipeline import JOINT_ATTENTION
+from .networks import JOINT_ATTENTION
 from .weights import without_numbers
 
 FRAME_RATE = 24.0

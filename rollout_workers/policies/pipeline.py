@@ -1,62 +1,41 @@
 """The common part of policies over diffusers pipelines. Each family adds a file beside it."""
 
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Sequence
 from copy import copy
-from functools import partial
 from pathlib import Path
 from typing import Any, ClassVar, Self
 
-import diffusers
-import numpy as np
 import torch
-from diffusers import DiffusionPipeline, FlowMatchEulerDiscreteScheduler
-from diffusers.pipelines.flux.pipeline_flux import calculate_shift
 
 from ...proto.errors import InputError
-from ...proto.settings import LoraSettings, PolicySettings
+from ...proto.settings import PolicySettings
 from ...proto.tree import Conditioning
 from .attention import choose_attention
 from .base import Builder, Network
 from .compiling import compile_network
 from .decoded import Decoded
-from .folder import INDEX, Part, find_parts, opened, read_json, weight_files
+from .folder import Part, find_parts, read_json
 from .guidance import check_factors, check_second
-from .lora import add_adapters, merged, save_adapters
+from .networks import Networks
+from .noise_levels import NoiseLevels
 from .prompt_encoding import NEGATIVE, PromptEncoding
-from .start import Start, Starts, lora_files
+from .read_lora import Published
+from .read_start import StartReader
+from .start import Start
 from .weights import find_problems, one_line
 
-JOINT_ATTENTION = (
-    *("attn.to_q", "attn.to_k", "attn.to_v", "attn.to_out.0"),
-    *("attn.add_q_proj", "attn.add_k_proj", "attn.add_v_proj", "attn.to_add_out"),
-)
-"""Layers of blocks in which a state and a prompt have layers of their own."""
 
-
-class PipelinePolicy(PromptEncoding):
+class PipelinePolicy(Networks, NoiseLevels, PromptEncoding):
     """A diffusers pipeline as a policy. A family says how its network is called, and what surrounds it.
 
     It defines `embed` and `predict`, and where it differs what stands here.
     """
 
-    pipeline_class: ClassVar[type[DiffusionPipeline]]
     result: ClassVar[str] = "images"  # what the pipeline's output calls its leaves; or `frames`, `audios`
-    networks: ClassVar[tuple[str, ...]] = ("transformer",)
-    """The pipeline's parts that are trained."""
-    lora_modules: ClassVar[tuple[str, ...]] = ("to_q", "to_k", "to_v", "to_out.0")
-    """Layers that get an adapter if the recipe names none."""
-    checkpoint_prefixes: ClassVar[dict[str, str]] = {}
-    """Prefixes of the names of each network's weights in a checkpoint, if there is more than one network."""
-    absent: ClassVar[dict[str, Any]] = {}
-    """Replacements for unused parts when the pipeline is loaded."""
     float32_parts: ClassVar[tuple[str, ...]] = ()
     """Parts that stay in float32 at any precision."""
     decoder_parts: ClassVar[tuple[str, ...]] = ("vae",)
     """The pipeline's parts that decode."""
-    takes_sigmas = True
-    """Whether the pipeline takes noise levels of one's own."""
-    spaces_levels = False
-    """Whether the pipeline spaces noise levels, evenly, and the scheduler only shifts them."""
     scales_sound = False
     """Whether `guidance_scale_2` is that of a sound."""
     classifier_free = True
@@ -96,12 +75,12 @@ class PipelinePolicy(PromptEncoding):
         self.start = Start()
         if settings.start_from:
             prefixes = self.checkpoint_prefixes if len(networks) > 1 else {}
-            starts = Starts(self.pipeline_class, folder, networks, prefixes, self.needed_parts)
-            self.start = starts.read(settings.start_from)
+            published = Published(self.pipeline_class, folder, networks, prefixes, self.needed_parts)
+            self.start = StartReader(published).read(settings.start_from)
         try:
             replacements = self.replacements(folder)
             if build:
-                absent |= {name: self._built(part, build) for name, part in networks.items()}
+                absent |= {name: self.build_network(part, build) for name, part in networks.items()}
             self.pipeline = self.pipeline_class.from_pretrained(
                 folder,
                 dtype={"default": self.precision, **dict.fromkeys(self.float32_parts, torch.float32)},
@@ -118,7 +97,7 @@ class PipelinePolicy(PromptEncoding):
         self.autoencoder = read_json(folder / "vae" / "config.json")
         self.pipeline.scheduler = self.scheduler(self.pipeline.scheduler)
         self.network: Any = self.find_network()
-        check_second(settings, guided=self.guided, known=len(self._networks) > 1 or self.scales_sound)
+        check_second(settings, guided=self.guided, known=len(self.loaded_networks) > 1 or self.scales_sound)
         if self.guided:
             check_factors(settings, self.neutral_scale)
         self.check_size()
@@ -127,8 +106,8 @@ class PipelinePolicy(PromptEncoding):
             # diffusers would keep a few layers of some families in float32. The engine that trains them would not.
             for parameter in self.network.parameters():
                 parameter.data = parameter.data.to(self.precision)
-            self._take_up(networks)
-        for network in self._networks.values():
+            self.take_up_start(networks)
+        for network in self.loaded_networks.values():
             choose_attention(network, settings.attention)
         if settings.compile:
             compile_network(self.network)
@@ -143,35 +122,9 @@ class PipelinePolicy(PromptEncoding):
             raise InputError("\n".join(problems))
 
     @classmethod
-    def find_parts(cls, folder: Path, variant: str | None) -> dict[str, Part]:
-        """The parts of the pipeline in `folder` that a policy uses, by name, with weights of the variant.
-
-        Raises InputError as `find_parts` does, or if the index names no network, autoencoder or scheduler.
-        """
-        parts = {name: part for name, part in find_parts(folder, variant).items() if part and name not in cls.absent}
-        for name in (cls.networks[0], "vae", "scheduler"):
-            if name not in parts:
-                raise InputError(f"policy.pretrained is '{folder}', whose {INDEX} names no {name}")
-        return parts
-
-    @classmethod
     def stand_in(cls, part: Part) -> Any:
         """What the pipeline is made with in place of a part that isn't loaded."""
         return None
-
-    def find_network(self) -> torch.nn.Module:
-        """The loaded network."""
-        return getattr(self.pipeline, self.networks[0])
-
-    def scheduler(self, published: Any) -> Any:
-        """The scheduler to take noise levels from, in place of the `published` one."""
-        if self.settings.sigmas:
-            return FlowMatchEulerDiscreteScheduler(published.config.num_train_timesteps)
-        if self.settings.shift is None:
-            return published
-        return FlowMatchEulerDiscreteScheduler.from_config(
-            published.config, use_dynamic_shifting=False, shift=self.settings.shift
-        )
 
     @property
     def vae(self) -> Any:
@@ -226,42 +179,11 @@ class PipelinePolicy(PromptEncoding):
             check_factors(policy.settings, self.neutral_scale, "evaluation")
         return policy
 
-    def sigmas(self, steps: int) -> list[float]:
-        """The scheduler's noise levels, shifted by the number of tokens where it asks for that, or the recipe's own.
-
-        Raises InputError for another number of steps than that of its own.
-        """
-        scheduler, own = self.pipeline.scheduler, self.settings.sigmas
-        if own and len(own) != steps:
-            raise InputError(
-                f"schedule.steps (or evaluation.steps) is {steps}; policy.sigmas has {len(own)} noise levels: it must "
-                f"be {len(own)}"
-            )
-        mu = self.dynamic_shift(steps) if scheduler.config.use_dynamic_shifting else None
-        scheduler.set_timesteps(steps, sigmas=own or self.even_levels(steps), mu=mu)
-        return [float(sigma) for sigma in scheduler.sigmas]
-
-    def unlike_evaluations(self, steps: int) -> str:
-        """How the published scheduler's steps differ from those of evaluations; empty if they don't."""
-        return ""
-
-    def dynamic_shift(self, steps: int) -> float:
-        """Logarithm of the shift that the model gives to this number of tokens (and of steps)."""
-        config = self.pipeline.scheduler.config
-        return calculate_shift(
-            self.tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-        )
-
     @property
     def tokens(self) -> int:
         """Tokens of a picture."""
         rows, columns = self.latent_size
         return (rows // self._patch) * (columns // self._patch)
-
-    def even_levels(self, steps: int) -> Any:
-        """Noise levels before the shift, from 1 to 1 / steps, [steps]; None if they are the scheduler's own."""
-        own = not self.spaces_levels or self.pipeline.scheduler.config.get("use_flow_sigmas")
-        return None if own else np.linspace(1.0, 1 / steps, steps)
 
     def predict(
         self, network: Network, latents: torch.Tensor, sigma: torch.Tensor, conditioning: Conditioning
@@ -314,66 +236,6 @@ class PipelinePolicy(PromptEncoding):
         config = self.vae.config
         mean, std = (torch.tensor(own).reshape(1, -1, 1, 1, 1) for own in (config.latents_mean, config.latents_std))
         return mean, std
-
-    def _built(self, part: Part, build: Builder) -> torch.nn.Module:
-        network_class = getattr(diffusers, part.class_name)
-        config = network_class.load_config(part.folder, local_files_only=True)
-        return build(lambda: network_class.from_config(config), self._weights(part))
-
-    def _weights(self, part: Part) -> Iterator[tuple[str, Callable[[], torch.Tensor]]]:
-        """The weights of a network to start from."""
-        for file in weight_files(part):
-            with opened(file, "pt") as stored:
-                for name in stored.keys():  # noqa: SIM118 - no mapping
-                    published = partial(stored.get_tensor, name)
-                    yield name, partial(self.start.weight, part.name, name, published)
-
-    @torch.no_grad()
-    def _take_up(self, networks: Mapping[str, Part]) -> None:
-        """Put what training starts from in place of the published weights, as a `Builder` does: from the files."""
-        for name, part in networks.items():
-            if changed := self.start.changed(name):
-                weights = getattr(self.pipeline, name).state_dict()
-                for own, read in self._weights(part):
-                    if own in changed:
-                        weights[own].copy_(read())
-
-    def checkpoint_gradients(self) -> None:
-        """Have the networks recompute activations in the backward pass."""
-        for network in self._networks.values():
-            network.enable_gradient_checkpointing()
-
-    def add_lora(self, settings: LoraSettings) -> None:
-        """Freeze the networks and give each its adapters. Raises InputError as `add_adapters` does."""
-        for name, network in self._networks.items():
-            add_adapters(network, settings, self.lora_modules, (self.start.adapters or {}).get(name))
-
-    def save(self, folder: Path, *, merge: bool = False) -> Path:
-        """Save the networks or LoRAs in a folder, and return the path as every policy does.
-
-        A LoRA is merged into the weights with `merge`. It always is if diffusers couldn't load it, or if the weights
-        below it aren't the published ones (`start_from`): without them it would be of no use.
-        """
-        paths, parts = [], self.find_parts(self.folder, self.settings.variant)
-        files = [folder / file for file in lora_files(len(self._networks))]
-        for (name, network), file in zip(self._networks.items(), files, strict=True):
-            adapted = getattr(network, "peft_config", None)
-            if adapted and (merge or self.start.changes_any or not hasattr(self.pipeline_class, "save_lora_weights")):
-                # The weights below are read from disk: ranks that share them (ZeRO 3) don't hold them.
-                network = merged(parts[name], self._weights(parts[name]), network, self.precision)
-            elif adapted:
-                # The second network's adapters go by the first one's name: diffusers loads them into either.
-                save_adapters(network, self.pipeline_class, self.networks[0], file)
-                paths.append(file)
-                continue
-            network.save_pretrained(folder / name, safe_serialization=True)
-            paths.append(folder / name)
-        return paths[0] if len(paths) == 1 else folder
-
-    @property
-    def _networks(self) -> dict[str, Any]:
-        """The trained parts, by the pipeline's names."""
-        return {name: part for name in self.networks if (part := getattr(self.pipeline, name)) is not None}
 
     def check_size(self) -> None:
         """Raises InputError for a size that the model can't draw, and for a length in seconds, which sounds have."""

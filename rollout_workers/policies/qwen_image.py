@@ -5,8 +5,9 @@ from diffusers import QwenImagePipeline
 
 from ...proto.tree import Conditioning
 from .base import Network
+from .networks import JOINT_ATTENTION
 from .packing import unpacked
-from .pipeline import JOINT_ATTENTION, PipelinePolicy
+from .pipeline import PipelinePolicy
 
 
 class QwenImagePolicy(PipelinePolicy):

@@ -6,7 +6,8 @@ from diffusers import StableDiffusion3Pipeline
 from ...proto.errors import InputError
 from ...proto.tree import Conditioning
 from .base import Network
-from .pipeline import JOINT_ATTENTION, PipelinePolicy
+from .networks import JOINT_ATTENTION
+from .pipeline import PipelinePolicy
 
 
 class StableDiffusion3Policy(PipelinePolicy):

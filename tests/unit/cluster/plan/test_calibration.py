@@ -17,6 +17,7 @@ from branchgrpo.cluster.plan.flops import count_work
 from branchgrpo.cluster.plan.measuring import Batches, device_name, device_peak, measure, out_of_memory
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
+from branchgrpo.reward_service.interface import PerFrame
 from branchgrpo.rollout_workers.policies.load import load_policy
 from plain_diffusers import policy_of
 from support import ROOT, Settings
@@ -77,7 +78,7 @@ def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp
         return {"own": np.zeros(len(prompts))}
 
     peak, _ = device_peak(torch.device("cpu"), "float32")
-    found = {own.work: own for own in measure(policy, Batches(4, 2, 2, 3), work, peak, {"own": scorer})}
+    found = {own.work: own for own in measure(policy, Batches(4, 2, 2, {"own": 3}), work, peak, {"own": scorer})}
     assert list(found) == ["forward", "trained", "decode", "own"]
     assert {shape[1:] for shape in seen} == {(settings.policy.height, settings.policy.width, 3)}
     for own, largest in zip(found.values(), (4, 2, 2, 3), strict=True):
@@ -86,6 +87,21 @@ def test_every_kind_of_work_is_measured(family: str, run_settings: Settings, tmp
     assert found["own"].pace.utilisation is None
     assert found["trained"].pace.utilisation * found["trained"].pace.item * peak == pytest.approx(work.trained_row)
     assert all(parameter.grad is None for parameter in policy.network.parameters())
+
+
+def test_clips_are_scored_in_calls_as_runs_make(run_settings: Settings, tmp_path: Path) -> None:
+    """Of no more frames than the pool's pictures."""
+    settings = run_settings({"policy": policy_of("Wan 2.1", tmp_path / "pipeline").model_dump()})
+    calls: list[int] = []
+
+    def score(pictures: np.ndarray, prompts: list[str]) -> dict[str, np.ndarray]:
+        calls.append(len(pictures))
+        return {"own": np.zeros(len(prompts))}
+
+    policy = load_policy(settings.policy)
+    *_, own = measure(policy, Batches(1, 1, 1, {"own": 2}), None, 1e9, {"own": PerFrame(score)})
+    assert settings.policy.frames > max(calls) == 2
+    assert list(own.seconds) == [1, 2], "leaves"
 
 
 def test_batches_without_memory_end_a_measurement(run_settings: Settings) -> None:
@@ -98,12 +114,12 @@ def test_batches_without_memory_end_a_measurement(run_settings: Settings) -> Non
 
     policy = load_policy(run_settings().policy)
     for room in (1, 16):
-        *_, own = measure(policy, Batches(1, 1, 1, 64), None, 1e9, {"own": scorer})
+        *_, own = measure(policy, Batches(1, 1, 1, {"own": 64}), None, 1e9, {"own": scorer})
         assert max(own.seconds) == room
         assert own.pace.call + room * own.pace.item == pytest.approx(own.seconds[room])
     room = 0
     with pytest.raises(RuntimeError) as raised:
-        list(measure(policy, Batches(1, 1, 1, 64), None, 1e9, {"own": scorer}))
+        list(measure(policy, Batches(1, 1, 1, {"own": 64}), None, 1e9, {"own": scorer}))
     assert out_of_memory(raised.value)
     assert not out_of_memory(RuntimeError("shapes differ"))
 
