@@ -28,12 +28,12 @@ class Credit:
 
 
 def credit_of(tree: Tree, settings: RunSettings, iteration: int, noise: Sequence[float] = ()) -> Credit:
-    """Credit of a tree's edges, given the relative `noise` of every step; with `objective: nft`, of its leaves. A tree
-    that is left out has none."""
+    """Credit of a tree's edges, given the relative `noise` of every step; of its leaves, if those alone are learned
+    from. A tree that is left out has none."""
     if tree.left_out:
         return Credit(np.zeros(tree.schedule.nodes), np.zeros(tree.schedule.nodes))
     rewards = {name: reward.weight for name, reward in settings.training_rewards.items()}
-    if settings.learner.objective == "nft":
+    if settings.learner.learns_from_leaves:
         return leaf_credit(tree, rewards, settings.advantage)
     return tree_credit(tree, rewards, settings.advantage, settings.pruning, iteration, noise)
 

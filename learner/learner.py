@@ -27,8 +27,10 @@ from .credit import Credit, credit_of
 from .ema import WeightAverage
 from .engine import Engine
 from .export import export, save_weights
-from .nft import OldPolicy, leaf_rows, nft_loss, noised_batches
+from .leaf_objectives import leaf_objective
+from .leaf_rows import leaf_rows, noised_batches
 from .objective import kl_divergence, kl_weights, means_logprobs, predicted_means
+from .old_policy import OldPolicy
 from .reference import Reference
 from .rows import MicroBatch, Row, assemble, micro_batches, pick_rows
 from .tree_notes import TreeNotes
@@ -46,7 +48,7 @@ class _Update:
     """Which pass over its trees it is."""
     stats: UpdateStats = field(default_factory=UpdateStats)
     clipped: list[torch.Tensor] = field(default_factory=list)
-    """Number of clipped edges of each micro-batch, on the device."""
+    """Number of clipped edges (or leaves) of each micro-batch, on the device."""
     differences: list[torch.Tensor] = field(default_factory=list)
     """Maximum difference of each micro-batch's log-probabilities above and below the sampler's, float32 [2]."""
     strayed: list[torch.Tensor] = field(default_factory=list)
@@ -82,7 +84,6 @@ class Learner:
         self.engine = Engine(policy.network, settings.learner, settings.policy.precision, updates)
         decay = settings.learner.ema_decay
         self.average = None if decay is None else WeightAverage(decay, self.engine.master_weights())
-        self.learns_from_leaves = settings.learner.objective == "nft"
         self.old: OldPolicy | None = None
         """The policy that rollouts sample with, where it isn't always the trained one at an update."""
         if settings.learner.has_old_policy:
@@ -111,7 +112,7 @@ class Learner:
             self._update.notes = TreeNotes(below=self.settings.logging.recorded_trees(window.iteration))
         self._update.iteration = window.iteration
         self._update.stats.trees += len(window.trees)
-        if self.learns_from_leaves:
+        if self.settings.learner.learns_from_leaves:
             self._accumulate_leaves(window)
         else:
             self._accumulate_edges(window)
@@ -153,8 +154,9 @@ class Learner:
                 inputs = batch.states, batch.sigmas, batch.conditioning
                 new = self._velocity(*inputs)
                 sampler = old.velocity(*inputs) if old else new.detach()
-                loss = nft_loss(new, sampler, batch, settings.learner.nft.strength)
-                self._add_gradient(loss, len(batch.states))
+                objective = leaf_objective(new, sampler, batch, settings.learner)
+                self._update.clipped.append((objective.clipped & (batch.weights > 0)).sum())
+                self._add_gradient(objective.loss, len(batch.states))
         self._update.stats.note_pulls(credit.pulls for credit in credits)
         self._update.stats.rows += len(rows)
         self._update.stats.reference_rows += len(rows) if old else 0
@@ -192,7 +194,8 @@ class Learner:
         stats.recorded = update.notes.taken()
         stats.learning_rate = learning_rate
         if stats.edges:
-            if not self.learns_from_leaves:
+            stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
+            if not self.settings.learner.learns_from_leaves:
                 self._note_ratios(update)
                 if self.settings.learner.trust is not None:
                     strayed = self.engine.summed(torch.stack(update.strayed).sum()) / stats.edges
@@ -215,7 +218,6 @@ class Learner:
 
     def _note_ratios(self, update: _Update) -> None:
         stats = update.stats
-        stats.clip_fraction = self.engine.summed(torch.stack(update.clipped).sum()) / stats.edges
         differences = self.engine.largest(torch.stack(update.differences).amax(dim=0))
         if not torch.isfinite(differences).all():
             raise Diverged(f"a log-probability that the learner computed in iteration {update.iteration} isn't finite")

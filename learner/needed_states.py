@@ -5,7 +5,7 @@ from collections.abc import Iterator, Sequence
 from ..proto.settings import RunSettings
 from ..proto.tree import Tree, Window
 from .credit import credit_of
-from .nft import leaf_rows
+from .leaf_rows import leaf_rows
 from .rows import pick_rows, worked_on
 
 
@@ -27,7 +27,7 @@ def _rows(window: Window[Tree], settings: RunSettings, rank: int, ranks: int) ->
     noise = [1.0] * len(trees[0].schedule.steps)
     credits = [credit_of(tree, settings, window.iteration, noise) for tree in trees]
     skip, size = learner.skip_zero_advantage, learner.rows_per_micro_batch
-    if learner.objective == "nft":
+    if learner.learns_from_leaves:
         leaves = leaf_rows(trees, credits, settings.advantage.clip, learner.nft.noise_levels, skip=skip)
         position = {tree.number: i for i, tree in enumerate(trees)}
         for leaf in worked_on(leaves, size, rank, ranks):

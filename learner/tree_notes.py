@@ -10,7 +10,7 @@ from ..proto.learned_tree import EdgeState, LearnedTree
 from ..proto.tree import FloatArray, Tree
 from ..rollout_workers.kernels import grid_levels
 from .credit import Credit
-from .nft import LeafRow
+from .leaf_rows import LeafRow
 from .rows import EdgeName, Row
 
 Levels = Callable[[int], Sequence[float]]

@@ -26,7 +26,8 @@ class EdgeState(IntEnum):
 
 @dataclass(frozen=True)
 class LearnedTree:
-    """The figures of one tree, as the learner used them. With `objective: nft` leaves stand in the place of edges."""
+    """The figures of one tree, as the learner used them. Leaves stand in the place of edges if they alone are learned
+    from."""
 
     number: int
     values: FloatArray
@@ -41,7 +42,8 @@ class LearnedTree:
     """exp(new - old log-probability) of every trained edge before its update's step, float64 [nodes]; NaN where none
     was computed."""
     merits: FloatArray | None
-    """With `objective: nft`, how good every leaf is among those it is compared with, from 0 to 1, float64 [leaves]."""
+    """If leaves alone are learned from, how good each is among those it is compared with, from 0 to 1, float64
+    [leaves]."""
     sigmas: FloatArray
     """Noise level of every depth, float64 [depths]."""
 

@@ -192,7 +192,7 @@ def branch_grpo_mix(
 def nft(*, steps: int = 10, group: int = 24, ode_stride: int = 1) -> Schedule:
     """`group` independent samples, every step deterministic (DiffusionNFT, arXiv 2509.16117).
 
-    It is for `learner.objective: nft`, which learns from leaves alone.
+    It is for `learner.objective` nft and awm, which learn from leaves alone.
     """
     return tree_schedule(steps, kernel="ode", eta=0.0, roots=group, sde_steps=(), ode_stride=ode_stride)
 

@@ -675,13 +675,14 @@ class OptimizerSettings(Settings):
 
 
 class NftSettings(Settings):
-    """DiffusionNFT (arXiv 2509.16117): the objective of `learner.objective: nft`."""
+    """How leaves alone are learned from, with `learner.objective` nft (DiffusionNFT, arXiv 2509.16117) or awm
+    (advantage-weighted matching, arXiv 2509.25050)."""
 
     noise_levels: Annotated[int, Field(gt=0, le=1000)] = 2
     """Noise levels at which each leaf is learned from in an iteration: so many rows per leaf."""
     strength: PositiveFloat = 1.0
-    """beta of the paper: how far the policies that are pulled to good leaves and away from bad ones lie from the policy
-    that sampled. A smaller one takes larger steps."""
+    """beta of DiffusionNFT: how far the policies that are pulled to good leaves and away from bad ones lie from the
+    policy that sampled. A smaller one takes larger steps. `awm` has none."""
     old_decay: Annotated[float, Field(ge=0, lt=1)] = 0.0
     """Decay, per iteration, of the running average of the weights that rollouts sample with. 0: they sample with the
     newest weights."""
@@ -690,15 +691,16 @@ class NftSettings(Settings):
 class LearnerSettings(Settings):
     """From scored trees to new weights."""
 
-    objective: Literal["ratio", "nft"] = "ratio"
+    objective: Literal["ratio", "nft", "awm"] = "ratio"
     """What is learned from. `ratio`: from edges, by the clipped ratio of their probabilities (GRPO). `nft`: from leaves
-    alone, noised anew (DiffusionNFT): it needs no noisy step and no probability."""
+    alone, noised anew (DiffusionNFT): it needs no noisy step and no probability. `awm`: from the same leaves, by the
+    clipped ratio of how well the policy matches them (AWM)."""
     nft: NftSettings = NftSettings()
 
     passes: Annotated[int, Field(gt=0, le=1000)] = 1
     """Optimizer steps over the trees of each update, each with the gradient at the weights of the one before. More
     learn more from the same samples, as far as `clip_range` lets them. They take as many times longer, and keep the
-    update's trees in the learner's memory. `nft` noises its leaves anew in each."""
+    update's trees in the learner's memory. `nft` and `awm` noise their leaves anew in each."""
     trust: PositiveFloat | None = None
     """Mean |log ratio| over the edges of a pass beyond which an update ends: the passes that are left are dropped. A
     smaller one keeps the policy closer to the one that sampled. null: all passes are made."""
@@ -752,11 +754,16 @@ class LearnerSettings(Settings):
     optimizer: OptimizerSettings = OptimizerSettings()
 
     @property
+    def learns_from_leaves(self) -> bool:
+        """Whether leaves alone are learned from, in the place of edges."""
+        return self.objective != "ratio"
+
+    @property
     def old_policy_share(self) -> float:
         """Share of the rows that the learner also gives to the policy that rollouts sample with, which it keeps beside
-        the one that it trains. With `nft` these are all where that policy is an average, or else all but those of an
-        iteration's first step, for which the two are the same."""
-        if self.objective != "nft":
+        the one that it trains. Where leaves alone are learned from these are all, if that policy is an average, or else
+        all but those of an iteration's first step, for which the two are the same."""
+        if not self.learns_from_leaves:
             return 0.0
         return 1.0 if self.nft.old_decay else 1 - 1 / (self.updates_per_iteration * self.passes)
 

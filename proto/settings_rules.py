@@ -163,14 +163,14 @@ def graphs_stay_in_one_process(run: "RunSettings") -> Misfit:
 
 def some_step_is_trained(run: "RunSettings") -> Misfit:
     """At least one edge of a tree is trained, unless leaves alone are learned from."""
-    if run.learner.objective == "ratio" and not run.schedule.build().trained_edges:
+    if not run.learner.learns_from_leaves and not run.schedule.build().trained_edges:
         yield "schedule trains no step: give more steps, or splits, or sde_steps"
 
 
 def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
-    """The objective `nft` knows neither edges nor a reference, and keeps the old policy's weights whole."""
+    """Objectives of leaves know neither edges nor a reference, and keep the old policy's weights whole."""
     learner = run.learner
-    if learner.objective != "nft":
+    if not learner.learns_from_leaves:
         return
     needs = (
         (learner.kl_weight == 0, f"learner.kl_weight is {learner.kl_weight}"),
@@ -187,8 +187,8 @@ def leaves_are_learned_from_alone(run: "RunSettings") -> Misfit:
     for fits, misfit in needs:
         if not fits:
             yield (
-                "learner.objective 'nft' needs kl_weight 0, trust_region 'clip', no kept graphs, no pruning, ZeRO "
-                f"below 3, staleness 0 and, with old_decay on Ray, placement 'separate'; {misfit}"
+                f"learner.objective '{learner.objective}' needs kl_weight 0, trust_region 'clip', no kept graphs, no "
+                f"pruning, ZeRO below 3, staleness 0 and, with old_decay on Ray, placement 'separate'; {misfit}"
             )
 
 

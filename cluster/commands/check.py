@@ -179,7 +179,7 @@ def counted(settings: RunSettings) -> dict[str, tuple[float, float]]:
         "forward passes of the rollout": schedule.forward_passes,
         "edges": schedule.nodes - schedule.roots,
     }
-    if settings.learner.objective == "nft":
+    if settings.learner.learns_from_leaves:
         rows = passes * schedule.leaves * settings.learner.nft.noise_levels
         own["rows of the learner"] = rows
         if settings.learner.has_old_policy:

@@ -130,7 +130,7 @@ def _source(prices: Prices, calibration: Calibration) -> str:
     unknown, share = prices.unknown(), prices.trained_share
     lines += "".join(f". {model}: {_assumed(prices, model)}, assumed" for model in prices.scores_assumed())
     learner = settings.learner
-    if learner.objective == "ratio" and learner.skip_zero_advantage and not learner.kl_weight:
+    if not learner.learns_from_leaves and learner.skip_zero_advantage and not learner.kl_weight:
         lines += f". Of the rows that pruning leaves, {share:.0%} have an advantage"
         lines += " (assumed; `--from RUN` takes the share of a run)" if share == 1 else ""
     return lines + (f". Seconds of {', '.join(unknown)} aren't known, and left out" if unknown else "")

@@ -37,7 +37,7 @@ def rows_of(settings: RunSettings, iteration: int) -> float:
     """Expected rows of a tree in one iteration, counted from 1, if all orders of the leaves' scores are alike."""
     learner = settings.learner
     schedule = settings.schedule.build(iteration if settings.schedule.varies else 1, settings.seed)
-    if learner.objective == "nft":
+    if learner.learns_from_leaves:
         return learner.passes * schedule.leaves * learner.nft.noise_levels
     return learner.passes * _expected_rows(schedule, settings.pruning, iteration)
 

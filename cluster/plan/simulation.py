@@ -90,7 +90,7 @@ class Simulation:
         self.transport = transport
         self.colocated = settings.placement == "colocated"
         self.schedule, self.rows = settings.schedule.build(), costs.trained_share * learner_rows(settings)
-        self.by_leaves = settings.learner.objective == "nft"
+        self.by_leaves = settings.learner.learns_from_leaves
         self.shared = self.schedule.leaves if self.by_leaves else self.schedule.rows  # of a tree, among the ranks
         self.env = env = simpy.Environment()
         nodes = cluster.nodes(self.colocated)

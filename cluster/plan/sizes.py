@@ -86,7 +86,7 @@ def _rows(settings: RunSettings, prices: Prices) -> Numbers:
     trees = min(settings.rollout.trees_per_task, settings.prompts.per_iteration)
     leaves = trees * schedule.leaves
     learner = settings.learner
-    each = schedule.leaves * learner.nft.noise_levels if learner.objective == "nft" else schedule.rows
+    each = schedule.leaves * learner.nft.noise_levels if learner.learns_from_leaves else schedule.rows
     useful = {ROLLOUT: leaves, DECODE: leaves, LEARNER: math.ceil(learner.window_trees * each / ranks)}
     chosen: Numbers = {}
     for name in useful:  # the rollout's rows first, which bound those that are decoded

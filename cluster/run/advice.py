@@ -118,15 +118,19 @@ def _of_rewards(settings: RunSettings) -> Iterator[str]:
 
 def _of_learning(settings: RunSettings) -> Iterator[str]:
     advantage, optimizer, rollout = settings.advantage, settings.learner.optimizer, settings.rollout
-    if settings.learner.objective == "nft":
-        if _changed(settings.learner, "clip_range"):
+    objective = settings.learner.objective
+    if settings.learner.learns_from_leaves:
+        if objective == "nft" and _changed(settings.learner, "clip_range"):
             yield "learner.clip_range has no effect: learner.objective is 'nft', which has no ratio to clip"
+        if objective == "awm" and _changed(settings.learner.nft, "strength"):
+            yield "learner.nft.strength has no effect: learner.objective is 'awm'"
         for name in ("edge_weight", "noise_weight", "fusion", "fusion_beta"):
             if _changed(advantage, name):
-                yield f"advantage.{name} has no effect: learner.objective is 'nft', which learns from leaves alone"
+                leaves = f"learner.objective is '{objective}', which learns from leaves alone"
+                yield f"advantage.{name} has no effect: {leaves}"
     else:
         if _changed(settings.learner, "nft"):
-            yield f"learner.nft has no effect: learner.objective is '{settings.learner.objective}'"
+            yield f"learner.nft has no effect: learner.objective is '{objective}'"
         if advantage.fusion == "uniform" and _changed(advantage, "fusion_beta"):
             yield "advantage.fusion_beta has no effect: advantage.fusion is 'uniform'"
         if advantage.fusion != "uniform" and advantage.fusion_beta == 0:
@@ -137,8 +141,10 @@ def _of_learning(settings: RunSettings) -> Iterator[str]:
         yield f"learner.divergence_limit has no effect: learner.trust_region is '{settings.learner.trust_region}'"
     if not settings.learner.kl_weight and _changed(settings.learner, "kl_scale"):
         yield "learner.kl_scale has no effect: learner.kl_weight is 0"
-    if settings.learner.trust is not None and (settings.learner.passes == 1 or settings.learner.objective == "nft"):
-        reason = f"passes is {settings.learner.passes}" if settings.learner.passes == 1 else "objective is 'nft'"
+    if settings.learner.trust is not None and (settings.learner.passes == 1 or settings.learner.learns_from_leaves):
+        reason = (
+            f"passes is {settings.learner.passes}" if settings.learner.passes == 1 else f"objective is '{objective}'"
+        )
         yield f"learner.trust has no effect: learner.{reason}"
     updates = settings.iterations * settings.learner.updates_per_iteration
     if optimizer.warmup_updates >= updates:

@@ -102,7 +102,7 @@ def split_nodes(record: TreeRecord) -> set[int]:
 
 def edge_levels(record: TreeRecord) -> FloatArray:
     """What the edges into nodes are coloured by, from -1 to 1, float64 [nodes]: their advantages as shares of the
-    largest; with `nft`, of leaves their merits.
+    largest; where leaves alone are learned from, their merits.
     """
     if record.merit is None:
         return record.advantage / (float(np.abs(record.advantage).max()) or 1.0)

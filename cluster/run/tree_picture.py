@@ -30,7 +30,7 @@ BENDS = 17
 def tree_picture(record: TreeRecord) -> bytes:
     """The tree as PNG, from noise on the left to its leaves on the right, with their pictures and scores.
 
-    Edges are coloured by advantage, with `nft` those into leaves by merit. Strong ones are trained, thin ones
+    Edges are coloured by advantage, or those into leaves by merit. Strong ones are trained, thin ones
     deterministic; those that were pruned are dotted and have a cross, those that were skipped have a ring.
     """
     places = layout(record, picture_aspect(record))

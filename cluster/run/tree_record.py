@@ -39,7 +39,7 @@ class TreeRecord:
     prompt: str
     """The prompt with its fields, if it has any (`proto/prompt.py`)."""
     objective: str
-    """`learner.objective`: with `nft` the learner takes leaves in the place of edges."""
+    """`learner.objective`: with `nft` and `awm` the learner takes leaves in the place of edges."""
     parent: IntArray
     """Parent of every node, int64 [nodes]; -1 for roots. Nodes are numbered depth by depth, leaves last."""
     depth: IntArray
@@ -69,8 +69,8 @@ class TreeRecord:
     rewards: Mapping[str, FloatArray]
     """Scores of the leaves by reward, float64 [leaves]."""
     merit: FloatArray | None = None
-    """With `nft`, how good each leaf is among those it is compared with, from 0 to 1, float64 [leaves]; NaN where it
-    was skipped."""
+    """If leaves alone are learned from, how good each is among those it is compared with, in [0, 1], float64 [leaves];
+    NaN where it wasn't learned from."""
     pictures: Mapping[int, bytes] = field(default_factory=dict)
     """Pictures by node, as WebP, clips as animations: leaves, and of splits the clean state predicted there."""
     playable: Mapping[int, bytes] = field(default_factory=dict)

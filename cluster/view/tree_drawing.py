@@ -69,7 +69,7 @@ class Scale:
 
 
 def scale(record: TreeRecord) -> Scale:
-    """Advantages, as far as the largest goes; with `nft` the merits of leaves, from 0 to 1."""
+    """Advantages, as far as the largest goes; where leaves alone are learned from, their merits, from 0 to 1."""
     if record.merit is not None:
         return Scale("merit", "0", "1", edge_levels(record))
     largest = float(np.abs(record.advantage).max()) or 1.0

@@ -12,15 +12,17 @@ from support import assert_bit_equal, weights
 
 
 @pytest.mark.parametrize(
-    ("lora", "decay"), [(None, 0.0), (None, 0.5), ({"rank": 2}, 0.5)], ids=["full, no average", "full", "lora"]
+    ("objective", "lora", "decay"),
+    [("nft", None, 0.0), ("nft", None, 0.5), ("nft", {"rank": 2}, 0.5), ("awm", None, 0.5)],
+    ids=["full, no average", "full", "lora", "awm"],
 )
 def test_a_run_continues_and_exports_what_it_evaluates(
-    settings_in: Callable[..., RunSettings], tmp_path: Path, lora: dict[str, int] | None, decay: float
+    settings_in: Callable[..., RunSettings], tmp_path: Path, objective: str, lora: dict[str, int] | None, decay: float
 ) -> None:
     changes = {
         "schedule": {"method": "nft", "steps": 4, "group": 4},
         "advantage.normaliser": "group",
-        "learner.objective": "nft",
+        "learner.objective": objective,
         "learner.nft": {"old_decay": decay},
         "learner.lora": lora,
         "iterations": 2,

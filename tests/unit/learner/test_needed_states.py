@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from branchgrpo.learner.credit import credit_of
+from branchgrpo.learner.leaf_rows import leaf_rows, noised_batches
 from branchgrpo.learner.needed_states import needed_states
-from branchgrpo.learner.nft import leaf_rows, noised_batches
 from branchgrpo.learner.rows import micro_batches, pick_rows
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree, Window

@@ -9,8 +9,9 @@ import torch
 from branchgrpo.cluster.commands.check import counted
 from branchgrpo.learner.advantages import leaf_advantages
 from branchgrpo.learner.credit import leaf_credit
+from branchgrpo.learner.leaf_objectives import awm_objective, nft_loss
+from branchgrpo.learner.leaf_rows import NoisedLeaves, leaf_rows, noised, noised_batches
 from branchgrpo.learner.learner import Learner
-from branchgrpo.learner.nft import NoisedLeaves, leaf_rows, nft_loss, noised, noised_batches
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree, Window
@@ -58,21 +59,28 @@ def naive_gradient(settings: RunSettings, trees: list[Tree]) -> dict[str, torch.
             new = policy.velocity(x[None], torch.tensor([s]), conditioning)[0]
             with torch.no_grad():
                 before = old.velocity(x[None], torch.tensor([s]), conditioning)[0]
-            merit = 0.5 + 0.5 * z[row.leaf - tree.schedule.first_node[-2]] / 1.2
+            share = z[row.leaf - tree.schedule.first_node[-2]] / 1.2
             loss = 0.0
-            for factor, v in (
-                (merit, (1 - beta) * before + beta * new),
-                (1 - merit, (1 + beta) * before - beta * new),
-            ):
-                wrong = (x - s * v) - x0
-                loss = loss + factor * (wrong**2).mean() / wrong.detach().abs().mean()
+            if settings.learner.objective == "awm":
+                likely, likely_before = (-((v - (noise - x0)) ** 2).mean() for v in (new, before))
+                loss = -share * beta * (likely - likely_before).exp()  # beta is divided by below
+            else:
+                for factor, v in (
+                    (0.5 + 0.5 * share, (1 - beta) * before + beta * new),
+                    (0.5 - 0.5 * share, (1 + beta) * before - beta * new),
+                ):
+                    wrong = (x - s * v) - x0
+                    loss = loss + factor * (wrong**2).mean() / wrong.detach().abs().mean()
             (loss / beta / (len(z) * levels) / len(trees)).backward()
     return {name: parameter.grad for name, parameter in trainable(policy.network).items()}
 
 
-@pytest.mark.parametrize("strength", [1.0, 0.3])
-def test_the_gradient_is_that_of_a_naive_loop(run_settings: Settings, sample: Sample, strength: float) -> None:
-    settings = run_settings({**NFT, "learner.nft": {"strength": strength, "noise_levels": 3}})
+@pytest.mark.parametrize(("objective", "strength"), [("nft", 1.0), ("nft", 0.3), ("awm", 1.0)])
+def test_the_gradient_is_that_of_a_naive_loop(
+    run_settings: Settings, sample: Sample, objective: str, strength: float
+) -> None:
+    changes = {"learner.objective": objective, "learner.nft": {"strength": strength, "noise_levels": 3}}
+    settings = run_settings({**NFT, **changes})
     trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
     expected = naive_gradient(settings, trees)
     learner = Learner(load_policy(settings.policy), settings)
@@ -103,6 +111,41 @@ def test_with_the_old_policy_it_is_weighted_flow_matching() -> None:
         slope = -2 * s * wrong / wrong.abs().mean((1, 2), keepdim=True) / 6
         expected = (batch.weights * (2 * batch.merits - 1))[:, None, None] * slope
         torch.testing.assert_close(new.grad, expected)
+
+
+def test_awm_clips_the_ratio_of_how_leaves_are_matched() -> None:
+    """Row by row: the slope of the likelihood, times ratio and advantage; none where the ratio is out of range."""
+    torch.manual_seed(0)
+    leaves, noise, sigmas = torch.randn(40, 3, 2), torch.randn(40, 3, 2), 0.1 + 0.8 * torch.rand(40)
+    s = sigmas[:, None, None]
+    batch = NoisedLeaves((1 - s) * leaves + s * noise, sigmas, leaves, {}, torch.rand(40), torch.rand(40))
+    old = noise - leaves + 0.3 * torch.randn(40, 3, 2)
+    new = (old + 0.05 * torch.randn(40, 3, 2)).requires_grad_()
+    objective = awm_objective(new, old, batch, clip_range=0.005)
+    objective.loss.backward()
+    assert new.grad is not None
+    clipped = 0
+    for row, slope in enumerate(new.grad):
+        wrong, before = (v[row].detach().double() - (noise - leaves)[row].double() for v in (new, old))
+        ratio = float(((before**2).mean() - (wrong**2).mean()).exp())
+        advantage = 2 * float(batch.merits[row]) - 1
+        beyond = (ratio > 1.005 and advantage > 0) or (ratio < 0.995 and advantage < 0)
+        expected = 0 * wrong if beyond else float(batch.weights[row]) * advantage * ratio * 2 * wrong / 6
+        torch.testing.assert_close(slope.double(), expected, atol=1e-6, rtol=1e-4)
+        assert bool(objective.clipped[row]) == beyond
+        clipped += beyond
+    assert 0 < clipped < 40
+
+
+def test_awm_tells_how_many_leaves_were_clipped(run_settings: Settings, sample: Sample) -> None:
+    """None in an iteration's first update, whose policy has sampled the leaves."""
+    settings = run_settings({**NFT, "learner.objective": "awm", "learner.passes": 2, "learner.clip_range": 1e-9})
+    trees = sample(load_policy(settings.policy), settings.schedule.build(), prompts=("123", "45"))
+    twice = learned(Learner(load_policy(settings.policy), settings), trees)
+    once = learned(Learner(load_policy(settings.policy), run_settings({**NFT, "learner.objective": "awm"})), trees)
+    assert once.clip_fraction == 0
+    assert 0 < twice.clip_fraction <= 0.5
+    assert (once.reference_rows, twice.reference_rows) == (0, once.rows)
 
 
 @pytest.mark.parametrize("ranks", [2, 3, 5])
@@ -201,6 +244,10 @@ def test_an_average_that_is_given_up_isn_t_sampled_with(run_settings: Settings, 
         ({"learner.trust_region": "guard"}, "learner.trust_region is 'guard'"),
         ({"learner.zero_stage": 3}, "learner.zero_stage is 3"),
         ({"staleness": 1, "execution": "ray"}, "staleness is 1"),
+        (
+            {"learner.objective": "awm", "learner.keep_graph": True},
+            "learner.objective 'awm' needs .* learner.keep_graph is on",
+        ),
         ({"pruning": {"width": {"mode": "parent_top1"}}}, "pruning is on"),
         ({"learner.nft": {"old_decay": 0.5}, "execution": "ray", "placement": "colocated"}, "old_decay 0.5"),
         ({"learner.objective": "ratio"}, "schedule trains no step"),

@@ -7,8 +7,8 @@ import pytest
 import torch
 from branchgrpo.cluster.run.in_process import InProcessLoop
 from branchgrpo.learner.credit import credit_of
+from branchgrpo.learner.leaf_rows import leaf_rows, noised
 from branchgrpo.learner.learner import Learner
-from branchgrpo.learner.nft import leaf_rows, noised
 from branchgrpo.proto.settings import RunSettings
 from branchgrpo.proto.tree import Tree, Window
 from branchgrpo.proto.update_stats import UpdateStats
@@ -74,7 +74,7 @@ def test_each_pass_of_nft_has_noise_of_its_own(run_settings: Settings, sample: S
     assert len(pooled.unique(dim=0)) == len(pooled)
 
 
-@pytest.mark.parametrize("changes", [{}, NFT], ids=["ratio", "nft"])
+@pytest.mark.parametrize("changes", [{}, NFT, {**NFT, "learner.objective": "awm"}], ids=["ratio", "nft", "awm"])
 def test_a_run_with_passes_goes_on_bit_by_bit(changes: dict[str, Any], run_settings: Settings, tmp_path: Any) -> None:
     settings: RunSettings = run_settings(
         {"rewards": {"jpeg_compressibility": {}}, "learner.passes": 3, "iterations": 2, "threads": 1, **changes}

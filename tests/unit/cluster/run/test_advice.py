@@ -71,6 +71,10 @@ LATE = {
         ),
         ({"learner.divergence_limit": 1e-4}, "learner.divergence_limit has no effect: learner.trust_region is 'clip'"),
         ({"learner.kl_scale": "flow_grpo"}, "learner.kl_scale has no effect: learner.kl_weight is 0"),
+        (
+            {"learner.objective": "awm", "learner.nft": {"strength": 2.0}},
+            "learner.nft.strength has no effect: learner.objective is 'awm'",
+        ),
         ({"learner.nft": {"strength": 2.0}}, "learner.nft has no effect: learner.objective is 'ratio'"),
         (
             {"learner.objective": "nft", "learner.clip_range": 1e-4, "advantage.edge_weight": "depth"},
