@@ -26,9 +26,9 @@ def save_lora(policy: PipelinePolicy, folder: Path, form: Form, name: str) -> li
 
     Raises InputError for an architecture or a layer for which the form has no name.
     """
-    networks = [network for part in policy.networks if (network := getattr(policy.pipeline, part, None))]
+    networks = policy.loaded_networks
     files = [folder / f"{name}{file.removeprefix(LORA_STEM)}" for file in lora_files(len(networks))]
-    for file, network in zip(files, networks, strict=True):
+    for file, network in zip(files, networks.values(), strict=True):
         save_as(network, file, form)
     return files
 
