@@ -464,6 +464,10 @@ class JudgeSettings(Settings):
     sources: bool = False
     """Show the pictures that the policy started from (`prompts.picture_column`), in the result's size, before it, so
     that questions can compare them: "Is the dog of the first picture red in the last?"."""
+    opponents: PositiveInt | None = None
+    """Compare each leaf of a tree with others: it is shown before so many that follow it, and behind as many that
+    precede it, so that the order of the two doesn't count. Questions then ask whether the first is better, and the
+    score is the mean grade in a leaf's favour, 0.5 on average. null: each is shown alone."""
     concurrency: PositiveInt = 16
     """Maximum questions of a replica that wait for answers at once. More keep a large server busy."""
     cached_answers: PositiveInt = 100_000
@@ -528,6 +532,12 @@ class RewardSettings(Settings):
     samples."""
     timeout_seconds: PositiveSeconds = 50
     """Maximum seconds for one answer of the service at `url` or of the judge; then the request is sent again."""
+
+    @property
+    def compares(self) -> bool:
+        """Whether it compares the leaves of a tree: its mean is the same for every tree, and it scores no single
+        picture."""
+        return self.judge is not None and self.judge.opponents is not None
 
     @model_validator(mode="after")
     def _from_one_place(self) -> "RewardSettings":
@@ -978,6 +988,10 @@ class PoolsSettings(Settings):
     heartbeat_timeout_seconds: Annotated[float, Field(ge=20, le=MAX_SECONDS)] = 60
     """Seconds without a sign of life after which a process is killed and replaced. A short time finds hung processes
     sooner; slow calls may then be taken for hung ones."""
+
+    def of_reward(self, model: str) -> RewardPoolSettings:
+        """The pool of a reward model, whether or not the recipe says anything of it."""
+        return self.rewards.get(model, RewardPoolSettings())
 
 
 class RunSettings(Settings):

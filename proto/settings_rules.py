@@ -82,6 +82,34 @@ def judges_see_pictures_that_there_are(run: "RunSettings") -> Misfit:
             yield f"rewards.{name}.judge.sources is true, and prompts.picture_column is null: there is nothing to show"
 
 
+def compared_leaves_come_together(run: "RunSettings") -> Misfit:
+    """A reward that compares the leaves of a tree gets all of them in one request."""
+    leaves, trees = run.schedule.build().leaves, min(run.rollout.trees_per_task, run.prompts.per_iteration)
+    for name in (name for name, reward in run.rewards.items() if reward.compares):
+        reason = f"rewards.{name}.judge.opponents compares the {leaves} leaves of a tree, which must be scored together"
+        if automatic := {"rollout.trees_per_task", "rollout.max_batch_rows"} & {*run.automatic}:
+            yield f"{reason}; give a number for {min(automatic)}, which is auto"
+        if run.rollout.max_batch_rows < trees * leaves:
+            yield (
+                f"{reason}; rollout.max_batch_rows is {run.rollout.max_batch_rows}: it must be at least "
+                f"{trees * leaves}, the leaves of a task's {trees} trees (rollout.trees_per_task)"
+            )
+        if (most := run.pools.of_reward(name).batch_pictures) < leaves:
+            yield f"{reason}; pools.rewards.{name}.batch_pictures is {most}: it must be at least {leaves}"
+
+
+def comparisons_score_no_evaluation(run: "RunSettings") -> Misfit:
+    """A reward that compares the leaves of a tree gives every evaluation the same score."""
+    best, compared = run.checkpoint.keep_best, [name for name, reward in run.rewards.items() if reward.compares]
+    if only := [name for name in run.evaluation.rewards if name in compared]:
+        yield f"evaluation.rewards has '{only[0]}', which compares the leaves of a tree; evaluations have no trees"
+    if best and {best.reward or name for name, own in run.rewards.items() if own.weight} <= {*compared}:
+        yield (
+            f"checkpoint.keep_best chooses by '{best.reward or compared[0]}', which compares the leaves of a tree, and "
+            "gives all evaluations 0.5; name another reward (checkpoint.keep_best.reward)"
+        )
+
+
 def clips_are_rated_where_there_are_any(run: "RunSettings") -> Misfit:
     """VideoAlign rates motion."""
     for name, reward in run.rewards.items():
@@ -270,6 +298,8 @@ RULES: tuple[Callable[["RunSettings"], Misfit], ...] = (
     steps_are_as_many_as_their_levels,
     updates_divide_an_iteration,
     judges_see_pictures_that_there_are,
+    compared_leaves_come_together,
+    comparisons_score_no_evaluation,
     clips_are_rated_where_there_are_any,
     latents_are_read_by_own_code,
     evaluations_score_held_out_rewards,

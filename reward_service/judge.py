@@ -32,6 +32,7 @@ from ..proto.proxies import spare_local_addresses
 from ..proto.questions import questions
 from ..proto.scoring import NotAnswered, NotScored, checked_token
 from ..proto.settings import JudgeSettings
+from .comparisons import mean_shares, pairings
 from .interface import seen
 from .judge_limits import CONNECT_SECONDS, RETRIES
 
@@ -43,12 +44,14 @@ TOP = 20
 SHOWN = 200
 """Characters of an answer that an error message shows."""
 COMBINED: dict[str, Callable[[Sequence[float]], float]] = {"mean": fmean, "min": min}
-Key = tuple[str, str]
-"""A digest of what is shown, and the question about it."""
+View = tuple[str, ...]
+"""What is shown with a question: digests of frames, in order."""
+Key = tuple[View, str]
+"""What is shown, and the question about it."""
 
 
 class Judge:
-    """Asks the questions about each picture or clip, `concurrency` at a time, and keeps the answers.
+    """Asks the questions about each picture or clip, or about each two, `concurrency` at a time, and keeps the answers.
 
     Answers are floats from 0 to 1. A question that stays without one is an error: no score is invented.
     """
@@ -94,21 +97,29 @@ class Judge:
     def __call__(self, media: Media, prompts: Sequence[str]) -> Mapping[str, npt.NDArray[np.float64]]:
         """Raises InputError for a prompt without the fields that the questions name, NotScored for a question
         that is refused or wrongly answered, and NotAnswered if the endpoint gives no answer in all attempts."""
-        setting, wanted, shown = f"{self._setting}.questions", [], {}
-        for picture, prompt in zip(seen(media), prompts, strict=True):
-            frames = some_frames(picture, self._settings.frames)
-            if self._settings.sources:
-                frames = np.stack([*self._sources(prompt, frames.shape[1:3]), *frames])
+        shown: dict[str, npt.NDArray[np.uint8]] = {}
+
+        def note(frames: npt.NDArray[np.uint8]) -> str:
             digest = xxhash.xxh3_128_hexdigest(np.ascontiguousarray(frames).data) + str(frames.shape)
             shown[digest] = frames
-            wanted.append([(digest, one) for one in questions(self._settings.questions, prompt, setting)])
+            return digest
+
+        leaves, sources = [], []
+        for picture, prompt in zip(seen(media), prompts, strict=True):
+            frames = some_frames(picture, self._settings.frames)
+            given = pictures_of(prompt) if self._settings.sources else ()
+            sources.append([note(np.asarray(own.fitted(*frames.shape[1:3]))[None]) for own in given])
+            leaves.append(note(frames))
+        opponents, setting = self._settings.opponents, f"{self._setting}.questions"
+        pairs = pairings(prompts, opponents) if opponents else []
+        wanted = []
+        for first, *others in pairs if opponents else [(leaf,) for leaf in range(len(leaves))]:
+            view = (*sources[first], leaves[first], *(leaves[other] for other in others))
+            wanted.append([(view, one) for one in questions(self._settings.questions, prompts[first], setting)])
         answers = asyncio.run(self._ask_all(dict.fromkeys(chain.from_iterable(wanted)), shown))
         combined = COMBINED[self._settings.combine]
-        return {self._reward: np.array([combined([answers[key] for key in keys]) for keys in wanted])}
-
-    def _sources(self, prompt: str, size: tuple[int, ...]) -> list[npt.NDArray[np.uint8]]:
-        """The pictures that a prompt comes with, in the `size` of the one to be judged: height and width."""
-        return [np.asarray(picture.fitted(*size)) for picture in pictures_of(prompt)]
+        grades = [combined([answers[key] for key in keys]) for keys in wanted]
+        return {self._reward: mean_shares(pairs, grades, len(leaves)) if opponents else np.array(grades)}
 
     async def _ask_all(self, wanted: Iterable[Key], shown: Mapping[str, npt.NDArray[np.uint8]]) -> dict[Key, float]:
         slots = asyncio.Semaphore(self._settings.concurrency)
@@ -117,10 +128,11 @@ class Judge:
         async with openai.AsyncOpenAI(**self._access) as client:
 
             async def answer(key: Key) -> tuple[Key, float]:
-                digest, question = key
+                view, question = key
                 async with slots:
                     if key not in self._answers:
-                        self._answers[key] = await self._ask(client, urls(digest), question)
+                        pictures = list(chain.from_iterable(map(urls, view)))
+                        self._answers[key] = await self._ask(client, pictures, question)
                     return key, self._answers[key]
 
             return dict(await asyncio.gather(*map(answer, wanted)))

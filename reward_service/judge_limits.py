@@ -17,6 +17,6 @@ def longest_request(judge: JudgeSettings, timeout: float, pictures: int) -> floa
     It waits for one batch and is answered with the next. A batch goes in rounds of `concurrency` questions, and a
     question takes `timeout` seconds at most in each attempt. A question with a list counts as one.
     """
-    rounds = math.ceil(pictures * len(judge.questions) / judge.concurrency)
+    rounds = math.ceil(pictures * (judge.opponents or 1) * len(judge.questions) / judge.concurrency)
     question = (RETRIES + 1) * (CONNECT_SECONDS + timeout) + RETRIES * MAX_WAIT
     return 2 * rounds * question

@@ -42,7 +42,9 @@ class Replica:
         name, own = next(iter(rewards.items()))
         self._scorer, self._reads = load_scorer(name, own, settings.threads), own.reads
         size, wait = settings.batch_pictures, settings.batch_wait_seconds
-        self._batches = Batches(self._batch, *((1, 0) if settings.deterministic else (size, wait)))
+        # What compares the leaves of a tree must not see those of another one with the same prompt.
+        alone = settings.deterministic or own.compares
+        self._batches = Batches(self._batch, *((1, 0) if alone else (size, wait)))
 
     async def score(self, media: Media, prompts: Sequence[str], id: str, order: ProfileOrder | None = None) -> Scored:
         """The model's rewards of one request, or why it can't be scored. With `order`, its batch is profiled."""

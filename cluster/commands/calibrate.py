@@ -16,7 +16,7 @@ from ...proto.prompts import first_prompt
 from ...proto.settings import RunSettings
 from ...proto.settings_errors import changed_settings
 from ...reward_service.interface import reading
-from ...reward_service.scorers import DEFAULT_POOL, load_scorer, reward_models
+from ...reward_service.scorers import load_scorer, reward_models
 from ..plan.calibration import FORWARD, TRAINED, Calibration, calibration_file
 from ..plan.crowding import measure_slowdown
 from ..plan.flops import Work, count_work
@@ -132,10 +132,9 @@ def _with_room(settings: RunSettings, found: Iterable[Measured]) -> RunSettings:
 
 def calibration_batches(settings: RunSettings) -> Batches:
     """The largest batches of a recipe."""
-    pools = settings.pools.rewards
     return Batches(
         forward=settings.rollout.max_batch_rows,
         trained=settings.learner.rows_per_micro_batch,
         decode=settings.rollout.decode_batch,
-        score={model: pools.get(model, DEFAULT_POOL).batch_pictures for model in reward_models(settings.rewards)},
+        score={model: settings.pools.of_reward(model).batch_pictures for model in reward_models(settings.rewards)},
     )

@@ -160,7 +160,7 @@ def given_pools(settings: RunSettings) -> dict[str, RewardPoolSettings]:
     """Reward model -> its pool, as the recipe gives it or by default, with the CPUs of each replica."""
     pools = {}
     for model, rewards in reward_models(settings.rewards).items():
-        pool = settings.pools.rewards.get(model, RewardPoolSettings())
+        pool = settings.pools.of_reward(model)
         light = all(reward.function or reward.url or reward.judge for reward in rewards.values())
         cpus = pool.cpus if pool.cpus is not None else LIGHT_CPUS if light else 1.0
         pools[model] = pool.model_copy(update={"cpus": cpus})

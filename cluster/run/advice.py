@@ -104,6 +104,11 @@ def _of_pruning(settings: RunSettings) -> Iterator[str]:
 
 def _of_rewards(settings: RunSettings) -> Iterator[str]:
     for name, reward in settings.rewards.items():
+        if reward.compares:
+            yield (
+                f"rewards.{name} compares the leaves of a tree: its mean is always 0.5, in evaluations too; watch "
+                "another reward beside it (weight 0)"
+            )
         place = next((place for place in ("function", "url", "judge") if getattr(reward, place) is not None), None)
         if place:
             reason = f"rewards.{name}.{place} gives the scores, and reads no such file"

@@ -17,7 +17,7 @@ from ...proto.media import Media, Pictures, joined
 from ...proto.prompt import identity
 from ...proto.schedule import ode_schedule
 from ...proto.scoring import ScoreRequest
-from ...proto.settings import PolicySettings, RunSettings
+from ...proto.settings import JudgeSettings, PolicySettings, RunSettings
 from ...proto.tree import FloatArray, Task
 from ...reward_service.scorers import Scorers
 from ...rollout_workers.diversity import Diversity
@@ -124,11 +124,19 @@ def made_with(settings: RunSettings, prompts: Sequence[str]) -> dict[str, str]:
     scorers = {
         name: reward.model_dump(mode="json", exclude=OF_NO_EFFECT["reward"])
         | {"url": reward.url is not None}  # a service may move
-        | ({"judge": judge.model_dump(mode="json", exclude=OF_NO_EFFECT["judge"])} if (judge := reward.judge) else {})
+        | (
+            {"judge": judge.model_dump(mode="json", exclude=OF_NO_EFFECT["judge"], exclude_none=True)}
+            if (judge := reward.judge)
+            else {}
+        )
         | ({"reads": reward.reads} if reward.reads != "media" else {})
         for name, reward in settings.rewards.items()
     }
     return {name: short_name([pictures, name, scorer]) for name, scorer in scorers.items()}
+
+
+def _asked(judge: JudgeSettings) -> dict[str, Any]:
+    return judge.model_dump(mode="json", exclude=OF_NO_EFFECT["judge"], exclude_none=True)
 
 
 def evaluation_file(line: Mapping[str, Any]) -> str:

@@ -103,7 +103,8 @@ def _means(metrics: Sequence[Line], name: str) -> list[tuple[int, float]]:
 
 def _flat(metrics: Sequence[Line], name: str, weight: float) -> Alarm | None:
     means = [mean for mean in column(metrics, "rewards", name, "mean") if mean is not None]
-    if len(means) < MIN_ITERATIONS:
+    # A reward that compares the leaves of trees has the same mean always, and it can't rise.
+    if len(means) < MIN_ITERATIONS or max(means) - min(means) < EQUAL_SPREAD:
         return None
     size = max(WINDOW, len(means) // 4)
     before, now = means[:size], means[-size:]

@@ -116,6 +116,26 @@ def test_pictures_that_the_policy_started_from_are_shown_first(endpoint: Endpoin
     assert len(set(found)) == len(endpoint.requests) == 4
 
 
+def test_leaves_of_a_prompt_are_compared_both_ways(endpoint: Endpoint, url: str) -> None:
+    asks = judge(url, opponents=2, questions=["Is this a dog ?"])
+    found = asks(MEDIA, [PROMPTS[0]] * 3 + [PROMPTS[1]])["faithful"]
+    first = [[share_of_yes(endpoint, [MEDIA[i], MEDIA[j]], "Is this a dog ?") for j in range(3)] for i in range(3)]
+    expected = [
+        np.mean([share for j in range(3) if j != i for share in (first[i][j], 1 - first[j][i])]) for i in range(3)
+    ]
+    np.testing.assert_allclose(found, [*expected, 0.5], rtol=1e-6)
+    assert len(endpoint.requests) == 6
+    assert np.ptp(found) > 0.001
+
+
+def test_trees_with_the_same_prompt_are_not_compared(endpoint: Endpoint, url: str) -> None:
+    replica = replica_of(settings(url, opponents=3, questions=["Is this a dog ?"]))
+    halves = [Media(MEDIA[:2]), Media(MEDIA[2:])]
+    replies = at_once(replica.score(half, PROMPTS[:1] * 2, id) for half, id in zip(halves, "ab", strict=True))
+    assert len(endpoint.requests) == 4
+    assert [float(reply.scores["faithful"].sum()) for reply in replies] == pytest.approx([1.0, 1.0])
+
+
 @pytest.mark.parametrize(
     "changes",
     [
@@ -336,13 +356,17 @@ def test_a_page_that_is_no_answer_is_no_score(
     assert not failure.value.final
 
 
-def test_a_run_keeps_the_key_of_its_judge_to_itself(endpoint: Endpoint, url: str, run_settings: Settings) -> None:
-    own = settings(url, questions=["Is this {prompt} ?"])
+@pytest.mark.parametrize("opponents", [None, 2], ids=["alone", "compared"])
+def test_a_run_keeps_the_key_of_its_judge_to_itself(
+    endpoint: Endpoint, url: str, run_settings: Settings, opponents: int | None
+) -> None:
+    own = settings(url, questions=["Is this {prompt} ?"], opponents=opponents)
     rewards = {"faithful": own.model_dump(exclude_defaults=True)}
     changes = {"rewards": rewards, "iterations": 1, "evaluation.prompts": 1}
     run = train(run_settings(changes), RunDisplay(Console(quiet=True)))
     line = json.loads((run / "metrics.jsonl").read_text())
     assert 0 < line["rewards"]["faithful"]["mean"] < 1
+    assert (line["rewards"]["faithful"]["mean"] == pytest.approx(0.5, abs=1e-9)) == (opponents is not None)
     assert line["edges"] > 0
     assert VARIABLE in (run / "recipe.yaml").read_text()
     assert not [file for file in run.rglob("*") if file.is_file() and KEY.encode() in file.read_bytes()]

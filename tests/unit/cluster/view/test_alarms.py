@@ -38,6 +38,8 @@ def test_a_run_that_learns_is_told_of_nothing() -> None:
 def test_a_reward_that_stays_where_it_was_is_flat() -> None:
     noise = [0.02, -0.02, 0.01, -0.01]
     assert titles(lambda number: {"rewards": {"ocr": reward(0.5 + noise[number % 4])}}) == [(40, "The reward is flat")]
+    compared = titles(lambda number: {"rewards": {"ocr": reward(0.5 + 1e-12 * (number % 2))}})
+    assert compared == [], "a reward that compares the leaves of trees can't rise"
 
 
 def test_leaves_with_equal_scores_teach_nothing() -> None:
