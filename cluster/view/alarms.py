@@ -80,9 +80,9 @@ def _fallen(metrics: Sequence[Line], evaluations: Sequence[Line], name: str, wei
     """An alarm if a reward has fallen: on held-out prompts, which stay the same, else on the sampled ones."""
     course = [(line["iteration"], value) for line in evaluations if (value := number(line.get(name))) is not None]
     where = "on held-out prompts " if course else ""
-    course = course or _means(metrics, name)
+    course, limit = course or _means(metrics, name), 0.5 * _deviation(metrics, name)
     for at, value in course:
-        if (course[0][1] - value) * (1 if weight > 0 else -1) > 0.5 * _deviation(metrics, name):
+        if (course[0][1] - value) * (1 if weight > 0 else -1) > limit:
             return Alarm(
                 at,
                 "The reward has fallen",
@@ -148,7 +148,7 @@ def _move(metrics: Sequence[Line], name: str, direction: float) -> list[float]:
 
 def _deviation(metrics: Sequence[Line], name: str) -> float:
     """Standard deviation of the leaves' rewards at the beginning."""
-    begun = [std for std in column(metrics, "rewards", name, "std")[:WINDOW] if std is not None]
+    begun = [std for std in column(metrics[:WINDOW], "rewards", name, "std") if std is not None]
     return max(fmean(begun), EQUAL_SPREAD) if begun else 1.0
 
 

@@ -107,3 +107,25 @@ def test_clipping_of_most_edges_is_told_of_when_it_lasts() -> None:
 def test_lines_without_figures_raise_no_alarm(broken: dict[str, Any]) -> None:
     metrics = [{"iteration": number, **broken} for number in range(1, 30)]
     assert alarms(metrics, metrics, WEIGHTS, None) == []
+
+
+@pytest.mark.parametrize("evaluated", [False, True])
+def test_each_line_is_looked_at_a_few_times(evaluated: bool) -> None:
+    """However many iterations there are: a run may have thousands, and its page is made again after each."""
+    looks = 0
+
+    class Counted(dict[str, Any]):
+        def get(self, key: str, default: Any = None) -> Any:
+            nonlocal looks
+            looks += 1
+            return super().get(key, default)
+
+    def looks_at(iterations: int) -> float:
+        nonlocal looks
+        looks = 0
+        metrics = [Counted(line(number, **rising(number))) for number in range(1, iterations + 1)]
+        evaluations = [{"iteration": number, "ocr": 0.5} for number in range(evaluated * iterations)]
+        alarms(metrics, evaluations, WEIGHTS, clip_range=1e-2)
+        return looks / iterations
+
+    assert looks_at(200) == pytest.approx(looks_at(100), rel=0.1)
