@@ -37,7 +37,7 @@ class Chart:
             {
                 "name": name,
                 "y": _short(y),
-                "mode": "lines+markers" if dots else "lines",
+                "mode": "lines+markers" if dots else _mode(y),
                 "line": {"color": COLOURS[colour % len(COLOURS)], "width": 1.6, **({"dash": "dot"} if dots else {})},
                 "marker": {"size": 6},
                 **({} if x is None else {"x": _short(x)}),
@@ -61,7 +61,7 @@ class Chart:
             {
                 "name": name,
                 "y": _short(y),
-                "mode": "lines",
+                "mode": _mode(y),
                 "stackgroup": "all",
                 "line": {"width": 0.8, "color": shade},
                 "fillcolor": shade + "99",
@@ -83,3 +83,8 @@ class Chart:
 def _short(values: Values) -> list[float | None]:
     """Values in six digits: more can't be seen, and would double the page."""
     return [None if value is None else float(f"{value:.6g}") for value in values]
+
+
+def _mode(y: Values) -> str:
+    """How a curve is drawn: a single value, which makes no line, as a dot."""
+    return "lines+markers" if sum(value is not None for value in y) == 1 else "lines"

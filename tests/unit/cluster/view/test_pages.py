@@ -280,3 +280,18 @@ def test_pages_of_an_earlier_version_are_not_kept(
     assert run.stamp() == before
     monkeypatch.setattr("branchgrpo.cluster.view.runs.version", lambda: "another")
     assert run.stamp() != before
+
+
+def test_a_single_value_is_drawn_as_a_dot(make_run: Make, client: TestClient) -> None:
+    """A line needs two."""
+    folder = make_run("one", iterations=1, cpu_seconds={"rollout": 1.0})
+    modes = {
+        (title, one["name"]): one["mode"]
+        for title, figure in charts(client.get("/overview/one").text).items()
+        for one in figure["traces"]
+        if one.get("showlegend", True)
+    }
+    assert set(modes.values()) == {"lines+markers"}, modes
+    with (folder / "metrics.jsonl").open("a") as file:
+        file.write(json.dumps(line(2)) + "\n")
+    assert trace(client.get("/overview/one").text, "Diversity", "diversity")["mode"] == "lines"
