@@ -69,10 +69,13 @@ def reward_charts(
     made = []
     for index, name in enumerate(names):
         weight = weighted.get(name, 0.0)
-        role = f"It is trained on, with weight {weight:g}" if weight else "It is only watched"
-        about = f"Of the sampled leaves: mean, and minimum to maximum. Of held-out prompts: mean. {role}."
+        sampled = any(value is not None for value in column(metrics, "rewards", name, "mean"))
+        leaves = "Of the sampled leaves: mean, and minimum to maximum. " if sampled or not metrics else ""
+        watched = "It is only watched" if leaves else "It is scored in evaluations alone"
+        role = f"It is trained on, with weight {weight:g}" if weight else watched
+        about = f"{leaves}Of held-out prompts: mean. {role}."
         chart = Chart(name, about, column(metrics, "iteration"), marks=marks, name=f"reward-{name}")
-        if any(value is not None for value in column(metrics, "rewards", name, "mean")):
+        if sampled:
             low, high = (column(metrics, "rewards", name, end) for end in ("min", "max"))
             chart.band("leaves", low, high, index)
             chart.line("leaves", column(metrics, "rewards", name, "mean"), index)

@@ -295,3 +295,13 @@ def test_a_single_value_is_drawn_as_a_dot(make_run: Make, client: TestClient) ->
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(json.dumps(line(2)) + "\n")
     assert trace(client.get("/overview/one").text, "Diversity", "diversity")["mode"] == "lines"
+
+
+def test_a_reward_of_evaluations_alone_is_told(make_run: Make, client: TestClient) -> None:
+    folder = make_run("one", rewards={"ocr": {"mean": 0.5, "std": 0.3, "min": 0.0, "max": 1.0}})
+    about = dict(re.findall(r"<h3>(.*?)</h3><p class=\"about\">(.*?)</p>", client.get("/overview/one").text))
+    assert about["ocr"].endswith("It is trained on, with weight 1.")
+    assert about["ocr_exact"] == "Of held-out prompts: mean. It is scored in evaluations alone."
+    (folder / "metrics.jsonl").unlink()
+    about = dict(re.findall(r"<h3>(.*?)</h3><p class=\"about\">(.*?)</p>", client.get("/overview/one").text))
+    assert about["ocr_exact"].endswith("It is only watched.")
