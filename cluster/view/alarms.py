@@ -115,9 +115,9 @@ def _flat(metrics: Sequence[Line], name: str, weight: float) -> Alarm | None:
     return Alarm(
         last,
         "The reward is flat",
-        f"{name} has not risen in {last} iterations: {fmean(before):.3f} in the first {size}, {fmean(now):.3f} in the "
-        f"last {size}. If ratios stay at 1 to four digits, raise the learning rate. If most edges are skipped, leaves "
-        "get equal scores: raise schedule.eta, or the leaves for each prompt.",
+        f"{name} has not risen in {last} iterations: {figure(fmean(before))} in the first {size}, "
+        f"{figure(fmean(now))} in the last {size}. If ratios stay at 1 to four digits, raise the learning rate. If "
+        "most edges are skipped, leaves get equal scores: raise schedule.eta, or the leaves for each prompt.",
     )
 
 

@@ -305,3 +305,11 @@ def test_a_reward_of_evaluations_alone_is_told(make_run: Make, client: TestClien
     (folder / "metrics.jsonl").unlink()
     about = dict(re.findall(r"<h3>(.*?)</h3><p class=\"about\">(.*?)</p>", client.get("/overview/one").text))
     assert about["ocr_exact"].endswith("It is only watched.")
+
+
+def test_a_small_gain_is_not_rounded_away(make_run: Make, client: TestClient) -> None:
+    folder = make_run("one")
+    lines = [{"iteration": number, "ocr": value, "ocr_exact": 0.5} for number, value in ((0, 2e-4), (3, 5e-4))]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    rows = re.findall(r"<tr><td>(ocr.*?)</td>.*?<td class=\"n\">([^<]*)</td></tr>", client.get("/overview/one").text)
+    assert rows == [("ocr", "+0.0003"), ("ocr_exact", "+0.000")]
