@@ -6,7 +6,7 @@ from markupsafe import Markup
 
 from ...proto.errors import InputError
 from .charts import Chart
-from .figures import NO_REWARDS, Line, column, courses, thinned
+from .figures import NO_REWARDS, Line, alike, column, courses, thinned
 from .pages import Asked, render
 from .recipe_page import flat
 from .runs import Run
@@ -24,7 +24,7 @@ def compare(runs: Sequence[Run], asked: Asked) -> Markup:
     if over not in (known := list(courses([]))):
         raise InputError(f"over is '{over[:40]}'; there is {', '.join(known)}")
     metrics = {run: run.iterations("metrics") for run in runs}
-    evaluations = {run: run.iterations("evaluations") for run in runs}
+    evaluations = {run: alike(run.iterations("evaluations")) for run in runs}
     names = list(dict.fromkeys(name for run in runs for name in _rewards(evaluations[run], metrics[run])))
     charts = []
     for name in names:

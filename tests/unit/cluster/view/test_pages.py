@@ -313,3 +313,14 @@ def test_a_small_gain_is_not_rounded_away(make_run: Make, client: TestClient) ->
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     rows = re.findall(r"<tr><td>(ocr.*?)</td>.*?<td class=\"n\">([^<]*)</td></tr>", client.get("/overview/one").text)
     assert rows == [("ocr", "+0.0003"), ("ocr_exact", "+0.000")]
+
+
+def test_compared_evaluations_were_made_alike(make_run: Make, client: TestClient) -> None:
+    """Others would be joined by a line, and the same iteration stand there twice."""
+    folder = make_run("one")
+    make_run("two")
+    ways = [(0, 0.9, "a"), (2, 0.95, "a"), (2, 0.25, "b"), (3, 0.5, "b")]
+    lines = [{"iteration": number, "ocr": value, "made_with": {"ocr": way}} for number, value, way in ways]
+    (folder / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+    curve = trace(client.get("/compare?run=one&run=two").text, "ocr, held-out prompts", "one")
+    assert (curve["x"], curve["y"]) == ([2, 3], [0.25, 0.5])
