@@ -1,7 +1,5 @@
 """The statuses of runs as tables in the terminal."""
 
-import json
-import textwrap
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,7 +12,7 @@ from rich.table import Table
 from rich.text import Text
 
 from ..run.state import view_command
-from ..run.status import RunStatus
+from ..run.status import RunStatus, describe
 
 LITTLE_BYTES = 2**30
 """Free disk below which a status tells of it."""
@@ -125,9 +123,5 @@ def _rewards(means: dict[str, float]) -> str:
 
 def _change(change: dict[str, Any]) -> str:
     """A line of changes.jsonl."""
-    if "setting" in change:
-        before, now = (textwrap.shorten(json.dumps(change.get(key)), 60) for key in ("before", "now"))
-        return f"{change['setting']} from {before} to {now}, from iteration {change.get('iteration')} on"
-    if "went_back_from" in change:
-        return f"went back from iteration {change['went_back_from']} to {change.get('to')}"
-    return ", ".join(f"{key} {value}" for key, value in change.items())
+    since = "" if "went_back_from" in change else f", from iteration {change.get('iteration')} on"
+    return describe(change) + since

@@ -3,10 +3,12 @@
 import json
 import os
 import shutil
+from collections.abc import Mapping
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
 from statistics import median
+from textwrap import shorten
 from typing import Any
 
 from .checkpoints import numbered
@@ -110,6 +112,25 @@ def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: lis
             others = ("iteration", "made_with")
             run.held_out = {name: mean for name, mean in evaluations[-1].items() if name not in others}
             run.held_out_iteration = evaluations[-1]["iteration"]
+
+
+def describe(change: Mapping[str, Any]) -> str:
+    """A line of changes.jsonl in words."""
+    if "went_back_from" in change:
+        return f"went back from iteration {change['went_back_from']} to {change.get('to')}"
+    if "fell_from" in change:
+        before, now = (_digits(change.get(key), ".3f") for key in ("fell_from", "to"))
+        return (
+            f"held-out reward fell from {before} to {now}: weights of iteration {change.get('best')} again, "
+            f"{_digits(change.get('pace'), 'g')} times the learning rate"
+        )
+    before, now = (shorten(json.dumps(change.get(key)), 60, placeholder="…") for key in ("before", "now"))
+    return f"{change.get('setting')}: {before} → {now}"
+
+
+def _digits(value: Any, form: str) -> str:
+    """A number in this form; anything else, in a damaged line, as it is."""
+    return format(value, form) if isinstance(value, int | float) else str(value)
 
 
 def _last_lines(path: Path, count: int) -> list[dict[str, Any]]:

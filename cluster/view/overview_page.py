@@ -1,10 +1,8 @@
 """The section of a run's curves, of what is wrong with them, and of its checkpoints."""
 
-import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from itertools import groupby
-from textwrap import shorten
 from typing import Any
 
 from markupsafe import Markup
@@ -12,6 +10,7 @@ from markupsafe import Markup
 from ...proto.errors import InputError
 from ..run.evaluation import MADE_WITH
 from ..run.folder import RunFolder
+from ..run.status import describe
 from .alarms import alarms
 from .charts import Chart
 from .figures import NO_REWARDS, Line, alike, column, number, weights
@@ -170,19 +169,6 @@ def changes(run: Run) -> dict[int, str]:
     for line in run.iterations("changes"):
         found.setdefault(line["iteration"], []).append(describe(line))
     return {iteration: ", ".join(texts) for iteration, texts in found.items()}
-
-
-def describe(change: Line) -> str:
-    """A line of changes.jsonl in words."""
-    if "went_back_from" in change:
-        return f"went back from iteration {change['went_back_from']} to {change.get('to')}"
-    if "fell_from" in change:
-        return (
-            f"held-out reward fell from {change['fell_from']:.3f} to {change.get('to'):.3f}: weights of iteration "
-            f"{change.get('best')} again, {change.get('pace'):g} times the learning rate"
-        )
-    before, now = (shorten(json.dumps(change.get(key)), 60, placeholder="…") for key in ("before", "now"))
-    return f"{change.get('setting')}: {before} → {now}"
 
 
 def checkpoints(run: Run, evaluations: Sequence[Line], names: Sequence[str]) -> list[Checkpoint]:

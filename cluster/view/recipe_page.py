@@ -6,7 +6,7 @@ from typing import Any
 
 from markupsafe import Markup
 
-from .overview_page import describe
+from ..run.status import describe
 from .pages import Asked, Links, render
 from .runs import Run
 

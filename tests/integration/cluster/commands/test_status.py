@@ -225,9 +225,11 @@ def test_the_command_lists_runs_and_finds_one_by_its_name(
     assert "held-out       ocr 0.600 (after iteration 2)" in shown
     folder.append("changes", {"iteration": 4, "setting": "learner.kl_weight", "before": 0.0, "now": 0.1})
     folder.append("changes", {"iteration": 3, "went_back_from": 5, "to": 2})
+    folder.append("changes", {"iteration": 7, "fell_from": 2 / 3, "to": 1 / 3, "best": 4, "pace": 0.5})
     shown = call("run")
-    assert "changed        learner.kl_weight from 0.0 to 0.1, from iteration 4 on" in shown
+    assert "changed        learner.kl_weight: 0.0 → 0.1, from iteration 4 on" in shown
     assert "changed        went back from iteration 5 to 2" in shown
+    assert "changed        held-out reward fell from 0.667 to 0.333: weights of iteration 4 again" in shown
 
 
 @pytest.mark.parametrize(

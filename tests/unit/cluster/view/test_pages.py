@@ -324,3 +324,14 @@ def test_compared_evaluations_were_made_alike(make_run: Make, client: TestClient
     (folder / "evaluations.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
     curve = trace(client.get("/compare?run=one&run=two").text, "ocr, held-out prompts", "one")
     assert (curve["x"], curve["y"]) == ([2, 3], [0.25, 0.5])
+
+
+@pytest.mark.parametrize("damage", [{"fell_from": None}, {"to": "x"}, {"pace": []}, {"best": None}])
+def test_a_damaged_fall_leaves_the_rest_to_see(make_run: Make, client: TestClient, damage: dict[str, Any]) -> None:
+    folder = make_run("one")
+    fall = {"iteration": 2, "time": "now", "fell_from": 0.5, "to": 0.25, "best": 1, "pace": 0.5}
+    (folder / "changes.jsonl").write_text(json.dumps(fall) + "\n")
+    assert "held-out reward fell from 0.500 to 0.250: weights of iteration 1 again" in client.get("/recipe/one").text
+    (folder / "changes.jsonl").write_text(json.dumps(fall | damage) + "\n")
+    for section in ("overview", "recipe"):
+        assert "held-out reward fell from" in client.get(f"/{section}/one").text
