@@ -100,18 +100,23 @@ def status_of(folder: Path) -> RunStatus:
 
 def _add_figures(run: RunStatus, metrics: list[dict[str, Any]], evaluations: list[dict[str, Any]]) -> None:
     """Add what the newest lines of both files tell."""
-    with suppress(KeyError, TypeError):  # lines of another version
+    with suppress(KeyError, TypeError, AttributeError):  # lines of another version
         if metrics:
             newest = metrics[-1]
-            run.iteration, run.iteration_ended = newest["iteration"], newest["started"] + newest["seconds"]
-            run.rewards = {name: values["mean"] for name, values in newest["rewards"].items()}
+            run.iteration = newest["iteration"]
+            run.iteration_ended = newest["started"] + newest["seconds"]
+            run.rewards = _numbers({name: values["mean"] for name, values in newest["rewards"].items()})
             run.seconds_per_iteration = median(line["seconds"] for line in metrics)
             if run.live and run.iterations:
                 run.seconds_left = (run.iterations - run.iteration) * run.seconds_per_iteration
+    with suppress(KeyError):
         if evaluations:
-            others = ("iteration", "made_with")
-            run.held_out = {name: mean for name, mean in evaluations[-1].items() if name not in others}
+            run.held_out = _numbers({name: mean for name, mean in evaluations[-1].items() if name != "iteration"})
             run.held_out_iteration = evaluations[-1]["iteration"]
+
+
+def _numbers(means: Mapping[str, Any]) -> dict[str, float]:
+    return {name: mean for name, mean in means.items() if isinstance(mean, int | float)}
 
 
 def describe(change: Mapping[str, Any]) -> str:
