@@ -81,7 +81,7 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
         stamp = runs_page.stamp(runs)
         if _has(request, stamp):
             return Response(status_code=304)
-        return _html(_page("Runs", runs_page.runs_page(runs, summaries), runs), stamp)
+        return _html(_page("Runs", runs_page.runs_page(runs, summaries), runs, stamp), stamp)
 
     @app.get("/compare")
     def compare(request: Request) -> Response:
@@ -93,7 +93,7 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
             content = compare_page.compare(chosen, request.query_params)
         except InputError as error:
             content = render("message.html", title="Not found", text=str(error))
-        return _html(_page("Compare", content, runs), stamp)
+        return _html(_page("Compare", content, runs, stamp), stamp)
 
     @app.get("/static/{name}")
     def static(name: str) -> Response:
@@ -128,7 +128,8 @@ def create_app(runs: Runs, token: str | None = None) -> FastAPI:
         except InputError as error:
             content = render("message.html", title="Not found", text=str(error))
         known = {"run": run, "status": run.status, "links": links, "sections": sections.SECTIONS}
-        return _html(_page(run.name, render("run.html", section=section, content=content, **known), runs), stamp)
+        content = render("run.html", section=section, content=content, **known)
+        return _html(_page(run.name, content, runs, stamp), stamp)
 
     return app
 
@@ -140,8 +141,9 @@ def _run(runs: Runs, name: str) -> Run:
         raise HTTPException(404, str(error)) from None
 
 
-def _page(title: str, content: str, runs: Runs) -> str:
-    return render("page.html", title=title, content=content, scripts=SCRIPTS, address=address, single=runs.single)
+def _page(title: str, content: str, runs: Runs, stamp: str = "") -> str:
+    known = {"scripts": SCRIPTS, "address": address, "single": runs.single}
+    return render("page.html", title=title, content=content, stamp=stamp, **known)
 
 
 def _html(page: str, stamp: str | None = None, status: int = 200, headers: Mapping[str, str] | None = None) -> Response:

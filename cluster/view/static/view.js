@@ -141,15 +141,14 @@ const shownBy = (picture) => (picture.poster ? { poster: picture.poster, src: pi
 // Following a run ---------------------------------------------------------------------------------------------------
 
 const EVERY_MILLISECONDS = 1000;
-let tag = null;
+let tag = `"${document.body.dataset.live}"`; // of what this page shows
 
 async function follow() {
   try {
-    const answer = await fetch(location.href, { headers: tag ? { "If-None-Match": tag } : {}, cache: "no-store" });
+    const answer = await fetch(location.href, { headers: { "If-None-Match": tag }, cache: "no-store" });
     document.getElementById("following").textContent = "";
-    const changed = tag !== null && answer.status === 200;
     tag = answer.headers.get("ETag") ?? tag;
-    if (changed) renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
+    if (answer.status === 200) renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
   } catch {
     document.getElementById("following").textContent = "no longer following: the server doesn't answer";
   }
