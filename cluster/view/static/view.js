@@ -180,8 +180,8 @@ function renew(page) {
 }
 
 function same(part, element) {
-  const alike = [...part.querySelectorAll(element.tagName)];
-  return alike.find((one) => one.id === element.id && one.value === element.value && one.href === element.href);
+  const told = ["id", "value", "href", "tabIndex", "ariaLabel"];
+  return [...part.querySelectorAll(element.tagName)].find((one) => told.every((name) => one[name] === element[name]));
 }
 
 // Beginning ---------------------------------------------------------------------------------------------------------

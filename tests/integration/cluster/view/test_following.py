@@ -48,3 +48,12 @@ def test_what_changes_while_a_page_loads_is_shown(page: Page, folder: Path) -> N
     page.route("**/static/view.js*", change)
     page.goto(f"/overview/{folder.name}")
     page.get_by_text("iteration 4").wait_for()
+
+
+def test_a_focused_table_stays_focused(page: Page, folder: Path) -> None:
+    page.goto(f"/overview/{folder.name}")
+    assert page.locator(".alarm").count()
+    page.get_by_role("region", name="Rewards before and now").focus()
+    append(folder, "evaluations", {"iteration": 5, "ocr": 0.875, "ocr_exact": 0.5})
+    page.get_by_role("cell", name="0.875").first.wait_for()
+    assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Rewards before and now"
