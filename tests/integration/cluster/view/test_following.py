@@ -2,13 +2,19 @@
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
+from branchgrpo.cluster.run.tree_record import TreeRecord, write
 from playwright.sync_api import Browser, Page, Route
 from run_folders import line, write_run
 from view_pages import served, watched
+
+SEVERAL = 4
+"""Seconds in which an open page has asked for changes several times."""
 
 
 @pytest.fixture(scope="module")
@@ -40,6 +46,29 @@ def append(folder: Path, file: str, content: dict[str, Any]) -> None:
         lines.write(json.dumps(content) + "\n")
 
 
+def record(iteration: int, tree: int) -> TreeRecord:
+    """A root with two children, a leaf below each: the later the tree, the further apart."""
+    return TreeRecord(
+        iteration=iteration,
+        tree=tree,
+        prompt=f"prompt {tree}",
+        objective="grpo",
+        parent=np.array([-1, 0, 0, 1, 2]),
+        depth=np.array([0, 1, 1, 2, 2]),
+        level=np.array([0, 1, 1, 4, 4]),
+        sigma=np.array([1.0, 0.5, 0.5, 0.0, 0.0]),
+        stochastic=np.array([False, True, True, False, False]),
+        trained=np.array([False, True, True, False, False]),
+        state=np.array([0, 4, 4, 1, 1], dtype=np.uint8),
+        value=np.array([0.0, -1.0, 1.0, -1.0, 1.0]) * (1 + tree),
+        advantage=np.array([0.0, -1.0, 1.0, 0.0, 0.0]),
+        weight=np.array([0.0, 0.5, 0.5, 0.0, 0.0]),
+        logprob=np.array([np.nan, -1.5, -1.25, np.nan, np.nan]),
+        ratio=np.array([np.nan, 1.0, 1.0, np.nan, np.nan]),
+        rewards={"ocr": np.array([-1.0, 1.0]) * (1 + tree)},
+    )
+
+
 def test_what_changes_while_a_page_loads_is_shown(page: Page, folder: Path) -> None:
     def change(route: Route) -> None:
         append(folder, "metrics", line(4))
@@ -57,3 +86,20 @@ def test_a_focused_table_stays_focused(page: Page, folder: Path) -> None:
     append(folder, "evaluations", {"iteration": 5, "ocr": 0.875, "ocr_exact": 0.5})
     page.get_by_role("cell", name="0.875").first.wait_for()
     assert page.evaluate("document.activeElement.getAttribute('aria-label')") == "Rewards before and now"
+
+
+@pytest.mark.parametrize("asked", ["", "?iteration=1&tree=0"])
+def test_a_drawn_tree_is_one_of_those_to_choose_from(page: Page, folder: Path, asked: str) -> None:
+    for tree in (0, 1):
+        write(folder, record(1, tree))
+    page.goto(f"/trees/{folder.name}{asked}")
+    for tree in (0, 1):
+        write(folder, replace(record(11, tree), value=record(11, 1 - tree).value))
+    page.locator("#tree-picker option", has_text="11").wait_for(state="attached")
+    page.wait_for_timeout(1000 * SEVERAL)
+    drawn = page.locator(".tree").get_attribute("id")
+    about = page.locator(".tree .about").inner_text()
+    shown = page.locator("#tree-picker select").input_value()
+    assert (drawn, shown) == (("tree-0", "1") if asked else ("tree-0", "11"))
+    assert f"of iteration {shown}:" in about
+    assert f"tree={drawn.removeprefix('tree-')}" in page.locator(".cards [aria-current]").get_attribute("href")
