@@ -123,14 +123,16 @@ document.querySelectorAll(".tree").forEach((section) => {
     const to = { ArrowLeft: () => nodes[n].parent, ArrowRight: () => nodes[n].children[0], ArrowUp: () => near(-1), ArrowDown: () => near(1) };
     const next = to[key]() ?? n;
     if (next < 0 || nodes[next].hidden) return;
-    nodes.forEach((node) => node.place.setAttribute("tabindex", "-1"));
-    nodes[next].place.setAttribute("tabindex", "0");
     nodes[next].place.focus();
   }
 
   const under = (event) => event.target.closest?.("[data-n]")?.dataset.n;
   svg.addEventListener("pointerover", (event) => under(event) && show(Number(under(event))));
-  svg.addEventListener("focusin", (event) => under(event) && show(Number(under(event))));
+  svg.addEventListener("focusin", (event) => {
+    if (!under(event)) return;
+    nodes.forEach((node, n) => node.place.setAttribute("tabindex", n === Number(under(event)) ? "0" : "-1"));
+    show(Number(under(event)));
+  });
   svg.addEventListener("click", (event) => under(event) && act(Number(under(event))));
   svg.addEventListener("keydown", (event) => {
     const n = Number(under(event));

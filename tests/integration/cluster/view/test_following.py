@@ -103,3 +103,15 @@ def test_a_drawn_tree_is_one_of_those_to_choose_from(page: Page, folder: Path, a
     assert (drawn, shown) == (("tree-0", "1") if asked else ("tree-0", "11"))
     assert f"of iteration {shown}:" in about
     assert f"tree={drawn.removeprefix('tree-')}" in page.locator(".cards [aria-current]").get_attribute("href")
+
+
+def test_a_tree_folded_by_pointer_is_reached_by_keyboard(page: Page, folder: Path) -> None:
+    write(folder, record(1, 0))
+    page.goto(f"/trees/{folder.name}")
+    page.locator(".node[data-n='0'] .dot").click()
+    page.get_by_role("button", name="Fit").focus()
+    reached = set()
+    for _ in range(4):
+        page.keyboard.press("Tab")
+        reached.add(page.evaluate("document.activeElement.dataset.n"))
+    assert "0" in reached
