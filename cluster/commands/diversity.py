@@ -83,7 +83,7 @@ def diversity_command(
     show(results, schedule, name, permutations, console)
     if out:
         write(results, chosen, schedule, name, permutations, out)
-        console.print(f"results: {out}", highlight=False, soft_wrap=True)
+        console.print(f"results: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 def find_features(settings: RunSettings, folder: str | None) -> tuple[str, Features]:
@@ -177,7 +177,7 @@ def show(results: Sequence[Result], schedule: Schedule, features: str, permutati
         figures = mean(result.test.mmd2).text(lambda value: f"{value:.4f}"), f"{result.test.p:.4f}"
         table.add_row(result.policy, result.starts, *figures, f"{result.trees:.4f}", f"{result.samples:.4f}")
     console.print(table)
-    console.print(f"Gaussian kernel, median heuristic per prompt, over {features}.", highlight=False)
+    console.print(f"Gaussian kernel, median heuristic per prompt, over {features}.", markup=False, highlight=False)
     console.print(
         f"p: of {permutations} exchanges of labels within prompts; smallest possible {1 / (1 + permutations):.4f}.",
         highlight=False,

@@ -10,6 +10,7 @@ import numpy as np
 import psutil
 import torch
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress as ProgressBar
 from rich.table import Table
 
@@ -54,7 +55,7 @@ def evaluate_command(
             subjects[1] = replace(subjects[1], label=f"{subjects[1].label} of {against}")
     for subject in subjects:
         if subject.weights:
-            console.print(f"{subject.label}: {subject.weights}", highlight=False, soft_wrap=True)
+            console.print(f"{subject.label}: {subject.weights}", markup=False, highlight=False, soft_wrap=True)
     with ProgressBar(disable=not console.is_terminal, transient=True, console=console) as bar:
         task = bar.add_task("sampling and scoring", total=1.0)
         evaluations = evaluate_all(subjects, lambda share: bar.update(task, completed=share))
@@ -63,7 +64,7 @@ def evaluate_command(
         show_wins(subjects, evaluations, console)
     if out:
         write(subjects, evaluations, out, against=against is not None)
-        console.print(f"pictures and scores: {out}", highlight=False, soft_wrap=True)
+        console.print(f"pictures and scores: {out}", markup=False, highlight=False, soft_wrap=True)
 
 
 @dataclass(frozen=True)
@@ -175,7 +176,7 @@ def show(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console
     table = Table("policy", *names, title=f"means over {len(set(evaluations[0].prompts))} held-out prompts")
     for subject, evaluation in zip(subjects, evaluations, strict=True):
         means = evaluation.means
-        table.add_row(subject.label, *(f"{means[name]:.4f}" if name in means else "" for name in names))
+        table.add_row(escape(subject.label), *(f"{means[name]:.4f}" if name in means else "" for name in names))
     console.print(table)
 
 
@@ -220,8 +221,8 @@ def wins(one: Evaluation, other: Evaluation, reward: str) -> dict[str, tuple[int
 
 def show_wins(subjects: Sequence[Subject], evaluations: Sequence[Evaluation], console: Console) -> None:
     """Print, per reward, the shares of pictures that score higher with one policy, equal, and higher with the other."""
-    first, second = subjects
-    table = Table("reward", first.label, "alike", second.label, title="share of pictures with the higher score")
+    first, second = (escape(subject.label) for subject in subjects)
+    table = Table("reward", first, "alike", second, title="share of pictures with the higher score")
     for reward in evaluations[0].rewards:
         totals = np.sum(list(wins(evaluations[0], evaluations[1], reward).values()), axis=0)
         table.add_row(reward, *(f"{share:.1%}" for share in totals / totals.sum()))

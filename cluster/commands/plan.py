@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich import box
 from rich.console import Console
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -77,7 +78,7 @@ def unit_of_hours(gpu: Gpu) -> str:
 def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
     """Print the best layouts as a table, what was assumed, and why other layouts were left out."""
     settings, calibration, unit = prices.settings, prices.calibration, unit_of_hours(prices.gpu)
-    title = f"{settings.name} on {gpus} x {prices.gpu.name}, seconds of an iteration"
+    title = f"{escape(settings.name)} on {gpus} x {prices.gpu.name}, seconds of an iteration"
     table = Table("", title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False, padding=(0, 1, 0, 0))
     table.add_column("layout", min_width=15)  # on a narrow terminal it is wrapped, not cut
     for column in ("all", *(made.best[0].phases if made.best else ()), f"{unit}-h"):
@@ -94,7 +95,7 @@ def show(made: Plan, prices: Prices, gpus: int, console: Console) -> None:
             f"{settings.iterations} iterations, without evaluations and checkpoints.",
             highlight=False,
         )
-    console.print(_source(prices, calibration), highlight=False)
+    console.print(_source(prices, calibration), markup=False, highlight=False)
     if made.best and settings.automatic:
         numbers = named_settings(made.best[0].settings, settings.automatic)
         console.print("auto, in layout 1: " + " ".join(f"{name}={number}" for name, number in numbers.items()))

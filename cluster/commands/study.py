@@ -15,6 +15,7 @@ from typing import Any
 
 from rich.console import Console
 from rich.live import Live
+from rich.markup import escape
 from rich.progress import Progress
 from rich.table import Table
 
@@ -257,7 +258,7 @@ def _progress(what: str, every: Sequence[Trial]) -> Table:
             metrics, evaluations = trial.folder.lines("metrics"), trial.folder.lines("evaluations")
             rewards = [name for name in trial.settings.rewards if evaluations and name in evaluations[-1]]
             newest = ", ".join(f"{name} {evaluations[-1][name]:.3f}" for name in rewards)
-            table.add_row(trial.settings.name, f"{len(metrics)} of {trial.settings.iterations}", newest)
+            table.add_row(escape(trial.settings.name), f"{len(metrics)} of {trial.settings.iterations}", newest)
     if broken := sum(state in BROKEN_STATES for state in states):
         table.caption = f"{broken} broken"
     return table

@@ -76,6 +76,17 @@ def test_two_policies_are_compared_picture_by_picture(run: RunFolder, tmp_path: 
     assert (tmp_path / "out" / "side_by_side.png").is_file()
 
 
+def test_names_with_brackets_are_shown_whole(run: RunFolder, tmp_path: Path) -> None:
+    folder = run.path.rename(run.path.with_name("lr[high]"))
+    console = Console(record=True, width=200)
+    short = ["evaluation.prompts=1", "evaluation.steps=1"]
+    evaluate_command(folder, short, ["newest"], False, folder, tmp_path / "out[wide]", console)
+    told = console.export_text()
+    assert f"lr[high], iteration 2: {folder}/checkpoints" in told
+    assert told.count("lr[high], iteration 2") == 6, "two lines, two rows, two columns"
+    assert f"pictures and scores: {tmp_path}/out[wide]" in told
+
+
 def test_wins_count_pictures_by_prompt_and_those_alike() -> None:
     media = np.zeros((4, 8, 8, 3), np.uint8)
     prompts = ["a", "a", "a", "b"]
