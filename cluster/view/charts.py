@@ -8,6 +8,8 @@ from typing import Any
 Values = Sequence[float | None]
 COLOURS = ("#3b82c4", "#d9822b", "#3a9d6e", "#b05fb8", "#c94f4f", "#8a7a52", "#4aa3a8", "#7a82c9")
 """Colours of the first, second, ... curve. Each differs from the others, and can be read on white and on black."""
+DASHES, SYMBOLS = ("solid", "dash", "dashdot", "longdash"), ("circle", "square", "diamond", "x")
+"""What tells curves of the same colour apart: lines, and dots."""
 
 
 @dataclass
@@ -33,13 +35,15 @@ class Chart:
 
     def line(self, name: str, y: Values, colour: int, *, x: Values | None = None, dots: bool = False) -> None:
         """Add a curve, over `x` of its own if it has one; with dots for values that are far apart."""
+        again = colour // len(COLOURS) % len(DASHES)
+        dash = "dot" if dots else DASHES[again]
         self.traces.append(
             {
                 "name": name,
                 "y": _short(y),
                 "mode": "lines+markers" if dots else _mode(y),
-                "line": {"color": COLOURS[colour % len(COLOURS)], "width": 1.6, **({"dash": "dot"} if dots else {})},
-                "marker": {"size": 6},
+                "line": {"color": COLOURS[colour % len(COLOURS)], "width": 1.6, "dash": dash},
+                "marker": {"size": 6, "symbol": SYMBOLS[again]},
                 **({} if x is None else {"x": _short(x)}),
             }
         )

@@ -4,6 +4,7 @@
 // Charts ------------------------------------------------------------------------------------------------------------
 
 const drawn = new WeakMap(); // place of a chart -> the figure that it shows
+const LEGEND_ROW = 20; // pixels
 const ALMOST_IN_SIGHT = { rootMargin: "400px" };
 const watcher = new IntersectionObserver((entries) => {
   for (const entry of entries) if (entry.isIntersecting) draw(entry.target);
@@ -43,6 +44,8 @@ function escape(text) {
 function draw(place) {
   const figure = drawn.get(place);
   const traces = figure.traces.map((trace) => ({ x: figure.x, ...trace, name: escape(trace.name) }));
+  const named = figure.traces.filter((trace) => trace.showlegend !== false).length;
+  place.style.minHeight = `${2 * LEGEND_ROW * named}px`; // the legend gets half of it
   Plotly.react(place, traces, theme(figure), { responsive: true, displayModeBar: false });
 }
 
