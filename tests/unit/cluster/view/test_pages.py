@@ -335,3 +335,13 @@ def test_a_damaged_fall_leaves_the_rest_to_see(make_run: Make, client: TestClien
     (folder / "changes.jsonl").write_text(json.dumps(fall | damage) + "\n")
     for section in ("overview", "recipe"):
         assert "held-out reward fell from" in client.get(f"/{section}/one").text
+
+
+def test_a_first_evaluation_is_shown_once(pictured: Path, client: TestClient) -> None:
+    """There is no other yet, and no slider."""
+    lines = (pictured / "evaluations.jsonl").read_text().splitlines()
+    (pictured / "evaluations.jsonl").write_text(lines[0] + "\n")
+    page = client.get("/pictures/one").text
+    assert page.count("<figure") == page.count("<img") == 2
+    assert "slider" not in page
+    assert "→" not in page
