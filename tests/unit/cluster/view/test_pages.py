@@ -345,3 +345,12 @@ def test_a_first_evaluation_is_shown_once(pictured: Path, client: TestClient) ->
     assert page.count("<figure") == page.count("<img") == 2
     assert "slider" not in page
     assert "→" not in page
+
+
+def test_an_export_says_why_a_run_failed(pictured: Path, tmp_path: Path) -> None:
+    state = {"name": "one", "state": "failed", "since": 2000.0, "iterations": 9, "error": "no <room>"}
+    (pictured / "state.json").write_text(json.dumps(state))
+    (run,) = Runs(pictured).all()
+    page = export.page(run)
+    assert '<p class="error">no &lt;room&gt;</p>' in page
+    assert "failed since" in page
