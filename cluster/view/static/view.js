@@ -149,7 +149,8 @@ let tag = `"${document.body.dataset.live}"`; // of what this page shows
 async function follow() {
   try {
     const answer = await fetch(location.href, { headers: { "If-None-Match": tag }, cache: "no-store" });
-    document.getElementById("following").textContent = "";
+    const answered = answer.ok || answer.status === 304;
+    document.getElementById("following").textContent = answered ? "" : `no longer following: status ${answer.status}`;
     tag = answer.headers.get("ETag") ?? tag;
     if (answer.status === 200) renew(new DOMParser().parseFromString(await answer.text(), "text/html"));
   } catch {

@@ -1,6 +1,7 @@
 """Pages that follow a run in a real browser: what is shown belongs together, and the keyboard keeps its place."""
 
 import json
+import shutil
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -115,3 +116,11 @@ def test_a_tree_folded_by_pointer_is_reached_by_keyboard(page: Page, folder: Pat
         page.keyboard.press("Tab")
         reached.add(page.evaluate("document.activeElement.dataset.n"))
     assert "0" in reached
+
+
+def test_a_run_that_is_gone_is_told_of(browser: Browser, address: str, folder: Path) -> None:
+    with browser.new_context(base_url=address) as context:  # unwatched: the browser reports a missing page
+        page = context.new_page()
+        page.goto(f"/overview/{folder.name}")
+        shutil.rmtree(folder)
+        page.get_by_text("no longer following").wait_for(timeout=10_000)
