@@ -180,7 +180,9 @@ function renew(page) {
     }
   }
   document.querySelectorAll("#runs").forEach(sort);
-  if (document.getElementById("filter")) filter();
+  if (!document.getElementById("filter")) return;
+  filter();
+  choose();
 }
 
 function same(part, element) {

@@ -124,3 +124,14 @@ def test_a_run_that_is_gone_is_told_of(browser: Browser, address: str, folder: P
         page.goto(f"/overview/{folder.name}")
         shutil.rmtree(folder)
         page.get_by_text("no longer following").wait_for(timeout=10_000)
+
+
+def test_a_chosen_run_that_is_gone_is_not_compared(page: Page, runs: Path, folder: Path) -> None:
+    gone = write_run(runs / "gone")
+    page.goto("/")
+    for name in (folder.name, "gone"):
+        page.get_by_label(f"choose {name}").check()
+    shutil.rmtree(gone)
+    page.get_by_label("choose gone").wait_for(state="detached")
+    assert page.get_by_label(f"choose {folder.name}").is_checked()
+    assert page.get_by_role("button", name="Compare").is_disabled()
