@@ -38,7 +38,10 @@ document.querySelectorAll(".tree").forEach((section) => {
       node.place.style.display = node.hidden ? "none" : "";
       node.place.setAttribute("transform", `translate(${r(at[node.depth])} ${r(node.y)})`);
       const note = node.place.querySelector(".folds");
-      if (note) note.textContent = node.folded ? `▸ ${leafCount(n)} leaves, value ${fact(n, "value")}` : "";
+      if (note) {
+        note.textContent = node.folded ? `▸ ${leafCount(n)} leaves, value ${fact(n, "value")}` : "";
+        node.place.setAttribute("aria-expanded", !node.folded);
+      }
       if (!node.edge) return;
       const [x0, y0, x1, y1] = [at[node.depth - 1], nodes[node.parent].y, at[node.depth], node.y], middle = (x0 + x1) / 2;
       node.edge.style.display = node.hidden ? "none" : "";

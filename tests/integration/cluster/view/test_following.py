@@ -135,3 +135,14 @@ def test_a_chosen_run_that_is_gone_is_not_compared(page: Page, runs: Path, folde
     page.get_by_label("choose gone").wait_for(state="detached")
     assert page.get_by_label(f"choose {folder.name}").is_checked()
     assert page.get_by_role("button", name="Compare").is_disabled()
+
+
+def test_a_folded_tree_says_so(page: Page, folder: Path) -> None:
+    """Also to those who don't see it."""
+    write(folder, record(1, 0))
+    page.goto(f"/trees/{folder.name}")
+    root = page.locator(".node[data-n='0']")
+    for expanded in ("true", "false", "true"):
+        assert root.get_attribute("aria-expanded") == expanded
+        root.press("Enter")
+    assert page.locator(".node.leaf").first.get_attribute("aria-expanded") is None
