@@ -160,10 +160,10 @@ def _rewards(folder: RunFolder, iteration: int, *, ema: bool) -> list[str]:
         return ["None are known of the running average: the run's evaluations draw with the weights themselves."]
     if iteration not in (line["iteration"] for line in every):
         return [f"None are known of iteration {iteration}, which the run didn't evaluate."]
-    if len(lines) < 2 or iteration not in lines:
+    first = min(lines, default=iteration)
+    if first >= iteration or iteration not in lines:
         return [f"The run has no earlier evaluation that can be compared with that of iteration {iteration}."]
-    first = min(lines)
-    names = [name for name in lines[iteration] if name not in ("iteration", MADE_WITH)]
+    names = [name for name in lines[iteration] if name in lines[first] and name not in ("iteration", MADE_WITH)]
     rows = [f"| {name} | {lines[first][name]:.4f} | {lines[iteration][name]:.4f} |" for name in names]
     return [f"| | iteration {first} | iteration {iteration} |\n|---|---|---|", *rows]
 

@@ -155,8 +155,9 @@ def test_a_card_names_a_scheduler_whose_steps_are_others(
         ((0, 1), True, "of the running average: the run's evaluations draw with the weights themselves"),
         ((0, 2), False, "of iteration 1, which the run didn't evaluate"),
         ((1,), False, "no earlier evaluation that can be compared with that of iteration 1"),
+        ((1, 2), False, "no earlier evaluation that can be compared with that of iteration 1"),
     ],
-    ids=["average", "not evaluated", "alone"],
+    ids=["average", "not evaluated", "alone", "the first"],
 )
 def test_a_card_says_why_it_has_no_rewards(
     evaluated: tuple[int, ...], ema: bool, reason: str, run_settings: Settings
@@ -169,6 +170,19 @@ def test_a_card_says_why_it_has_no_rewards(
         card = model_card(folder, policy, 1, ema=ema)
     assert f"{reason}." in card.partition("## Rewards")[2]
     assert "0.2500" not in card
+
+
+def test_a_card_compares_rewards_that_both_have(run_settings: Settings) -> None:
+    """One may have been added later, and dropped again."""
+    settings = run_settings({"policy.pretrained": "glyphs", "policy.height": 32, "policy.width": 64})
+    with RunFolder.create(settings) as folder:
+        for iteration, more in enumerate(({}, {"added": 0.5}, {})):
+            way = dict.fromkeys(("count", *more), "way")
+            folder.append("evaluations", {"iteration": iteration, "count": 0.25, **more, "made_with": way})
+        policy: Any = load_policy(settings.policy, network_only=True)
+        card = model_card(folder, policy, 1, ema=False)
+    assert "| count | 0.2500 | 0.2500 |" in card
+    assert "added" not in card
 
 
 def test_a_failed_merge_leaves_nothing(run_settings: Settings, tmp_path: Path) -> None:
