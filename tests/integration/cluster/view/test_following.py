@@ -32,7 +32,6 @@ def address(runs: Path) -> Iterator[str]:
 @pytest.fixture
 def page(browser: Browser, address: str) -> Iterator[Page]:
     with watched(browser, address) as page:
-        page.set_default_timeout(10_000)
         yield page
 
 
@@ -97,7 +96,10 @@ def test_a_drawn_tree_is_one_of_those_to_choose_from(page: Page, folder: Path, a
     for tree in (0, 1):
         write(folder, replace(record(11, tree), value=record(11, 1 - tree).value))
     page.locator("#tree-picker option", has_text="11").wait_for(state="attached")
-    page.wait_for_timeout(1000 * SEVERAL)
+    if asked:
+        page.wait_for_timeout(1000 * SEVERAL)
+    else:
+        page.locator(".tree .about", has_text="of iteration 11:").wait_for()
     drawn = page.locator(".tree").get_attribute("id")
     about = page.locator(".tree .about").inner_text()
     shown = page.locator("#tree-picker select").input_value()
@@ -123,7 +125,7 @@ def test_a_run_that_is_gone_is_told_of(browser: Browser, address: str, folder: P
         page = context.new_page()
         page.goto(f"/overview/{folder.name}")
         shutil.rmtree(folder)
-        page.get_by_text("no longer following").wait_for(timeout=10_000)
+        page.get_by_text("no longer following").wait_for()
 
 
 def test_a_chosen_run_that_is_gone_is_not_compared(page: Page, runs: Path, folder: Path) -> None:
