@@ -135,28 +135,29 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     ratio.band("ratio", column(metrics, "ratio_min"), column(metrics, "ratio_max"), 0)
     ratio.line("minimum", column(metrics, "ratio_min"), 0)
     ratio.line("maximum", column(metrics, "ratio_max"), 1)
+    # Who learns from leaves alone has no ratios.
+    ratios = any(value not in (None, 1.0) for key in ("ratio_min", "ratio_max") for value in column(metrics, key))
+    clipped = single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction")
+    difference = single(
+        "Log-probability difference",
+        "Learner against sampler, before the first update. It must stay near zero.",
+        "logprob_abs_diff",
+    )
+    norm = single("Gradient norm", "Before clipping, mean of the updates. 0: nothing was trained.", "gradient_norm")
     made = [
-        single("Diversity", "Of the leaves of a tree. If it falls, samples become alike.", "diversity"),
-        *([shares] if len(rewards) > 1 else []),
-        seconds,
-        *([spent] if busy else []),
-        *([used] if on_gpus else []),
-        edges,
-        single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction"),
-        ratio,
-        single(
-            "Log-probability difference",
-            "Learner against sampler, before the first update. It must stay near zero.",
-            "logprob_abs_diff",
-        ),
-        single(
-            "Gradient norm",
-            "Before clipping, mean of the updates. 0: nothing was trained.",
-            "gradient_norm",
-        ),
-        single("KL", "To the policy before training, per edge.", "kl"),
+        (True, single("Diversity", "Of the leaves of a tree. If it falls, samples become alike.", "diversity")),
+        (len(rewards) > 1, shares),
+        (True, seconds),
+        (busy, spent),
+        (on_gpus, used),
+        (True, edges),
+        (ratios or any(column(metrics, "clip_fraction")), clipped),
+        (ratios, ratio),
+        (ratios, difference),
+        (True, norm),
+        (any(column(metrics, "kl")), single("KL", "To the policy before training, per edge.", "kl")),
     ]
-    return made if any(column(metrics, "kl")) else made[:-1]
+    return [own for is_known, own in made if is_known]
 
 
 def _keys(value: Any) -> list[str]:

@@ -54,6 +54,16 @@ def test_curves_are_those_of_the_metrics(make_run: Make, client: TestClient) -> 
     assert band == [[0.0] * 3, [1.0] * 3]
 
 
+def test_ratios_are_drawn_where_there_are_any(make_run: Make, client: TestClient) -> None:
+    """`nft` has neither ratios nor a clip range; `awm` clips the ratios of leaves, which aren't logged."""
+    for name, clipped, shown in (("nft", 0.0, set()), ("awm", 0.25, {"Clip fraction"})):
+        folder = make_run(name)
+        lines = [line(number, clip_fraction=clipped, ratio_min=1.0, ratio_max=1.0) for number in (1, 2, 3)]
+        (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
+        drawn = charts(client.get(f"/overview/{name}").text)
+        assert {"Clip fraction", "Ratio", "Log-probability difference"} & drawn.keys() == shown
+
+
 def test_the_shares_of_several_rewards_are_stacked(make_run: Make, client: TestClient) -> None:
     make_run("one", reward_shares={"ocr": 0.75, "other": 0.25})
     page = client.get("/overview/one").text
