@@ -43,7 +43,7 @@ def build(run: Run, asked: Asked, links: Links) -> Markup:
         between=[line["iteration"] for line in (first, last) if line],
         alarms=alarms(metrics, comparable, weighted, clip_range(run), stale=bool(run.recipe.get("staleness"))),
         rewards=reward_charts(metrics, evaluations, names, weighted, marks) if metrics or evaluations else [],
-        charts=charts(metrics, marks) if metrics else [],
+        charts=charts(metrics, marks, objective(run)) if metrics else [],
         checkpoints=checkpoints(run, evaluations, names),
         names=names,
     )
@@ -55,6 +55,12 @@ def clip_range(run: Run) -> float | None:
     if not isinstance(learner, Mapping) or learner.get("trust_region", "clip") != "clip":
         return None
     return number(learner.get("clip_range"))
+
+
+def objective(run: Run) -> object:
+    """The setting `learner.objective`."""
+    learner = run.recipe.get("learner")
+    return learner.get("objective") if isinstance(learner, Mapping) else None
 
 
 def reward_charts(
@@ -93,8 +99,8 @@ def _way(line: Line, name: str) -> object:
     return made_with.get(name) if isinstance(made_with, Mapping) else None
 
 
-def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
-    """The charts of everything but rewards."""
+def charts(metrics: Sequence[Line], marks: Mapping[int, str], objective: object) -> list[Chart]:
+    """The charts of everything but rewards, as far as an objective has it."""
     x = column(metrics, "iteration")
 
     def chart(title: str, about: str, below: float | None = None) -> Chart:
@@ -135,8 +141,7 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
     ratio.band("ratio", column(metrics, "ratio_min"), column(metrics, "ratio_max"), 0)
     ratio.line("minimum", column(metrics, "ratio_min"), 0)
     ratio.line("maximum", column(metrics, "ratio_max"), 1)
-    # Who learns from leaves alone has no ratios.
-    ratios = any(value not in (None, 1.0) for key in ("ratio_min", "ratio_max") for value in column(metrics, key))
+    ratios, clips = objective not in ("nft", "awm"), objective != "nft"
     clipped = single("Clip fraction", "Edges beyond the clip range, which give no gradient.", "clip_fraction")
     difference = single(
         "Log-probability difference",
@@ -151,7 +156,7 @@ def charts(metrics: Sequence[Line], marks: Mapping[int, str]) -> list[Chart]:
         (busy, spent),
         (on_gpus, used),
         (True, edges),
-        (ratios or any(column(metrics, "clip_fraction")), clipped),
+        (clips, clipped),
         (ratios, ratio),
         (ratios, difference),
         (True, norm),

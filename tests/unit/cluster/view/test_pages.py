@@ -20,6 +20,7 @@ from branchgrpo.cluster.view.runs import Runs
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.media import Media
 from branchgrpo.proto.safetensors_codec import encode
+from branchgrpo.proto.yaml12 import read_yaml, write_yaml
 from fastapi.testclient import TestClient
 from PIL import Image
 from run_folders import line
@@ -54,14 +55,19 @@ def test_curves_are_those_of_the_metrics(make_run: Make, client: TestClient) -> 
     assert band == [[0.0] * 3, [1.0] * 3]
 
 
-def test_ratios_are_drawn_where_there_are_any(make_run: Make, client: TestClient) -> None:
-    """`nft` has neither ratios nor a clip range; `awm` clips the ratios of leaves, which aren't logged."""
-    for name, clipped, shown in (("nft", 0.0, set()), ("awm", 0.25, {"Clip fraction"})):
-        folder = make_run(name)
-        lines = [line(number, clip_fraction=clipped, ratio_min=1.0, ratio_max=1.0) for number in (1, 2, 3)]
-        (folder / "metrics.jsonl").write_text("".join(json.dumps(one) + "\n" for one in lines))
-        drawn = charts(client.get(f"/overview/{name}").text)
-        assert {"Clip fraction", "Ratio", "Log-probability difference"} & drawn.keys() == shown
+@pytest.mark.parametrize(
+    ("objective", "shown"),
+    [("nft", set()), ("awm", {"Clip fraction"}), ("ratio", {"Clip fraction", "Ratio", "Log-probability difference"})],
+)
+def test_ratios_are_drawn_where_there_are_any(
+    make_run: Make, client: TestClient, objective: str, shown: set[str]
+) -> None:
+    folder = make_run("one")
+    recipe = read_yaml((folder / "recipe.yaml").read_text())
+    recipe["learner"] = {**recipe.get("learner", {}), "objective": objective}
+    (folder / "recipe.yaml").write_text(write_yaml(recipe))
+    drawn = charts(client.get("/overview/one").text)
+    assert {"Clip fraction", "Ratio", "Log-probability difference"} & drawn.keys() == shown
 
 
 def test_the_shares_of_several_rewards_are_stacked(make_run: Make, client: TestClient) -> None:
