@@ -112,8 +112,9 @@ class Judge:
             leaves.append(note(frames))
         opponents, setting = self._settings.opponents, f"{self._setting}.questions"
         pairs = pairings(prompts, opponents) if opponents else []
+        together = pairs if opponents else [(leaf,) for leaf in range(len(leaves))]
         wanted = []
-        for first, *others in pairs if opponents else [(leaf,) for leaf in range(len(leaves))]:
+        for first, *others in together:
             view = (*sources[first], leaves[first], *(leaves[other] for other in others))
             wanted.append([(view, one) for one in questions(self._settings.questions, prompts[first], setting)])
         answers = asyncio.run(self._ask_all(dict.fromkeys(chain.from_iterable(wanted)), shown))

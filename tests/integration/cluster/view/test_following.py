@@ -12,6 +12,7 @@ import pytest
 from branchgrpo.cluster.run.tree_record import TreeRecord, write
 from playwright.sync_api import Browser, Page, Route
 from run_folders import line, write_run
+from small_records import small_record
 from view_pages import served, watched
 
 SEVERAL = 4
@@ -48,25 +49,9 @@ def append(folder: Path, file: str, content: dict[str, Any]) -> None:
 
 def record(iteration: int, tree: int) -> TreeRecord:
     """A root with two children, a leaf below each: the later the tree, the further apart."""
-    return TreeRecord(
-        iteration=iteration,
-        tree=tree,
-        prompt=f"prompt {tree}",
-        objective="grpo",
-        parent=np.array([-1, 0, 0, 1, 2]),
-        depth=np.array([0, 1, 1, 2, 2]),
-        level=np.array([0, 1, 1, 4, 4]),
-        sigma=np.array([1.0, 0.5, 0.5, 0.0, 0.0]),
-        stochastic=np.array([False, True, True, False, False]),
-        trained=np.array([False, True, True, False, False]),
-        state=np.array([0, 4, 4, 1, 1], dtype=np.uint8),
-        value=np.array([0.0, -1.0, 1.0, -1.0, 1.0]) * (1 + tree),
-        advantage=np.array([0.0, -1.0, 1.0, 0.0, 0.0]),
-        weight=np.array([0.0, 0.5, 0.5, 0.0, 0.0]),
-        logprob=np.array([np.nan, -1.5, -1.25, np.nan, np.nan]),
-        ratio=np.array([np.nan, 1.0, 1.0, np.nan, np.nan]),
-        rewards={"ocr": np.array([-1.0, 1.0]) * (1 + tree)},
-    )
+    apart = np.array([-1.0, 1.0]) * (1 + tree)
+    value = np.array([0.0, *apart, *apart])
+    return small_record(iteration=iteration, tree=tree, prompt=f"prompt {tree}", value=value, rewards={"ocr": apart})
 
 
 def test_what_changes_while_a_page_loads_is_shown(page: Page, folder: Path) -> None:

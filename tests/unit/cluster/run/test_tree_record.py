@@ -10,27 +10,17 @@ from branchgrpo.cluster.run.tree_record import FOLDER, TreeRecord, read, recorde
 from branchgrpo.proto.errors import InputError
 from branchgrpo.proto.prompt import Prompt, fields_of
 from branchgrpo.proto.safetensors_codec import decode, encode
+from small_records import small_record
 
 
 @pytest.fixture
 def record() -> TreeRecord:
     """A root, two children, a leaf below each."""
-    return TreeRecord(
-        iteration=10,
-        tree=3,
+    return small_record(
         prompt=Prompt("<script>alert(1)</script>", {"text": "é"}),
-        objective="grpo",
-        parent=np.array([-1, 0, 0, 1, 2]),
-        depth=np.array([0, 1, 1, 2, 2]),
-        level=np.array([0, 1, 1, 4, 4]),
-        sigma=np.array([1.0, 0.5, 0.5, 0.0, 0.0]),
-        stochastic=np.array([False, True, True, False, False]),
-        trained=np.array([False, True, True, False, False]),
         state=np.array([0, 4, 2, 1, 1], dtype=np.uint8),
-        value=np.array([0.5, 0.25, 0.75, 0.25, 0.75]),
         advantage=np.array([0.0, -0.7, 0.7, 0.0, 0.0]),
         weight=np.array([0.0, 1.0, 0.0, 0.0, 0.0]),
-        logprob=np.array([np.nan, -1.5, -1.25, np.nan, np.nan]),
         ratio=np.array([np.nan, 1.001, np.nan, np.nan, np.nan]),
         rewards={"ocr": np.array([0.25, 0.75]), "a/b.c": np.array([1.0, 2.0])},
         pictures={0: b"RIFFroot", 3: b"RIFFleaf"},
